@@ -1,0 +1,279 @@
+"""Cells: a variant with its settings, its folder and its seeds, run here or side by side.
+
+A single seed runs in the command's own process. Several seeds, or a cell beside its baseline, run
+each in a process with its own threads, as many at a time as there are processors. The lock of a
+cell's folder is inherited by its seed processes: it is free when the last of them has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from glas_bench import environment, signals, worker
+from glas_bench.config import RunConfig, config_key
+from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.record import RunFolder
+
+if TYPE_CHECKING:
+    from glas_bench.data import Splits
+    from glas_bench.registry import Variant
+
+Watch = Callable[["Cell", int, dict[str, Any]], None]
+"""Called with a cell, a seed and an event of `worker`."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run: one variant, one config, one folder."""
+
+    variant: Variant
+    config: RunConfig
+    key: str
+    folder: RunFolder
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's folder."""
+        return self.folder.path.name
+
+
+def make_cell(variant: Variant, config: RunConfig, splits: Splits, results: Path) -> Cell:
+    """Return the cell of a config on this data."""
+    key = config_key(config, variant.source_hash, splits.hash)
+    return Cell(variant, config, key, RunFolder(results, variant.name, key))
+
+
+def check_results(results: Path) -> None:
+    """Refuse, before any training, a results folder that cannot be written or has no room.
+
+    Raises:
+        RunError: with what to do.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=results) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+    except OSError as error:
+        raise RunError(
+            f"cannot write into {results}: {error.strerror or error}. "
+            "Choose another folder with --results or GLAS_BENCH_RESULTS."
+        ) from error
+    free = shutil.disk_usage(results).free
+    if free < (needed := 200 * 2**20):
+        raise RunError(
+            f"only {free / 2**20:.0f} MiB are free below {results} and a run wants "
+            f"{needed / 2**20:.0f} MiB. Make room, or choose another folder with --results."
+        )
+
+
+def run_cells(
+    cells: Sequence[tuple[Cell, Sequence[int]]],
+    splits: Splits,
+    *,
+    device: str,
+    preset: str | None,
+    data_file: Path | None = None,
+    fresh: bool = False,
+    watch: Watch = lambda cell, seed, event: None,
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Train and score what is missing of the cells' seeds.
+
+    Args:
+        cells: each cell with its seeds; all on the same data.
+        splits: that data, on the CPU.
+        device: where to train.
+        preset: as told in the record.
+        data_file: where the data came from, if it is not a published file.
+        fresh: start over, removing what these seeds had.
+        watch: told of every event.
+
+    Returns:
+        For every (config_key, seed) its status, with a reason where there is one. A seed that was
+        not begun because the process was asked to stop is `interrupted`.
+
+    Raises:
+        RunError: another process works in a folder, or a folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack, signals.graceful():
+        locks = {cell.key: stack.enter_context(cell.folder.locked()) for cell, _ in cells}
+        for cell, seeds in cells:
+            _prepare(cell, splits, device, preset)
+            for seed in seeds if fresh else ():
+                shutil.rmtree(cell.folder.seed(seed).path, ignore_errors=True)
+        jobs = []
+        outcomes: dict[tuple[str, int], dict[str, Any]] = {}
+        for cell, seed in ((cell, seed) for cell, seeds in cells for seed in seeds):
+            if status := worker.finished(cell.folder.seed(seed), cell.config):
+                outcomes[cell.key, seed] = {"status": status}
+                watch(cell, seed, {"event": "end", "status": status})
+            else:
+                jobs.append((cell, seed))
+        if len(jobs) == 1:
+            return outcomes | _run_here(*jobs[0], splits, device, watch)
+        return outcomes | _SideBySide(jobs, locks, device, data_file, watch).run()
+
+
+def _prepare(cell: Cell, splits: Splits, device: str, preset: str | None) -> None:
+    from glas_bench.config import CORE_VERSION, check_settings
+    from glas_bench.record import write_json
+
+    bound = cell.variant.cls.bound(check_settings(cell.variant, cell.config.settings))
+    about = {
+        "variant": cell.variant.name,
+        "source_hash": cell.variant.source_hash,
+        "data_hash": splits.hash,
+        "data_origin": splits.origin,
+        "core_version": CORE_VERSION,
+        "preset": preset,
+        "bounds_nll": bound.holds,
+        "bound_reason": bound.reason,
+    }
+    cell.folder.prepare(cell.config, about)
+    path = cell.folder.path / "environment.json"
+    if not path.is_file():
+        write_json(path, environment.describe(device))
+
+
+def _run_here(
+    cell: Cell, seed: int, splits: Splits, device: str, watch: Watch
+) -> dict[tuple[str, int], dict[str, Any]]:
+    folder = cell.folder.seed(seed)
+
+    def tell(event: dict[str, Any]) -> None:
+        watch(cell, seed, event)
+
+    try:
+        status = worker.run_seed(folder, cell.variant, cell.config, splits.to(device), tell)
+        outcome: dict[str, Any] = {"status": status}
+    except Exception as error:  # one seed's failure is a status, as it is in a process of its own
+        outcome = worker.note_failure(folder, error)
+    tell({"event": "end", **outcome})
+    return {(cell.key, seed): outcome}
+
+
+class _SideBySide:
+    """Seed processes, as many at a time as there are processors for them."""
+
+    def __init__(
+        self,
+        jobs: Sequence[tuple[Cell, int]],
+        locks: dict[str, int],
+        device: str,
+        data_file: Path | None,
+        watch: Watch,
+    ) -> None:
+        self.waiting = list(jobs)
+        self.locks = locks
+        self.device = device
+        self.data_file = data_file
+        self.watch = watch
+        self.events: queue.Queue[tuple[tuple[Cell, int], dict[str, Any] | None]] = queue.Queue()
+        self.running: dict[tuple[str, int], tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self.outcomes: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def run(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Run all jobs; return their outcomes."""
+        told = False
+        try:
+            while self.waiting or self.running:
+                if signals.requested() and not told:
+                    told = True
+                    self._stop()
+                while self.waiting and len(self.running) < self._places():
+                    self._start(*self.waiting.pop(0))
+                with contextlib.suppress(queue.Empty):
+                    self._take(*self.events.get(timeout=0.2))
+        finally:
+            for process, _ in self.running.values():
+                process.kill()
+        return self.outcomes
+
+    def _places(self) -> int:
+        if self.device.startswith("cuda"):
+            return 1
+        threads = max(cell.config.threads for cell, _ in self.waiting)
+        return max(1, environment.cores() // threads)
+
+    def _stop(self) -> None:
+        """Ask running seeds to checkpoint; let waiting ones be."""
+        for cell, seed in self.waiting:
+            self.outcomes[cell.key, seed] = {"status": "interrupted", "reason": "not begun"}
+        self.waiting.clear()
+        for process, _ in self.running.values():
+            process.terminate()
+
+    def _start(self, cell: Cell, seed: int) -> None:
+        job = worker.Job(
+            variant=cell.variant.reference,
+            config=cell.config.model_dump(),
+            results=str(cell.folder.path.parents[1].resolve()),
+            key=cell.key,
+            seed=seed,
+            device=self.device,
+            data_file=str(self.data_file.resolve()) if self.data_file else None,
+        )
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glas_bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=[self.locks[cell.key]],
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):  # one that dies at once is told of by its exit
+            process.stdin.write(job.line())
+            process.stdin.flush()
+        self.running[cell.key, seed] = (process, errors)
+        threading.Thread(target=self._listen, args=((cell, seed), process), daemon=True).start()
+
+    def _listen(self, job: tuple[Cell, int], process: subprocess.Popen[bytes]) -> None:
+        import json
+
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                self.events.put((job, json.loads(line)))
+        process.wait()
+        self.events.put((job, None))
+
+    def _take(self, job: tuple[Cell, int], event: dict[str, Any] | None) -> None:
+        cell, seed = job
+        if event is not None:
+            if event["event"] == "end":
+                self.outcomes[cell.key, seed] = {k: v for k, v in event.items() if k != "event"}
+            self.watch(cell, seed, event)
+            return
+        process, errors = self.running.pop((cell.key, seed))
+        if (cell.key, seed) not in self.outcomes:
+            outcome = self._died(cell, seed, process.returncode, errors)
+            self.outcomes[cell.key, seed] = outcome
+            self.watch(cell, seed, {"event": "end", **outcome})
+        errors.close()
+
+    def _died(self, cell: Cell, seed: int, code: int, errors: IO[bytes]) -> dict[str, Any]:
+        """Note a process that ended without telling how."""
+        if signals.requested() and code == -signal.SIGTERM:  # too young to answer it
+            with contextlib.suppress(GlasBenchError):
+                cell.folder.seed(seed).set_status("interrupted")
+            return {"status": "interrupted"}
+        errors.seek(0)
+        last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        reason = f"its process ended {how}" + (f": {last[0]}" if last else "")
+        with contextlib.suppress(GlasBenchError):
+            cell.folder.seed(seed).set_status("failed", reason=reason)
+        return {"status": "failed", "reason": reason}

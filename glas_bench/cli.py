@@ -1,0 +1,356 @@
+"""The commands: parse, call, print. Heavy imports happen inside them.
+
+Exit codes: 0 all that was asked is complete; 1 it failed; 2 usage or config; 3 finished, but some
+seeds failed or could not be mirrored; 75 checkpointed after SIGTERM; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from glas_bench import __version__
+from glas_bench.errors import GlasBenchError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from glas_bench.cells import Cell
+    from glas_bench.data import Splits
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATIENCE = 120.0
+"""Seconds that a finished run waits for its record to be mirrored."""
+
+
+class Commands(click.Group):
+    """A group that names the nearest command for one that it does not know."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command, or refuse with the nearest name."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(str(unknown("command", args[0], self.commands)), ctx)
+        return super().resolve_command(ctx, args)
+
+
+def common(function: F) -> F:
+    """Add the options that every command takes."""
+    results = click.option(
+        "--results",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("results/local"),
+        envvar="GLAS_BENCH_RESULTS",
+        show_default=True,
+        help="Where everything goes (GLAS_BENCH_RESULTS).",
+    )
+    debug = click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
+    )
+    return results(debug(function))
+
+
+def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    del parameter
+    if value:
+        ctx.find_root().obj = "debug"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="glas-bench")
+@click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
+)
+def cli() -> None:
+    """Which change to a recurrent VAE really helps? Train, score and compare its variants."""
+
+
+# --------------------------------------------------------------------------- run
+
+
+@cli.command()
+@click.option("--variant", required=True, help="A variant's name, or the path of its file.")
+@click.option("--baseline", help="A variant to run beside it and subtract.")
+@click.option("--dataset", help="mnist-5k, mnist-static or omniglot; the preset's unless said.")
+@click.option(
+    "--data-file",
+    type=click.Path(path_type=Path),
+    help="A file of the data set's own layout to use in its stead.",
+)
+@click.option("--preset", help="smoke, quick (default), laptop, short or paper.")
+@click.option("--seeds", default="0", show_default=True, help="0, 0-2 or 0,3,5-7.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override; repeatable.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", help="fp32 or bf16, of matrix products.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads a seed; 1 unless said.")
+@click.option("--fresh", is_flag=True, help="Start these seeds over, removing what they had.")
+@click.option("--mirror/--no-mirror", default=True, help="Mirror to MLflow (default).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@common
+def run(
+    variant: str,
+    baseline: str | None,
+    dataset: str | None,
+    data_file: Path | None,
+    preset: str | None,
+    seeds: str,
+    pairs: tuple[str, ...],
+    device: str,
+    precision: str | None,
+    threads: int | None,
+    fresh: bool,
+    mirror: bool,
+    as_json: bool,
+    results: Path,
+) -> None:
+    """Train and score one variant; print its row, and the baseline's beside it.
+
+    The same command again shows what is finished and goes on with what is not.
+    """
+    from glas_bench import cells, config, data, environment, outcome, registry, train
+
+    overrides = config.parse_overrides(pairs)
+    for key, value in (("precision", precision), ("threads", threads)):
+        if value is not None:
+            overrides[key] = value
+    seed_list = config.parse_seeds(seeds)
+    names = [variant] if baseline is None else [variant, baseline]
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        found = [registry.find(name) for name in names]
+        if len(found) == 2 and found[0].source_hash == found[1].source_hash:
+            raise UsageError(f"--baseline {baseline}: it is the variant itself")
+        configs = [_resolve(v, found[0], preset, dataset, overrides) for v in found]
+        for v, c in zip(found, configs, strict=True):
+            train.check_applicable(v, c)
+        device = environment.choose_device(device)
+        cells.check_results(results)
+        splits = data.load(configs[0].dataset, configs[0].binarisation, data_file, progress=True)
+        planned = [
+            cells.make_cell(v, c, splits, results) for v, c in zip(found, configs, strict=True)
+        ]
+        watched = _run_watched(
+            planned, seed_list, splits, device, preset, data_file, fresh, mirror, results
+        )
+        outcomes, mirror_problem = watched
+        documents = [outcome.document(cell, seed_list, outcomes) for cell in planned]
+        difference = None
+        if len(planned) == 2:
+            difference = outcome.differences(planned[0], planned[1], seed_list)
+    _print_run(documents, difference, mirror_problem, as_json)
+    sys.exit(_exit_code(documents, mirror_problem))
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what anything prints meanwhile, a variant's file among it, to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _resolve(
+    variant: Any, first: Any, preset: str | None, dataset: str | None, overrides: dict[str, Any]
+) -> Any:
+    """Resolve a config; a baseline takes those overrides that it has a setting for."""
+    from glas_bench import config
+
+    if variant is not first:
+        own = set(variant.cls.Settings.model_fields) | set(config.RunConfig.model_fields)
+        overrides = {key: value for key, value in overrides.items() if key in own}
+    return config.resolve(variant, preset=preset, dataset=dataset, overrides=overrides)
+
+
+def _run_watched(
+    planned: Sequence[Cell],
+    seeds: list[int],
+    splits: Splits,
+    device: str,
+    preset: str | None,
+    data_file: Path | None,
+    fresh: bool,
+    mirror: bool,
+    results: Path,
+) -> tuple[dict[Any, Any], str | None]:
+    """Run the cells with a display and a mirror; return outcomes and the mirror's problem."""
+    from glas_bench import cells, config, progress, signals
+
+    with contextlib.ExitStack() as stack:
+        handle = None
+        if mirror:
+            from glas_bench.mirror import Mirror
+
+            handle = stack.enter_context(Mirror(results, [cell.folder.path for cell in planned]))
+        with progress.make_display() as display:
+
+            def watch(cell: Cell, seed: int, event: dict[str, Any]) -> None:
+                display.show(f"{cell.variant.name} seed {seed}", event)
+
+            outcomes = cells.run_cells(
+                [(cell, seeds) for cell in planned],
+                splits,
+                device=device,
+                preset=preset or config.DEFAULT_PRESET,
+                data_file=data_file,
+                fresh=fresh,
+                watch=watch,
+            )
+        if handle is None:
+            return outcomes, None
+        report = handle.finish(10.0 if signals.requested() else PATIENCE)
+    problems = [message for _, message in report.failures]
+    return outcomes, problems[0] if problems else None
+
+
+def _print_run(
+    documents: list[dict[str, Any]],
+    difference: dict[str, Any] | None,
+    mirror_problem: str | None,
+    as_json: bool,
+) -> None:
+    from glas_bench import outcome
+
+    if as_json:
+        whole = dict(documents[0])
+        if len(documents) == 2:
+            whole |= {"baseline": documents[1], "difference": difference}
+        whole["mirror_problem"] = mirror_problem
+        click.echo(json.dumps(whole, allow_nan=False))
+    else:
+        click.echo(outcome.text(documents, difference))
+        for doc in documents:
+            click.echo(f"record: {doc['folder']}")
+    if mirror_problem:
+        click.echo(
+            mirror_problem,
+            err=True,
+        )
+
+
+def _exit_code(documents: list[dict[str, Any]], mirror_problem: str | None) -> int:
+    from glas_bench import signals
+
+    if signals.requested():
+        return signals.exit_code()
+    statuses = [row["status"] for doc in documents for row in doc["seeds"]]
+    if not any(status == "complete" for status in statuses):
+        return 1
+    return 3 if mirror_problem or any(status != "complete" for status in statuses) else 0
+
+
+# --------------------------------------------------------------------------- variants, check
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@common
+def variants(name: str | None, as_json: bool, results: Path) -> None:
+    """List the variants, or explain one (a name, or the path of a file)."""
+    from glas_bench import explain, registry
+
+    del results
+    if name is None:
+        found = [explain.facts(registry.find(each)) for each in registry.names()]
+        click.echo(json.dumps(found) if as_json else explain.listing(found))
+        return
+    facts = explain.facts(registry.find(name))
+    click.echo(json.dumps(facts) if as_json else explain.page(facts))
+
+
+@cli.command()
+@click.argument("variant")
+@common
+def check(variant: str, results: Path) -> None:
+    """Hold a variant (a name, or the path of a file) to every promise of the contract."""
+    from glas_bench import contract, registry
+
+    del results
+    found = registry.find(variant)
+    findings = contract.check(found)
+    for finding in findings:
+        click.echo(f"{'ok    ' if finding.problem is None else 'BROKEN'}  {finding.promise}")
+        if finding.problem is not None:
+            click.echo(f"        {finding.problem}")
+    broken = sum(finding.problem is not None for finding in findings)
+    if broken:
+        click.echo(f"{found.name}: {broken} of {len(findings)} promises are broken.")
+        sys.exit(1)
+    click.echo(f"{found.name}: all {len(findings)} promises are kept.")
+
+
+# --------------------------------------------------------------------------- report, sync
+
+
+@cli.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the pages go; <results>/report unless said.",
+)
+@common
+def report(out: Path | None, results: Path) -> None:
+    """Write tables of all that the record holds, and print where they are."""
+    from glas_bench import report as pages
+
+    path = pages.write(results, out or results / "report")
+    click.echo(path.read_text(encoding="utf-8"))
+    click.echo(f"written to {path}", err=True)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@common
+def sync(folders: tuple[Path, ...], results: Path) -> None:
+    """Mirror run folders (all of them, unless some are named) to MLflow; twice is harmless."""
+    from glas_bench import sync as mirroring
+
+    found = mirroring.sync_all(results, list(folders) or None)
+    click.echo(f"{found.runs} run folder(s) mirrored")
+    for folder, message in found.failures:
+        click.echo(f"{folder}: {message}", err=True)
+    sys.exit(3 if found.failures else 0)
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+def run_command_line() -> NoReturn:
+    """Run the command of `sys.argv`; an error is one message, a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GlasBenchError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"error: {type(error).__name__}: {error}\nThis is a fault of glas-bench, not yours: "
+            "run the command again with --debug and report what it shows.",
+            err=True,
+        )
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,275 @@
+"""RunConfig: what is trained and scored, resolved from presets, study files and `--set`.
+
+Order, weakest first: preset, a default that the variant's file declares itself, study file,
+`--dataset`, `--set`. Unknown keys, values outside their range and settings that a variant does not
+have are refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from glas_bench.errors import UsageError, nearest, unknown
+
+if TYPE_CHECKING:
+    from glas_bench.model import BaseSettings
+    from glas_bench.registry import Variant
+
+CORE_VERSION = 1
+"""Version of the training core: raise it whenever the same config would give other numbers."""
+
+PROTOCOL_VERSION = 1
+"""Version of the scoring protocol: raise it whenever the same checkpoint would score otherwise."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "dataset": "mnist-5k",
+        "steps": 4,
+        "hidden": 64,
+        "epochs": 2,
+        "samples": 10,
+    },
+    "quick": {
+        "dataset": "mnist-5k",
+        "steps": 8,
+        "hidden": 128,
+        "epochs": 20,
+        "samples": 100,
+    },
+    "laptop": {
+        "dataset": "mnist-static",
+        "steps": 8,
+        "hidden": 256,
+        "epochs": 10,
+        "samples": 100,
+    },
+    "short": {
+        "dataset": "mnist-static",
+        "steps": 16,
+        "hidden": 256,
+        "epochs": 250,
+        "samples": 1000,
+    },
+    "paper": {
+        "dataset": "mnist-static",
+        "steps": 64,
+        "hidden": 256,
+        "epochs": 250,
+        "samples": 1000,
+    },
+}
+DEFAULT_PRESET = "quick"
+NO_VERDICTS = frozenset({"smoke", "quick"})
+"""Presets whose pages are a look at the harness and never give verdicts."""
+
+
+class RunConfig(BaseModel):
+    """One cell: a variant, its settings, the data and the budget. All its seeds share it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    variant: str = Field(description="name of the variant")
+    dataset: str = Field(description="name of the data set")
+    binarisation: str = Field(description="how grey pixels become binary: static, dynamic or soft")
+    batch: int = Field(128, ge=1, description="B, images a step")
+    epochs: int = Field(250, ge=1, description="passes over the training images")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's, x0.1 every decay_epochs")
+    decay_epochs: int = Field(75, ge=1, description="epochs between learning-rate steps")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products")
+    threads: int = Field(1, ge=1, description="CPU threads a seed; more than 1 changes the bits")
+    samples: int = Field(1000, ge=1, description="K, importance weights an image in scoring")
+    settings: dict[str, Any] = Field(description="the variant's own parameters, all of them")
+
+    def flat(self) -> dict[str, Any]:
+        """Return all keys on one level, the variant's parameters among them."""
+        fields = self.model_dump(exclude={"settings"})
+        return {**fields, **self.settings}
+
+
+def resolve(
+    variant: Variant,
+    *,
+    preset: str | None = None,
+    study: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return the config of a cell.
+
+    Args:
+        variant: as found by the registry.
+        preset: a key of `PRESETS`; `quick` unless said.
+        study: settings of a study file.
+        dataset: as given by `--dataset`.
+        overrides: as given by `--set`, parsed.
+
+    Raises:
+        UsageError: an unknown preset, data set, key or value; the message names what is allowed.
+    """
+    from glas_bench import data
+
+    preset = preset or DEFAULT_PRESET
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    own = set(variant.cls.Settings.model_fields)
+    declared = _declared_defaults(variant)
+    given = {**(study or {}), **({"dataset": dataset} if dataset else {}), **(overrides or {})}
+    _refuse_unknown(variant, given, own)
+    filled = {
+        key: value
+        for key, value in PRESETS[preset].items()
+        if key not in declared and (key in own or key in RunConfig.model_fields)
+    }
+    values = {**filled, **given}
+    about = data.info(str(values["dataset"]))
+    values.setdefault("binarisation", about.binarisations[0])
+    if values["binarisation"] not in about.binarisations:
+        raise unknown(
+            f"binarisation of {about.name}", str(values["binarisation"]), about.binarisations
+        )
+    if about.name == "omniglot":
+        values.setdefault("decay_epochs", 100)
+    settings = check_settings(variant, {key: values.pop(key) for key in own & set(values)})
+    try:
+        return RunConfig(variant=variant.name, settings=settings.model_dump(), **values)
+    except ValidationError as error:
+        raise UsageError(explain(error, RunConfig)) from error
+
+
+def check_settings(variant: Variant, values: Mapping[str, Any]) -> BaseSettings:
+    """Return the variant's settings, defaults filled in.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+    try:
+        return variant.cls.Settings(**values)
+    except ValidationError as error:
+        raise UsageError(f"{variant.name}: {explain(error, variant.cls.Settings)}") from error
+
+
+def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Parse `key=value` pairs; a value is read as YAML.
+
+    Raises:
+        UsageError: a pair without `=`, a key given twice, or a value that is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key or not text.strip():
+            raise UsageError(f"--set {pair!r}: write --set key=value, e.g. --set epochs=3")
+        if key in values:
+            raise UsageError(f"--set {key}: given twice")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {pair!r}: the value is not readable as YAML") from error
+    return values
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse `0`, `0-2` or `0,3,5-7` into a sorted list without repeats.
+
+    Raises:
+        UsageError: anything else.
+    """
+    seeds: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UsageError(f"--seeds {text!r}: write 0, 0-2 or 0,3,5-7")
+        low, high = int(first), int(last or first)
+        if high < low or high - low >= 10_000:
+            raise UsageError(f"--seeds {text!r}: {part.strip()} is an empty or too long range")
+        seeds.update(range(low, high + 1))
+    return sorted(seeds)
+
+
+def config_key(config: RunConfig, source_hash: str, data_hash: str) -> str:
+    """Return the identity of a trained cell, 12 hexadecimal digits.
+
+    It hashes all that changes the trained parameters, and nothing else: not the seed, the study,
+    a path, the device, or what belongs to scoring (`samples`).
+    """
+    return _digest(
+        {
+            "core": CORE_VERSION,
+            "source": source_hash,
+            "data": data_hash,
+            "config": config.model_dump(exclude={"samples", "variant"}),
+        }
+    )
+
+
+def protocol_key(protocol: Mapping[str, Any]) -> str:
+    """Return the identity of a scoring protocol, 12 hexadecimal digits."""
+    return _digest({"version": PROTOCOL_VERSION, **protocol})
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _declared_defaults(variant: Variant) -> set[str]:
+    """Return the settings whose default the variant's own file (or a base's) declares."""
+    from glas_bench import model
+
+    declared: set[str] = set()
+    for base in variant.cls.Settings.__mro__:
+        if base.__module__ == model.__name__:
+            break
+        declared |= set(vars(base).get("__annotations__", {}))
+    return declared
+
+
+def _refuse_unknown(variant: Variant, given: Mapping[str, Any], own: set[str]) -> None:
+    run_keys = set(RunConfig.model_fields) - {"variant", "settings"}
+    if clash := own & run_keys:
+        raise UsageError(
+            f"{variant.name}: its settings {', '.join(sorted(clash))} have the names of keys that "
+            "every run has; rename them in its file"
+        )
+    fields = {**RunConfig.model_fields, **variant.cls.Settings.model_fields}
+    for key, value in given.items():
+        if isinstance(value, bool) and key in fields and fields[key].annotation is not bool:
+            raise UsageError(f"{key}: a number or a name is wanted, got {str(value).lower()}")
+        if key not in own | run_keys:
+            raise UsageError(
+                f"{variant.name} has no setting {key!r}.{nearest(key, own | run_keys)} "
+                f"Its own: {', '.join(sorted(own))}. Every run's: {', '.join(sorted(run_keys))}."
+            )
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return one line for each fault that pydantic found, with what is allowed."""
+    lines = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"])
+        got = f", got {fault['input']!r}" if fault["loc"] and fault["type"] != "missing" else ""
+        message = fault["msg"].removeprefix("Value error, ")
+        hint = ""
+        if fault["type"] == "extra_forbidden":
+            message = f"unknown key.{nearest(name, model.model_fields)} Allowed: " + ", ".join(
+                sorted(model.model_fields)
+            )
+            got = ""
+        elif fault["type"] == "literal_error" and isinstance(fault["input"], str):
+            hint = nearest(fault["input"], _literals(model, name))
+        lines.append(f"{name}: {message}{got}.{hint}" if name else f"{message}.")
+    return " ".join(lines)
+
+
+def _literals(model: type[BaseModel], name: str) -> list[str]:
+    from typing import get_args
+
+    field = model.model_fields.get(name)
+    return [str(value) for value in get_args(field.annotation)] if field else []

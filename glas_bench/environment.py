@@ -1,0 +1,116 @@
+"""What a result was made with: versions, commit, device and processor."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from glas_bench import __version__
+from glas_bench.config import CORE_VERSION
+from glas_bench.errors import UsageError
+
+PACKAGES = ("torch", "numpy", "pydantic", "mlflow", "optuna", "mlxtend")
+
+
+def cores() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_device(name: str) -> str:
+    """Return `cpu` or `cuda[:n]` for what `--device` says; `auto` takes a GPU where there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UsageError(f"--device {name!r}: allowed are auto, cpu, cuda and cuda:N")
+    if kind == "cuda" and (
+        not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()
+    ):
+        raise UsageError(
+            f"--device {name}: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA device(s) here; use --device cpu"
+        )
+    return name
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Return what `environment.json` holds."""
+    return {
+        "glas_bench": __version__,
+        "core_version": CORE_VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": cores(),
+        "device": device_name(device),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": git_state(),
+    }
+
+
+def device_name(device: str) -> str:
+    """Return the name of the device, e.g. the GPU's model."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return f"cpu: {processor()}"
+
+
+def processor() -> str:
+    """Return the processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit of the checkout that this package runs from and whether it is dirty.
+
+    Both are null, with the reason, where it is not run from a checkout.
+    """
+    here = Path(__file__).resolve()
+    tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)
+    if tracked is None:
+        return {"commit": None, "dirty": None, "reason": "not run from a git checkout, or no git"}
+    commit = _git(here.parent, "rev-parse", "HEAD")
+    changes = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit or None, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

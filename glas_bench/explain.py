@@ -1,0 +1,100 @@
+"""What is known of a variant: for the list of all, and for the page of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from glas_bench.registry import Variant
+
+ESTIMATOR = "single-sample -ELBO; split unverified"
+"""What the original's published numbers are (its `eval.py` averages the training loss)."""
+
+
+def facts(variant: Variant) -> dict[str, Any]:
+    """Return a variant's facts, JSON-ready."""
+    cls = variant.cls
+    bound = cls.bound(cls.Settings())
+    return {
+        "name": variant.name,
+        "summary": variant.summary,
+        "docstring": variant.docstring,
+        "file": str(variant.path),
+        "bounds_nll": bound.holds,
+        "bound_reason": bound.reason,
+        "has_density": cls.has_density,
+        "needs_labels": cls.needs_labels,
+        "generative": list(cls.generative),
+        "write_up": cls.write_up or None,
+        "published": [
+            {"dataset": name, "nats": value, "estimator": ESTIMATOR}
+            for name, value in cls.published.items()
+        ],
+        "settings": {
+            name: {
+                "default": field.get_default(call_default_factory=True),
+                "allowed": allowed(field),
+                "about": field.description or "",
+            }
+            for name, field in cls.Settings.model_fields.items()
+        },
+    }
+
+
+def allowed(field: FieldInfo) -> str:
+    """Return what a field takes, in words."""
+    choices = get_args(field.annotation)
+    if choices and all(isinstance(choice, str | int | float) for choice in choices):
+        return " | ".join(str(choice) for choice in choices)
+    kind = {int: "whole number", float: "number", bool: "true | false", str: "text"}.get(
+        field.annotation,  # type: ignore[arg-type]
+        str(field.annotation),
+    )
+    signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
+    limits = [
+        f"{sign} {getattr(part, name.lower()):g}"
+        for part in field.metadata
+        for name, sign in signs.items()
+        if type(part).__name__ == name
+    ]
+    return " ".join([kind, *limits])
+
+
+def listing(found: Sequence[dict[str, Any]]) -> str:
+    """Return the list of variants as lines."""
+    from glas_bench.outcome import aligned
+
+    words = {True: "yes", False: "no", None: "not shown"}
+    head = ["variant", "bounds NLL?", "q has a density?", "what changes"]
+    rows = [
+        [one["name"], words[one["bounds_nll"]], words[one["has_density"]], one["summary"]]
+        for one in found
+    ]
+    lines = aligned([head[:3], *(row[:3] for row in rows)])
+    last = [head[3], "-" * len(head[3]), *(row[3] for row in rows)]
+    width = max(len(line) for line in lines)
+    return "\n".join(f"{a.ljust(width)}  {b}" for a, b in zip(lines, last, strict=True))
+
+
+def page(one: dict[str, Any]) -> str:
+    """Return all that is known of one variant."""
+    words = {True: "yes", False: "no", None: "not shown"}
+    lines = [f"{one['name']}  ({one['file']})", "", one["docstring"], "", "settings:"]
+    for name, setting in one["settings"].items():
+        lines.append(f"  {name} = {setting['default']}  ({setting['allowed']})")
+        lines.append(f"      {setting['about']}")
+    lines += [
+        "",
+        f"objective bounds NLL: {words[one['bounds_nll']]}; {one['bound_reason']}",
+        f"q has a density: {words[one['has_density']]}",
+        f"needs labels: {words[one['needs_labels']]}",
+        f"generative parameters: {', '.join(one['generative'])}; the rest is recognition",
+        f"the write-up: {one['write_up'] or 'says nothing of it'}",
+    ]
+    lines += [
+        f"published on {p['dataset']}: {p['nats']} nats ({p['estimator']})"
+        for p in one["published"]
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,233 @@
+"""Attention over a matrix: five numbers or a key or gates in, a read vector out.
+
+Everything is a pure function of tensors, elementwise over the leading axes (`...`, usually the
+batch B), so it runs under `torch.func.vmap`, `torch.compile` and autograd in float32 and float64.
+
+Shapes: R filter size, L matrix size, `...` any leading axes. Positions are 0-based cells: the cells
+of an axis lie at 0 .. L-1, and so do the centres that `grid_centres` returns.
+
+Sources: DRAW (Gregor et al. 2015, arXiv 1502.04623, sections 3.2 and 3.3) for the grid, the
+Gaussian kernel and the read; `glas/model/attention.py` of github.com/dojoteef/glas for the Cauchy
+and the bare grid kernel, the gates and the content read; Neural Turing Machines (Graves et al.
+2014, arXiv 1410.5401, section 3.3.1) for the addressing by content.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glas_bench.errors import nearest
+
+GRIDS = ("original", "slip-mended", "centred")
+FLOORS = ("1e-3", "logsumexp")
+GATES = ("columns", "cells")
+
+ROW_SUM_FLOOR = 1e-3  # `EPSILON` of the original code: no row is divided by less
+
+
+def grid_centres(
+    filter_size: int, matrix_size: int, offset: Tensor, log_stride: Tensor, grid: str
+) -> Tensor:
+    """Centres of the filter's R kernels along one axis of the matrix, in 0-based cells.
+
+        centre_i = centre + grid_i * stride,    i = 0 .. R-1
+
+    | grid          | centre                 | grid_i        | stride / exp(log_stride) |
+    |---------------|------------------------|---------------|--------------------------|
+    | `original`    | (L+1)/2 (1+offset)     | i - (R+1)/2   | L - 1/(R-1)              |
+    | `slip-mended` | (L+1)/2 (1+offset)     | i - (R+1)/2   | (L-1)/(R-1)              |
+    | `centred`     | (L+1)/2 (1+offset) - 1 | i - (R-1)/2   | (L-1)/(R-1)              |
+
+    with R-1 replaced by 1 when R = 1. `centred` is DRAW's equation in 0-based positions. `original`
+    is what the original code computes: its stride misses a pair of brackets, and its grid and
+    centre count from 1 while its cells count from 0. `slip-mended` puts the brackets right and
+    keeps the mixed origin, so the two faults can be told apart.
+
+    Args:
+        filter_size: R, kernels along the axis; 1 <= R <= L.
+        matrix_size: L, cells along the axis.
+        offset: of shape `[...]`; 0 is the middle of the matrix, -1 and 1 about its ends.
+        log_stride: of shape `[...]`, natural logarithm of the stride relative to the full span.
+        grid: one of `GRIDS`.
+
+    Returns:
+        Positions of shape `[..., R]`.
+
+    Raises:
+        ValueError: for an unknown grid, and for a filter that does not fit the matrix.
+    """
+    _check_name("grid", grid, GRIDS)
+    if not 1 <= filter_size <= matrix_size:
+        raise ValueError(
+            f"filter_size must lie between 1 and the matrix size, {matrix_size}: got {filter_size}"
+        )
+    R, L = filter_size, matrix_size
+    span = L - 1 / max(R - 1, 1) if grid == "original" else (L - 1) / max(R - 1, 1)
+    index_R = torch.arange(R, dtype=offset.dtype, device=offset.device)
+    if grid == "centred":
+        centre = (L + 1) / 2 * (1 + offset) - 1
+        grid_R = index_R - (R - 1) / 2
+    else:
+        centre = (L + 1) / 2 * (1 + offset)
+        grid_R = index_R - (R + 1) / 2
+    stride = span * torch.exp(log_stride)
+    return centre[..., None] + grid_R * stride[..., None]
+
+
+def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> Tensor:
+    """Logarithm of a Cauchy density at every cell: ln 1 / (pi s (1 + ((a - c) / s)^2)).
+
+    Written as ln s - ln pi - ln(s^2 + (a - c)^2), which neither overflows nor loses its gradient
+    when s is tiny. The original code keeps s and pi s (1 + ..) above 1e-3; here nothing is
+    clipped, so for s > 1e-3 the two agree.
+
+    Args:
+        centres: c, of shape `[..., R]`, in cells.
+        matrix_size: L; the cells are a = 0 .. L-1.
+        log_scale: ln s, of shape `[...]`, s in cells.
+
+    Returns:
+        Log kernel of shape `[..., R, L]`.
+    """
+    distance = _distances(centres, matrix_size)
+    log_s = log_scale[..., None, None]
+    return log_s - math.log(math.pi) - 2 * torch.log(torch.hypot(distance, torch.exp(log_s)))
+
+
+def gaussian_log_kernel(centres: Tensor, matrix_size: int, log_variance: Tensor) -> Tensor:
+    """Logarithm of an unnormalised Gaussian at every cell: -(a - c)^2 / (2 v).
+
+    DRAW's kernel (section 3.2), the log variance being the learned number. The original code keeps
+    2 v above 1e-3; here nothing is clipped, so for v > 5e-4 the two agree.
+
+    Args:
+        centres: c, of shape `[..., R]`, in cells.
+        matrix_size: L; the cells are a = 0 .. L-1.
+        log_variance: ln v, of shape `[...]`, v in cells squared.
+
+    Returns:
+        Log kernel of shape `[..., R, L]`, 0 at the centre.
+    """
+    deviations = _distances(centres, matrix_size) * torch.exp(-log_variance / 2)[..., None, None]
+    return -deviations.square() / 2
+
+
+def normalise_rows(log_kernel: Tensor, floor: str) -> Tensor:
+    """Filter rows from a log kernel: F[i, a] = kernel[i, a] / Z_i.
+
+    Args:
+        log_kernel: of shape `[..., R, L]`.
+        floor: `1e-3` as published, Z_i = max(sum_a kernel[i, a], 1e-3): a row that lies outside
+            the matrix fades to zero, and its gradient with it. `logsumexp`, Z_i = sum_a: every
+            row sums to 1 wherever it lies.
+
+    Returns:
+        Rows of shape `[..., R, L]`, not negative.
+
+    Raises:
+        ValueError: for an unknown floor.
+    """
+    _check_name("floor", floor, FLOORS)
+    if floor == "logsumexp":
+        return torch.softmax(log_kernel, dim=-1)
+    kernel = torch.exp(log_kernel)
+    return kernel / kernel.sum(-1, keepdim=True).clamp(min=ROW_SUM_FLOOR)
+
+
+def bare_grid_rows(centres: Tensor, matrix_size: int, scale: Tensor) -> Tensor:
+    """Rows of the original's attention `grid`: a straight line through zero at the centre.
+
+        row[i, a] = scale (a - c_i) / max(sum_a scale (a - c_i), 1e-3)
+
+    The sum is scale L ((L-1)/2 - c_i). Where it is positive the row sums to 1, with negative
+    entries when the centre lies inside the matrix; where it is not, the row is multiplied by 1000
+    and sums to less than 0. `GridAttention` of `glas/model/attention.py` has no kernel beyond that,
+    and its fourth number is the slope itself, not a logarithm. There is nothing to take a logarithm
+    of, so the floor `logsumexp` has no meaning here.
+
+    Args:
+        centres: c, of shape `[..., R]`, in cells.
+        matrix_size: L; the cells are a = 0 .. L-1.
+        scale: of shape `[...]`, per cell, of either sign.
+
+    Returns:
+        Rows of shape `[..., R, L]`, of either sign.
+    """
+    line = scale[..., None, None] * -_distances(centres, matrix_size)
+    return line / line.sum(-1, keepdim=True).clamp(min=ROW_SUM_FLOOR)
+
+
+def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor) -> Tensor:
+    """What a filter reads: exp(log_gain) vec(F_y M F_x^T), DRAW's section 3.3.
+
+    Args:
+        matrix: M, of shape `[L, L]`, or `[..., L, L]` for one matrix (or image) per element.
+        rows_y: F_y, of shape `[..., R, L]`, over the rows of M.
+        rows_x: F_x, of shape `[..., R, L]`, over the columns of M.
+        log_gain: of shape `[...]`.
+
+    Returns:
+        Read vector of shape `[..., R * R]`, row by row.
+    """
+    patch = rows_y @ matrix @ rows_x.mT
+    return torch.exp(log_gain)[..., None] * patch.flatten(-2)
+
+
+def content_read(matrix: Tensor, key: Tensor, log_strength: Tensor) -> Tensor:
+    """Addressing by content: softmax(strength cos(key, row_l)), times the normalised rows.
+
+    The addressing of a Neural Turing Machine (section 3.3.1 of its paper), with
+    strength = exp(log_strength) > 0. As `ContentAttention` of `glas/model/attention.py`, the read
+    is every row, normalised to length 1 and weighted, not their sum; there the strength is a bare
+    linear output of either sign.
+
+    Args:
+        matrix: of shape `[L, L]` or `[..., L, L]`; its rows are the memories.
+        key: of shape `[..., L]`; only its direction matters.
+        log_strength: of shape `[...]`.
+
+    Returns:
+        Read vector of shape `[..., L * L]`, row by row; the rows' lengths sum to 1.
+    """
+    rows = F.normalize(matrix, dim=-1)
+    cosine = (rows @ F.normalize(key, dim=-1)[..., None]).squeeze(-1)
+    weights = torch.softmax(torch.exp(log_strength)[..., None] * cosine, dim=-1)
+    return (weights[..., None] * rows).flatten(-2)
+
+
+def gated_read(matrix: Tensor, gates: Tensor, over: str = "columns") -> Tensor:
+    """The whole matrix behind gates: vec(gates * M).
+
+    `columns` is `SimpleAttention` of `glas/model/attention.py`: one gate for each column, the same
+    for all rows. `cells` is the element-wise attention of Li et al. 2016 (arXiv 1602.07416).
+
+    Args:
+        matrix: M, of shape `[L, L]` or `[..., L, L]`.
+        gates: of shape `[..., L]` over `columns`, `[..., L, L]` over `cells`; a sigmoid or a
+            softmax, as the caller likes.
+        over: one of `GATES`; said, because a batch of L gate vectors looks like one of cells.
+
+    Returns:
+        Read vector of shape `[..., L * L]`, row by row.
+
+    Raises:
+        ValueError: for an unknown `over`.
+    """
+    _check_name("over", over, GATES)
+    gates_LL = gates[..., None, :] if over == "columns" else gates
+    return (gates_LL * matrix).flatten(-2)
+
+
+def _distances(centres: Tensor, matrix_size: int) -> Tensor:
+    """Signed distance c - a from every cell to every centre, `[..., R]` -> `[..., R, L]`."""
+    cells_L = torch.arange(matrix_size, dtype=centres.dtype, device=centres.device)
+    return centres[..., None] - cells_L
+
+
+def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        raise ValueError(
+            f"{what} must be one of {', '.join(allowed)}: got {name!r}.{nearest(name, allowed)}"
+        )

@@ -1,0 +1,228 @@
+"""What `run` tells: the seeds of a cell as rows, beside the baseline's, with the difference.
+
+Numbers are nats per image on the test split. One JSON document and one text table are made of the
+same rows, which are read back from the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from glas_bench import config, evaluate
+from glas_bench.cells import Cell
+from glas_bench.record import load_run
+
+NUMBERS = (
+    "objective",
+    "recon",
+    "charge",
+    "aux",
+    "elbo",
+    "elbo_status",
+    "iw",
+    "iw_status",
+    "refit_iw",
+    "nll",
+    "ais",
+    "v_mean",
+    "v_over_10_share",
+    "ess_mean",
+    "bound_only",
+    "iw_sweep",
+    "images",
+)
+
+
+def document(cell: Cell, seeds: Sequence[int], outcomes: dict[Any, Any]) -> dict[str, Any]:
+    """Return a cell's part of the JSON document.
+
+    Args:
+        cell: what was run.
+        seeds: which of its seeds were asked for.
+        outcomes: statuses by (config_key, seed), as `cells.run_cells` returns them.
+    """
+    return {
+        "variant": cell.variant.name,
+        "dataset": cell.config.dataset,
+        "config_key": cell.key,
+        "protocol_key": protocol_key(cell),
+        "folder": str(cell.folder.path),
+        "config": cell.config.flat(),
+        "bounds_nll": load_run(cell.folder.path).about.get("bounds_nll"),
+        "seeds": [seed_row(cell, seed, outcomes.get((cell.key, seed), {})) for seed in seeds],
+    }
+
+
+def protocol_key(cell: Cell) -> str:
+    """Return the key of the protocol that the cell's config asks for."""
+    return config.protocol_key(evaluate.protocol(cell.config))
+
+
+def seed_row(cell: Cell, seed: int, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return one seed's status and numbers, null where there is none."""
+    folder = cell.folder.seed(seed)
+    about = folder.status()
+    status = outcome.get("status", about["status"])
+    scores = folder.scores(protocol_key(cell)) if status == "complete" else None
+    row: dict[str, Any] = {"seed": seed, "status": status}
+    row |= {name: (scores or {}).get(name) for name in NUMBERS}
+    row["seconds"] = about.get("seconds")
+    row["scoring_seconds"] = (scores or {}).get("seconds")
+    row["images_per_second"] = about.get("images_per_second")
+    row["step"] = about.get("step")
+    row["reason"] = outcome.get("reason", about.get("reason"))
+    return row
+
+
+def differences(cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return cell minus baseline for elbo and iw, paired by image over the seeds both finished.
+
+    Returns:
+        By metric: estimate, low, high (95 %), p, seeds, images, label; null with a reason where
+        the two cannot be compared.
+    """
+    return {metric: _difference(metric, cell, baseline, seeds) for metric in ("elbo", "iw")}
+
+
+def _difference(metric: str, cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, Any]:
+    tables: list[list[np.ndarray]] = [[], []]
+    paired = []
+    for seed in seeds:
+        values = [c.folder.seed(seed).per_image(protocol_key(c)) for c in (cell, baseline)]
+        if all(metric in found for found in values):
+            paired.append(seed)
+            for table, found in zip(tables, values, strict=True):
+                table.append(found[metric])
+    if not paired:
+        return {"estimate": None, "reason": f"no seed has {metric} for both"}
+    a, b = (np.stack(table) for table in tables)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return {"estimate": None, "reason": f"{metric} is infinite for some images"}
+    try:
+        from glas_bench.stats import paired_difference
+
+        paired_by_image = paired_difference(a, b)
+    except ImportError as error:
+        return {"estimate": float((a - b).mean()), "reason": f"no interval: {error}"}
+    return {
+        "estimate": paired_by_image.estimate,
+        "low": paired_by_image.low,
+        "high": paired_by_image.high,
+        "p": paired_by_image.p,
+        "seeds": paired,
+        "images": paired_by_image.images,
+        "label": paired_by_image.label,
+    }
+
+
+# --------------------------------------------------------------------------- as text
+
+
+def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None) -> str:
+    """Return the table that `run` prints, with its footnotes."""
+    settings = documents[0]["config"]
+    images = next(
+        (row["images"] for doc in documents for row in doc["seeds"] if row["images"]), None
+    )
+    head = (
+        f"{settings['dataset']} ({settings['binarisation']}), test split"
+        + (f", {images} images" if images else "")
+        + f"; {settings['epochs']} epochs; nats per image, lower is better"
+    )
+    columns = [
+        "variant",
+        "seed",
+        "status",
+        "objective",
+        "elbo",
+        f"iw (K={settings['samples']})",
+        "v",
+        "ESS",
+        "nll",
+        "train s",
+        "score s",
+    ]
+    rows = [_cells(doc, row) for doc in documents for row in doc["seeds"]]
+    lines = [head, "", *aligned([columns, *rows]), *_footnotes(documents)]
+    if difference is not None:
+        lines += ["", *_difference_lines(documents, difference)]
+    return "\n".join(lines)
+
+
+def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    objective = _number(row["objective"])
+    if doc["bounds_nll"] is not True and row["objective"] is not None:
+        objective = f"({objective})"
+    iw = _number(row["iw"]) + ("*" if row["bound_only"] else "")
+    statuses = {"infinite": "inf", "undefined": "none"}
+    elbo = statuses.get(str(row["elbo_status"]), _number(row["elbo"]))
+    return [
+        doc["variant"],
+        str(row["seed"]),
+        row["status"],
+        objective,
+        elbo,
+        statuses.get(str(row["iw_status"]), iw),
+        _number(row["v_mean"]),
+        _number(row["ess_mean"], 1),
+        _number(row["nll"]),
+        _number(row["seconds"], 0),
+        _number(row["scoring_seconds"], 0),
+    ]
+
+
+def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
+    notes = []
+    for doc in documents:
+        bound = load_run(doc["folder"]).about
+        if doc["bounds_nll"] is not True:
+            what = "bounds nothing" if doc["bounds_nll"] is False else "is not shown to bound"
+            notes.append(
+                f"({doc['variant']}) its objective {what} and is never ranked: "
+                f"{bound['bound_reason']}."
+            )
+        for row in doc["seeds"]:
+            if row["reason"]:
+                step = f" at step {row['step']}" if row["status"] == "diverged" else ""
+                notes.append(
+                    f"{doc['variant']}, seed {row['seed']}: {row['status']}{step}, {row['reason']}."
+                )
+    if any(row["bound_only"] for doc in documents for row in doc["seeds"]):
+        notes.append("* bound only: over 5 % of the images have Var(log w) > 10.")
+    return ["", *notes] if notes else []
+
+
+def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str, Any]) -> list[str]:
+    lines = [f"{documents[0]['variant']} minus {documents[1]['variant']}, paired by image:"]
+    for metric, found in difference.items():
+        if found["estimate"] is None:
+            lines.append(f"  {metric}: no difference, {found['reason']}")
+        elif "low" not in found:
+            lines.append(f"  {metric}: {found['estimate']:+.2f} ({found['reason']})")
+        else:
+            lines.append(
+                f"  {metric}: {found['estimate']:+.2f}  95 % interval "
+                f"[{found['low']:+.2f}, {found['high']:+.2f}]  p = {found['p']:.2g}  "
+                f"({found['label']})"
+            )
+    return lines
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines with columns of one width; a rule stands below the first."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]

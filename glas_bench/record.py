@@ -1,0 +1,422 @@
+"""The run folder, which is the result: written atomically, read back, one process at a time.
+
+    <results>/runs/<variant>-<config_key>/config.yaml  environment.json  lock  tracking.json
+        /seed-0/status.json  metrics.jsonl  checkpoint-*.pt  per_image.npz
+        /seed-0/eval/<protocol_key>.json
+
+Every file appears whole or not at all: it is written beside its place, flushed to the disk and
+renamed. `metrics.jsonl` alone grows; a torn last line is dropped. Checkpoints hold tensors and
+plain values, carry a digest, and are loaded with `weights_only=True`, so loading runs no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import yaml
+
+from glas_bench.config import RunConfig
+from glas_bench.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1
+"""Version of the files of a run folder."""
+
+STATUSES = (
+    "waiting",
+    "training",
+    "scoring",
+    "complete",
+    "diverged",
+    "failed",
+    "interrupted",
+    "not_applicable",
+)
+KEPT_CHECKPOINTS = 2
+
+
+# --------------------------------------------------------------------------- writing
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call `write` on a new file that takes the place of `path` when it is whole on the disk.
+
+    Raises:
+        RunError: the folder cannot be written or the disk is full; nothing half-written is left.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON document atomically; numbers that are not finite are refused."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: the file is missing or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"cannot read {path}: it holds no JSON object")
+    return value
+
+
+# --------------------------------------------------------------------------- a seed's folder
+
+
+class SeedFolder:
+    """What one seed leaves behind."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.path = path
+        self.seed = seed
+
+    # ---- status
+
+    def status(self) -> dict[str, Any]:
+        """Return `status.json`, or that the seed waits."""
+        if not (self.path / "status.json").is_file():
+            return {"status": "waiting"}
+        return read_json(self.path / "status.json")
+
+    def set_status(self, status: str, **about: Any) -> None:
+        """Write `status.json`: the status with step, reason and the like."""
+        assert status in STATUSES, status
+        value = {"schema": SCHEMA, "status": status, **about, "updated": time.time()}
+        write_json(self.path / "status.json", value)
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left half-written; the cell's lock is held."""
+        for folder in (self.path, self.path / "eval"):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
+    # ---- metrics
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return one object an epoch; a torn last line is left out."""
+        try:
+            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            return [json.loads(line) for line in whole.splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.path / 'metrics.jsonl'}: {error}") from error
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add the row of a finished epoch."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        try:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / 'metrics.jsonl'}: {error}") from error
+
+    def truncate_metrics(self, epochs: int) -> None:
+        """Keep the rows of the first `epochs` epochs: what a checkpoint goes on from."""
+        rows = [row for row in self.metrics() if row["epoch"] <= epochs]
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        write_atomically(self.path / "metrics.jsonl", lambda file: file.write(text.encode()))
+
+    # ---- checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints, newest first."""
+        found = [
+            (int(match[1]), path)
+            for path in self.path.glob("checkpoint-*.pt")
+            if (match := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
+        ]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
+        """Write a checkpoint of this step and remove all but the newest `keep`."""
+        import torch
+
+        payload = {"schema": SCHEMA, "digest": digest(state), "state": dict(state)}
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        path = self.path / f"checkpoint-{step:08d}.pt"
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+        for old in self.checkpoints()[keep:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_checkpoint(self, device: Any = "cpu") -> dict[str, Any] | None:
+        """Return the state of the newest sound checkpoint, or None where there is none.
+
+        A checkpoint that cannot be read, or whose digest does not match, is passed over.
+        """
+        for path in self.checkpoints():
+            if (state := read_checkpoint(path, device)) is not None:
+                return state
+        return None
+
+    # ---- scores
+
+    def scores(self, protocol: str) -> dict[str, Any] | None:
+        """Return the scores of a protocol, or None where it has not been scored."""
+        path = self.path / "eval" / f"{protocol}.json"
+        return read_json(path) if path.is_file() else None
+
+    def all_scores(self) -> dict[str, dict[str, Any]]:
+        """Return the scores of every protocol by its key."""
+        return {path.stem: read_json(path) for path in sorted(self.path.glob("eval/*.json"))}
+
+    def save_scores(
+        self, protocol: str, scores: Mapping[str, Any], per_image: Mapping[str, np.ndarray]
+    ) -> None:
+        """Store per-image values, then, last of all, the scores."""
+        import numpy as np
+
+        kept = self.per_image()
+        kept.update({f"{protocol}/{name}": values for name, values in per_image.items()})
+        write_atomically(
+            self.path / "per_image.npz",
+            lambda file: np.savez_compressed(file, **kept),  # type: ignore[arg-type]
+        )
+        write_json(self.path / "eval" / f"{protocol}.json", {"schema": SCHEMA, **scores})
+
+    def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
+        """Return per-image values, nats [images]: all, or those of a protocol by bare name."""
+        import numpy as np
+
+        path = self.path / "per_image.npz"
+        if not path.is_file():
+            return {}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            values = {name: stored[name] for name in stored.files}
+        if protocol is None:
+            return values
+        prefix = f"{protocol}/"
+        return {
+            name.removeprefix(prefix): value
+            for name, value in values.items()
+            if name.startswith(prefix)
+        }
+
+
+def digest(state: Any) -> str:
+    """Return the SHA-256 of nested containers of tensors and plain values."""
+    import torch
+
+    sha = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            sha.update(memoryview(flat.view(torch.uint8).numpy()))
+        elif isinstance(value, Mapping):
+            for key in value:
+                sha.update(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for part in value:
+                add(part)
+        else:
+            sha.update(repr(value).encode())
+
+    add(state)
+    return sha.hexdigest()
+
+
+def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
+    """Return a checkpoint's state, or None where it is torn, foreign or altered."""
+    import torch
+
+    try:
+        payload = torch.load(path, map_location=device, weights_only=True)
+        state = payload["state"]
+        sound = payload["schema"] == SCHEMA and payload["digest"] == digest(state)
+    except Exception:  # whatever a damaged file provokes, the next older one is tried
+        return None
+    return dict(state) if sound else None
+
+
+# --------------------------------------------------------------------------- a cell's folder
+
+
+class RunFolder:
+    """The folder of a cell, all its seeds in it."""
+
+    def __init__(self, results: Path, variant: str, key: str) -> None:
+        self.path = results / "runs" / f"{variant}-{key}"
+        self.key = key
+
+    def seed(self, seed: int) -> SeedFolder:
+        """Return the folder of a seed."""
+        return SeedFolder(self.path / f"seed-{seed}", seed)
+
+    def prepare(self, config: RunConfig, about: Mapping[str, Any]) -> None:
+        """Write `config.yaml` and `environment.json` where they are not there yet."""
+        if not (self.path / "config.yaml").is_file():
+            document = {"schema": SCHEMA, "config_key": self.key, **about}
+            document["config"] = config.model_dump()
+            text = yaml.safe_dump(document, sort_keys=False)
+            write_atomically(self.path / "config.yaml", lambda file: file.write(text.encode()))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the folder's lock; yield its file descriptor for child processes to inherit.
+
+        The lock belongs to the open file, so it is free when the last process that holds it has
+        ended, however it ended.
+
+        Raises:
+            RunError: another process works in the folder.
+        """
+        import fcntl
+
+        path = self.path / "lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+                raise RunError(
+                    f"already running: {holder or 'another process'} works in {self.path}. "
+                    "Wait for it, or stop it; its work is kept."
+                ) from error
+            except OSError as error:  # a file system without locks, and the like
+                raise RunError(f"cannot lock {path}: {error.strerror}") from error
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            except OSError as error:
+                raise RunError(f"cannot write {path}: {error.strerror}") from error
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+# --------------------------------------------------------------------------- reading a run
+
+
+@dataclass(frozen=True)
+class SeedRecord:
+    """One seed of a run as it lies on the disk."""
+
+    seed: int
+    status: str
+    about: dict[str, Any]  # status.json: step, reason, seconds and the like
+    metrics: list[dict[str, Any]]  # one object an epoch
+    scores: dict[str, dict[str, Any]]  # by protocol key
+    folder: SeedFolder
+
+    def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
+        """Return per-image values, nats [images]."""
+        return self.folder.per_image(protocol)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder, read back."""
+
+    path: Path
+    config: RunConfig
+    config_key: str
+    about: dict[str, Any]  # the rest of config.yaml: source_hash, data_hash, bound and the like
+    environment: dict[str, Any]
+    seeds: dict[int, SeedRecord]
+
+
+def load_run(path: str | Path) -> RunRecord:
+    """Read a run folder, for notebooks and for everything that reports.
+
+    Args:
+        path: `<results>/runs/<variant>-<config_key>`.
+
+    Raises:
+        UsageError: it is no run folder.
+        RunError: a file in it is broken.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise UsageError(f"{path} is no run folder: it has no config.yaml")
+    try:
+        document = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        if document.pop("schema") > SCHEMA:
+            raise RunError(f"{path} was written by a newer glas-bench; update this one")
+        config = RunConfig(**document.pop("config"))
+        key = document.pop("config_key")
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"cannot read {path / 'config.yaml'}: {error}") from error
+    environment = path / "environment.json"
+    seeds = {}
+    for folder in path.glob("seed-*"):
+        if match := re.fullmatch(r"seed-(\d+)", folder.name):
+            seeds[int(match[1])] = _read_seed(SeedFolder(folder, int(match[1])))
+    return RunRecord(
+        path=path,
+        config=config,
+        config_key=key,
+        about=document,
+        environment=read_json(environment) if environment.is_file() else {},
+        seeds=dict(sorted(seeds.items())),
+    )
+
+
+def _read_seed(folder: SeedFolder) -> SeedRecord:
+    about = folder.status()
+    return SeedRecord(
+        seed=folder.seed,
+        status=about["status"],
+        about=about,
+        metrics=folder.metrics(),
+        scores=folder.all_scores(),
+        folder=folder,
+    )
+
+
+def find_runs(results: Path) -> list[Path]:
+    """Return all run folders below `<results>/runs`, sorted by name."""
+    return sorted(path.parent for path in (results / "runs").glob("*/config.yaml"))

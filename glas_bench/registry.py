@@ -1,0 +1,155 @@
+"""Finds variants: built in, installed (entry point group `glas_bench.variants`), or a file path.
+
+Dropping a file in is the whole registration: the file's stem, with hyphens, is the variant's
+name, and the one public subclass of `Glas` that the file defines is the variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from glas_bench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from glas_bench.model import Glas
+
+BUILT_IN = Path(__file__).parent / "variants"
+ENTRY_POINTS = "glas_bench.variants"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant as found: its name, its class, and where it came from."""
+
+    name: str
+    cls: type[Glas]
+    path: Path
+    reference: str  # what finds it again in another process: the name, or the file's path
+
+    @property
+    def source_hash(self) -> str:
+        """SHA-256 of the variant's source with that of its bases, newlines normalised."""
+        from glas_bench.model import Glas
+
+        digest = hashlib.sha256()
+        for base in self.cls.__mro__[: self.cls.__mro__.index(Glas)]:
+            source = Path(inspect.getfile(base)).read_text(encoding="utf-8")
+            digest.update(source.replace("\r\n", "\n").encode() + b"\0")
+        return digest.hexdigest()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring of the variant's file (or class)."""
+        return self.docstring.strip().partition("\n")[0]
+
+    @property
+    def docstring(self) -> str:
+        """The docstring of the variant's file, or of its class."""
+        module = sys.modules[self.cls.__module__]
+        return inspect.cleandoc(module.__doc__ or self.cls.__doc__ or "")
+
+
+def names() -> list[str]:
+    """Return the names of all built-in and installed variants, sorted; imports none of them."""
+    return sorted({*_built_in(), *_installed()})
+
+
+def find(reference: str) -> Variant:
+    """Return the variant of this name, or of this path to a Python file.
+
+    Raises:
+        UsageError: no such name or file, or a file that does not define exactly one variant.
+    """
+    if reference.endswith(".py") or "/" in reference:
+        return _from_file(Path(reference))
+    name = reference.replace("_", "-")
+    built_in = _built_in()
+    if name in built_in:
+        module = importlib.import_module(f"glas_bench.variants.{built_in[name].stem}")
+        return Variant(name, _only_variant(module, built_in[name]), built_in[name], name)
+    installed = _installed()
+    if name in installed:
+        module = importlib.import_module(installed[name])
+        path = Path(str(module.__file__))
+        return Variant(name, _only_variant(module, path), path, name)
+    if Path(f"{reference}.py").is_file():
+        raise UsageError(
+            f"unknown variant {reference!r}. There is a file of that name here: "
+            f"write --variant ./{reference}.py"
+        )
+    raise unknown("variant", reference, names())
+
+
+def _built_in() -> dict[str, Path]:
+    paths = (path for path in sorted(BUILT_IN.glob("*.py")) if not path.stem.startswith("_"))
+    return {path.stem.replace("_", "-"): path for path in paths}
+
+
+def _installed() -> dict[str, str]:
+    found = entry_points(group=ENTRY_POINTS)
+    return {point.name.replace("_", "-"): point.module for point in found}
+
+
+def _from_file(path: Path) -> Variant:
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"--variant {path}: it {kind}; give the path of a Python file.")
+    path = path.resolve()
+    name = path.stem.replace("_", "-")
+    module_name = f"glas_bench_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--variant {path}: not a Python file; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        line = _line_in(error, path)
+        raise UsageError(
+            f"{path}{line}: importing it failed with {type(error).__name__}: {error}"
+        ) from error
+    return Variant(name, _only_variant(module, path), path, str(path))
+
+
+def _line_in(error: BaseException, path: Path) -> str:
+    """Return `:line` for the innermost frame of the traceback that lies in the file."""
+    if isinstance(error, SyntaxError) and error.lineno and error.filename == str(path):
+        return f":{error.lineno}"
+    lines = [
+        frame.lineno
+        for frame in inspect.getinnerframes(error.__traceback__)  # type: ignore[arg-type]
+        if Path(frame.filename) == path
+    ]
+    return f":{lines[-1]}" if lines else ""
+
+
+def _only_variant(module: ModuleType, path: Path) -> type[Glas]:
+    from glas_bench.model import Glas
+
+    defined = list(
+        {
+            value: None  # a class with two names counts once
+            for name, value in vars(module).items()
+            if isinstance(value, type)
+            and issubclass(value, Glas)
+            and value.__module__ == module.__name__
+            and not name.startswith("_")
+        }
+    )
+    if len(defined) == 1:
+        return defined[0]
+    got = ", ".join(sorted(cls.__name__ for cls in defined)) or "none"
+    raise UsageError(
+        f"{path}: a variant's file defines exactly one public subclass of glas_bench.model.Glas; "
+        f"got {got}. Begin a helper class's name with an underscore."
+    )

@@ -1,0 +1,153 @@
+"""Time: the one loop from a model's `begin` to its `finish`, and what is made of it.
+
+Training, scoring, pictures and the contract suite all come through here, so there is one
+recurrence to be right about. Rows are ordered draw by draw: row k * B + b is draw k of image b.
+Shape suffixes as in `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glas_bench import streams
+from glas_bench.model import BaseSettings, Generation, Glas, State, Step, Terms
+
+Trace = Callable[[int, State, Step], None]
+
+
+def build(
+    variant: type[Glas], settings: BaseSettings, pixels: int, classes: int, seed: int
+) -> Glas:
+    """Make a model with the initial parameters of `seed`.
+
+    Every layer draws from a stream named after it, so variants that share a layer start it alike.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(streams.derive(seed, "initialisation"))
+        model = variant(settings, pixels, classes)
+    reinitialise(model, seed)
+    return model
+
+
+def reinitialise(model: Glas, seed: int) -> None:
+    """Draw all parameters of `model` anew, as at the start of a run with this seed."""
+    with torch.random.fork_rng(devices=[]):
+        for name, module in model.named_modules():
+            if callable(getattr(module, "reset_parameters", None)):
+                torch.manual_seed(streams.derive(seed, "initialisation", name))
+                module.reset_parameters()
+
+
+def repeat_rows(tree: Any, times: int) -> Any:
+    """Repeat every tensor of nested (named) tuples and dicts along its rows, draw by draw."""
+    if isinstance(tree, Tensor):
+        return tree.repeat(times, *[1] * (tree.dim() - 1))
+    if isinstance(tree, dict):
+        return {key: repeat_rows(value, times) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [repeat_rows(part, times) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
+
+
+def rollout(
+    model: Glas,
+    x_BP: Tensor,
+    target_BP: Tensor,
+    labels_B: Tensor | None,
+    noise_TKBZ: Tensor,
+    *,
+    generates: bool = True,
+    trace: Trace | None = None,
+) -> Terms:
+    """Run K trajectories an image through time.
+
+    Args:
+        model: any variant.
+        x_BP: images as the recogniser sees them, float in [0, 1].
+        target_BP: images as log p(x|z) is about them.
+        labels_B: labels where the data has them.
+        noise_TKBZ: standard-normal noise; all the randomness there is.
+        generates: False leaves canvas and decoder at zero (a recognition-only phase).
+        trace: called after each step with (t, state, step) for diagnostics and pictures.
+
+    Returns:
+        Terms of shape [K, B] each, nats.
+    """
+    steps, draws, images, _ = noise_TKBZ.shape
+    noise_TBZ = noise_TKBZ.flatten(1, 2)
+    context, state = model.begin(x_BP, target_BP, labels_B)
+    if draws > 1:
+        context, state = repeat_rows(context, draws), repeat_rows(state, draws)
+    silent = state.generation
+    times = torch.arange(steps, device=x_BP.device)
+    charge = log_ratio = target_BP.new_zeros(())
+    for t, (time, noise_BZ) in enumerate(zip(times.unbind(), noise_TBZ.unbind(), strict=True)):
+        state, step = model.step(context, state, noise_BZ, time)
+        if not generates:
+            state = state._replace(generation=silent)
+        charge = charge + step.charge
+        log_ratio = log_ratio + step.log_ratio
+        if trace is not None:
+            trace(t, state, step)
+    recon, aux = model.finish(context, state)
+    shape = (draws, images)
+    return Terms(*(part.reshape(shape) for part in (recon, charge, log_ratio, aux)))
+
+
+def generate(
+    model: Glas, z_TBZ: Tensor, trace: Callable[[int, Generation], None] | None = None
+) -> Tensor:
+    """Decode given latents alone, without any x; return the last canvas, logits [B, P]."""
+    generation = model.begin_generation(z_TBZ.shape[1])
+    times = torch.arange(z_TBZ.shape[0], device=z_TBZ.device)
+    for t, (time, z_BZ) in enumerate(zip(times.unbind(), z_TBZ.unbind(), strict=True)):
+        generation = model.generate(generation, z_BZ, time)
+        if trace is not None:
+            trace(t, generation)
+    return generation.canvas
+
+
+def sample_prior(model: Glas, noise_TBZ: Tensor) -> Tensor:
+    """Map standard-normal noise to latents of the prior, [T, B, Z]."""
+    prior = model.prior()
+    return torch.stack([prior.sample(noise_BZ) for noise_BZ in noise_TBZ.unbind()])
+
+
+def freeze_statistics(
+    model: Glas, x_BP: Tensor, labels_B: Tensor | None, noise_TKBZ: Tensor
+) -> None:
+    """Fill the model's running statistics from one pass over a fixed chunk of training images."""
+    if not model.statistics_of:
+        return
+    collected: dict[str, list[Tensor]] = {name: [] for name in model.statistics_of}
+
+    def keep(t: int, state: State, step: Step) -> None:
+        del t, state
+        for name, value in model.statistics(step.read).items():
+            collected[name].append(value)
+
+    was_training = model.training
+    model.train()
+    with torch.no_grad():
+        rollout(model, x_BP, x_BP, labels_B, noise_TKBZ, trace=keep)
+        for name, values in collected.items():
+            model.get_buffer(name).copy_(torch.stack(values))
+    model.train(was_training)
+
+
+class Program(nn.Module):
+    """A function of a model as a module, so that `torch.func.functional_call` can swap tensors."""
+
+    def __init__(self, model: Glas, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        """Call the function on the model."""
+        return self.function(self.model, *args)

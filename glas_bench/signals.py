@@ -1,0 +1,56 @@
+"""SIGTERM and Ctrl-C: end at once, or at the next step where there is work to save.
+
+Installed before anything heavy is imported, so that a signal is answered from the command's first
+moment on: outside a `graceful` block the process ends with the signal's exit code; inside one the
+request is noted, the work checkpoints, and the command ends with the same code. A second signal
+ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+_graceful = 0
+_requested: int | None = None
+
+
+def install() -> None:
+    """Take over SIGTERM and SIGINT."""
+    for number in EXIT_CODES:
+        signal.signal(number, _handle)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _requested
+    del frame
+    if _graceful == 0 or _requested is not None:
+        os._exit(EXIT_CODES[signal.Signals(number)])
+    _requested = number
+
+
+def requested() -> bool:
+    """Tell whether the process was asked to stop."""
+    return _requested is not None
+
+
+def exit_code() -> int:
+    """Return the exit code that belongs to the signal received."""
+    assert _requested is not None
+    return EXIT_CODES[signal.Signals(_requested)]
+
+
+@contextlib.contextmanager
+def graceful() -> Iterator[None]:
+    """Answer a first signal by noting it: the work inside looks at `requested`."""
+    global _graceful
+    _graceful += 1
+    try:
+        yield
+    finally:
+        _graceful -= 1

@@ -1,0 +1,290 @@
+"""Run folders to MLflow: `sync`, which may be called at any time, by anyone, any number of times.
+
+The ids of a folder's runs are kept in its `tracking.json`, by store; what the store already holds
+is asked of the store; a run that the store has lost is made anew. `mirror` calls this beside a
+training, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from glas_bench import entries
+from glas_bench.addresses import experiment_name, explain, locked, manners
+from glas_bench.entries import Entry, Point
+from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.record import find_runs, load_run, read_json, write_json
+from glas_bench.tracking import MOST_METRICS, Store
+
+if TYPE_CHECKING:
+    from glas_bench.tracking import Run
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync did."""
+
+    runs: int = 0
+    """Run folders whose mirror is complete."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """Folders that could not be mirrored, with what went wrong."""
+    changed: int = 0
+    """Of `runs`, those that had something new."""
+
+    def line(self) -> str:
+        """Return the report as a line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, line: str) -> SyncReport:
+        """Read what `line` wrote."""
+        value = json.loads(line)
+        value["failures"] = [(folder, message) for folder, message in value["failures"]]
+        return cls(**value)
+
+
+def sync(
+    folders: Sequence[Path],
+    results: Path,
+    *,
+    experiment: str | None = None,
+    known: Collection[str] | None = None,
+    debug: bool = False,
+) -> SyncReport:
+    """Bring run folders into MLflow; never raises for what MLflow or a folder does wrong.
+
+    Args:
+        folders: run folders, wherever they lie.
+        results: the results folder, for the default store and its artifacts.
+        experiment: instead of `experiment_name()`.
+        known: ids of all runs that the store holds, where they have just been read.
+        debug: let mlflow's own messages through to stderr.
+    """
+    if not folders:
+        return SyncReport()
+    done, changed, failures = 0, 0, []
+    with manners(debug):
+        try:
+            store = Store(results)
+            store.use(experiment_name(experiment))
+        except Exception as error:  # a mirror that is down is told of, not raised
+            return SyncReport(0, [(str(folder), explain(error)) for folder in folders])
+        for index, folder in enumerate(folders):
+            try:
+                changed += _sync_folder(store, folder, known)
+                done += 1
+            except Exception as error:  # the other folders are not hurt
+                failures.append((str(folder), explain(error)))
+                if not isinstance(error, GlasBenchError) and not store.answers():
+                    failures += [(str(rest), explain(error)) for rest in folders[index + 1 :]]
+                    break
+    return SyncReport(done, failures, changed)
+
+
+def sync_all(
+    results: Path,
+    folders: Sequence[Path] | None = None,
+    *,
+    experiment: str | None = None,
+    known: Collection[str] | None = None,
+    debug: bool = False,
+) -> SyncReport:
+    """Bring the given run folders, or all of the results folder, into MLflow."""
+    chosen = find_runs(results) if folders is None else folders
+    return sync(chosen, results, experiment=experiment, known=known, debug=debug)
+
+
+def _sync_folder(store: Store, folder: Path, known: Collection[str] | None) -> bool:
+    """Mirror a folder; return whether there was anything new."""
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} is no run folder: it has no config.yaml")
+    with locked(folder / "tracking.lock", "this folder's mirror"):
+        ledger = Ledger(folder, store)
+        stamp = _stamp(folder)
+        if ledger.kept.get("stamp") == stamp and _all_there(store, ledger.run_ids, known):
+            return False
+        record = load_run(folder)
+        ledger.kept.pop("stamp", None)
+        try:
+            with store.writing():
+                parent = _Put(store, ledger, "cell", entries.of_cell(record)).run_id
+            for seed in record.seeds.values():
+                entry = entries.of_seed(record, seed)
+                with store.writing():
+                    _Put(store, ledger, str(seed.seed), entry, parent)
+            ledger.kept["stamp"] = stamp
+        finally:
+            ledger.save()
+    return True
+
+
+def _all_there(store: Store, run_ids: Sequence[str], known: Collection[str] | None) -> bool:
+    if known is not None:
+        return all(run_id in known for run_id in run_ids)
+    return all(store.run(run_id) is not None for run_id in run_ids)
+
+
+def _stamp(folder: Path) -> str:
+    """Return a digest of what the folder holds, by size and time of its files."""
+    kinds = {".yaml", ".json", ".jsonl", ".npz", ".png"}
+    files = [
+        (str(path.relative_to(folder)), *_about(path))
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in kinds and path.name != "tracking.json" and path.is_file()
+    ]
+    return hashlib.sha256(json.dumps([entries.SCHEMA, *files]).encode()).hexdigest()[:16]
+
+
+def _about(path: Path) -> list[int]:
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]
+
+
+# --------------------------------------------------------------------------- one folder
+
+
+class Ledger:
+    """A folder's `tracking.json`: which runs mirror it in a store, and how far.
+
+    Each slot (`cell`, or a seed's number) holds the run's id, the epochs it has, when its training
+    began, and size and time of the files it was given.
+    """
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.path = folder / "tracking.json"
+        try:
+            self.document = read_json(self.path)
+        except RunError:  # missing or broken: it can be made anew
+            self.document = {}
+        self.is_new = "id" not in self.document
+        self.id = self.document.setdefault("id", uuid.uuid4().hex)
+        stores: dict[str, Any] = self.document.setdefault("stores", {})
+        self.kept: dict[str, Any] = stores.get(store.key, {})
+        if self.kept.get("born") != store.born:
+            self.kept = {"born": store.born, "slots": {}}
+        stores[store.key] = self.kept
+        if self.is_new:
+            self.save()  # before any run is made: a run whose creation is cut short is found by it
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The ids of all runs of this folder."""
+        return [slot["run"] for slot in self.kept["slots"].values() if "run" in slot]
+
+    def slot(self, name: str) -> dict[str, Any]:
+        """Return what is kept of a run, to be read and changed."""
+        return cast(dict[str, Any], self.kept["slots"].setdefault(name, {}))
+
+    def save(self) -> None:
+        """Write the file."""
+        write_json(self.path, self.document)
+
+
+class _Put:
+    """Makes one MLflow run equal to an entry, writing only what differs."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, name: str, entry: Entry, parent: str | None = None
+    ) -> None:
+        self.store = store
+        self.client = store.client
+        self.entry = entry
+        self.slot = ledger.slot(name)
+        self.identity = f"{ledger.id}/{name}"
+        self.tags = {**entry.tags, "glas_bench.id": self.identity, "mlflow.parentRunId": parent}
+        self.tags["glas_bench.began"] = None if entry.began is None else repr(entry.began)
+        run = self._existing(ledger)
+        self.created = run is None
+        self.run = run or self._create(ledger)
+        self.run_id = str(self.run.info.run_id)
+        self._log()
+        self._files()
+        self._status()
+
+    def _existing(self, ledger: Ledger) -> Run | None:
+        """Return the run that mirrors the entry so far; one of a training that was begun anew is
+        deleted."""
+        run = self.store.run(self.slot["run"]) if "run" in self.slot else None
+        if run is None and not ledger.is_new:
+            run = self.store.find(self.identity)
+        if run is None or run.info.run_id != self.slot.get("run"):
+            self.slot.clear()
+        began = run and run.data.tags.get("glas_bench.began")
+        if run and began and began != self.tags["glas_bench.began"]:
+            self.client.delete_run(run.info.run_id)
+            self.slot.clear()
+            return None
+        if run:
+            self.slot["run"] = run.info.run_id
+        return run
+
+    def _create(self, ledger: Ledger) -> Run:
+        run = self.client.create_run(
+            self.store.experiment_id,
+            start_time=self.entry.start,
+            tags={key: value for key, value in self.tags.items() if value is not None},
+            run_name=self.entry.name,
+        )
+        self.slot["run"] = run.info.run_id
+        ledger.save()
+        return run
+
+    def _log(self) -> None:
+        data = self.run.data
+        params = {k: v for k, v in self.entry.params.items() if k not in data.params}
+        tags = {k: v for k, v in self.tags.items() if v is not None and data.tags.get(k) != v}
+        self.store.describe(self.run_id, params, tags)
+        for key in [key for key, value in self.tags.items() if value is None and key in data.tags]:
+            self.client.delete_tag(self.run_id, key)
+        rows = self._new_rows()
+        size = MOST_METRICS // max((len(row) for row in rows), default=1)
+        for start in range(0, len(rows), size):  # an epoch is logged whole or not at all
+            chunk = rows[start : start + size]
+            self.store.log(self.run_id, [point for row in chunk for point in row])
+        if rows:
+            self.slot["epochs"] = max(point.step for row in rows for point in row)
+        self.store.log(self.run_id, self._new_numbers())
+
+    def _new_rows(self) -> list[list[Point]]:
+        """Return the epochs that the store lacks: it is asked, since an answer may get lost and a
+        resumed training writes epochs again, at other times."""
+        have = self.slot.get("epochs", 0)
+        rows = [row for row in self.entry.rows if row and row[0].step > have]
+        if rows and not self.created:
+            history = self.client.get_metric_history(self.run_id, rows[0][0].name)
+            have = max([have, *(point.step for point in history)])
+            self.slot["epochs"] = have
+        return [row for row in rows if row[0].step > have]
+
+    def _new_numbers(self) -> list[Point]:
+        """Return the final numbers whose latest value in the store is another.
+
+        A curve over a number (`iw_sweep`) is compared by its last point and logged as a whole.
+        """
+        latest = {point.name: point for point in sorted(self.entry.numbers, key=lambda p: p.step)}
+        stale = {
+            name for name, point in latest.items() if self.run.data.metrics.get(name) != point.value
+        }
+        return [point for point in self.entry.numbers if point.name in stale]
+
+    def _files(self) -> None:
+        given = self.slot.setdefault("files", {})
+        for path, folder in self.entry.files:
+            name = f"{folder}/{path.name}" if folder else path.name
+            if given.get(name) != (about := _about(path)):
+                self.client.log_artifact(self.run_id, str(path), folder)
+                given[name] = about
+
+    def _status(self) -> None:
+        entry, info = self.entry, self.run.info
+        if entry.end is None:
+            if info.status != entry.status:
+                self.client.update_run(self.run_id, status=entry.status)
+        elif (info.status, info.end_time) != (entry.status, entry.end):
+            self.client.set_terminated(self.run_id, status=entry.status, end_time=entry.end)

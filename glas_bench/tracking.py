@@ -1,0 +1,330 @@
+"""The MLflow store: opened with care, written to, and read back; the only importer of mlflow.
+
+The run folder is the result and MLflow a disposable mirror of it: `sync` writes, `read_runs` gives
+`report` its rows. The store is `MLFLOW_TRACKING_URI`, else `<results>/mlflow.db`; the experiment
+that of a study, else `MLFLOW_EXPERIMENT_NAME`, else `glas-bench`. Nothing of mlflow is changed
+outside these calls: no global tracking address, no environment variable, no word on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from glas_bench import addresses, entries
+from glas_bench.addresses import experiment_name, explain, locked, manners
+from glas_bench.addresses import redact as redact
+from glas_bench.addresses import tracking_uri as tracking_uri
+from glas_bench.entries import Point
+from glas_bench.errors import RunError, UsageError, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as Run
+
+PAGE = 1000
+"""Runs a page of a search."""
+
+MOST_METRICS = 1000
+MOST_PARAMS = 100  # and so many tags
+"""What a call may log."""
+
+
+# --------------------------------------------------------------------------- the store
+
+
+class Store:
+    """An open MLflow store, and the experiment of it that runs are written to."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results.resolve()
+        self.uri = tracking_uri(results)
+        self.database = addresses.sqlite_file(self.uri)
+        self.experiment_id = self.key = ""
+        self.born = 0
+        with self.writing():
+            self.client = self._connect()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lock beside an sqlite file: several creators at once would destroy it."""
+        if self.database is None:
+            yield
+            return
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            self.database.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.database.with_name(self.database.name + ".lock"), "the database"):
+            yield
+
+    def _connect(self) -> MlflowClient:
+        addresses.knock(self.uri)
+        from mlflow import MlflowClient
+
+        if self.database is None:
+            return MlflowClient(tracking_uri=self.uri)
+        path = addresses.unseen(self.database)
+        client = MlflowClient(tracking_uri=self.uri.replace(str(self.database), path, 1))
+        addresses.seen(self.database)
+        return client
+
+    def use(self, name: str) -> None:
+        """Write to this experiment from now on; make it where it is not there yet."""
+        from mlflow.exceptions import MlflowException
+
+        with self.writing():
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                with contextlib.suppress(MlflowException):  # another process makes it just now
+                    self.client.create_experiment(name, artifact_location=self._artifacts())
+                found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise RunError(f"experiment {name!r} cannot be made in {redact(self.uri)}")
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            if self.database is not None and not os.environ.get("MLFLOW_TRACKING_URI"):
+                _relocate(self.database, str(found.artifact_location), str(self._artifacts()))
+        self.experiment_id = str(found.experiment_id)
+        self.born = int(found.creation_time or 0)
+        self.key = f"{redact(self.uri)} {name}"
+
+    def _artifacts(self) -> str | None:
+        """Return where files go: beside a database; a server knows its own place."""
+        kind = urlsplit(self.uri).scheme.partition("+")[0]
+        local = kind in ("sqlite", *addresses.DATABASES)
+        return (self.results / "artifacts").as_uri() if local else None
+
+    def experiments(self, names: Sequence[str] | None) -> dict[str, str]:
+        """Return the experiments of these names by id; without names ours, if it is there.
+
+        Raises:
+            UsageError: there is none of such a name.
+        """
+        found = {name: self.client.get_experiment_by_name(name) for name in names or ()}
+        if names is None:
+            ours = self.client.get_experiment_by_name(experiment_name())
+            found = {experiment_name(): ours} if ours else {}
+        for name, experiment in found.items():
+            if experiment is None:
+                raise unknown(
+                    "experiment", name, [each.name for each in self.client.search_experiments()]
+                )
+        return {str(e.experiment_id): name for name, e in found.items() if e is not None}
+
+    def answers(self) -> bool:
+        """Tell whether the store is still there."""
+        try:
+            self.client.get_experiment(self.experiment_id)
+        except Exception:  # whatever it is, there is no talking to it
+            return False
+        return True
+
+    def run(self, run_id: str) -> Run | None:
+        """Return a run, or None where the store has none of this id or it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def find(self, identity: str) -> Run | None:
+        """Return the run that carries our identity: one whose creation was never answered."""
+        query = f"tags.`glas_bench.id` = '{identity}'"
+        found = self.client.search_runs([self.experiment_id], filter_string=query, max_results=1)
+        return found[0] if found else None
+
+    def describe(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Add parameters, which are for ever, and set tags."""
+        from mlflow.entities import Param, RunTag
+
+        all_params = [Param(name, value) for name, value in params.items()]
+        all_tags = [RunTag(name, value) for name, value in tags.items()]
+        for start in range(0, max(len(all_params), len(all_tags)), MOST_PARAMS):
+            chunk = slice(start, start + MOST_PARAMS)
+            self.client.log_batch(
+                run_id, params=all_params[chunk], tags=all_tags[chunk], synchronous=True
+            )
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        """Add values of metrics."""
+        from mlflow.entities import Metric
+
+        for start in range(0, len(points), MOST_METRICS):
+            metrics = [Metric(*point) for point in points[start : start + MOST_METRICS]]
+            self.client.log_batch(run_id, metrics=metrics, synchronous=True)
+
+    def search(self, experiments: list[str]) -> Iterator[Run]:
+        """Return all runs of these experiments, page by page."""
+        token = None
+        while True:
+            page = self.client.search_runs(experiments, max_results=PAGE, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+def _relocate(database: Path, old: str, new: str) -> None:
+    """Point a results folder's own database to its artifacts after the folder was moved.
+
+    mlflow stores absolute addresses and has no call to change them.
+    """
+    if old == new:
+        return
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, old, len(old) + 1, old + "/"),
+            )
+
+
+# --------------------------------------------------------------------------- store to frame
+
+
+def read_runs(
+    results: Path, experiments: Sequence[str] | None = None, *, debug: bool = False
+) -> pd.DataFrame:
+    """Return one row a seed, from one paged search.
+
+    Columns: `experiment`, `run_id`, `variant`, `config_key`, `seed`, `status` (ours), `start` and
+    `end` (Unix milliseconds), then `params.*` and `tags.*` (text) and `metrics.*` (numbers; of
+    the final ones only those of the newest scoring). `frame.attrs["left_out"]` names runs that are
+    not ours or are broken, `frame.attrs["known"]` lists the ids of all runs found.
+
+    Args:
+        results: the results folder, for the default store.
+        experiments: their names; `experiment_name()` unless given.
+        debug: let mlflow's own messages through to stderr.
+
+    Raises:
+        RunError: the store cannot be read.
+    """
+    import pandas as pd
+
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    left_out: list[str] = []
+    known: list[str] = []
+    with manners(debug), _without_collector():
+        try:
+            store = Store(results)
+            names = store.experiments(experiments)
+            for run in store.search(list(names)) if names else ():
+                known.append(str(run.info.run_id))
+                _take(rows, left_out, run, names[str(run.info.experiment_id)])
+        except UsageError:
+            raise
+        except Exception as error:
+            raise RunError(
+                f"cannot read the runs in {redact(tracking_uri(results))}: {explain(error)}"
+            ) from error
+    frame = pd.DataFrame([rows[key] for key in sorted(rows)], columns=None if rows else _COLUMNS)
+    frame.attrs.update(left_out=sorted(left_out), known=known)
+    return frame
+
+
+def _take(
+    rows: dict[tuple[str, str, int], dict[str, Any]], left_out: list[str], run: Run, name: str
+) -> None:
+    """Add a run's row, the later one where a seed has two, or say why it is left out."""
+    who = f"{name}: {run.info.run_name}"
+    if "glas_bench.schema" not in run.data.tags:
+        left_out.append(f"{who} is not of glas-bench")
+        return
+    try:
+        row = _row(run, name)
+    except KeyError as error:
+        left_out.append(f"{who} is broken: it lacks {error}")
+    except ValueError as error:
+        left_out.append(f"{who} is broken: {error}")
+    else:
+        identity = (name, row["config_key"], row["seed"]) if row else None
+        if row and identity and rows.get(identity, row)["start"] <= row["start"]:
+            rows[identity] = row
+
+
+_COLUMNS = ["experiment", "run_id", "variant", "config_key", "seed", "status", "start", "end"]
+
+
+def _row(run: Run, experiment: str) -> dict[str, Any] | None:
+    """Return a seed's row, or None for a cell's run; KeyError or ValueError for another's run."""
+    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    if tags["glas_bench.schema"] != entries.SCHEMA:
+        raise ValueError(f"schema {tags['glas_bench.schema']}, and {entries.SCHEMA} is read here")
+    if tags["glas_bench.kind"] == "cell":
+        return None
+    final = set(json.loads(tags.get("scores", '["seconds"]')))
+    if tags["status"] not in entries.RUN_STATUS:
+        raise ValueError(f"status {tags['status']!r}")
+    return {
+        "experiment": experiment,
+        "run_id": run.info.run_id,
+        "variant": tags["variant"],
+        "config_key": tags["config_key"],
+        "seed": int(params["seed"]),
+        "status": tags["status"],
+        "start": run.info.start_time,
+        "end": run.info.end_time,
+        **{f"params.{name}": params[name] for name in sorted(params)},
+        **{f"tags.{name}": tags[name] for name in sorted(tags)},
+        **{
+            f"metrics.{name}": metrics[name]
+            for name in sorted(metrics)
+            if name in final or name in ("learning_rate", "images_per_second") or "/" in name
+        },
+    }
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the garbage collector: it takes half the time of reading thousands of runs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def per_image(
+    rows: Sequence[Mapping[str, Any]], results: Path, metric: str, *, debug: bool = False
+) -> dict[tuple[str, int], np.ndarray]:
+    """Return per-image values by (config_key, seed) for the rows of `read_runs` that have them.
+
+    They come from the run folder where it is here, else from the run's artifacts.
+    """
+    import numpy as np
+
+    found = {}
+    with manners(debug), tempfile.TemporaryDirectory() as scratch:
+        store: Store | None = None
+        for row in rows:
+            key, seed = row["config_key"], int(row["seed"])
+            path = results / "runs" / f"{row['variant']}-{key}" / f"seed-{seed}" / "per_image.npz"
+            try:
+                if not path.is_file():
+                    store = store or Store(results)
+                    target = Path(scratch, row["run_id"])
+                    target.mkdir()
+                    name = store.client.download_artifacts(row["run_id"], path.name, str(target))
+                    path = Path(name)
+                with np.load(path, allow_pickle=False) as stored:
+                    found[key, seed] = stored[f"{row['tags.protocol_key']}/{metric}"]
+            except Exception:  # unreachable or unscored: the report goes without this difference
+                continue
+    return found

@@ -1,0 +1,358 @@
+"""The one training core: a seed's optimisation, resumable at any step.
+
+Given (variant, config, data, seed) it is a deterministic function of the number of steps taken:
+data order, binarisation and noise are addressed by (seed, purpose, epoch, step), see `streams`.
+It knows neither clock, files nor progress bars; whoever drives it asks for one step at a time.
+
+Adam (Kingma & Ba 2015) with the original's schedule: learning rate x0.1 every `decay_epochs`
+epochs down to 1e-5, each gradient tensor clipped to norm 5 (`glas/model/` at 004c76f). The last
+partial batch of an epoch is dropped; the loss is the batch mean, nats per image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glas_bench import rollout, streams
+from glas_bench.config import RunConfig, check_settings
+from glas_bench.data import Split, Splits, binarise, random_subset
+from glas_bench.errors import UsageError
+from glas_bench.model import Glas, Phase, Terms, matches
+from glas_bench.registry import Variant
+
+CLIP_NORM = 5.0
+LOWEST_LEARNING_RATE = 1e-5
+VALIDATION_IMAGES = 1000
+STATISTICS_IMAGES = 1000
+PARTS = ("objective", "recon", "charge", "aux")
+
+
+class Diverged(Exception):  # noqa: N818 - a state that is reported, not an error
+    """A loss or gradient that is not finite; the optimiser has not moved."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
+@dataclass
+class Position:
+    """Where training stands; saved in every checkpoint."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # steps done in the current epoch
+    step: int = 0  # steps done in all
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    seconds: float = 0.0  # time spent in training steps, over all sittings
+
+
+class Training:
+    """One seed of a cell, from initialisation to its last epoch.
+
+    Args:
+        variant: as found by the registry.
+        config: the cell.
+        splits: the data, on the device to train on.
+        seed: from which every stream is derived.
+
+    Raises:
+        UsageError: the data does not fit the config (labels missing, batch larger than the data).
+    """
+
+    def __init__(self, variant: Variant, config: RunConfig, splits: Splits, seed: int) -> None:
+        check_applicable(variant, config, splits)
+        self.config = config
+        self.splits = splits
+        self.seed = seed
+        self.device = splits.train.images.device
+        settings = check_settings(variant, config.settings)
+        self.model = rollout.build(variant.cls, settings, splits.pixels, splits.classes, seed)
+        self.model.to(self.device)
+        self.phases = self.model.phases(config.epochs)
+        if sum(phase.epochs for phase in self.phases) != config.epochs:
+            raise UsageError(f"{variant.name}: its phases do not add up to {config.epochs} epochs")
+        self.steps_per_epoch = len(splits.train.images) // config.batch
+        self.at = Position()
+        self._begin_phase(self.phases[0])
+        self._epoch_data: tuple[int, Tensor, Tensor] | None = None
+
+    # ---- one step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.at.epoch >= self.config.epochs
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def step(self) -> None:
+        """Take one optimisation step.
+
+        Raises:
+            Diverged: the loss or a gradient is not finite; the parameters are as before.
+        """
+        images, labels, noise = self._batch()
+        self.optimiser.zero_grad(set_to_none=True)
+        with autocast(self.config.precision, self.device):
+            terms = rollout.rollout(
+                self.model, images, images, labels, noise, generates=self.phase.generates
+            )
+        objective = self._objective(terms).mean()
+        value = float(objective.detach())
+        if not math.isfinite(value):
+            raise Diverged(self.at.step, "the objective is not finite")
+        objective.backward()  # type: ignore[no-untyped-call]
+        if not clip_gradients(self.clip_groups, CLIP_NORM):
+            raise Diverged(self.at.step, "a gradient is not finite")
+        self.optimiser.step()
+        self.at.sums["objective"] += value
+        for part in PARTS[1:]:
+            self.at.sums[part] += float(getattr(terms, part).detach().mean())
+        self.at.step += 1
+        self.at.batch += 1
+
+    def end_epoch(self) -> dict[str, float]:
+        """Close a finished epoch; return its means over steps, nats per image."""
+        means = {part: total / self.steps_per_epoch for part, total in self.at.sums.items()}
+        self.at = Position(self.at.epoch + 1, 0, self.at.step, seconds=self.at.seconds)
+        if not self.finished:
+            following = self._phase_at(self.at.epoch)
+            if following is not self.phase:
+                self._change_phase(following)
+        return means
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the current epoch, counted from the start of its phase."""
+        rate = self.config.learning_rate
+        epochs_in_phase = self.at.epoch - self._phase_start(self.phase)
+        decayed = rate * 0.1 ** (epochs_in_phase // self.config.decay_epochs)
+        return max(decayed, min(rate, LOWEST_LEARNING_RATE))
+
+    def _objective(self, terms: Terms) -> Tensor:
+        if self.phase.objective is not None:
+            return self.phase.objective(self.model, terms)
+        return self.model.objective(terms)
+
+    # ---- what a step is made of
+
+    def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return images [B, P], labels [B] and noise [T, K, B, Z] of the current step."""
+        config, at = self.config, self.at
+        if at.batch == 0 or self._epoch_data is None or self._epoch_data[0] != at.epoch:
+            self._epoch_data = (at.epoch, *self._epoch_images(at.epoch))
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.learning_rate
+        _, pixels, order = self._epoch_data
+        rows = order[at.batch * config.batch : (at.batch + 1) * config.batch]
+        labels = self.splits.train.labels
+        shape = (self.model.steps, self.model.draws, config.batch, self.model.noise_size)
+        noise = streams.normal(shape, self.seed, "noise", at.epoch, at.batch)
+        return (
+            pixels[rows].to(torch.float32),
+            None if labels is None else labels[rows],
+            noise.to(self.device),
+        )
+
+    def _epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the pixels of an epoch, binarised afresh where that is asked, and their order."""
+        pixels = self.splits.train.images
+        if self.config.binarisation == "dynamic":
+            drawn = binarise(pixels.cpu(), streams.generator(self.seed, "binarisation", epoch))
+            pixels = drawn.to(self.device)
+        generator = streams.generator(self.seed, "order", epoch)
+        return pixels, torch.randperm(len(pixels), generator=generator).to(self.device)
+
+    # ---- phases
+
+    def _phase_start(self, phase: Phase) -> int:
+        return sum(earlier.epochs for earlier in self.phases[: self.phases.index(phase)])
+
+    def _phase_at(self, epoch: int) -> Phase:
+        for phase in self.phases:
+            if epoch < self._phase_start(phase) + phase.epochs:
+                return phase
+        return self.phases[-1]
+
+    def _begin_phase(self, phase: Phase) -> None:
+        """Choose what is trained and start a new optimiser."""
+        self.phase = phase
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not matches(name, phase.frozen))
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(
+            trained, lr=self.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
+        )
+        self.clip_groups = clip_groups(self.model)
+
+    def _change_phase(self, phase: Phase) -> None:
+        """Keep what the phase keeps, draw everything else anew, restart the optimiser."""
+        self.model.cpu()
+        kept = {
+            name: tensor.clone()
+            for name, tensor in self.model.state_dict().items()
+            if matches(name, phase.keep)
+        }
+        rollout.reinitialise(self.model, self.seed)
+        self.model.load_state_dict(kept, strict=False)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(streams.derive(self.seed, "phase", phase.name))
+            self.model.between_phases(self.phase, phase)
+        self.model.to(self.device)
+        self._begin_phase(phase)
+
+    # ---- validation
+
+    @torch.no_grad()
+    def validate(self) -> tuple[str, float]:
+        """Return what validation measures and its value, nats per image.
+
+        One draw on a fixed, seeded set of at most 1,000 validation images, with the same noise
+        each epoch: `elbo` where q has a density, `recon` otherwise. Infinite where it is.
+        """
+        x, labels = chosen(self.splits.validation, VALIDATION_IMAGES, "validation")
+        shape = (self.model.steps, 1, len(x), self.model.noise_size)
+        noise = streams.normal(shape, self.seed, "validation").to(self.device)
+        with scoring(self.model, self.config, self.splits):
+            total = 0.0
+            kind = "elbo" if self.model.has_density else "recon"
+            for rows in torch.split(torch.arange(len(x)), 250):
+                seen = x[rows], x[rows], None if labels is None else labels[rows]
+                terms = rollout.rollout(self.model, *seen, noise[:, :, rows])
+                values = terms.recon + terms.log_ratio if kind == "elbo" else terms.recon
+                total += float(values.double().sum())
+        return kind, total / len(x)
+
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Return all that training needs to go on, tensors and plain values only."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "position": {**vars(self.at), "sums": dict(self.at.sums)},
+            "phase": self.phase.name,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same cell and seed."""
+        self.at = Position(**state["position"])
+        self._begin_phase(next(p for p in self.phases if p.name == state["phase"]))
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._epoch_data = None
+
+
+def check_applicable(variant: Variant, config: RunConfig, splits: Splits | None = None) -> None:
+    """Refuse what cannot run, before any data is opened where that can be told.
+
+    Raises:
+        UsageError: the variant needs labels that the data set has not, or a batch is too large.
+    """
+    from glas_bench import data
+
+    if reason := not_applicable(variant, config):
+        raise UsageError(reason)
+    if splits is not None and config.batch > len(splits.train.images):
+        raise UsageError(
+            f"batch {config.batch} is larger than the {len(splits.train.images)} training images "
+            f"of {config.dataset}; set batch to at most that"
+        )
+    if splits is None and config.batch > (size := data.info(config.dataset).sizes[0]):
+        raise UsageError(
+            f"batch {config.batch} is larger than the {size} training images of "
+            f"{config.dataset}; set batch to at most that"
+        )
+
+
+def not_applicable(variant: Variant, config: RunConfig) -> str | None:
+    """Return why the variant cannot run on the data set, or None where it can."""
+    from glas_bench import data
+
+    if variant.cls.needs_labels and data.info(config.dataset).labels is None:
+        having = [name for name, info in data.DATASETS.items() if info.labels]
+        return (
+            f"{variant.name} needs labels and {config.dataset} has none; "
+            f"use --dataset {' or '.join(having)}"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def scoring(model: Glas, config: RunConfig, splits: Splits) -> Iterator[None]:
+    """Put a model into scoring mode: its running statistics frozen on a fixed training chunk."""
+    device = splits.train.images.device
+    if model.statistics_of:
+        x, labels = chosen(splits.train, STATISTICS_IMAGES, "statistics")
+        shape = (model.steps, 1, len(x), model.noise_size)
+        noise = streams.normal(shape, 0, "statistics").to(device)
+        with autocast(config.precision, device):
+            rollout.freeze_statistics(model, x, labels, noise)
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast(config.precision, device):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def chosen(split: Split, most: int, purpose: str) -> tuple[Tensor, Tensor | None]:
+    """Return at most `most` images [B, P] and labels [B] of a split, a seeded random draw."""
+    images = split.images
+    rows = random_subset(len(images), min(most, len(images)), purpose).to(images.device)
+    labels = None if split.labels is None else split.labels[rows]
+    return images[rows].to(torch.float32), labels
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context in which matrix products run at the given precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def clip_groups(model: nn.Module) -> list[list[Tensor]]:
+    """Return the trained parameters in groups that are clipped as one tensor.
+
+    The pieces of a kernel kept in one `nn.ParameterDict` are a group, as one concatenated tensor
+    would be; every other parameter is a group of its own.
+    """
+    pieces = {
+        id(piece): name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ParameterDict)
+        for piece in module.values()
+    }
+    groups: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(pieces.get(id(parameter), name), []).append(parameter)
+    return list(groups.values())
+
+
+def clip_gradients(groups: list[list[Tensor]], limit: float) -> bool:
+    """Scale each group's gradient to a norm of at most `limit`; tell whether all are finite.
+
+    Nothing is scaled when a norm is not finite.
+    """
+    clipped = []
+    for group in groups:
+        gradients = [tensor.grad for tensor in group if tensor.grad is not None]
+        norm = math.sqrt(sum(float(gradient.norm()) ** 2 for gradient in gradients))
+        if not math.isfinite(norm):
+            return False
+        if norm > limit:
+            clipped.append((gradients, limit / norm))
+    for gradients, factor in clipped:
+        torch._foreach_mul_(gradients, factor)
+    return True

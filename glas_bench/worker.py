@@ -1,0 +1,313 @@
+"""One seed from its first step to its scores, in this process; and as a process of its own.
+
+Here are the clock, the checkpoints and the run folder that the training core knows nothing of.
+As a process (`python -m glas_bench.worker`) it reads a job, one JSON line on stdin, tells its
+progress in JSON lines on stdout, and ends when stdin closes: it cannot outlive its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glas_bench import signals
+from glas_bench.config import RunConfig, protocol_key
+from glas_bench.errors import GlasBenchError, RunError
+
+if TYPE_CHECKING:
+    from glas_bench.data import Splits
+    from glas_bench.record import SeedFolder
+    from glas_bench.registry import Variant
+    from glas_bench.train import Training
+
+Tell = Callable[[dict[str, Any]], None]
+
+CHECKPOINT_EVERY = float(os.environ.get("GLAS_BENCH_CHECKPOINT_SECONDS", "20"))
+"""Seconds between checkpoints; the last step of all is always one."""
+
+TELL_EVERY = 0.2
+"""Seconds between signs of life."""
+
+
+class Stopped(Exception):  # noqa: N818 - a request, not an error
+    """The process was asked to stop; all work is saved."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs to run one seed of a cell."""
+
+    variant: str  # a name, or a path to a file
+    config: dict[str, Any]
+    results: str
+    key: str
+    seed: int
+    device: str
+    data_file: str | None = None
+
+    def line(self) -> bytes:
+        """Return the job as a line of JSON."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def run_seed(
+    folder: SeedFolder, variant: Variant, config: RunConfig, splits: Splits, tell: Tell
+) -> str:
+    """Train and score one seed, going on from whatever its folder holds; return its status.
+
+    Args:
+        folder: the seed's folder; its cell's lock is held by this process or its parent.
+        variant: as found by the registry.
+        config: the cell.
+        splits: the data, on the device to train on.
+        tell: called with events for a display: `{"event": "train" | "epoch" | "score", ...}`.
+
+    Raises:
+        GlasBenchError: the folder cannot be written, or the like.
+    """
+    from glas_bench import evaluate
+    from glas_bench.train import Diverged, Training
+
+    _prepare_torch(config.threads)
+    if status := finished(folder, config):
+        return status
+    folder.path.mkdir(parents=True, exist_ok=True)
+    training = Training(variant, config, splits, folder.seed)
+    sitting = _Sitting(folder, training, tell)
+    try:
+        sitting.train()
+        sitting.score()
+    except Diverged as diverged:
+        sitting.set_status("diverged", step=diverged.step, reason=diverged.reason)
+        return "diverged"
+    except Stopped:
+        sitting.set_status("interrupted")
+        return "interrupted"
+    except evaluate.NotFinite as error:
+        sitting.set_status("failed", reason=str(error))
+        return "failed"
+    sitting.set_status("complete")
+    return "complete"
+
+
+def finished(folder: SeedFolder, config: RunConfig) -> str | None:
+    """Return the status of a seed that has nothing left to do, or None.
+
+    A broken `status.json` or score is no finished work: the seed goes on from its checkpoint.
+    """
+    from glas_bench import evaluate
+
+    try:
+        status = folder.status()["status"]
+        if status == "diverged":
+            return "diverged"
+        scores = folder.scores(protocol_key(evaluate.protocol(config)))
+    except (RunError, KeyError):
+        return None
+    return "complete" if status == "complete" and scores is not None else None
+
+
+class _Sitting:
+    """What one process does for a seed between its start and its end."""
+
+    def __init__(self, folder: SeedFolder, training: Training, tell: Tell) -> None:
+        self.folder = folder
+        self.training = training
+        self.tell = tell
+        self.told = self.saved = time.monotonic()
+        self.last: dict[str, Any] = {}
+        state = folder.load_checkpoint(training.device)
+        if state is not None and "optimiser" in state:
+            training.load(state)
+        elif state is not None:  # of a finished training: only scoring is left
+            training.at = type(training.at)(**state["position"])
+            training.model.load_state_dict(state["model"])
+        folder.remove_leftovers()
+        folder.truncate_metrics(training.at.epoch)
+
+    def set_status(self, status: str, **about: Any) -> None:
+        at = self.training.at
+        about = {"step": at.step, **about, "epoch": at.epoch, "seconds": round(at.seconds, 3)}
+        about["device"] = str(self.training.device)
+        about["images_per_second"] = self._speed()
+        self.folder.set_status(status, **about)
+
+    # ---- training
+
+    def train(self) -> None:
+        """Take all steps that are left."""
+        training = self.training
+        if training.finished:
+            return
+        self.set_status("training")
+        while not training.finished:
+            if signals.requested():
+                self._checkpoint()
+                raise Stopped
+            started = time.perf_counter()
+            training.step()
+            training.at.seconds += time.perf_counter() - started
+            if training.at.batch == training.steps_per_epoch:
+                self._end_epoch()
+            if training.finished or time.monotonic() - self.saved >= CHECKPOINT_EVERY:
+                self._checkpoint()
+            self._tell_training()
+
+    def _end_epoch(self) -> None:
+        training = self.training
+        phase, rate = training.phase.name, training.learning_rate
+        kind, value = training.validate()
+        means = training.end_epoch()
+        row = {
+            "epoch": training.at.epoch,
+            "phase": phase,
+            "step": training.at.step,
+            **{name: value if math.isfinite(value) else None for name, value in means.items()},
+            "validation": value if math.isfinite(value) else None,
+            "validation_kind": kind,
+            "learning_rate": rate,
+            "seconds": round(training.at.seconds, 3),
+            "images_per_second": self._speed(),
+            "time": time.time(),
+        }
+        self.folder.append_metrics(row)
+        self.last = {"objective": row["objective"], "validation": row["validation"]}
+        self.tell({"event": "epoch", "epochs": training.config.epochs, **row})
+
+    def _checkpoint(self) -> None:
+        """Save where training stands; the last checkpoint holds what scoring needs and no more."""
+        from glas_bench.record import KEPT_CHECKPOINTS
+
+        state = self.training.state()
+        if self.training.finished:
+            state.pop("optimiser")
+        keep = 1 if self.training.finished else KEPT_CHECKPOINTS
+        self.folder.save_checkpoint(self.training.at.step, state, keep)
+        self.saved = time.monotonic()
+
+    def _speed(self) -> float:
+        at = self.training.at
+        return round(at.step * self.training.config.batch / max(at.seconds, 1e-9), 1)
+
+    def _tell_training(self) -> None:
+        training = self.training
+        if time.monotonic() - self.told < TELL_EVERY and not training.finished:
+            return
+        self.told = time.monotonic()
+        left = training.total_steps - training.at.step
+        self.tell(
+            {
+                "event": "train",
+                "done": training.at.step,
+                "total": training.total_steps,
+                "epoch": min(training.at.epoch + 1, training.config.epochs),
+                "epochs": training.config.epochs,
+                "images_per_second": self._speed(),
+                "seconds_left": left * training.at.seconds / max(training.at.step, 1),
+                **self.last,
+            }
+        )
+
+    # ---- scoring
+
+    def score(self) -> None:
+        """Score the last epoch's parameters and store the numbers, last of all."""
+        from glas_bench import evaluate
+        from glas_bench.record import write_atomically
+
+        training = self.training
+        self.set_status("scoring")
+        scorer = evaluate.Scorer(training.model, training.config, training.splits, training.seed)
+        path = self.folder.path / "eval" / f"{scorer.key}.partial.npz"
+        progress = evaluate.Progress(path, write_atomically, every=CHECKPOINT_EVERY)
+        started = time.perf_counter()
+
+        def tick(done: int, total: int) -> None:
+            if signals.requested():
+                raise Stopped
+            if time.monotonic() - self.told >= TELL_EVERY or done == total:
+                self.told = time.monotonic()
+                self.tell({"event": "score", "done": done, "total": total})
+
+        scores, per_image = scorer.score(progress, tick)
+        scores["seconds"] = round(time.perf_counter() - started, 3)
+        self.folder.save_scores(scorer.key, scores, per_image)
+        progress.remove()
+
+
+def _prepare_torch(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+# --------------------------------------------------------------------------- as a process
+
+
+def main() -> None:
+    """Run the job given on stdin."""
+    signals.install()
+    with signals.graceful():
+        stdin = sys.stdin.buffer
+        job = Job(**json.loads(stdin.readline()))
+        threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
+        out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+        os.dup2(2, 1)  # whatever else prints goes to stderr
+
+        def tell(event: dict[str, Any]) -> None:
+            try:
+                out.write(json.dumps(event) + "\n")
+            except OSError:  # the parent is gone, which is no failure of the seed
+                os._exit(1)
+
+        tell({"event": "end", **_run_job(job, tell)})
+        out.flush()
+        os._exit(0)
+
+
+def _run_job(job: Job, tell: Tell) -> dict[str, Any]:
+    from glas_bench import data, registry
+    from glas_bench.record import RunFolder
+
+    folder = RunFolder(Path(job.results), job.config["variant"], job.key).seed(job.seed)
+    try:
+        config = RunConfig(**job.config)
+        _prepare_torch(config.threads)
+        data_file = Path(job.data_file) if job.data_file else None
+        splits = data.load(config.dataset, config.binarisation, data_file).to(job.device)
+        status = run_seed(folder, registry.find(job.variant), config, splits, tell)
+        return {"status": status}
+    except Exception as error:  # whatever it is becomes this seed's status, not a lost traceback
+        return note_failure(folder, error)
+
+
+def note_failure(folder: SeedFolder, error: Exception) -> dict[str, Any]:
+    """Write a failed seed's status, as far as the disk allows, and return it."""
+    reason = str(error) if isinstance(error, GlasBenchError) else f"{type(error).__name__}: {error}"
+    failure = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+    try:
+        folder.set_status(**failure)
+    except GlasBenchError as second:
+        failure["reason"] += f" (and its status could not be written: {second})"
+    return failure
+
+
+def _die_with_parent(stdin: Any) -> None:
+    """End this process when the other end of stdin is closed."""
+    while stdin.read(1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What the tests share: a cache of their own, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LONG = 120.0
+"""Seconds after which a command, or what is awaited of one, counts as lost."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the tests a cache of their own and none of the user's settings."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for name in list(os.environ):
+            if name.startswith(("GLAS_BENCH_", "MLFLOW_", "OPTUNA_")):
+                monkeypatch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def packed(_away_from_the_user: None) -> Any:
+    """mnist-5k, parsed into the cache once; commands started later read it in milliseconds."""
+    from glas_bench import data
+
+    return data.load("mnist-5k")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON document on stdout: anything else there is an error."""
+        document = json.loads(self.out)
+        assert isinstance(document, dict)
+        return document
+
+    @property
+    def seeds(self) -> dict[int, dict[str, Any]]:
+        """The rows of the JSON document by seed."""
+        return {row["seed"]: row for row in self.json["seeds"]}
+
+
+class Glas:
+    """The command, with a results folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results = folder / "results"
+        self.started: list[subprocess.Popen[str]] = []
+
+    def __call__(self, *arguments: object, **about: Any) -> Ended:
+        """Run `python -m glas_bench ...` to its end."""
+        return self.ended(self.start(*arguments, **about))
+
+    def start(
+        self, *arguments: object, cwd: Path | None = None, **environment: object
+    ) -> subprocess.Popen[str]:
+        """Start `python -m glas_bench ...`; it is killed when the test ends."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glas_bench", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd or self.folder,
+            env={**self._environment(), **{k: str(v) for k, v in environment.items()}},
+        )
+        self.started.append(process)
+        return process
+
+    def ended(self, process: subprocess.Popen[str]) -> Ended:
+        """Wait for a started command."""
+        out, err = process.communicate(timeout=LONG)
+        return Ended(process.returncode, out, err)
+
+    def here(self, *arguments: object) -> Ended:
+        """Run the command line inside this process, where torch is imported already."""
+        import torch
+
+        from glas_bench import cli
+
+        out, err = io.StringIO(), io.StringIO()
+        threads = torch.get_num_threads()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(sys, "argv", ["glas-bench", *map(str, arguments)])
+            for name, value in self._environment().items():
+                monkeypatch.setenv(name, value)
+            try:
+                with (
+                    contextlib.redirect_stdout(out),
+                    contextlib.redirect_stderr(err),
+                    pytest.raises(SystemExit) as caught,
+                ):
+                    cli.run_command_line()
+            finally:
+                torch.set_num_threads(threads)
+                torch.set_flush_denormal(False)
+        return Ended(int(caught.value.code or 0), out.getvalue(), err.getvalue())
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "GLAS_BENCH_RESULTS": str(self.results)}
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def glas(tmp_path: Path, packed: Any) -> Iterator[Glas]:
+    """The command with data at hand."""
+    command = Glas(tmp_path)
+    yield command
+    command.close()
+
+
+@pytest.fixture
+def bare_glas(tmp_path: Path) -> Iterator[Glas]:
+    """The command where no data is wanted."""
+    command = Glas(tmp_path)
+    yield command
+    command.close()
+
+
+def until(
+    condition: Callable[[], Any],
+    process: subprocess.Popen[str] | None = None,
+    seconds: float = LONG,
+) -> Any:
+    """Wait until a condition holds and return it; the process must not end before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended = process is not None and process.poll() is not None
+        if found := condition():
+            return found
+        if ended:
+            assert process is not None
+            pytest.fail(f"it ended with {process.returncode}: {process.communicate()[1]}")
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds} s in vain")
+        time.sleep(0.002)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and that run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def answers(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Tell whether a process has taken over a signal."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def sets(**values: object) -> Sequence[str]:
+    """Return `--set key=value` for each."""
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]

@@ -1,0 +1,412 @@
+"""AIS against linear-Gaussian decoders, whose log p(x) is exact.
+
+A toy sees k latent directions at signal-to-noise s, so that each has a posterior standard deviation
+sd = 1 / sqrt(1 + s^2) and all carry 25 nats of information; the other latents are free.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from glas_bench import ais
+from glas_bench.ais import (
+    Annealing,
+    anneal,
+    annealed_importance_sampling,
+    bidirectional,
+    schedule,
+    seconds_ahead,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Toy:
+    """x = s z[:k] + N(0, I)."""
+
+    def __init__(self, directions, sd):
+        self.k, self.s = directions, math.sqrt(1 / sd**2 - 1)
+
+    def simulate(self, z_BD, generator):
+        noise = torch.empty_like(z_BD[:, : self.k]).normal_(generator=generator)
+        self.x_BK = self.s * z_BD[:, : self.k] + noise
+        return self.x_BK
+
+    def draw(self, images, dtype=torch.float32, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        z_BD = torch.empty(images, self.k, dtype=dtype).normal_(generator=generator)
+        return self.simulate(z_BD, generator)
+
+    def log_likelihood_for(self, x_BK):
+        def log_likelihood(z_CBD):
+            assert bool(z_CBD.isfinite().all())
+            rest = x_BK - self.s * z_CBD[..., : self.k]
+            return -rest.square().sum(-1) / 2 - self.k * math.log(2 * math.pi) / 2
+
+        return log_likelihood
+
+    def exact(self, x_BK):
+        law = torch.distributions.Normal(0.0, math.sqrt(1 + self.s**2))
+        return law.log_prob(x_BK.double()).sum(-1)
+
+
+SOFT, STIFF = Toy(30, math.exp(-25 / 30)), Toy(10, math.exp(-25 / 10))
+
+
+def mean_and_error(a_B):
+    return float(a_B.mean()), float(a_B.std()) / math.sqrt(len(a_B))
+
+
+# The least and most bias are the published sketch's .01-.13 (soft, 300), .55 (soft, 100, 1,600
+# latents) and 2.6 (stiff, 100), with four standard errors of so few images.
+@pytest.mark.parametrize(
+    ("toy", "latents", "temperatures", "chains", "images", "most"),
+    [
+        pytest.param(SOFT, 64, 300, 16, 10, 0.6, id="soft-64"),
+        pytest.param(SOFT, 1600, 100, 8, 4, 2.5, id="soft-1600"),
+        pytest.param(STIFF, 64, 300, 16, 8, 1.5, id="stiff-64"),
+    ],
+)
+def test_both_ways_bracket_the_exact_value(toy, latents, temperatures, chains, images, most):
+    how = Annealing(temperatures=temperatures, chains=chains, pilot=128, seed=1)
+    result = bidirectional(toy.log_likelihood_for, toy.simulate, latents, images, how)
+    exact_B = toy.exact(toy.x_BK)
+    below, below_error = mean_and_error(exact_B - result.forward.log_p_B)
+    above, above_error = mean_and_error(result.reverse.log_p_B - exact_B)
+    assert -3 * below_error < below < most
+    assert -3 * above_error < above < most
+    assert below_error < most / 3
+    assert above_error < most / 3
+    assert result.gap == pytest.approx(below + above)
+    assert result.gap_error == pytest.approx(mean_and_error(result.gap_B)[1])
+    for walk in (result.forward, result.reverse):
+        assert 0.55 < float(walk.acceptance_B.mean()) < 0.9
+
+
+def test_the_standard_error_is_that_of_the_images():
+    x_BK = SOFT.draw(24)
+    how = Annealing(temperatures=200, leapfrog=6, pilot=64, seed=2)
+    result = anneal(SOFT.log_likelihood_for, x_BK, 40, how)
+    assert float(result.spread_B.mean()) < 1.8
+    off_B = result.log_p_B - SOFT.exact(x_BK)
+    assert 0.5 < float((result.error_B.square().mean() / off_B.square().mean()).sqrt()) < 1.5
+
+
+def test_jitter_breaks_resonance():
+    """Twelve steps of 2 sin(pi / 12) are one turn, after which a steady step is where it was."""
+    how = Annealing(chains=200)
+    noise = ais._Noise(how, "test", [0])
+    walkers = ais._Walkers(lambda z: 0 * z.sum(-1), noise(200, 5))
+    before_CBD = walkers.z_CBD
+    walkers.move(0.5, torch.tensor([2 * math.sin(math.pi / 12)]), noise, 12)
+    moved_C = (walkers.z_CBD - before_CBD).square().mean((1, 2)).sqrt()
+    assert float(moved_C.mean()) > 0.8
+    # The jitter reaches down to .6 of a turn, and up to 1.2, where one comes again to where it was.
+    assert float((moved_C < 0.3).double().mean()) < 0.25
+
+
+def test_the_named_function_gives_log_p():
+    x_BK = SOFT.draw(4)
+    estimate_B = annealed_importance_sampling(
+        SOFT.log_likelihood_for(x_BK), 64, 4, chains=16, temperatures=100, leapfrog=5, seed=0
+    )
+    assert estimate_B.shape == (4,)
+    assert estimate_B.dtype == torch.float64
+    assert float((estimate_B - SOFT.exact(x_BK)).abs().max()) < 1.5
+    how = Annealing(temperatures=100, leapfrog=5)
+    assert torch.equal(estimate_B, anneal(SOFT.log_likelihood_for, x_BK, 64, how).log_p_B)
+
+
+def test_more_temperatures_come_nearer():
+    x_BK = STIFF.draw(12)
+    short, long = (
+        STIFF.exact(x_BK)
+        - anneal(STIFF.log_likelihood_for, x_BK, 16, Annealing(temperatures=n)).log_p_B
+        for n in (30, 300)
+    )
+    assert float(short.mean()) > float(long.mean()) + 2
+
+
+@pytest.mark.parametrize("temperatures", [2, 12])
+def test_the_mean_weight_is_unbiased(temperatures):
+    """The weights of 3,000 runs on one image average to p(x), though their logarithms do not."""
+    toy = Toy(2, 0.35)
+    x_BK = torch.tensor([[1.5, -2.0]], dtype=torch.float64).expand(3000, -1)
+    how = Annealing(
+        chains=2, temperatures=temperatures, leapfrog=3, pilot=16, dtype=torch.float64, seed=4
+    )
+    result = anneal(toy.log_likelihood_for, x_BK, 3, how)
+    log_ratio_CB = result.log_w_CB - toy.exact(x_BK)
+    ratio, error = mean_and_error(log_ratio_CB.exp().mean(0))
+    assert error < 0.04
+    assert abs(ratio - 1) < 3.5 * error
+    log_ratio, log_error = mean_and_error(log_ratio_CB.mean(0))
+    assert log_ratio < -10 * log_error
+
+
+def test_the_mean_inverse_weight_of_the_way_back_is_unbiased():
+    toy = Toy(2, 0.5)
+    how = Annealing(chains=1, temperatures=12, leapfrog=3, pilot=16, dtype=torch.float64, seed=2)
+    result = bidirectional(toy.log_likelihood_for, toy.simulate, 3, 3000, how)
+    log_ratio_B = toy.exact(toy.x_BK) - result.reverse.log_w_CB[0]
+    ratio, error = mean_and_error(log_ratio_B.exp())
+    assert error < 0.04
+    assert abs(ratio - 1) < 3.5 * error
+    assert float(log_ratio_B.mean()) < -0.05
+
+
+def test_one_temperature_is_importance_sampling_from_the_prior():
+    toy = Toy(1, 0.6)
+    x_BK = toy.draw(3, torch.float64)
+    how = Annealing(chains=20_000, temperatures=1, leapfrog=1, pilot=16, dtype=torch.float64)
+    result = anneal(toy.log_likelihood_for, x_BK, 1, how)
+    off_B = (result.log_p_B - toy.exact(x_BK)).abs()
+    assert bool((off_B < 4 * result.error_B).all())
+    assert float(result.error_B.max()) < 0.03
+
+
+def test_chunks_change_nothing():
+    x_BK = SOFT.draw(7, torch.float64)
+    how = {"chains": 4, "temperatures": 20, "leapfrog": 4, "dtype": torch.float64, "seed": 3}
+    whole = anneal(SOFT.log_likelihood_for, x_BK, 40, Annealing(**how))
+    parts = anneal(SOFT.log_likelihood_for, x_BK, 40, Annealing(chunk=3, **how))
+    for name in ("log_p_B", "error_B", "log_w_CB", "spread_B", "acceptance_B", "step_size_KB"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+
+    some = [5, 2]
+    look = SOFT.log_likelihood_for(x_BK[some])
+    named = annealed_importance_sampling(look, 40, 2, image_index=some, **how)
+    torch.testing.assert_close(named, whole.log_p_B[some])
+    unnamed = annealed_importance_sampling(look, 40, 2, **how)
+    assert float((unnamed - whole.log_p_B[some]).abs().min()) > 1e-3
+
+
+def test_both_ways_do_not_depend_on_chunks_either():
+    how = {"chains": 2, "temperatures": 10, "leapfrog": 3, "dtype": torch.float64, "pilot": 20}
+    whole, parts = (
+        bidirectional(SOFT.log_likelihood_for, SOFT.simulate, 32, 5, Annealing(chunk=c, **how))
+        for c in (None, 2)
+    )
+    torch.testing.assert_close(parts.gap_B, whole.gap_B)
+
+
+def test_the_seed_decides():
+    x_BK = SOFT.draw(2)
+    runs = [
+        anneal(SOFT.log_likelihood_for, x_BK, 32, Annealing(temperatures=5, pilot=16, seed=s))
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(runs[0].log_w_CB, runs[1].log_w_CB)
+    assert bool((runs[0].log_w_CB != runs[2].log_w_CB).all())
+
+
+def test_the_step_size_is_frozen_after_the_pilot(monkeypatch):
+    seen = []
+    move = ais._Walkers.move
+
+    def spied(self, beta, step_B, noise, leapfrog):
+        seen.append((beta, step_B.clone()))
+        return move(self, beta, step_B, noise, leapfrog)
+
+    monkeypatch.setattr(ais._Walkers, "move", spied)
+    how = Annealing(temperatures=40, seed=0)
+    result = bidirectional(STIFF.log_likelihood_for, STIFF.simulate, 12, 3, how)
+    pilot, forth, back = (
+        seen[: how.moves(0, pilot=True)],
+        seen[how.moves(0, pilot=True) : how.moves(1, pilot=True)],
+        seen[how.moves(1, pilot=True) :],
+    )
+    assert len({tuple(step.tolist()) for _, step in pilot}) > 100
+    # Both walks, with noise and states of their own, make each move with one and the same step.
+    assert len(forth) == len(back) == 39
+    for (beta, step_B), (beta_back, step_back_B) in zip(forth, back[::-1], strict=True):
+        assert beta == beta_back
+        assert torch.equal(step_B, step_back_B)
+    steps_KB = result.forward.step_size_KB
+    assert torch.equal(steps_KB, result.reverse.step_size_KB)
+    for t, (_, step_B) in enumerate(forth, 1):
+        torch.testing.assert_close(step_B, ais._step_at(steps_KB, t / 40))
+        assert bool((step_B >= steps_KB.min(0).values).all())
+    assert bool((steps_KB[-1] < steps_KB[0] / 2).all()), "a stiff posterior takes smaller steps"
+    assert len(set(steps_KB[-1].tolist())) == 3, "each image has its own"
+
+
+def test_the_pilot_reaches_the_acceptance_that_it_is_asked():
+    x_BK = STIFF.draw(6)
+    for asked in (0.65, 0.9):
+        how = Annealing(temperatures=150, acceptance=asked)
+        result = anneal(STIFF.log_likelihood_for, x_BK, 200, how)
+        assert float(result.acceptance_B.mean()) == pytest.approx(asked, abs=0.06)
+
+
+WRONG = {
+    "nan": lambda z: torch.full_like(z, torch.nan),
+    "inf": lambda z: torch.full_like(z, torch.inf),
+    "-inf": lambda z: torch.full_like(z, -torch.inf),
+    "nan with its gradient": lambda z: torch.log(-z.abs()),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_where_the_likelihood_is_not_finite_nothing_goes(wrong):
+    """Half the prior's mass is cut off, so p(x) is half of what it was."""
+    toy = Toy(4, 0.4)
+    x_BK = toy.draw(12, torch.float64)
+
+    def log_likelihood_for(x_BK):
+        whole = toy.log_likelihood_for(x_BK)
+
+        def log_likelihood(z_CBD):
+            cut_CB = z_CBD[..., -1]
+            return torch.where(cut_CB > 0, WRONG[wrong](cut_CB), whole(z_CBD))
+
+        return log_likelihood
+
+    how = Annealing(chains=32, temperatures=60, leapfrog=5, pilot=60, dtype=torch.float64)
+    result = anneal(log_likelihood_for, x_BK, 6, how)
+    assert bool(result.log_p_B.isfinite().all())
+    assert bool(result.error_B.isfinite().all())
+    assert 0.3 < float(result.log_w_CB.isfinite().double().mean()) < 0.7
+    off, error = mean_and_error(result.log_p_B - toy.exact(x_BK) + math.log(2))
+    assert error < 0.15
+    assert abs(off) < 4 * error
+
+
+def test_a_likelihood_that_is_finite_nowhere_gives_minus_infinity():
+    how = Annealing(chains=2, temperatures=3, leapfrog=2, pilot=16)
+    result = anneal(lambda _: lambda z: z.sum(-1) * torch.nan, torch.zeros(2, 1), 3, how)
+    assert result.log_p_B.tolist() == [-math.inf] * 2
+    assert result.error_B.tolist() == [math.inf] * 2
+    assert bool((result.acceptance_B == 0).all())
+    with pytest.raises(ValueError, match="not finite at the z"):
+        bidirectional(lambda _: lambda z: z.sum(-1) * torch.nan, lambda z, _: z, 3, 2, how)
+
+
+def test_a_likelihood_without_latents_is_exact():
+    constant = torch.tensor([-3.0, -5.0])
+    for scale in (0.0, torch.zeros(1, requires_grad=True)):
+        got = annealed_importance_sampling(
+            lambda z, scale=scale: constant + scale + torch.zeros(z.shape[:2]),
+            4,
+            2,
+            chains=3,
+            temperatures=6,
+            leapfrog=2,
+        )
+        torch.testing.assert_close(got, constant.double())
+
+
+def test_one_chain_does_not_know_its_error():
+    how = Annealing(chains=1, temperatures=4, leapfrog=2, pilot=16)
+    result = anneal(SOFT.log_likelihood_for, SOFT.draw(2), 32, how)
+    assert result.error_B.tolist() == [math.inf] * 2
+    assert result.spread_B.tolist() == [0, 0]
+    torch.testing.assert_close(result.log_p_B, result.log_w_CB[0])
+
+
+@pytest.mark.parametrize("temperatures", [1, 2, 7, 1000])
+def test_the_schedule_is_a_sigmoid_from_0_to_1(temperatures):
+    betas = schedule(temperatures)
+    assert len(betas) == temperatures + 1
+    assert (betas[0], betas[-1]) == (0.0, 1.0)
+    assert all(a < b for a, b in itertools.pairwise(betas))
+    assert [1 - b for b in reversed(betas)] == pytest.approx(betas)
+    if temperatures == 1000:
+        ends = 1 / (1 + math.exp(4))
+        assert betas[250] == pytest.approx((1 / (1 + math.exp(2)) - ends) / (1 - 2 * ends))
+
+
+def test_progress_ends_at_its_total():
+    calls = []
+    how = Annealing(chains=2, temperatures=5, leapfrog=2, pilot=16, chunk=2)
+    x_BK = SOFT.draw(3)
+    anneal(SOFT.log_likelihood_for, x_BK, 32, how, progress=lambda *c: calls.append(c))
+    total = 2 * (24 + 16 + 4)
+    assert calls == [(i, total) for i in range(1, total + 1)]
+    calls.clear()
+    bidirectional(
+        SOFT.log_likelihood_for,
+        SOFT.simulate,
+        32,
+        3,
+        how,
+        progress=lambda *c: calls.append(c),
+    )
+    assert calls == [(i, total + 8) for i in range(1, total + 9)]
+
+
+def test_the_time_ahead_is_that_of_the_moves(monkeypatch):
+    """The clock here counts the images that the likelihood has looked at."""
+    looked = 0
+
+    def log_likelihood_for(x_BK):
+        whole = SOFT.log_likelihood_for(x_BK)
+
+        def log_likelihood(z_CBD):
+            nonlocal looked
+            looked += z_CBD.shape[1]
+            return whole(z_CBD)
+
+        return log_likelihood
+
+    monkeypatch.setattr(ais, "time", SimpleNamespace(perf_counter=lambda: float(looked)))
+    how = Annealing(chains=2, temperatures=30, leapfrog=3, pilot=16, chunk=2)
+    x_BK = SOFT.draw(5)
+    ahead = seconds_ahead(log_likelihood_for, x_BK, 32, how)
+    looked = 0
+    anneal(log_likelihood_for, x_BK, 32, how)
+    first_looks = 2 * len(x_BK)  # the pilot's and the walk's
+    assert ahead == looked - first_looks
+    looked = 0
+    ahead = seconds_ahead(log_likelihood_for, x_BK, 32, how, walks=2)
+    looked = 0
+    bidirectional(log_likelihood_for, SOFT.simulate, 32, 5, how)
+    assert ahead == looked - 3 * len(x_BK)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"chains": 0}, "chains must be at least 1, got 0"),
+        ({"temperatures": 0}, "temperatures must be at least 1"),
+        ({"leapfrog": -1}, "leapfrog must be at least 1, got -1"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"pilot": 3}, "pilot must be at least 16, got 3"),
+        ({"acceptance": 1.0}, "acceptance must lie between 0 and 1"),
+    ],
+)
+def test_settings_that_cannot_be(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Annealing(**wrong)
+
+
+def test_inputs_that_cannot_be():
+    how = {"chains": 2, "temperatures": 2, "leapfrog": 1}
+    with pytest.raises(ValueError, match=r"= \[2, 3\], got \[3\]"):
+        annealed_importance_sampling(lambda z: z.sum((0, 2)), 4, 3, **how)
+    with pytest.raises(ValueError, match="at least one image"):
+        annealed_importance_sampling(lambda z: z.sum(-1), 4, 0, **how)
+    with pytest.raises(ValueError, match="names 2 images, x has 3"):
+        annealed_importance_sampling(lambda z: z.sum(-1), 4, 3, image_index=[0, 1], **how)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_brackets_the_exact_value_too():
+    how = Annealing(temperatures=300, device="cuda", chunk=4)
+    result = bidirectional(SOFT.log_likelihood_for, SOFT.simulate, 64, 8, how)
+    below, error = mean_and_error(SOFT.exact(SOFT.x_BK) - result.forward.log_p_B)
+    assert result.gap_B.device.type == "cuda"
+    assert -3 * error < below < 0.6
+    assert abs(result.gap) < 1

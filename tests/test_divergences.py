@@ -1,0 +1,634 @@
+"""The closed forms against quadrature, torch.distributions and each other."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+from torch.distributions import Normal, Uniform, kl_divergence
+
+from glas_bench.divergences import (
+    kl_normal,
+    kl_uniform,
+    log1p_chi2_normal,
+    min_chi2_kl,
+    min_chi2_kl_knots,
+    min_chi2_log_prob,
+    moment_chi2,
+    renyi_normal,
+    squared_hellinger_normal,
+)
+
+pytestmark = pytest.mark.usefixtures("_float64")
+
+MEANS = st.floats(-6, 6)
+STDS = st.floats(0.02, 8)
+few = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@pytest.fixture
+def _float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def integral(function: Callable[[np.ndarray], np.ndarray], ends: Iterable[float]) -> float:
+    """Composite Gauss-Legendre quadrature, 40 nodes between every two neighbours of `ends`."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    low, high = np.array(list(itertools.pairwise(sorted(set(ends))))).T
+    half = (high - low) / 2
+    values = function((low + half)[:, None] + half[:, None] * nodes)
+    return math.fsum((values @ weights) * half)
+
+
+def around(mean: float, std: float) -> np.ndarray:
+    """Ends of panels that hold a Gaussian factor to the last digit."""
+    return mean + std * np.linspace(-14, 14, 29)
+
+
+def log_normal_density(z: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
+    return -(((z - mean) / std) ** 2) / 2 - math.log(std) - math.log(2 * math.pi) / 2
+
+
+def both(m: float, s: float, function: Callable[[Tensor, Tensor], Tensor]) -> float:
+    return function(torch.tensor(m), torch.tensor(s)).item()
+
+
+# --- Gaussians -------------------------------------------------------------------------------
+
+
+@few
+@given(MEANS, STDS)
+@example(0.0, 1.0)
+@example(1e-3, 1.0)
+def test_kl_normal_is_the_integral_and_what_torch_says(m, s):
+    def integrand(z: np.ndarray) -> np.ndarray:
+        log_q = log_normal_density(z, m, s)
+        return np.exp(log_q) * (log_q - log_normal_density(z))
+
+    got = both(m, s, kl_normal)
+    assert got == pytest.approx(integral(integrand, around(m, s)), rel=1e-9, abs=1e-14)
+    torchs = kl_divergence(Normal(torch.tensor(m), torch.tensor(s)), Normal(0.0, 1.0))
+    assert got == pytest.approx(torchs.item(), rel=1e-9, abs=1e-14)
+
+
+@few
+@given(MEANS, STDS)
+@example(0.0, 1.0)
+def test_squared_hellinger_is_half_the_squared_distance_of_the_roots(m, s):
+    def integrand(z: np.ndarray) -> np.ndarray:
+        return (np.exp(log_normal_density(z, m, s) / 2) - np.exp(log_normal_density(z) / 2)) ** 2
+
+    ends = (*around(m, s), *around(0, 1))
+    assert both(m, s, squared_hellinger_normal) == pytest.approx(
+        integral(integrand, ends) / 2, rel=1e-9, abs=1e-14
+    )
+
+
+def log_of_power_integral(m: float, s: float, alpha: float) -> float:
+    """ln int q^a p^(1-a): a Gaussian up to a factor, which is taken out at its peak."""
+
+    def exponent(z: np.ndarray) -> np.ndarray:
+        return alpha * log_normal_density(z, m, s) + (1 - alpha) * log_normal_density(z)
+
+    variance = alpha + (1 - alpha) * s * s
+    mean = alpha * m / variance
+    peak = exponent(np.array(mean))
+    area = integral(lambda z: np.exp(exponent(z) - peak), around(mean, s / math.sqrt(variance)))
+    return math.log(area) + float(peak)
+
+
+@few
+@given(st.floats(-3, 3), st.floats(0.05, 1.4))
+@example(0.0, 1.0)
+def test_log1p_chi2_is_the_log_of_the_integral_of_q_squared_over_p(m, s):
+    expected = log_of_power_integral(m, s, 2)
+    assert both(m, s, log1p_chi2_normal) == pytest.approx(expected, rel=1e-9, abs=1e-13)
+
+
+@few
+@given(st.floats(-3, 3), st.floats(0.1, 3), st.floats(0.02, 4))
+def test_renyi_is_the_log_of_the_integral_of_q_to_the_a(m, s, alpha):
+    assume(abs(alpha - 1) > 0.01)
+    assume(alpha + (1 - alpha) * s * s > 0.02)
+    got = both(m, s, lambda mean, std: renyi_normal(mean, std, alpha))
+    expected = log_of_power_integral(m, s, alpha) / (alpha - 1)
+    assert got == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@few
+@given(MEANS, STDS)
+def test_renyi_passes_through_the_named_divergences(m, s):
+    mean, std = torch.tensor(m), torch.tensor(s)
+    torch.testing.assert_close(renyi_normal(mean, std, 1), kl_normal(mean, std), rtol=0, atol=0)
+    torch.testing.assert_close(
+        renyi_normal(mean, std, 1 - 1e-9), kl_normal(mean, std), rtol=1e-6, atol=1e-9
+    )
+    assert renyi_normal(mean, std, 0).abs() < 1e-14
+    # -2 ln(1 - H^2) loses its digits where H^2 is next to 1
+    hellinger = squared_hellinger_normal(mean, std)
+    if hellinger < 0.999:
+        torch.testing.assert_close(
+            renyi_normal(mean, std, 0.5), -2 * torch.log1p(-hellinger), rtol=1e-12, atol=1e-14
+        )
+
+
+def test_divergences_at_points_worked_out_by_hand():
+    assert both(0.5, 0.5, kl_normal) == pytest.approx(0.125 + 0.125 - 0.5 + math.log(2))
+    assert both(0.0, 0.01, squared_hellinger_normal) == pytest.approx(0.859, abs=5e-4)
+    assert both(0.0, 0.01, kl_normal) == pytest.approx(4.1, abs=0.01)
+    assert both(1.3, 1.0, log1p_chi2_normal) == pytest.approx(1.69)  # m^2, that is 2 KL
+    joint = 1 - (1 - both(0.2, 0.8, squared_hellinger_normal)) ** 1600
+    assert joint == pytest.approx(1.0, abs=1e-3)
+    assert 1600 * both(0.2, 0.8, squared_hellinger_normal) == pytest.approx(29.2, abs=0.05)
+    assert 1600 * both(0.2, 0.8, kl_normal) == pytest.approx(101, abs=0.5)
+
+
+def test_the_divergences_come_in_their_order():
+    generator = torch.Generator().manual_seed(0)
+    mean = 3 * torch.randn(200_000, generator=generator)
+    std = torch.exp(torch.randn(200_000, generator=generator))
+    mean[:50_000] *= 1e-3
+    std[:50_000] = 1 + 1e-3 * torch.randn(50_000, generator=generator)
+    hellinger = squared_hellinger_normal(mean, std)
+    log1p_chi2 = log1p_chi2_normal(mean, std)
+    rising = [
+        2 * hellinger,
+        renyi_normal(mean, std, 0.5),
+        kl_normal(mean, std),
+        renyi_normal(mean, std, 1.5),
+        log1p_chi2,
+        torch.expm1(log1p_chi2),
+    ]
+    assert (hellinger >= 0).all()
+    assert (hellinger <= 1).all()
+    for low, high in itertools.pairwise(rising):
+        assert (low <= high * (1 + 1e-12) + 1e-15).all()
+        assert (low < high).double().mean() > 0.5
+
+
+def test_chi2_and_renyi_are_infinite_outside_their_domain_with_finite_gradients():
+    mean = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], requires_grad=True)
+    std = torch.tensor([1.5, 40.0, math.sqrt(2) + 1e-6, math.sqrt(2) - 1e-6, 1.0])
+    std.requires_grad_()
+    value = log1p_chi2_normal(mean, std)
+    assert value.isinf().tolist() == [True, True, True, False, False]
+    assert (value > 0).all()
+    value.sum().backward()
+    assert mean.grad is not None
+    assert std.grad is not None
+    assert mean.grad.isfinite().all()
+    assert std.grad.isfinite().all()
+    assert mean.grad[3] > 1e4  # the wall that keeps s^2 below 2
+    # V = a + (1 - a) s^2 vanishes at s^2 = a / (a - 1)
+    edge = math.sqrt(3 / 2)
+    assert renyi_normal(torch.tensor(0.1), torch.tensor(edge + 1e-9), 3.0).isinf()
+    assert renyi_normal(torch.tensor(0.1), torch.tensor(edge - 1e-9), 3.0).isfinite()
+    on_edge = torch.tensor(1.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    value = renyi_normal(*on_edge, 1.125)  # V = 9/8 - 9/8 exactly
+    assert value.isinf()
+    assert torch.autograd.grad(value, on_edge) == (0, 0)
+    # below order 1 there is no edge
+    assert renyi_normal(torch.tensor(0.1), torch.tensor(1e6), 0.9).isfinite()
+
+
+@pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
+def test_renyi_refuses_an_order_that_is_none(alpha):
+    with pytest.raises(ValueError, match="not negative"):
+        renyi_normal(torch.zeros(1), torch.ones(1), alpha)
+
+
+NORMAL_FORMS = {
+    "kl": (kl_normal, 3.0),
+    "hellinger": (squared_hellinger_normal, 3.0),
+    "chi2": (log1p_chi2_normal, 1.4),
+    "renyi-0.3": (lambda m, s: renyi_normal(m, s, 0.3), 3.0),
+    "renyi-1.2": (lambda m, s: renyi_normal(m, s, 1.2), 2.4),
+}
+
+
+@pytest.mark.parametrize("name", NORMAL_FORMS)
+def test_gradients_are_right_everywhere_inside(name):
+    function, widest = NORMAL_FORMS[name]
+    mean = torch.tensor([0.0, 1e-3, -2.0, 0.5, 0.0, 3.0]).requires_grad_()
+    std = torch.tensor([1.0, 1.0, 1e-2, widest, 0.7, 0.3]).requires_grad_()
+    assert torch.autograd.gradcheck(function, (mean, std), eps=1e-7, rtol=1e-4)
+    at_prior = torch.tensor(0.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    slopes = torch.autograd.grad(function(*at_prior), at_prior)
+    assert slopes == (0, 0)  # q = p is the minimum
+
+
+@pytest.mark.parametrize("name", NORMAL_FORMS)
+def test_gradients_are_finite_for_the_narrowest_posteriors_in_float32(name):
+    function, _ = NORMAL_FORMS[name]
+    mean = torch.tensor([0.0, 5.0, -30.0], dtype=torch.float32, requires_grad=True)
+    std = torch.tensor([1e-8, 1e-12, 1e-15], dtype=torch.float32, requires_grad=True)
+    value = function(mean, std)
+    assert value.isfinite().all()
+    for slope in torch.autograd.grad(value.sum(), (mean, std)):
+        assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "rtol"), [("kl", 1e-3), ("hellinger", 1e-5), ("chi2", 2e-3)])
+def test_float32_keeps_its_digits_next_to_the_prior(name, rtol):
+    """Written as they are printed, the forms have an error of 1e-7, more than these values."""
+    function, _ = NORMAL_FORMS[name]
+    mean = torch.tensor([0.0, 3e-4, 3e-4, 0.0], dtype=torch.float32)
+    std = torch.tensor([1.0, 1.0, 1 - 2e-4, 1 + 5e-4], dtype=torch.float32)
+    value = function(mean, std)
+    assert value.dtype == torch.float32
+    exact = function(mean.double(), std.double())
+    assert (exact[1:] < 6e-7).all()
+    torch.testing.assert_close(value.double(), exact, rtol=rtol, atol=0)
+    assert value[0] == 0
+
+
+# --- uniform laws and the moment bound -------------------------------------------------------
+
+
+@few
+@given(st.floats(0, 1), st.floats(0, 1))
+@example(0.0, 1.0)
+def test_kl_uniform_is_what_torch_says_and_the_integral(a, b):
+    low, high = min(a, b), max(a, b)
+    assume(high - low > 1e-6)
+    got = both(low, high, kl_uniform)
+    q = Uniform(torch.tensor(low), torch.tensor(high))
+    assert got == pytest.approx(kl_divergence(q, Uniform(0.0, 1.0)).item(), rel=1e-12, abs=1e-15)
+    width = high - low
+    mean_log_ratio = integral(lambda z: np.log(1 / width) / width + 0 * z, (low, high))
+    assert got == pytest.approx(mean_log_ratio, rel=1e-9, abs=1e-14)
+
+
+def test_kl_uniform_is_infinite_where_q_sticks_out_or_is_empty():
+    low = torch.tensor([-1e-9, 0.5, 0.5, 0.7, -0.5, 0.25], requires_grad=True)
+    high = torch.tensor([0.5, 1 + 1e-9, 0.5, 0.2, 1.5, 0.75], requires_grad=True)
+    value = kl_uniform(low, high)
+    assert value[:5].isinf().all()
+    assert (value > 0).all()
+    assert value[5].item() == pytest.approx(math.log(2))
+    slopes = torch.autograd.grad(value.sum(), (low, high))
+    assert slopes[0].tolist() == [0, 0, 0, 0, 0, 2]
+    assert slopes[1].tolist() == [0, 0, 0, 0, 0, -2]
+
+
+def test_kl_uniform_is_log1p_chi2_of_the_uniform():
+    chi2 = integral(lambda z: (1 / 0.4) ** 2 + 0 * z, (0.2, 0.6))
+    assert both(0.2, 0.6, kl_uniform) == pytest.approx(math.log(chi2), rel=1e-12)
+
+
+def test_moment_chi2_and_its_missing_order_with_kl():
+    assert moment_chi2(torch.tensor(0.4), 0.5, 1 / 12).item() == pytest.approx(0.113, abs=5e-4)
+    charge = moment_chi2(torch.tensor([0.0, 2.0, 1.0]), 0.0, 1.0)
+    assert charge.tolist() == pytest.approx([0, 1.6094379, 0.6931472])
+    kl = kl_normal(torch.tensor([0.0, 2.0, 1.0]), torch.tensor([0.1, 1.0, 1.0]))
+    assert (charge < kl).tolist() == [True, True, False]
+    tensors = moment_chi2(torch.tensor(0.4), torch.tensor(0.5), torch.tensor(1 / 12))
+    assert tensors == moment_chi2(torch.tensor(0.4), 0.5, 1 / 12)
+
+
+@few
+@given(st.floats(-3, 3), st.floats(0.05, 1.4))
+def test_moment_chi2_is_a_lower_bound_of_log1p_chi2(m, s):
+    assert moment_chi2(torch.tensor(m), 0.0, 1.0) <= both(m, s, log1p_chi2_normal) + 1e-12
+
+
+@few
+@given(st.floats(-3, 3))
+def test_moment_chi2_has_the_gradient_of_its_formula(m):
+    mean = torch.tensor([m], requires_grad=True)
+    assert torch.autograd.gradcheck(lambda mean: moment_chi2(mean, 0.3, 0.7), mean)
+
+
+# --- the min-chi2 sampler --------------------------------------------------------------------
+
+
+def min_chi2_moment(m: float, function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
+    """int f(z) function(z, ln f(z)) dz with z = edge +- t^2, which removes the pole at the edge."""
+    edge, sign = -1 / (4 * m), math.copysign(1, m)
+
+    def integrand(t: np.ndarray) -> np.ndarray:
+        z = edge + sign * t * t
+        log_f = min_chi2_log_prob(torch.from_numpy(z), torch.tensor(m)).numpy()
+        return 2 * t * np.exp(log_f) * function(z, log_f)
+
+    # z = s (1 + m s) is edge + m (s + 1 / (2 m))^2, so a draw s lies at t = sqrt|m| |s + 1/(2m)|
+    t = math.sqrt(abs(m)) * np.abs(np.linspace(-12, 12, 49) + 1 / (2 * m))
+    # the last roundings before the edge are left out
+    return integral(integrand, (1e-6, *t[t > 1e-6]))
+
+
+@pytest.mark.parametrize("m", [0.05, 0.25, -0.5, 1.0, -2.0, 5.0])
+def test_min_chi2_is_a_law_with_mean_m_and_variance_one_plus_two_m_square(m):
+    assert min_chi2_moment(m, lambda z, _: np.ones_like(z)) == pytest.approx(1, abs=1e-5)
+    assert min_chi2_moment(m, lambda z, _: z) == pytest.approx(m, rel=1e-4)
+    variance = min_chi2_moment(m, lambda z, _: (z - m) ** 2)
+    assert variance == pytest.approx(1 + 2 * m * m, rel=1e-4)
+
+
+@pytest.mark.parametrize("m", [-0.7, 0.1, 0.5, 3.0])
+def test_min_chi2_log_prob_is_the_density_of_the_sampler(m):
+    """The mass of each of 20 cells between quantiles of draws is a twentieth."""
+    s = np.random.default_rng(0).standard_normal(400_000)
+    z = s * (1 + m * s)
+    ends = np.quantile(z, np.linspace(0, 1, 21)[1:-1])
+    edge = -1 / (4 * m)
+    for low, high in itertools.pairwise(ends):
+        # t^2 = |z - edge| again; both ends lie on the same side of the edge
+        t_low, t_high = sorted((math.sqrt(abs(low - edge)), math.sqrt(abs(high - edge))))
+        t = np.linspace(t_low, t_high, 2001)
+        density = min_chi2_log_prob(
+            torch.from_numpy(edge + math.copysign(1, m) * t**2), torch.tensor(m)
+        ).exp()
+        mass = np.trapezoid(2 * t * density.numpy(), t)
+        assert mass == pytest.approx(1 / 20, abs=5 * math.sqrt(0.05 * 0.95 / 400_000))
+
+
+def test_min_chi2_log_prob_by_its_two_roots():
+    """f(z) = [phi((-1 + r)/(2 m)) + phi((-1 - r)/(2 m))] / r, as the density is usually written."""
+    z = torch.linspace(-6, 6, 97)
+    for m in (0.04, -0.2, 0.5, -1.7, 6.0):
+        r = torch.sqrt((1 + 4 * m * z).clamp(min=0))
+        roots = torch.stack([(-1 + r) / (2 * m), (-1 - r) / (2 * m)])
+        density = torch.exp(-roots.square() / 2).sum(0) / math.sqrt(2 * math.pi) / r
+        inside = 1 + 4 * m * z > 1e-9
+        got = min_chi2_log_prob(z, torch.tensor(m))
+        torch.testing.assert_close(got.exp()[inside], density[inside], rtol=1e-9, atol=0)
+        assert (got[1 + 4 * m * z < -1e-9] == -math.inf).all()
+        assert inside.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_min_chi2_log_prob_is_continuous_at_zero(dtype):
+    z = torch.linspace(-5, 5, 41, dtype=dtype)
+    normal = Normal(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype)).log_prob(z)
+    for m in (0.0, 1e-8, -1e-8, 1e-30):
+        mean = torch.full_like(z, m, requires_grad=True)
+        got = min_chi2_log_prob(z, mean)
+        torch.testing.assert_close(got, normal, rtol=1e-6, atol=2e-6)
+        (slope,) = torch.autograd.grad(got.sum(), mean)
+        # the first-order perturbation of the normal law is m (He_1 + He_3) = m (z^3 - 2 z)
+        torch.testing.assert_close(slope, z**3 - 2 * z, rtol=1e-4, atol=1e-4)
+
+
+def test_min_chi2_log_prob_has_the_gradients_of_its_formula():
+    z = torch.tensor([0.3, -1.0, 4.0, -2.0, 0.7, -0.16]).requires_grad_()
+    mean = torch.tensor([0.0, 0.2, 1.5, -0.6, -0.3, 1.5]).requires_grad_()
+    assert torch.autograd.gradcheck(min_chi2_log_prob, (z, mean), eps=1e-8, rtol=1e-4)
+
+
+def test_min_chi2_log_prob_outside_has_zero_gradient():
+    z = torch.tensor([-2.0, 9.0], requires_grad=True)
+    mean = torch.tensor([0.5, -0.5], requires_grad=True)
+    value = min_chi2_log_prob(z, mean)
+    assert (value == -math.inf).all()
+    for slope in torch.autograd.grad(value.sum(), (z, mean)):
+        assert slope.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("m", [0.5, -1.0, 5.0])
+def test_every_rounded_draw_lies_in_the_support(m):
+    """A draw next to the edge, rounded to the far side of it, must not weigh nothing."""
+    near = -1 / (2 * m) + torch.linspace(-1e-3, 1e-3, 100_001, dtype=torch.float32)
+    z = (near * (1 + m * near)).requires_grad_()
+    assert (1 + 4 * m * z <= 0).any()  # the case is there
+    log_prob = min_chi2_log_prob(z, torch.tensor(m, dtype=torch.float32))
+    assert log_prob.isfinite().all()
+    (slope,) = torch.autograd.grad(log_prob.sum(), z)
+    assert slope.isfinite().all()
+
+
+def min_chi2_kl_by_quadrature(m: float) -> float:
+    """E_s[ln(phi(s) + phi(-1/m - s)) - ln|1 + 2 m s| - ln phi(z)], panels graded to the log's pole.
+
+    The terms in s^2 and z^2 are integrated by hand, 3/2 m^2, so that the value keeps its digits.
+    """
+
+    def integrand(s: np.ndarray) -> np.ndarray:
+        # phi(-1/m - s) / phi(s) = exp(-(1 + 2 m s) / (2 m^2))
+        second_root = np.logaddexp(0, -(1 + 2 * m * s) / (2 * m * m))
+        rest = second_root - np.log(np.abs(1 + 2 * m * s)) + 2 * m * s
+        return np.exp(log_normal_density(s)) * rest
+
+    pole = -1 / (2 * m)
+    graded = 2.0 ** -np.arange(40)
+    ends = np.array(
+        [pole, *(pole + graded), *(pole - graded), *(pole + m * np.linspace(-9, 9, 13))]
+    )
+    return 1.5 * m * m + integral(integrand, (*around(0, 1), *ends[np.abs(ends) < 14]))
+
+
+PUBLISHED_KL = {
+    0.01: 0.000350,
+    0.05: 0.00883,
+    0.1: 0.0364,
+    0.2: 0.188,
+    0.3: 0.475,
+    0.5: 0.940,
+    1: 1.904,
+    2: 5.881,
+    5: 36.5,
+    10: 148.3,
+}
+
+
+@pytest.mark.parametrize("m", PUBLISHED_KL)
+def test_min_chi2_kl_gives_the_table(m):
+    got = min_chi2_kl(torch.tensor(float(m))).item()
+    assert got == pytest.approx(PUBLISHED_KL[m], rel=2e-3)
+    assert got == pytest.approx(min_chi2_kl_by_quadrature(m), rel=5e-9)
+
+
+@settings(few, max_examples=15)
+@given(st.floats(math.log(2e-3), math.log(60)), st.booleans())
+def test_min_chi2_kl_and_its_slope_are_those_of_the_integral(log_m, negative):
+    m = math.exp(log_m)
+    mean = torch.tensor(-m if negative else m, requires_grad=True)
+    value = min_chi2_kl(mean)
+    assert value.item() == pytest.approx(min_chi2_kl_by_quadrature(m), rel=5e-9, abs=1e-12)
+    value.backward()
+    assert mean.grad is not None
+    h = 1e-3 * m
+    f = [min_chi2_kl_by_quadrature(m + k * h) for k in (-2, -1, 1, 2)]
+    slope = (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h)
+    assert mean.grad.item() == pytest.approx(-slope if negative else slope, rel=2e-6)
+
+
+def test_min_chi2_kl_is_the_mean_log_ratio_of_the_density():
+    for m in (0.3, -1.0, 2.0):
+        log_p = -math.log(2 * math.pi) / 2
+        mean_log_ratio = min_chi2_moment(m, lambda z, log_f, log_p=log_p: log_f - log_p + z * z / 2)
+        assert min_chi2_kl(torch.tensor(m)).item() == pytest.approx(mean_log_ratio, rel=1e-4)
+
+
+def test_min_chi2_kl_at_its_ends():
+    mean = torch.tensor([0.0, 1e-8, 1e-4, -1e-4, 1e3, 1e6], requires_grad=True)
+    value = min_chi2_kl(mean)
+    assert value[0] == 0
+    torch.testing.assert_close(value[:4], 3.5 * mean[:4].square(), rtol=1e-6, atol=0)
+    assert value[2] == value[3]
+    wide = 1.5 * mean[4:] ** 2 - mean[4:].log() + (np.euler_gamma + math.log(2)) / 2
+    torch.testing.assert_close(value[4:], wide, rtol=1e-12, atol=0)
+    (slope,) = torch.autograd.grad(value.sum(), mean)
+    torch.testing.assert_close(slope[:4], 7 * mean[:4], rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope[4:], 3 * mean[4:], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("joint", [0.02, 16.0])
+def test_min_chi2_kl_has_no_step_where_its_pieces_meet(joint):
+    mean = torch.tensor([joint * (1 - 1e-12), joint * (1 + 1e-12)], requires_grad=True)
+    value = min_chi2_kl(mean)
+    (slope,) = torch.autograd.grad(value.sum(), mean)
+    assert value[1].item() == pytest.approx(value[0].item(), rel=1e-9)
+    assert slope[1].item() == pytest.approx(slope[0].item(), rel=1e-8)
+
+
+def test_min_chi2_kl_is_never_less_than_2_7254_times_the_published_charge():
+    mean = torch.linspace(0.01, 12, 120_000)
+    ratio = min_chi2_kl(mean) / torch.log1p(mean.square())
+    assert ratio.min().item() == pytest.approx(2.7254, abs=5e-5)
+    assert mean[ratio.argmin()].item() == pytest.approx(1.097, abs=1e-3)
+
+
+def test_min_chi2_kl_passes_gradcheck():
+    mean = torch.tensor([1e-3, -0.0199, 0.0201, 0.4, -1.0, 3.0, 15.0, -17.0], requires_grad=True)
+    assert torch.autograd.gradcheck(min_chi2_kl, mean)
+
+
+def test_min_chi2_kl_in_other_dtypes():
+    mean = torch.tensor([1e-3, 0.0201, 0.14, 0.6, 3.0, 40.0])
+    exact = min_chi2_kl(mean)
+    single = min_chi2_kl(mean.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-6, atol=0)
+    half = min_chi2_kl(mean.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        half.double(), min_chi2_kl(mean.bfloat16().double()), rtol=4e-3, atol=0
+    )
+
+
+def test_a_mean_that_is_nan_gives_nan_and_one_that_overflows_gives_infinity():
+    value = min_chi2_kl(torch.tensor([math.nan, 1e25, 0.5], dtype=torch.float32))
+    assert value[0].isnan()
+    assert value[1] == math.inf
+    assert value[2].isfinite()
+
+
+def test_the_table_is_that_of_quadrature():
+    m, kl, slope = min_chi2_kl_knots()
+    assert (np.diff(m) > 0).all()
+    for k in range(0, len(m), 64):
+        assert kl[k] == pytest.approx(min_chi2_kl_by_quadrature(m[k]), rel=1e-10)
+        h = 1e-3 * m[k]
+        f = [min_chi2_kl_by_quadrature(m[k] + i * h) for i in (-2, -1, 1, 2)]
+        assert slope[k] == pytest.approx((f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h), rel=1e-7)
+
+
+def test_the_table_born_in_inference_mode_serves_training(monkeypatch):
+    tables: dict[object, Tensor] = {}
+    monkeypatch.setattr("glas_bench.divergences._TABLES", tables)
+    with torch.inference_mode():
+        min_chi2_kl(torch.tensor(0.5))
+    assert [table.is_inference() for table in tables.values()] == [False]
+    mean = torch.tensor(0.5, requires_grad=True)
+    min_chi2_kl(mean).backward()
+    assert mean.grad is not None
+
+
+def test_a_normal_law_passes_where_the_min_chi2_law_fails():
+    """The sampler's law is not the normal law of its moments, nor the one that was charged."""
+    s = np.random.default_rng(1).standard_normal(20_000)
+    z = s * (1 + 0.5 * s)
+    assert stats.kstest(z, "norm", (0.5, math.sqrt(1.5))).pvalue < 1e-6
+
+
+# --- every form alike ------------------------------------------------------------------------
+
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl_normal": kl_normal,
+    "squared_hellinger_normal": squared_hellinger_normal,
+    "log1p_chi2_normal": log1p_chi2_normal,
+    "renyi_normal": lambda m, s: renyi_normal(m, s, 0.7),
+    "kl_uniform": lambda m, s: kl_uniform(m / 9, s / 3),
+    "moment_chi2": lambda m, s: moment_chi2(m, 0.5, 1 / 12) + 0 * s,
+    "min_chi2_log_prob": min_chi2_log_prob,
+    "min_chi2_kl": lambda m, s: min_chi2_kl(m) + 0 * s,
+}
+
+
+def draws() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    mean = torch.randn(4, 3, 5, generator=generator)
+    return mean, torch.exp(torch.randn(4, 3, 5, generator=generator) / 2)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vmap_gives_what_the_loop_gives(name, dtype):
+    form = FORMS[name]
+    mean, std = (x.to(dtype) for x in draws())
+    stacked = torch.func.vmap(form)(mean, std)
+    assert stacked.shape == mean.shape
+    assert stacked.dtype == dtype
+    loop = torch.stack([form(m, s) for m, s in zip(mean, std, strict=True)])
+    torch.testing.assert_close(
+        stacked, loop, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0
+    )
+    # down to scalars, and through the gradient
+    slope = torch.func.vmap(torch.func.grad(form))(mean.flatten(), std.flatten())
+    leaf = mean.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(form(leaf, std).sum(), leaf)
+    torch.testing.assert_close(slope, expected.flatten(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_one_graph_holds_the_form(name):
+    form = FORMS[name]
+    mean, std = draws()
+    torch.compiler.reset()
+    compiled = torch.compile(torch.func.vmap(form), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(mean, std), form(mean, std))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_are_elementwise(name):
+    """Broadcast arguments, and an infinite neighbour, change no element."""
+    form = FORMS[name]
+    mean, std = draws()
+    whole = form(mean, std)
+    alone = torch.stack([form(m, s) for m, s in zip(mean.flatten(), std.flatten(), strict=True)])
+    torch.testing.assert_close(whole.flatten(), alone, rtol=1e-12, atol=0)
+    row = form(mean, std[:1, :1])
+    torch.testing.assert_close(row, form(mean, std[:1, :1].expand_as(mean)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_nan_stays_nan(name):
+    """A diverged seed must not pass for an infinite divergence."""
+    nan, one = torch.tensor(math.nan), torch.tensor(1.0)
+    assert FORMS[name](nan, one).isnan()
+    assert FORMS[name](one, nan).isnan()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_on_a_cuda_device_and_in_a_cuda_graph(name):
+    form = FORMS[name]
+    mean, std = (x.cuda() for x in draws())
+    expected = form(mean.cpu(), std.cpu())
+    torch.testing.assert_close(form(mean, std).cpu(), expected, rtol=1e-10, atol=1e-14)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = form(mean, std)
+    graph.replay()
+    torch.testing.assert_close(captured.cpu(), expected, rtol=1e-10, atol=1e-14)

@@ -1,0 +1,254 @@
+"""The yardstick against exact likelihoods, and what it must never do."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_train import local, tiny_splits
+
+from glas_bench import config, evaluate, registry, rollout, worker
+from glas_bench.model import Glas, Normal
+from glas_bench.record import write_atomically
+
+SIGMA = 0.5
+
+
+class LinearGaussian(Glas):
+    """x ~ N(sum_t A z_t, SIGMA^2 I): log p(x) is known exactly."""
+
+    generative = ("decoder", "write", "loading")
+
+    def build_generation(self):
+        super().build_generation()
+        self.loading = torch.nn.Parameter(torch.empty(self.pixels, self.sample_size))
+        torch.nn.init.normal_(self.loading, std=0.5)
+
+    def generate(self, generation, z_BZ, t):
+        return generation._replace(canvas=generation.canvas + z_BZ @ self.loading.T)
+
+    def log_likelihood(self, canvas_BP, target_BP):
+        return torch.distributions.Normal(canvas_BP, SIGMA).log_prob(target_BP).sum(-1)
+
+    def exact_nll(self, x_BP):
+        loading = self.loading.detach().double()
+        noise = SIGMA**2 * torch.eye(self.pixels, dtype=torch.float64)
+        covariance = self.steps * loading @ loading.T + noise
+        exact = torch.distributions.MultivariateNormal(
+            torch.zeros(self.pixels, dtype=torch.float64), covariance
+        )
+        return -exact.log_prob(x_BP.double())
+
+
+class ExactPosterior(LinearGaussian):
+    """One step, and q is the posterior itself: every weight equals p(x)."""
+
+    bounds_nll = True
+
+    def infer(self, context, state, t):
+        _, read, recognition = super().infer(context, state, t)
+        precision = torch.eye(self.sample_size).to(read) + (
+            self.loading.T @ self.loading / SIGMA**2
+        )
+        mean = context.x @ self.loading @ torch.linalg.inv(precision) / SIGMA**2
+        std = torch.linalg.inv(precision).diagonal().sqrt().expand_as(mean)
+        return Normal(mean, std), read, recognition
+
+
+def scorer(cls, samples=10, seed=0, rows=evaluate.ROWS, binary=True, **sizes):
+    variant = cls if not isinstance(cls, type) else local(cls)
+    tiny = {"steps": 2, "hidden": 4, "sample_size": 2, "latent_size": 3, "filter_size": 2, **sizes}
+    own = variant.cls.Settings.model_fields
+    given = {k: v for k, v in tiny.items() if k in own}
+    resolved = config.resolve(variant, preset="smoke", overrides={**given, "samples": samples})
+    splits = tiny_splits(pixels=3)
+    model = rollout.build(
+        variant.cls, variant.cls.Settings(**resolved.settings), 3, splits.classes, seed
+    )
+    return evaluate.Scorer(model, resolved, splits, seed, rows=rows)
+
+
+def test_with_the_exact_posterior_every_weight_is_the_likelihood():
+    found = scorer(ExactPosterior, samples=7, steps=1, sample_size=1)
+    scores, per_image = found.score()
+    exact = found.model.exact_nll(found.splits.test.images.float()).numpy()
+    np.testing.assert_allclose(per_image["iw"], exact, rtol=1e-5)
+    np.testing.assert_allclose(per_image["elbo"], exact, rtol=1e-5)
+    np.testing.assert_allclose(per_image["v"], 0, atol=1e-8)
+    np.testing.assert_allclose(per_image["ess"], 7, rtol=1e-5)
+    assert scores["bound_only"] is False
+    assert scores["iw"] == pytest.approx(exact.mean(), rel=1e-5)
+
+
+def test_importance_weights_reach_the_exact_likelihood_from_above():
+    """Loose q, 4 latent dimensions: the elbo is far above, K weights come down to log p(x)."""
+    found = scorer(LinearGaussian, samples=20_000)
+    scores, per_image = found.score()
+    exact = found.model.exact_nll(found.splits.test.images.float()).numpy()
+    assert scores["elbo"] > exact.mean() + 0.2
+    sweep = [scores["iw_sweep"][str(k)] for k in evaluate.sweep_sizes(20_000)]
+    assert all(a >= b - 0.02 for a, b in zip(sweep, sweep[1:], strict=False))
+    assert sweep[0] > exact.mean() + 0.2
+    error = np.abs(per_image["iw"] - exact)
+    spread = np.sqrt(1 / per_image["ess"])
+    assert (error < 5 * spread).all()
+    assert error.mean() < 0.05
+
+
+def test_weights_hold_the_sampled_ratio_and_not_the_analytic_kl():
+    found = scorer(registry.find("cauchy"), samples=1, latent_init="normal")
+    with torch.inference_mode():
+        rows = torch.arange(8)
+        noise = found._noise("elbo", rows, 1, 0)
+        x = found.splits.test.images.float()
+        terms = rollout.rollout(found.model, x, x, None, noise)
+    _, per_image = found.score()
+    sampled = (terms.recon + terms.log_ratio)[0].double().numpy()
+    analytic = (terms.recon + terms.charge)[0].double().numpy()
+    np.testing.assert_allclose(per_image["elbo"], sampled, rtol=1e-6)
+    assert np.abs(per_image["elbo"] - analytic).max() > 0.01
+
+
+@pytest.mark.parametrize("rows", [1, 6, 25, 10_000])
+def test_scores_do_not_depend_on_the_chunk_size(rows):
+    whole = scorer(registry.find("cauchy"), samples=12).score()[1]
+    chunked = scorer(registry.find("cauchy"), samples=12, rows=rows).score()[1]
+    assert whole.keys() == chunked.keys()
+    for name, values in whole.items():
+        np.testing.assert_allclose(chunked[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_exactly_k_weights_are_used_and_fewer_are_the_first_of_them():
+    few = scorer(registry.find("cauchy"), samples=101).score()[0]
+    many = scorer(registry.find("cauchy"), samples=203)
+    rows = torch.arange(8)
+    with torch.inference_mode():
+        x = many.splits.test.images.float()
+        noise = torch.cat([many._noise("iw", rows, 100, block) for block in range(3)], 1)
+        log_w = rollout.rollout(many.model, x, x, None, noise).log_w.double()
+    for k, scores in ((101, few), (203, many.score()[0])):
+        expected = evaluate.importance_weighted_nll(log_w[:k]).mean()
+        assert scores["iw"] == pytest.approx(float(expected), rel=1e-6)
+        assert scores["samples"] == k
+
+
+def test_another_seed_draws_other_noise():
+    a = scorer(registry.find("cauchy"))
+    b = scorer(registry.find("cauchy"))
+    b.seed = 1
+    assert a.score()[0]["elbo"] != b.score()[0]["elbo"]
+
+
+class Uniform:
+    """U(0, 1) as a prior."""
+
+    def sample(self, noise):
+        return torch.special.ndtr(noise)
+
+    def log_prob(self, z):
+        inside = (z >= 0) & (z <= 1)
+        return torch.where(inside, 0.0, -math.inf)
+
+
+class LeavesTheSupport(Glas):
+    """A normal q over a uniform prior."""
+
+    bounds_nll = False
+
+    def prior(self):
+        return Uniform()
+
+
+class NoDensity(Glas):
+    """q is a point."""
+
+    bounds_nll = False
+    has_density = False
+
+    def posterior(self, read_BA, t):
+        mean = self.mean(read_BA)
+        return Normal(mean, torch.zeros_like(mean))
+
+    def charge(self, q, p, z):
+        return q.mean.square().sum(-1)
+
+
+class NotANumber(Glas):
+    """Finite in training mode, not a number in scoring."""
+
+    def log_likelihood(self, canvas_BP, target_BP):
+        value = super().log_likelihood(canvas_BP, target_BP)
+        return value if self.training else value * math.nan
+
+
+def test_an_infinite_elbo_is_a_status_and_never_a_number():
+    scores, per_image = scorer(LeavesTheSupport).score()
+    assert scores["elbo"] is None
+    assert scores["elbo_status"] == "infinite"
+    assert np.isposinf(per_image["elbo"]).any()
+    assert not np.isnan(per_image["iw"]).any()
+    assert (per_image["ess"][np.isposinf(per_image["iw"])] == 0).all()
+    assert scores["bound_only"] is True
+
+
+def test_without_a_density_there_is_no_elbo_and_no_iw():
+    scores, per_image = scorer(NoDensity).score()
+    assert scores["elbo"] is scores["iw"] is scores["v_mean"] is None
+    assert scores["elbo_status"] == scores["iw_status"] == "undefined"
+    assert "iw" not in per_image
+    assert math.isfinite(scores["objective"])
+
+
+def test_not_a_number_is_a_failure():
+    with pytest.raises(evaluate.NotFinite, match="not a number"):
+        scorer(NotANumber).score()
+
+
+def test_a_stopped_scoring_goes_on_to_the_same_bits(tmp_path):
+    whole = scorer(registry.find("cauchy"), rows=20).score()
+    path = tmp_path / "partial.npz"
+    progress = evaluate.Progress(path, write_atomically, every=0)
+    done = []
+
+    def stop(images, total):
+        done.append(images)
+        if images >= 4:
+            raise worker.Stopped
+
+    with pytest.raises(worker.Stopped):
+        scorer(registry.find("cauchy"), rows=20).score(progress, stop)
+    assert done == [2, 4]
+    seen = []
+    resumed = scorer(registry.find("cauchy"), rows=20).score(
+        evaluate.Progress(path, write_atomically), lambda images, total: seen.append(images)
+    )
+    assert seen == [6, 8]
+    assert resumed[0] == whole[0]
+    for name, values in whole[1].items():
+        assert np.array_equal(values, resumed[1][name]), name
+    other = scorer(registry.find("cauchy"), samples=11, rows=20)
+    assert evaluate.Progress(path, write_atomically).load(other.key) == {}
+    path.write_bytes(path.read_bytes()[:50])
+    assert evaluate.Progress(path, write_atomically).load(other.key) == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-700, 700), min_size=1, max_size=30), st.floats(-100, 100)
+)
+def test_weights_against_plain_arithmetic(log_w, shift):
+    log_w_KB = torch.tensor(log_w, dtype=torch.float64)[:, None]
+    top = max(log_w)
+    weights = np.exp(np.array(log_w) - top)
+    nll = -(math.log(weights.mean()) + top)
+    ess = weights.sum() ** 2 / (weights**2).sum()
+    torch.testing.assert_close(
+        evaluate.importance_weighted_nll(log_w_KB), torch.tensor([nll], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        evaluate.effective_sample_size(log_w_KB), torch.tensor([ess], dtype=torch.float64)
+    )
+    moved = evaluate.importance_weighted_nll(log_w_KB + shift)
+    torch.testing.assert_close(moved, torch.tensor([nll - shift], dtype=torch.float64))

@@ -1,0 +1,313 @@
+"""Fetching, from a real HTTP server on this machine's loopback."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from glas_bench import data, fetch, places
+from glas_bench.errors import DataError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+PARTS = ("train", "valid", "test")
+CONTENT = {f"binarized_mnist_{part}.amat": part.encode() * 50_000 for part in PARTS}
+CONTENT["chardata.mat"] = b"glyphs" * 50_000
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serve what lies in ``server.files``, in the way that the first part of the path says."""
+
+    def do_GET(self) -> None:
+        _, how, file = self.path.split("/")
+        self.server.asked.append(self.path)
+        content = self.server.files[file]
+        if how == "moved":
+            self.send_response(302)
+            self.send_header("Location", f"/right/{file}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if how == "gone":
+            self.send_error(404)
+            return
+        if how == "silent":
+            self.server.over.wait(10)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if how == "wrong":
+            content = b"<html>" + content[6:]
+        if how in ("cut", "stalled"):
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            if how == "stalled":
+                self.server.over.wait(10)
+            return
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = dict(CONTENT)
+        self.asked: list[str] = []
+        self.over = threading.Event()
+
+    def handle_error(self, *_: object) -> None:  # a client that gave up is meant
+        pass
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as one:
+        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield one
+        one.over.set()
+        one.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("GLAS_BENCH_DATA", raising=False)
+
+
+@pytest.fixture
+def serve(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let all addresses point at the server, and know its small files by their fingerprints."""
+
+    def use(how: str) -> None:
+        for file, content in server.files.items():
+            like = places.FINGERPRINTS[file]
+            monkeypatch.setitem(places.FINGERPRINTS, file, places.fingerprint(content, like))
+            monkeypatch.setitem(places.ADDRESSES, file, f"{server.address}/{how}/{file}")
+
+    return use
+
+
+def refused(name: str, *words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        data.fetch(name, progress=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("how", ["right", "moved"])
+@pytest.mark.parametrize("name", ["mnist-static", "omniglot"])
+def test_missing_files_are_fetched_once(
+    how: str, name: str, serve: Callable[[str], None], server: Server
+) -> None:
+    serve(how)
+    assert data.present(name) is None
+    paths = data.fetch(name, progress=False)
+    assert [path.name for path in paths] == list(places.FILES[name])
+    assert all(path.read_bytes() == CONTENT[path.name] for path in paths)
+    assert left(places.cache_folder()) == sorted(places.FILES[name])
+    assert data.present(name) == ", ".join(map(str, paths))
+    asked = len(server.asked)
+    assert data.fetch(name, progress=False) == paths
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("wrong", "gave another file than the published"),
+        ("cut", "the connection was cut"),
+        ("gone", "the server answered 404"),
+        ("silent", "the server was silent for 0.3 s"),
+        ("stalled", "the server was silent for 0.3 s"),
+    ],
+)
+@pytest.mark.parametrize("name", ["mnist-static", "omniglot"])
+def test_a_failed_fetch_is_one_message_and_leaves_nothing(
+    how: str,
+    words: str,
+    name: str,
+    serve: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve(how)
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.3)
+    file = places.FILES[name][0]
+    refused(name, places.ADDRESSES[file], words, "GLAS_BENCH_DATA", file)
+    assert left(places.cache_folder()) == []
+
+
+def test_no_network_names_the_address_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/chardata.mat"
+    monkeypatch.setitem(places.ADDRESSES, "chardata.mat", address)
+    refused("omniglot", address, "no connection", "GLAS_BENCH_DATA")
+    with pytest.raises(DataError, match="no connection"):
+        data.load("omniglot")
+
+
+def test_files_go_into_the_users_folder(
+    serve: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve("right")
+    mine = tmp_path / "mine"
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(mine))
+    assert data.fetch("omniglot", progress=False) == [mine / "chardata.mat"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (mine / "chardata.mat").stat().st_mode & 0o777 == 0o666 & ~umask  # colleagues can read
+    assert not places.cache_folder().exists()
+
+
+def test_a_users_folder_that_cannot_be_written_is_passed_over(
+    serve: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve("right")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path / "file" / "data"))
+    assert data.fetch("omniglot", progress=False) == [places.cache_folder() / "chardata.mat"]
+    places.cache_folder().joinpath("chardata.mat").unlink()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    refused("omniglot", "cannot be written", "GLAS_BENCH_DATA")
+
+
+def test_only_what_is_missing_is_fetched(
+    serve: Callable[[str], None], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve("right")
+    train, valid, test = places.FILES["mnist-static"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / f"{train}.gz").write_bytes(gzip.compress(CONTENT[train]))
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(mine))
+    paths = data.fetch("mnist-static", progress=False)
+    assert paths == [mine / f"{train}.gz", mine / valid, mine / test]
+    assert server.asked == [f"/right/{valid}", f"/right/{test}"]
+
+
+def test_a_broken_file_is_fetched_again_in_the_cache_alone(
+    serve: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve("right")
+    (path,) = data.fetch("omniglot", progress=False)
+    path.write_bytes(b"broken")
+    assert data.fetch("omniglot", progress=False) == [path]
+    assert path.read_bytes() == CONTENT["chardata.mat"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "chardata.mat").write_bytes(b"broken")
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(mine))
+    refused("omniglot", str(mine / "chardata.mat"), "not the published", "Remove it")
+    assert (mine / "chardata.mat").read_bytes() == b"broken"
+
+
+def test_missing_pooch_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    refused("omniglot", "pip install pooch", "chardata.mat", "GLAS_BENCH_DATA")
+
+
+def test_progress_is_drawn_on_stderr_alone(
+    serve: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    serve("right")
+    data.fetch("omniglot")
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "fetching chardata.mat" in said.err
+    (places.cache_folder() / "chardata.mat").unlink()
+    monkeypatch.setitem(sys.modules, "rich", None)
+    data.fetch("omniglot")
+    said = capfd.readouterr()
+    assert said.err.strip() == f"fetching {places.ADDRESSES['chardata.mat']}"
+    (places.cache_folder() / "chardata.mat").unlink()
+    data.fetch("omniglot", progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+FETCH = """
+import resource, sys
+from glas_bench import errors, fetch, places
+address, sha, limit = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+places.ADDRESSES["chardata.mat"], places.FINGERPRINTS["chardata.mat"] = address, sha
+try:
+    print(*fetch.fetch_files("omniglot", progress=False))
+except errors.DataError as error:
+    print(error)
+"""
+
+
+def fetch_in_a_process(server: Server, limit: int = 0) -> subprocess.Popen[str]:
+    sha = "sha256:" + hashlib.sha256(server.files["chardata.mat"]).hexdigest()
+    address = f"{server.address}/right/chardata.mat"
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", FETCH, address, sha, str(limit)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the script uses the module resource")
+def test_two_processes_fetch_at_once(server: Server) -> None:
+    server.files["chardata.mat"] = b"glyphs" * 5_000_000
+    both = [fetch_in_a_process(server) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    path = places.cache_folder() / "chardata.mat"
+    assert said == [(f"{path}\n", "")] * 2
+    assert path.read_bytes() == server.files["chardata.mat"]
+    assert left(places.cache_folder()) == ["chardata.mat"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_leaves_no_part_of_a_file(server: Server) -> None:
+    said, trouble = fetch_in_a_process(server, limit=100_000).communicate(timeout=60)
+    assert "cannot store chardata.mat" in said
+    assert trouble == ""
+    assert left(places.cache_folder()) == []
+
+
+@pytest.mark.skipif(
+    not SHARED.exists(), reason="the folder shared/data does not stand beside this checkout"
+)
+def test_the_official_files_are_fetched_verified_and_loaded(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in places.FILES["mnist-static"]:
+        server.files[file] = gzip.decompress((SHARED / f"{file}.gz").read_bytes())
+        monkeypatch.setitem(places.ADDRESSES, file, f"{server.address}/right/{file}")
+    splits = data.load("mnist-static")
+    assert splits.hash == "d996df126c0c3918cfe65b99296be75165f82c04672dc35ae1e3387721e4be5f"
+    assert len(server.asked) == 3
+    assert data.load("mnist-static").hash == splits.hash
+    assert len(server.asked) == 3

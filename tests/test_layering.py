@@ -1,0 +1,169 @@
+"""Imports go one way; what is heavy, or one machine's own, stays where it belongs."""
+
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "glas_bench"
+
+# A module imports from the rows above its own and from nowhere else, whether at its head, inside
+# a function or for type checking alone.
+LAYERS = (
+    ("errors", "signals", "streams", "divergences", "ais", "stats", "progress"),
+    ("filters", "places", "addresses"),
+    ("model", "parse", "fetch"),
+    ("registry", "packed", "rollout"),
+    ("data", "contract"),
+    ("config",),
+    ("train", "record", "environment"),
+    ("evaluate", "entries"),
+    ("worker", "tracking"),
+    ("cells", "sync"),
+    ("outcome", "mirror"),
+    ("explain", "report"),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# Who may import what a bare machine may lack, or what takes long to import.
+OWNERS = {
+    "mlflow": {"tracking"},
+    "optuna": {"sweep"},
+    "pandas": {"tracking", "report"},
+    "seaborn": {"report"},
+    "matplotlib": {"report"},
+    "scipy": {"stats", "parse"},
+    "mlxtend": {"parse"},
+    "pooch": {"fetch"},
+    "rich": {"progress", "fetch"},
+    "filelock": {"addresses", "fetch", "packed"},
+    "click": {"cli"},
+}
+ANYWHERE = {"torch", "numpy", "pydantic", "yaml"}
+FOR_VARIANTS = {"torch", "pydantic"}
+SEAMS = {"model", "filters", "divergences"}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names of all that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports."""
+    found = set()
+    for name in imports(path):
+        package, *rest = name.split(".")
+        if package == "glas_bench" and rest and (PACKAGE / f"{rest[0]}.py").exists():
+            found.add(rest[0])
+        elif package == "glas_bench" and rest[:1] == ["variants"]:
+            found.add("variants")
+    return found
+
+
+def foreign(path: Path) -> set[str]:
+    """Return the third-party packages that a file imports."""
+    return {name.partition(".")[0] for name in imports(path)} - {
+        *sys.stdlib_module_names,
+        "glas_bench",
+    }
+
+
+MODULES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+VARIANTS = sorted((ROOT / "variants").glob("*.py"))
+named = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+
+
+@named
+def test_imports_go_one_way(path: Path) -> None:
+    assert path.stem in RANK, f"give {path.name} a place in LAYERS"
+    wrong = {name for name in own(path) if RANK.get(name, 99) >= RANK[path.stem]}
+    assert not wrong, f"{path.stem} stands below, or beside, {sorted(wrong)}"
+
+
+@named
+def test_third_parties_have_owners(path: Path) -> None:
+    for package in foreign(path) - ANYWHERE:
+        assert path.stem in OWNERS.get(package, ()), f"{path.stem} imports {package}"
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_variants_use_the_seams_alone(path: Path) -> None:
+    assert own(path) <= SEAMS
+    assert foreign(path) <= FOR_VARIANTS
+
+
+def test_the_checks_above_see_something() -> None:
+    assert {"cauchy", "hellinger", "vae"} <= {path.stem for path in VARIANTS}
+    assert "registry" in own(PACKAGE / "config.py")  # for type checking alone
+    assert "data" in own(PACKAGE / "config.py")  # inside a function
+    assert "mlflow" in foreign(PACKAGE / "tracking.py")
+    assert (PACKAGE / "variants").resolve() == (ROOT / "variants").resolve()
+
+
+# --------------------------------------------------------------------------- the whole project
+
+UNSEEN = {"build", "dist", "local"}
+
+
+def files() -> list[Path]:
+    """Return every file of the project, hidden and ignored folders left out."""
+    found = []
+    for folder, below, names in os.walk(ROOT):
+        below[:] = [
+            name
+            for name in below
+            if name not in UNSEEN
+            and not name.startswith(("__", "."))
+            and not name.endswith(".egg-info")
+        ]
+        found += [Path(folder, name) for name in names]
+    return [*found, *(path for path in (ROOT / ".ci").glob("*") if path.is_file())]
+
+
+def test_nobody_imports_variants_by_their_folder() -> None:
+    sources = [path for path in files() if path.suffix == ".py"]
+    assert len(sources) > 40
+    for path in sources:
+        assert "variants" not in {name.partition(".")[0] for name in imports(path)}, path
+
+
+def test_no_room_for_odds_and_ends() -> None:
+    odd = {"util", "utils", "helper", "helpers", "common", "misc"}
+    assert not [path for path in files() if path.stem.strip("_") in odd]
+
+
+def test_nothing_of_this_machine_is_written_down() -> None:
+    places = [str(ROOT), str(Path.home()) + "/"]
+    patterns = [
+        *map(re.escape, (place for place in places if len(place) > 5)),
+        r"/(?:work|opt|root|mnt|srv)/\w",
+        r"://[\w.-]*pypi",
+        r"://[\w.-]*pythonhosted",
+        r"--(?:extra-)?index-url",
+    ]
+    forbidden = re.compile("|".join(patterns))
+    seen = 0
+    for path in files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a figure
+        seen += 1
+        for number, line in enumerate(text.splitlines(), 1):
+            place = f"{path.relative_to(ROOT)}:{number}"
+            assert path == Path(__file__) or not forbidden.search(line), f"{place}: {line.strip()}"
+    assert seen > 40

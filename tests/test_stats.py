@@ -1,0 +1,320 @@
+"""Intervals on data with a known truth, the verdict's error rates, and published examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from glas_bench.stats import (
+    PairedDifference,
+    holm,
+    mcnemar_exact,
+    mean_squares,
+    paired_difference,
+    resolvable,
+    share_verdict,
+    two_way_interval,
+    verdict,
+)
+
+IMAGES = 500
+REPETITIONS = 4000
+
+
+def differences(
+    seeds, seed_sd, image_sd, rest_sd, truth=0.0, repetitions=REPETITIONS, images=IMAGES
+):
+    """Yield blocks [R, S, B] of simulated differences."""
+    rng = np.random.default_rng([seeds, round(1000 * seed_sd), round(1000 * image_sd)])
+    for _ in range(repetitions // 500):
+        d_RSB = rng.normal(0, 1, (500, seeds, images)) * rest_sd
+        d_RSB += rng.normal(0, 1, (500, seeds, 1)) * seed_sd
+        d_RSB += rng.normal(0, 1, (500, 1, images)) * image_sd
+        yield d_RSB + truth
+
+
+# The mean of 500 images at spread 4 has a standard error of .18; of 3 seeds at .3, one of .17.
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    ("seed_sd", "image_sd", "rest_sd"),
+    [
+        pytest.param(0.3, 0.0, 0.0, id="seeds-alone"),
+        pytest.param(0.3, 0.0, 4.0, id="seeds-and-rest"),
+        pytest.param(0.0, 4.0, 0.0, id="images-alone"),
+        pytest.param(0.0, 4.0, 4.0, id="images-and-rest"),
+        pytest.param(0.0, 0.0, 4.0, id="rest-alone"),
+        pytest.param(0.3, 4.0, 2.0, id="both"),
+        pytest.param(1.0, 4.0, 1.0, id="both-seeds-ahead"),
+        pytest.param(0.1, 4.0, 2.0, id="both-images-ahead"),
+    ],
+)
+def test_the_interval_covers_the_truth(seeds, seed_sd, image_sd, rest_sd):
+    covered = below = total = 0
+    for d_RSB in differences(seeds, seed_sd, image_sd, rest_sd, truth=1.5):
+        interval = two_way_interval(d_RSB)
+        covered += ((interval.low <= 1.5) & (interval.high >= 1.5)).sum()
+        below += (interval.high < 1.5).sum()
+        total += d_RSB.shape[0]
+    assert total >= 4000
+    assert 0.92 <= covered / total <= 0.975
+    missed = total - covered
+    assert abs(below - missed / 2) < 4 * math.sqrt(missed / 4), "misses fall on one side"
+
+
+def test_an_interval_that_forgets_the_seeds_does_not_cover():
+    missed = 0
+    for d_RSB in differences(5, 0.3, 4.0, 2.0, repetitions=1000):
+        one_B = d_RSB.mean(1)
+        half_R = 1.96 * one_B.std(-1, ddof=1) / math.sqrt(IMAGES)
+        missed += (np.abs(one_B.mean(-1)) > half_R).sum()
+    assert missed / 1000 > 0.08
+
+
+def test_two_seeds_never_end_in_a_negative_variance():
+    missed = 0
+    for d_RSB in differences(2, 0.0, 0.0, 4.0, images=40):
+        interval = two_way_interval(d_RSB)
+        assert bool((interval.high >= interval.low).all())
+        assert bool(np.isfinite(interval.p).all())
+        missed += (interval.p < 0.05).sum()
+    assert missed / REPETITIONS < 0.08
+
+
+def test_pairing_by_image_beats_no_pairing():
+    rng = np.random.default_rng(3)
+    hardness_B = rng.normal(90, 25, IMAGES)
+    a_SB = hardness_B + rng.normal(0, 0.2, (5, 1)) + rng.normal(0, 2, (5, IMAGES))
+    b_SB = hardness_B + 0.8 + rng.normal(0, 0.2, (5, 1)) + rng.normal(0, 2, (5, IMAGES))
+    paired = paired_difference(a_SB, b_SB)
+    shuffled = paired_difference(a_SB, b_SB[:, rng.permutation(IMAGES)])
+    assert paired.estimate == pytest.approx(shuffled.estimate)
+    assert paired.high - paired.low < 0.2 * (shuffled.high - shuffled.low)
+    assert paired.p < 0.01 < 0.2 < shuffled.p
+
+
+def test_the_mean_squares_are_those_of_a_plain_loop():
+    d_SB = np.random.default_rng(0).normal(1, 2, (4, 7))
+    S, B = d_SB.shape
+    mean = sum(d_SB[s, b] for s in range(S) for b in range(B)) / (S * B)
+    seed = [sum(d_SB[s]) / B for s in range(S)]
+    image = [sum(d_SB[:, b]) / S for b in range(B)]
+    ms_seed = B * sum((m - mean) ** 2 for m in seed) / (S - 1)
+    ms_image = S * sum((m - mean) ** 2 for m in image) / (B - 1)
+    ms_rest = sum(
+        (d_SB[s, b] - seed[s] - image[b] + mean) ** 2 for s in range(S) for b in range(B)
+    ) / ((S - 1) * (B - 1))
+    got = mean_squares(d_SB)
+    assert [float(x) for x in got] == pytest.approx([ms_seed, ms_image, ms_rest])
+
+    difference = paired_difference(d_SB, np.zeros_like(d_SB))
+    variance = (ms_seed + max(ms_image - ms_rest, 0)) / (S * B)
+    spread = ms_seed**2 * (S + 1) / (S - 1) ** 2 + ms_image**2 / (B - 1)
+    spread += ms_rest**2 / ((S - 1) * (B - 1))
+    df = min(max((variance * S * B) ** 2 / spread, 3), 6)
+    assert difference.df == pytest.approx(df)
+    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(variance)
+    assert difference.low == pytest.approx(mean - half)
+    assert difference.high == pytest.approx(mean + half)
+    assert difference.mean_squares == pytest.approx((ms_seed, ms_image, ms_rest))
+
+
+def test_seeds_alone_give_the_t_interval_over_seeds():
+    means_S = np.array([0.3, -0.1, 0.8, 0.5])
+    difference = paired_difference(np.repeat(means_S[:, None], 50, 1), np.zeros((4, 50)))
+    known = scipy_stats.ttest_1samp(means_S, 0)
+    low, high = known.confidence_interval()
+    assert (difference.low, difference.high) == pytest.approx((low, high))
+    assert (difference.p, difference.df) == pytest.approx((known.pvalue, 3))
+
+
+def test_one_seed_is_the_paired_t_over_images():
+    rng = np.random.default_rng(1)
+    a_B, b_B = rng.normal(90, 20, 60), rng.normal(91, 20, 60)
+    known = scipy_stats.ttest_rel(a_B, b_B)
+    low, high = known.confidence_interval()
+    for a, b in [(a_B, b_B), (a_B[None], b_B[None])]:
+        difference = paired_difference(a, b)
+        assert tuple(difference) == pytest.approx((np.mean(a_B - b_B), low, high, known.pvalue))
+        assert difference.label == "one seed: images only"
+        assert (difference.seeds, difference.images) == (1, 60)
+
+
+def test_it_unpacks_as_estimate_low_high_p():
+    difference = paired_difference(np.full((3, 4), 2.0), np.full((3, 4), 3.0))
+    estimate, low, high, p = difference
+    assert (estimate, low, high, p) == (-1.0, -1.0, -1.0, 0.0)
+    assert tuple(paired_difference(np.ones((3, 4)), np.ones((3, 4)))) == (0.0, 0.0, 0.0, 1.0)
+
+
+@given(st.integers(1, 6), st.integers(2, 9), st.integers(0, 2**32 - 1))
+def test_swapping_the_arms_mirrors_the_interval(seeds, images, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(0, 1, (2, seeds, images))
+    there, back = paired_difference(a, b), paired_difference(b, a)
+    assert (-back.high, -back.low) == pytest.approx((there.low, there.high))
+    assert back.p == pytest.approx(there.p)
+    assert (there.p < 0.05) == (there.low > 0 or there.high < 0)
+
+
+def test_diverged_seeds_are_carried():
+    difference = paired_difference(np.eye(4), np.zeros((4, 4)), diverged=1)
+    assert difference.diverged == 1
+    assert difference.label == "4 seeds x 4 images; 1 diverged"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (np.zeros((5, 9)), np.zeros((4, 9)), "a has 5 seeds x 9 images, b has 4 x 9"),
+        (np.zeros((5, 9)), np.zeros((5, 8)), "b has 5 x 8"),
+        (np.zeros((2, 2)), np.array([[1, np.nan], [np.inf, 1]]), "b holds 2 of 4 values"),
+        (np.array([[-np.inf, 0.0]]), np.zeros((1, 2)), "a holds 1 of 2 values"),
+        (np.zeros((0, 3)), np.zeros((0, 3)), "a must be a table"),
+        (np.zeros((2, 3, 4)), np.zeros((2, 3, 4)), "a must be a table"),
+        (np.zeros((3, 1)), np.zeros((3, 1)), "one image has no spread"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(a, b)
+
+
+def test_holm_on_a_known_example():
+    # R: p.adjust(c(.01, .04, .03, .005), "holm"); then the step-down alone, and the cap
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.011, 0.02]) == pytest.approx([0.6, 0.033, 0.04])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+    with pytest.raises(ValueError, match=r"numbers in \[0, 1\]"):
+        holm([0.5, float("nan")])
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
+    known = 1.0
+    if only_a + only_b:
+        known = scipy_stats.binomtest(only_a, only_a + only_b).pvalue
+    assert mcnemar_exact(only_a, only_b) == pytest.approx(known)
+
+
+def simulated(seeds, truth, rest_sd=2.0, seed_sd=0.15, image_sd=1.5):
+    """Yield one difference for each simulated comparison."""
+    for d_RSB in differences(seeds, seed_sd, image_sd, rest_sd, truth):
+        low, high, p, df = two_way_interval(d_RSB)
+        ms = mean_squares(d_RSB)
+        for i, mean in enumerate(d_RSB.mean((-2, -1))):
+            squares = (float(ms.seed[i]), float(ms.image[i]), float(ms.rest[i]))
+            numbers = [float(x) for x in (mean, low[i], high[i], p[i])]
+            yield PairedDifference(*numbers, seeds, IMAGES, float(df[i]), "", 0, squares)
+
+
+def rates(truth, predicted=-1):
+    words = [verdict(d, predicted).word for d in simulated(5, truth)]
+    return {w: words.count(w) / len(words) for w in ("reproduced", "not reproduced", "undecided")}
+
+
+def test_error_rates_of_the_verdict():
+    """Each wrong word falls in one tail of the interval: 2.5 %, and 4 % where that covers 92 %."""
+    at_the_margin = rates(-0.5)
+    assert 0.012 < at_the_margin["reproduced"] < 0.04
+    assert 0.012 < at_the_margin["not reproduced"] < 0.04
+    beyond, none, other_side = rates(-1.1), rates(0.0), rates(0.8)
+    assert beyond["reproduced"] > 0.95
+    assert beyond["not reproduced"] == 0
+    assert none["not reproduced"] > 0.9
+    assert none["reproduced"] == 0
+    assert other_side["not reproduced"] > 0.99
+
+
+def shown(low, high, seeds=5, p=0.001, diverged=0, mean_squares=(9.0, 9.0, 4.0)):
+    middle = (low + high) / 2
+    return PairedDifference(middle, low, high, p, seeds, 500, 10.0, "", diverged, mean_squares)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "predicted", "word"),
+    [
+        (-2.0, -0.6, -1, "reproduced"),
+        (-2.0, -0.6, 1, "not reproduced"),
+        (0.6, 2.0, 1, "reproduced"),
+        (0.6, 2.0, -1, "not reproduced"),
+        (-0.4, -0.1, -1, "not reproduced"),
+        (-2.0, -0.4, -1, "undecided"),
+        (-0.6, 0.3, -1, "undecided"),
+        (-0.6, 0.3, 1, "not reproduced"),
+    ],
+)
+def test_the_whole_interval_lies_on_one_side(low, high, predicted, word):
+    assert verdict(shown(low, high), predicted).word == word
+    assert verdict(shown(low, high, seeds=4), predicted).word == "undecided"
+
+
+def test_what_would_decide_it_is_said():
+    assert "takes 5 seeds and there are 3" in verdict(shown(-2, -1, seeds=3), -1).why
+    fewer = verdict(shown(-2, -1), -1, adjusted_p=0.06)
+    assert fewer.word == "undecided"
+    assert "fewer comparisons" in fewer.why
+    assert "seeds would, if" in verdict(shown(-1.0, -0.2), -1).why
+    assert "score more images" in verdict(shown(-1, -0.1, mean_squares=(90, 900, 9)), -1).why
+    assert "more than 200 seeds" in verdict(shown(-1, -1e-4, mean_squares=(9, 4, 4)), -1).why
+
+
+def test_the_number_of_seeds_that_is_advised_would_decide_it():
+    difference = shown(-1.1, -0.3, mean_squares=(90.0, 9.0, 9.0))
+    words = verdict(difference, -1).why.split()
+    seeds = int(words[words.index("about") + 1])
+    for n, decides in [(seeds, True), (seeds - 1, False)]:
+        half = scipy_stats.t.ppf(0.975, n - 1) * math.sqrt(90 / (n * IMAGES))
+        assert (half < 0.2) == decides
+
+
+def test_diverged_seeds_and_the_verdict():
+    assert verdict(shown(-2, -1, seeds=4, diverged=1), -1).word == "reproduced"
+    two = verdict(shown(-2, -1, seeds=3, diverged=2), -1)
+    assert two.word == "undecided"
+    assert "2 of 5 seeds diverged" in two.why
+    claimed = verdict(shown(-2, -1, seeds=3, diverged=2), -1, divergence_is_the_claim=True)
+    assert claimed.word == "reproduced"
+    assert verdict(shown(-2, -1, seeds=8, diverged=2), -1).word == "reproduced"
+
+
+@pytest.mark.parametrize("wrong", [{"predicted": 0}, {"margin": -1.0}, {"adjusted_p": math.nan}])
+def test_a_verdict_asked_wrongly(wrong):
+    with pytest.raises(ValueError, match="got"):
+        verdict(shown(-2, -1), **{"predicted": -1, **wrong})
+
+
+def test_share_verdicts():
+    assert share_verdict(0, 7, -1, seeds=16).word == "reproduced"
+    assert share_verdict(7, 0, -1, seeds=16).word == "not reproduced"
+    assert "at least 6 must differ" in share_verdict(0, 5, -1, seeds=16).why
+    assert share_verdict(0, 6, -1, seeds=16).word == "reproduced"
+    assert share_verdict(0, 6, -1, seeds=16, adjusted_p=0.2).word == "undecided"
+    assert share_verdict(0, 0, -1, seeds=16).word == "undecided"
+    assert share_verdict(0, 4, -1, seeds=4).word == "undecided"
+    with pytest.raises(ValueError, match="of 5 run"):
+        share_verdict(3, 3, 1, seeds=5)
+
+
+def test_what_is_called_resolvable_is_found_four_times_in_five():
+    pilot = shown(0, 0, seeds=8, mean_squares=(4 + 500 * 0.09, 4 + 8 * 2.25, 4.0))
+    nats = resolvable(pilot, seeds=8).nats
+    assert nats is not None
+    found = np.mean([d.p < 0.05 for d in simulated(8, nats, seed_sd=0.3)])
+    assert 0.75 < found < 0.85
+    assert resolvable(pilot).sentence == f"with 8 seeds you can resolve about {nats:.2g} nats"
+    assert resolvable(pilot, seeds=20).nats < nats < resolvable(pilot, seeds=3).nats
+
+
+def test_one_seed_resolves_nothing_that_can_be_named():
+    one = dataclasses.replace(shown(0, 1, seeds=1), mean_squares=None)
+    assert resolvable(one).nats is None
+    assert verdict(one, 1).word == "undecided"
+    with pytest.raises(ValueError, match="at least two seeds"):
+        resolvable(shown(0, 1), seeds=1)

@@ -1,0 +1,659 @@
+"""The MLflow mirror, on real parts: sqlite files, an MLflow server, processes that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glas_bench import addresses, entries, tracking
+from glas_bench.config import RunConfig, protocol_key
+from glas_bench.errors import RunError, UsageError
+from glas_bench.mirror import Mirror
+from glas_bench.record import RunFolder, SeedFolder, load_run, write_json
+from glas_bench.sync import SyncReport, sync, sync_all
+
+BEGAN = 1_760_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+# --------------------------------------------------------------------------- fabricated runs
+
+
+def make_run(results: Path, variant: str = "cauchy", **settings: Any) -> RunFolder:
+    """Write a cell's folder with the record's own writers."""
+    config = RunConfig(
+        variant=variant,
+        dataset="mnist-5k",
+        binarisation="static",
+        epochs=3,
+        settings={"steps": 4, "hidden": 64, **settings},
+    )
+    key = protocol_key(config.model_dump())
+    folder = RunFolder(results, variant, key)
+    about = {"preset": "smoke", "bounds_nll": variant != "hellinger", "bound_reason": "told so"}
+    folder.prepare(config, {"variant": variant, "data_hash": "d", "core_version": 1, **about})
+    git = {"commit": "c0ffee", "dirty": True}
+    write_json(folder.path / "environment.json", {"device": "cpu: test", "git": git})
+    return folder
+
+
+def train(seed: SeedFolder, epochs: range, at: float = BEGAN) -> None:
+    """Add rows of these epochs, the first of which ends at a time."""
+    for index, epoch in enumerate(epochs):
+        seed.path.mkdir(parents=True, exist_ok=True)
+        seed.append_metrics(
+            {
+                "epoch": epoch,
+                "phase": "main",
+                "step": 31 * epoch,
+                "objective": 200.0 - epoch,
+                "recon": 190.0 - epoch,
+                "charge": 10.0,
+                "aux": 0.0,
+                "validation": None if epoch == 1 else 201.0 - epoch,
+                "validation_kind": "elbo",
+                "learning_rate": 1e-3,
+                "seconds": 2.0 * epoch,
+                "images_per_second": 900.0,
+                "time": at + 2.0 * index,
+            }
+        )
+    seed.set_status("training", epoch=epochs[-1], step=31 * epochs[-1], seconds=2.0 * epochs[-1])
+
+
+def score(seed: SeedFolder, samples: int = 10, **scores: Any) -> str:
+    """Score a trained seed; return the protocol's key."""
+    protocol = {"samples": samples}
+    values = {"elbo": 150.0, "elbo_status": "finite", "iw": 148.5, "iw_status": "finite"}
+    values |= {"objective": 150.0, "recon": 140.0, "charge": 10.0, "aux": 0.0, "nll": None}
+    values |= {"iw_sweep": {"1": 150.0, "5": None}, "bound_only": False, "v_mean": 1.5}
+    values |= {"split": "test", "images": 20, "samples": samples, "protocol": protocol, **scores}
+    key = protocol_key(protocol)
+    images = np.random.default_rng([seed.seed, samples]).normal(148.5, 5, 20)
+    seed.save_scores(key, {**values, "seconds": 0.5}, {"iw": images, "elbo": images + 1})
+    seed.set_status("complete", epoch=3, step=93, seconds=6.0)
+    return key
+
+
+def finished(results: Path, seeds: int = 1, variant: str = "cauchy", **settings: Any) -> RunFolder:
+    """Write a trained and scored cell."""
+    folder = make_run(results, variant, **settings)
+    for seed in range(seeds):
+        train(folder.seed(seed), range(1, 4))
+        score(folder.seed(seed))
+    return folder
+
+
+# --------------------------------------------------------------------------- reading the store
+
+
+def store(results: Path) -> tracking.Store:
+    with addresses.manners():
+        opened = tracking.Store(results)
+        opened.use(addresses.experiment_name())
+    return opened
+
+
+def runs(results: Path) -> dict[str, Any]:
+    """All active runs of the store by name; two of one name fail."""
+    opened = store(results)
+    found = list(opened.search([opened.experiment_id]))
+    named = {run.info.run_name: run for run in found}
+    assert len(named) == len(found), sorted(run.info.run_name for run in found)
+    return named
+
+
+def histories(results: Path) -> dict[tuple[str, str], list[tuple[int, float, int]]]:
+    """Everything ever logged, by run and metric."""
+    client = store(results).client
+    return {
+        (name, metric): [
+            (point.step, point.value, point.timestamp)
+            for point in client.get_metric_history(run.info.run_id, metric)
+        ]
+        for name, run in runs(results).items()
+        for metric in run.data.metrics
+    }
+
+
+def assert_ok(report: SyncReport, runs: int) -> None:
+    assert report.failures == []
+    assert report.runs == runs
+
+
+# --------------------------------------------------------------------------- sync to sqlite
+
+
+def test_a_folder_becomes_a_parent_and_its_seeds(tmp_path: Path) -> None:
+    folder = finished(tmp_path, seeds=2)
+    assert_ok(sync([folder.path], tmp_path), 1)
+    found = runs(tmp_path)
+    name = folder.path.name
+    assert sorted(found) == [name, f"{name} seed 0", f"{name} seed 1"]
+    parent, child = found[name], found[f"{name} seed 1"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.info.status == child.info.status == "FINISHED"
+    assert child.info.start_time == round((BEGAN - 2) * 1000)
+    assert child.info.end_time >= time.time() * 1000 - 60_000
+    assert child.data.params["epochs"] == "3"
+    assert child.data.params["samples"] == "1000"
+    assert child.data.params["seed"] == "1"
+    assert child.data.tags["git_commit"] == "c0ffee"
+    assert child.data.tags["git_dirty"] == "true"
+    assert child.data.tags["bounds_nll"] == "yes"
+    assert child.data.tags["elbo_status"] == "finite"
+    assert child.data.metrics["iw"] == 148.5
+    assert child.data.metrics["seconds"] == 6.0
+    assert "nll" not in child.data.metrics
+    points = histories(tmp_path)[f"{name} seed 1", "train/objective"]
+    assert points == [(e, 200.0 - e, round((BEGAN + 2 * (e - 1)) * 1000)) for e in (1, 2, 3)]
+    assert [step for step, *_ in histories(tmp_path)[f"{name} seed 1", "validation/elbo"]] == [2, 3]
+    client = store(tmp_path).client
+    given = {file.path for file in client.list_artifacts(child.info.run_id)}
+    assert given == {"eval", "per_image.npz"}
+    given = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert given == {"config.yaml", "environment.json"}
+    assert (tmp_path / "artifacts").is_dir()
+
+
+def test_twice_is_harmless(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    sync([folder.path], tmp_path)
+    before = histories(tmp_path)
+    assert sync([folder.path], tmp_path) == SyncReport(1, [], 0)
+    os.utime(folder.path / "config.yaml")  # looks new, is not
+    assert sync([folder.path], tmp_path).changed == 1
+    assert histories(tmp_path) == before
+    (folder.path / "tracking.json").unlink()  # forgets the runs: they are made anew, not doubled
+    sync([folder.path], tmp_path)
+    frame = tracking.read_runs(tmp_path)
+    assert len(frame) == 1
+
+
+def test_a_creation_without_an_answer_is_found_again(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    sync([folder.path], tmp_path)
+    before = histories(tmp_path)
+    path = folder.path / "tracking.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({"id": document["id"]}))  # as if killed before the ids were kept
+    assert_ok(sync([folder.path], tmp_path), 1)
+    assert histories(tmp_path) == before
+
+
+def test_a_resumed_training_logs_no_epoch_twice(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    seed = folder.seed(0)
+    train(seed, range(1, 3))
+    sync([folder.path], tmp_path)
+    assert runs(tmp_path)[f"{folder.path.name} seed 0"].info.status == "RUNNING"
+    seed.truncate_metrics(1)
+    train(seed, range(2, 4), at=BEGAN + 500)
+    score(seed)
+    assert_ok(sync([folder.path], tmp_path), 1)
+    points = histories(tmp_path)[f"{folder.path.name} seed 0", "train/objective"]
+    assert [step for step, *_ in points] == [1, 2, 3]
+    assert runs(tmp_path)[f"{folder.path.name} seed 0"].info.status == "FINISHED"
+
+
+def test_a_training_begun_anew_is_another_run(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    sync([folder.path], tmp_path)
+    first = runs(tmp_path)[f"{folder.path.name} seed 0"].info.run_id
+    shutil.rmtree(folder.seed(0).path)
+    train(folder.seed(0), range(1, 2), at=BEGAN + 500)
+    assert_ok(sync([folder.path], tmp_path), 1)
+    second = runs(tmp_path)[f"{folder.path.name} seed 0"]
+    assert second.info.run_id != first
+    assert "iw" not in second.data.metrics
+
+
+def test_a_deleted_database_is_rebuilt(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    sync([folder.path], tmp_path)
+    before = histories(tmp_path)
+    (tmp_path / "mlflow.db").unlink()
+    assert sync([folder.path], tmp_path).changed == 1
+    assert histories(tmp_path) == before
+    rows = sqlite3.connect(tmp_path / "mlflow.db").execute("SELECT count(*) FROM runs").fetchone()
+    assert rows == (2,)  # in the file that is there, not in the deleted one
+
+
+def test_a_deleted_run_is_made_anew(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    sync([folder.path], tmp_path)
+    gone = runs(tmp_path)[f"{folder.path.name} seed 0"].info.run_id
+    store(tmp_path).client.delete_run(gone)
+    assert sync([folder.path], tmp_path).changed == 1
+    again = runs(tmp_path)[f"{folder.path.name} seed 0"]
+    assert again.info.run_id != gone
+    assert again.data.metrics["iw"] == 148.5
+
+
+def test_a_moved_results_folder_keeps_its_runs_and_files(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    name = finished(old).path.name
+    sync_all(old)
+    ids = {run.info.run_id for run in runs(old).values()}
+    old.rename(new)
+    assert_ok(sync_all(new), 1)
+    assert {run.info.run_id for run in runs(new).values()} == ids
+    uri = runs(new)[f"{name} seed 0"].info.artifact_uri
+    assert uri.startswith((new / "artifacts").as_uri() + "/")
+    assert not old.exists()
+
+
+def test_the_newest_scoring_gives_the_numbers(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    sync([folder.path], tmp_path)
+    key = score(folder.seed(0), samples=50, iw=147.0, elbo=None, elbo_status="undefined")
+    future = time.time() + 5
+    os.utime(folder.seed(0).path / "eval" / f"{key}.json", (future, future))
+    assert_ok(sync([folder.path], tmp_path), 1)
+    row = tracking.read_runs(tmp_path).iloc[0]
+    assert row["metrics.iw"] == 147.0
+    assert row["metrics.samples"] == 50
+    assert row["tags.protocol_key"] == key
+    assert "metrics.elbo" not in row  # of the other scoring, and no number of this one
+    assert row["tags.elbo_status"] == "undefined"
+
+
+def test_nothing_that_is_not_finite_is_logged(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    path = next((folder.seed(0).path / "eval").glob("*.json"))
+    scores = json.loads(path.read_text()) | {"elbo": math.inf, "elbo_status": "infinite"}
+    path.write_text(json.dumps(scores | {"v_mean": math.nan}))
+    with open(folder.seed(0).path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"epoch": 4, "objective": math.inf, "time": BEGAN + 9}) + "\n")
+    assert_ok(sync([folder.path], tmp_path), 1)
+    values = [value for points in histories(tmp_path).values() for _, value, _ in points]
+    assert all(abs(value) < 1e300 for value in values)  # sqlite keeps inf as the largest double
+    run = runs(tmp_path)[f"{folder.path.name} seed 0"]
+    assert "elbo" not in run.data.metrics
+    assert "v_mean" not in run.data.metrics
+    assert run.data.tags["elbo_status"] == "infinite"
+
+
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [
+        ("complete", "FINISHED"),
+        ("diverged", "FAILED"),
+        ("failed", "FAILED"),
+        ("interrupted", "KILLED"),
+        ("scoring", "RUNNING"),
+        ("waiting", "SCHEDULED"),
+    ],
+)
+def test_statuses(tmp_path: Path, status: str, word: str) -> None:
+    folder = make_run(tmp_path)
+    folder.seed(0).set_status(status, step=7, reason="because " * 2000)
+    record = load_run(folder.path)
+    entry = entries.of_seed(record, record.seeds[0])
+    assert entry.status == word
+    assert entry.tags["status"] == status
+    assert len(entry.tags["reason"] or "") == entries.MOST_TEXT
+    assert (entry.end is None) == (word in ("RUNNING", "SCHEDULED"))
+    assert (entry.tags["diverged_step"] == "7") == (status == "diverged")
+    assert entries.of_cell(record).status == word
+
+
+def test_a_broken_folder_does_not_hurt_the_others(tmp_path: Path) -> None:
+    good, bad = finished(tmp_path), finished(tmp_path, variant="hellinger")
+    (bad.path / "config.yaml").write_text("schema: 1\n")
+    report = sync_all(tmp_path)
+    assert report.runs == 1
+    assert [folder for folder, _ in report.failures] == [str(bad.path)]
+    assert "config.yaml" in report.failures[0][1]
+    assert f"{good.path.name} seed 0" in runs(tmp_path)
+    report = sync([tmp_path / "nowhere"], tmp_path)
+    assert "no run folder" in report.failures[0][1]
+
+
+def test_nothing_is_said_and_nothing_is_left_changed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path)
+    before = dict(os.environ)
+    script = (
+        "import sys; from pathlib import Path; from glas_bench.sync import sync_all\n"
+        "print(sync_all(Path(sys.argv[1])).line())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert SyncReport.parse(done.stdout) == SyncReport(1, [], 1)
+    sync([folder.path], tmp_path)
+    assert dict(os.environ) == before
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def test_only_our_time_outs_give_way_to_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    with addresses.manners():
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert "MLFLOW_DISABLE_TELEMETRY" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me:s3cret@host:5432/db",
+        "postgresql://me:s3c/re@t@host/db",
+        "https://s3cret@host/mlflow",
+        "mysql://host/db?user=me&password=s3cret",
+        "mssql+pyodbc:///?odbc_connect=PWD%3Ds3cret",
+    ],
+)
+def test_no_password_is_shown(uri: str) -> None:
+    shown = addresses.redact(f"cannot reach '{uri}' now")
+    assert "s3c" not in shown
+    assert shown.startswith(f"cannot reach '{uri.partition(':')[0]}://")
+    assert shown.endswith("' now")
+    assert addresses.redact("sqlite:////a/b@c/mlflow.db").endswith("mlflow.db")
+
+
+def test_a_database_server_that_is_down_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished(tmp_path)
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:s3cret@127.0.0.1:{port}/db")
+    started = time.monotonic()
+    report = sync([folder.path], tmp_path)
+    assert time.monotonic() - started < 10
+    assert len(report.failures) == 1
+    assert "s3cret" not in report.line()
+    assert (
+        "s3cret" not in (folder.path / "tracking.json").read_text()
+        if (folder.path / "tracking.json").exists()
+        else True
+    )
+
+
+def test_ten_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
+    folders = [finished(tmp_path, filter_size=size).path for size in range(1, 11)]
+    gate = tmp_path / "gate"
+    script = (
+        "import os, sys, time; from pathlib import Path; import mlflow\n"
+        "from glas_bench.sync import sync\n"
+        "results, folder, gate = map(Path, sys.argv[1:])\n"
+        "print('ready', flush=True)\n"
+        "while not gate.exists(): time.sleep(0.01)\n"
+        "print(sync([folder], results).line())"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), str(folder), str(gate)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )
+        for folder in folders
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    gate.touch()
+    reports = [SyncReport.parse(child.communicate(timeout=120)[0]) for child in children]
+    assert reports == [SyncReport(1, [], 1)] * 10
+    assert len(runs(tmp_path)) == 20
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def test_foreign_and_broken_runs_are_named_and_left_out(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    sync_all(tmp_path)
+    opened = store(tmp_path)
+    client, place = opened.client, opened.experiment_id
+    client.create_run(place, run_name="somebody's")
+    client.create_run(place, run_name="older", tags={"glas_bench.schema": "0"})
+    client.create_run(place, run_name="half", tags={"glas_bench.schema": "1"})
+    client.create_run(client.create_experiment("elsewhere"), run_name="not read")
+    frame = tracking.read_runs(tmp_path)
+    assert list(frame["config_key"]) == [folder.key]
+    assert [text.partition(" ")[2] for text in frame.attrs["left_out"]] == [
+        "half is broken: it lacks 'glas_bench.kind'",
+        "older is broken: schema 0, and 1 is read here",
+        "somebody's is not of glas-bench",
+    ]
+    assert len(frame.attrs["known"]) == 5
+    assert len(tracking.read_runs(tmp_path, ["elsewhere"])) == 0
+    with pytest.raises(UsageError, match="Did you mean 'elsewhere'"):
+        tracking.read_runs(tmp_path, ["elswhere"])
+
+
+def test_an_empty_store_has_no_rows(tmp_path: Path) -> None:
+    frame = tracking.read_runs(tmp_path)
+    assert len(frame) == 0
+    assert {"variant", "status", "seed"} <= set(frame.columns)
+
+
+# --------------------------------------------------------------------------- a server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real MLflow server on loopback."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--serve-artifacts"]
+        command += ["--backend-store-uri", f"sqlite:///{self.place / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.place / "files")]
+        env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with open(self.place / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health"):
+                return
+            assert self.process.poll() is None, (self.place / "server.log").read_text()
+            time.sleep(0.1)
+        raise AssertionError((self.place / "server.log").read_text())
+
+    def stop(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_server_that_dies_between_is_made_up_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "a study of mine")
+    first, second = make_run(tmp_path), make_run(tmp_path, "hellinger")
+    train(first.seed(0), range(1, 3))
+    train(second.seed(0), range(1, 2))
+    assert_ok(sync_all(tmp_path), 2)
+    server.stop()
+    train(first.seed(0), range(3, 4), at=BEGAN + 4)
+    score(first.seed(0))
+    started = time.monotonic()
+    report = sync_all(tmp_path)
+    assert time.monotonic() - started < 15
+    assert report.runs == 0
+    assert [Path(folder) for folder, _ in report.failures] == [first.path, second.path]
+    server.start()
+    train(second.seed(0), range(2, 4), at=BEGAN + 2)
+    score(second.seed(0))
+    assert_ok(sync_all(tmp_path), 2)
+    before = histories(tmp_path)
+    assert sync_all(tmp_path) == SyncReport(2, [], 0)
+    assert histories(tmp_path) == before
+    for folder in (first, second):
+        points = before[f"{folder.path.name} seed 0", "train/objective"]
+        assert [step for step, *_ in points] == [1, 2, 3]
+    assert not (tmp_path / "mlflow.db").exists()
+    frame = tracking.read_runs(tmp_path)
+    assert sorted(frame["variant"]) == ["cauchy", "hellinger"]
+    shutil.rmtree(tmp_path / "runs")  # per-image values come from the server then
+    images = tracking.per_image(frame.to_dict("records"), tmp_path, "iw")
+    assert sorted(images) == sorted([(first.key, 0), (second.key, 0)])
+    assert all(values.shape == (20,) for values in images.values())
+
+
+# --------------------------------------------------------------------------- beside a training
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """Listens and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        yield f"http://me:s3cret@127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_the_mirror_follows_a_training(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    missing = tmp_path / "runs" / "not-yet-there"
+    with Mirror(tmp_path, [folder.path, missing], every=0.2) as mirror:
+        train(folder.seed(0), range(1, 3))
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (folder.path / "tracking.json").exists():
+            time.sleep(0.1)
+        train(folder.seed(0), range(3, 4), at=BEGAN + 4)
+        score(folder.seed(0))
+        report = mirror.finish(60)
+    assert_ok(report, 1)
+    points = histories(tmp_path)[f"{folder.path.name} seed 0", "train/objective"]
+    assert [step for step, *_ in points] == [1, 2, 3]
+    assert runs(tmp_path)[f"{folder.path.name} seed 0"].info.status == "FINISHED"
+    assert os.environ.get("MLFLOW_DISABLE_TELEMETRY") is None
+
+
+def test_the_mirror_gives_up_on_a_black_hole(
+    tmp_path: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", black_hole)
+    folder = finished(tmp_path)
+    mirror = Mirror(tmp_path, [folder.path])
+    mirror.start()
+    assert mirror.process is not None
+    process = mirror.process
+    assert "s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_text()
+    time.sleep(6)  # it hangs in a request by now
+    started = time.monotonic()
+    report = mirror.finish(3)
+    assert 2.5 < time.monotonic() - started < 6
+    assert process.poll() is not None
+    (failed, message), *more = report.failures
+    assert (Path(failed), more) == (folder.path, [])
+    assert "no answer within 3 s" in message
+    assert "glas-bench sync" in message
+    assert "s3cret" not in report.line() + (tmp_path / "mlflow.log").read_text()
+
+
+def test_a_black_hole_costs_a_sync_seconds(
+    tmp_path: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", black_hole)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    folders = [finished(tmp_path, filter_size=size).path for size in (1, 2, 3)]
+    started = time.monotonic()
+    report = sync(folders, tmp_path)
+    assert time.monotonic() - started < 10
+    assert [Path(folder) for folder, _ in report.failures] == folders
+    assert "s3cret" not in report.line()
+    with pytest.raises(RunError, match="cannot read the runs"):
+        tracking.read_runs(tmp_path)
+
+
+def test_the_mirror_dies_with_its_parent(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    script = (
+        "import sys, time; from pathlib import Path; from glas_bench.mirror import Mirror\n"
+        "mirror = Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]); mirror.start()\n"
+        "print(mirror.process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), str(folder.path)], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1)
+    assert alive(child)
+    parent.kill()
+    parent.communicate()
+    until = time.monotonic() + 10
+    while alive(child) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(child)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_mirror_that_dies_or_cannot_start_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished(tmp_path)
+    mirror = Mirror(tmp_path, [folder.path])
+    mirror.start()
+    assert mirror.process is not None
+    mirror.process.kill()
+    report = mirror.finish(20)
+    assert "its process died" in report.failures[0][1]
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with Mirror(tmp_path, [folder.path]) as mirror:
+        report = mirror.finish(20)
+    assert "could not be started" in report.failures[0][1]

@@ -1,0 +1,25 @@
+"""No latent matrix and no filter: q reads the encoder's output e_t directly.
+
+This is DRAW without attention (Gregor et al. 2015, section 2): the read is e_t itself.
+
+Source: Akoury 2017, the value `none` of the attention option in `glas/model/attention.py`. z is a
+parameter: 25 as everywhere here, 100 beside DRAW's published number without attention.
+
+What the write-up says happened: nothing; it is the mandatory baseline.
+"""
+
+from torch import Tensor
+
+from glas_bench.model import Glas, Memory, RecurrentSettings
+
+
+class NoAttention(Glas):
+    """DRAW without attention."""
+
+    Settings = RecurrentSettings
+
+    def build_attention(self) -> int:
+        return int(self.settings.hidden)
+
+    def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
+        return e_BH, memory
