@@ -109,7 +109,7 @@ def run_cells(
     with contextlib.ExitStack() as stack, signals.graceful():
         locks = {cell.key: stack.enter_context(cell.folder.locked()) for cell, _ in cells}
         for cell, seeds in cells:
-            _prepare(cell, splits, device, preset)
+            _prepare(cell, splits, device, preset, data_file)
             for seed in seeds if fresh else ():
                 shutil.rmtree(cell.folder.seed(seed).path, ignore_errors=True)
         jobs = []
@@ -125,13 +125,17 @@ def run_cells(
         return outcomes | _SideBySide(jobs, locks, device, data_file, watch).run()
 
 
-def _prepare(cell: Cell, splits: Splits, device: str, preset: str | None) -> None:
+def _prepare(
+    cell: Cell, splits: Splits, device: str, preset: str | None, data_file: Path | None
+) -> None:
     from glas_bench.config import CORE_VERSION, check_settings
     from glas_bench.record import write_json
 
     bound = cell.variant.cls.bound(check_settings(cell.variant, cell.config.settings))
     about = {
         "variant": cell.variant.name,
+        "reference": cell.variant.reference,
+        "data_file": str(data_file.resolve()) if data_file else None,
         "source_hash": cell.variant.source_hash,
         "data_hash": splits.hash,
         "data_origin": splits.origin,

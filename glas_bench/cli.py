@@ -305,7 +305,9 @@ def report(out: Path | None, results: Path) -> None:
     """Write tables of all that the record holds, and print where they are."""
     from glas_bench import report as pages
 
-    path = pages.write(results, out or results / "report")
+    path = pages.write(
+        results, out or results / "report", tell=lambda message: click.echo(message, err=True)
+    )
     click.echo(path.read_text(encoding="utf-8"))
     click.echo(f"written to {path}", err=True)
 
@@ -322,6 +324,128 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
     for folder, message in found.failures:
         click.echo(f"{folder}: {message}", err=True)
     sys.exit(3 if found.failures else 0)
+
+
+# --------------------------------------------------------------------------- finished runs
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--estimator", "estimators", default="iw", show_default=True, help="iw.")
+@click.option("-K", "samples", type=click.IntRange(min=1), help="Weights an image.")
+@click.option("--images", type=click.IntRange(min=1), help="Of a seeded random draw; all unless.")
+@click.option("--seed", type=click.IntRange(min=0), help="One seed; all finished ones unless said.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@common
+def evaluate(
+    run: str,
+    estimators: str,
+    samples: int | None,
+    images: int | None,
+    seed: int | None,
+    device: str,
+    as_json: bool,
+    results: Path,
+) -> None:
+    """Score a finished run again; RUN is a path, or a unique beginning of its name or key."""
+    from glas_bench import environment, rescore
+    from glas_bench.record import find_run
+
+    rescore.check_estimators(estimators)
+    rows = rescore.rescore(
+        find_run(results, run), seed, samples, images, environment.choose_device(device)
+    )
+    click.echo(json.dumps({"seeds": rows}) if as_json else rescore.text(rows))
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--seed", type=click.IntRange(min=0), help="One seed; all finished ones unless said.")
+@click.option(
+    "--images", type=click.IntRange(1, 64), default=8, show_default=True, help="How many."
+)
+@common
+def samples(run: str, seed: int | None, images: int, results: Path) -> None:
+    """Draw a finished run: samples and reconstructions over time, and where its filter looks."""
+    from glas_bench import pictures, trained
+    from glas_bench.record import find_run
+
+    for each in trained.load_trained(find_run(results, run), seed):
+        for path in pictures.draw(each.folder, each.subject, images):
+            click.echo(str(path))
+
+
+# --------------------------------------------------------------------------- data, this machine
+
+
+@cli.group(cls=Commands, invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@click.pass_context
+def datasets(context: click.Context, as_json: bool) -> None:
+    """List the data sets; `datasets fetch NAME` and `datasets pack NAME FOLDER`."""
+    from dataclasses import asdict
+
+    from glas_bench import data
+
+    if context.invoked_subcommand is not None:
+        return
+    found = [
+        {**asdict(info), "present": data.present(name)} for name, info in data.DATASETS.items()
+    ]
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for one in found:
+        click.echo(f"{one['name']}: {one['title']}")
+        click.echo(f"  size      {' / '.join(f'{size:,}' for size in one['sizes'])}")
+        click.echo(f"  split     {one['split']}")
+        click.echo(f"  labels    {one['labels'] or 'none'}")
+        click.echo(f"  binary    {', '.join(one['binarisations'])}")
+        click.echo(f"  licence   {one['licence']}")
+        for address in one["source"]:
+            click.echo(f"  source    {address}")
+        here = one["present"] or f"no; glas-bench datasets fetch {one['name']}"
+        click.echo(f"  present   {here}")
+
+
+@datasets.command()
+@click.argument("name")
+@common
+def fetch(name: str, results: Path) -> None:
+    """Fetch and verify the files of a data set."""
+    from glas_bench import data
+
+    del results
+    for path in data.fetch(name):
+        click.echo(str(path))
+
+
+@datasets.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--data-file", type=click.Path(path_type=Path), help="As for run.")
+@common
+def pack(name: str, folder: Path, data_file: Path | None, results: Path) -> None:
+    """Write a data set to one file that a machine with torch and numpy alone can read."""
+    from glas_bench import data
+
+    del results
+    click.echo(str(data.pack(name, folder, data_file)))
+
+
+@cli.command()
+@common
+def doctor(results: Path) -> None:
+    """Say what this machine has, what is missing, and what mends it."""
+    from glas_bench import doctor as examination
+
+    lines = examination.examine(results)
+    width = max(len(line.what) for line in lines)
+    for line in lines:
+        click.echo(f"{line.what.ljust(width)}  {line.found}")
+        if line.mend:
+            click.echo(f"{' ' * width}  -> {line.mend}")
 
 
 # --------------------------------------------------------------------------- the command line

@@ -197,7 +197,13 @@ def trains_every_parameter(subject: Subject) -> None:
         model = subject.model()
         noise = subject.noise(model, model.draws)
         terms = rollout.rollout(
-            model, subject.x, subject.x, subject.labels, noise, generates=phase.generates
+            model,
+            subject.x,
+            subject.x,
+            subject.labels,
+            noise,
+            generates=phase.generates,
+            auxiliary=phase.auxiliary,
         )
         objective = phase.objective(model, terms) if phase.objective else model.objective(terms)
         objective.mean().backward()  # type: ignore[no-untyped-call]

@@ -223,10 +223,7 @@ def _is(value: Any) -> bool:
 
 def _newest_protocol(seed: SeedRecord) -> str | None:
     """Return the key of the protocol that was scored last."""
-    eval_folder = seed.folder.path / "eval"
-    return max(
-        seed.scores, key=lambda key: (_modified(eval_folder / f"{key}.json"), key), default=None
-    )
+    return max(seed.scores, key=lambda key: (seed.scores[key].get("time", 0.0), key), default=None)
 
 
 # --------------------------------------------------------------------------- times and files

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from glas_bench import rollout, streams
 from glas_bench.config import RunConfig, protocol_key
-from glas_bench.data import Splits
+from glas_bench.data import Splits, random_subset
 from glas_bench.errors import GlasBenchError
 from glas_bench.model import Glas
 from glas_bench.train import scoring
@@ -61,9 +61,21 @@ def effective_sample_size(log_w_KB: Tensor) -> Tensor:
     return torch.where(torch.isfinite(twice), twice.exp(), torch.zeros_like(twice))
 
 
-def protocol(config: RunConfig, samples: int | None = None) -> dict[str, Any]:
-    """Return the scoring protocol: all that makes a score besides the trained parameters."""
-    return {"estimators": ["elbo", "iw"], "samples": samples or config.samples, "images": "all"}
+def protocol(
+    config: RunConfig, samples: int | None = None, images: int | None = None
+) -> dict[str, Any]:
+    """Return the scoring protocol: all that makes a score besides the trained parameters.
+
+    Args:
+        config: the cell.
+        samples: K; the config's own unless given.
+        images: size of a seeded random draw from the test split; all of it unless given.
+    """
+    return {
+        "estimators": ["elbo", "iw"],
+        "samples": samples or config.samples,
+        "images": images or "all",
+    }
 
 
 class Progress:
@@ -112,6 +124,8 @@ class Scorer:
         splits: the data.
         seed: the training seed, from which the scoring streams are derived.
         samples: K; the config's own unless given.
+        images: size of a seeded random draw from the test split; all of it unless given.
+        rows: how many rows (images x draws) are scored at once.
     """
 
     def __init__(
@@ -121,13 +135,16 @@ class Scorer:
         splits: Splits,
         seed: int,
         samples: int | None = None,
+        images: int | None = None,
         rows: int = ROWS,
     ) -> None:
         self.model = model
         self.config = config
         self.splits = splits
         self.seed = seed
-        self.protocol = protocol(config, samples)
+        total = len(splits.test.images)
+        self.images = random_subset(total, min(images or total, total), "evaluation")
+        self.protocol = protocol(config, samples, images if len(self.images) < total else None)
         self.key = protocol_key(self.protocol)
         self.samples: int = self.protocol["samples"]
         self.rows = rows
@@ -146,7 +163,7 @@ class Scorer:
         Raises:
             NotFinite: a value is not a number although the parameters are.
         """
-        total = len(self.splits.test.images)
+        total = len(self.images)
         with torch.inference_mode(), scoring(self.model, self.config, self.splits):
             at_once = torch.split(torch.arange(total), max(1, self.rows // self.model.draws))
             found = _joined([self._images(self._one_draw, rows) for rows in at_once])
@@ -175,18 +192,19 @@ class Scorer:
         rows: Tensor,
     ) -> PerImage:
         split = self.splits.test
-        rows_there = rows.to(split.images.device)
-        x = split.images[rows_there].to(torch.float32)
-        found = estimate(x, None if split.labels is None else split.labels[rows_there], rows)
+        indices = self.images[rows]
+        there = indices.to(split.images.device)
+        x = split.images[there].to(torch.float32)
+        found = estimate(x, None if split.labels is None else split.labels[there], indices)
         values = {name: value.double().cpu().numpy() for name, value in found.items()}
         for name, value in values.items():
             if np.isnan(value).any():
-                raise NotFinite(f"{name} of test image {int(rows[0])} or after is not a number")
+                raise NotFinite(f"{name} of test image {int(indices[0])} or after is not a number")
         return values
 
-    def _one_draw(self, x: Tensor, labels: Tensor | None, rows: Tensor) -> dict[str, Tensor]:
+    def _one_draw(self, x: Tensor, labels: Tensor | None, indices: Tensor) -> dict[str, Tensor]:
         """Return the objective with its parts, and the elbo, from one rollout an image."""
-        noise = self._noise("elbo", rows, self.model.draws, 0)
+        noise = self._noise("elbo", indices, self.model.draws, 0)
         terms = rollout.rollout(self.model, x, x, labels, noise)
         found = {
             "objective": self.model.objective(terms),
@@ -198,12 +216,12 @@ class Scorer:
             found["elbo"] = terms.recon[0] + terms.log_ratio[0]
         return found
 
-    def _weights(self, x: Tensor, labels: Tensor | None, rows: Tensor) -> dict[str, Tensor]:
+    def _weights(self, x: Tensor, labels: Tensor | None, indices: Tensor) -> dict[str, Tensor]:
         """Return iw for every K of the sweep, the variance of log w and the ESS."""
         blocks = []
         for block in range(math.ceil(self.samples / NOISE_BLOCK)):
             draws = min(NOISE_BLOCK, self.samples - block * NOISE_BLOCK)
-            noise = self._noise("iw", rows, NOISE_BLOCK, block)[:, :draws]
+            noise = self._noise("iw", indices, NOISE_BLOCK, block)[:, :draws]
             blocks.append(rollout.rollout(self.model, x, x, labels, noise).log_w)
         log_w_KB = torch.cat(blocks).double()
         found = {
@@ -215,12 +233,12 @@ class Scorer:
             found[f"iw_{size}"] = _grouped(log_w_KB, size)
         return found
 
-    def _noise(self, estimator: str, rows: Tensor, draws: int, block: int) -> Tensor:
+    def _noise(self, estimator: str, indices: Tensor, draws: int, block: int) -> Tensor:
         """Return noise [T, draws, B, Z]: a stream for every image and block of draws."""
         shape = (draws, self.model.steps, self.model.noise_size)
         each = [
             streams.normal(shape, self.seed, f"evaluation-{estimator}", index, block)
-            for index in rows.tolist()
+            for index in indices.tolist()
         ]
         noise_BKTZ = torch.stack(each)
         return noise_BKTZ.permute(2, 1, 0, 3).to(self.splits.test.images.device)

@@ -175,25 +175,25 @@ def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor
     return torch.exp(log_gain)[..., None] * patch.flatten(-2)
 
 
-def content_read(matrix: Tensor, key: Tensor, log_strength: Tensor) -> Tensor:
+def content_read(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
     """Addressing by content: softmax(strength cos(key, row_l)), times the normalised rows.
 
-    The addressing of a Neural Turing Machine (section 3.3.1 of its paper), with
-    strength = exp(log_strength) > 0. As `ContentAttention` of `glas/model/attention.py`, the read
-    is every row, normalised to length 1 and weighted, not their sum; there the strength is a bare
-    linear output of either sign.
+    The addressing of a Neural Turing Machine (section 3.3.1 of its paper), whose strength is
+    positive. As in `ContentAttention` of `glas/model/attention.py`, the strength is free, of either
+    sign (below 0 it prefers the rows least like the key), and the read is every row, normalised to
+    length 1 and weighted, not their sum.
 
     Args:
         matrix: of shape `[L, L]` or `[..., L, L]`; its rows are the memories.
         key: of shape `[..., L]`; only its direction matters.
-        log_strength: of shape `[...]`.
+        strength: of shape `[...]`, of either sign; 0 weighs all rows alike.
 
     Returns:
         Read vector of shape `[..., L * L]`, row by row; the rows' lengths sum to 1.
     """
     rows = F.normalize(matrix, dim=-1)
     cosine = (rows @ F.normalize(key, dim=-1)[..., None]).squeeze(-1)
-    weights = torch.softmax(torch.exp(log_strength)[..., None] * cosine, dim=-1)
+    weights = torch.softmax(strength[..., None] * cosine, dim=-1)
     return (weights[..., None] * rows).flatten(-2)
 
 

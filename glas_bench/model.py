@@ -145,6 +145,37 @@ class StandardNormal(NamedTuple):
         return -0.5 * (z.square() + math.log(2 * math.pi))
 
 
+class Uniform(NamedTuple):
+    """U(low, high), elementwise."""
+
+    low: Tensor  # [B, Z]
+    high: Tensor  # [B, Z]
+    log_width: Tensor  # [B, Z] ln(high - low), with the digits that the difference has lost
+
+    def sample(self, noise: Tensor, /) -> Tensor:
+        """Return low + (high - low) Phi(noise), never outside [low, high] by rounding."""
+        low, high = self.low.to(noise.dtype), self.high.to(noise.dtype)
+        return torch.lerp(low, high, torch.special.ndtr(noise))
+
+    def log_prob(self, z: Tensor, /) -> Tensor:
+        """Return the log density in nats; the ends belong to the support."""
+        inside = (self.low <= z) & (z <= self.high)
+        return torch.where(inside, -self.log_width, -math.inf)
+
+
+class StandardUniform(NamedTuple):
+    """U(0, 1), elementwise, as Phi of standard-normal noise: what works on noise works on it."""
+
+    def sample(self, noise: Tensor, /) -> Tensor:
+        """Return Phi(noise)."""
+        uniform: Tensor = torch.special.ndtr(noise)
+        return uniform
+
+    def log_prob(self, z: Tensor, /) -> Tensor:
+        """Return the log density in nats; the ends belong to the support."""
+        return torch.where((z >= 0) & (z <= 1), 0.0, -math.inf).to(z.dtype)
+
+
 # --------------------------------------------------------------------------- what flows
 
 
@@ -218,7 +249,8 @@ class Phase(NamedTuple):
     name: str
     epochs: int
     objective: Callable[[Any, Terms], Tensor] | None = None  # default: the model's own
-    generates: bool = True  # False: canvas and decoder stay at zero, recognition runs alone
+    auxiliary: Callable[[Any, Context, State], Tensor] | None = None  # default: the model's own
+    generates: bool = True  # False: canvas, decoder and charge stay at zero, recognition runs alone
     keep: tuple[str, ...] = ()  # kept from the phase before; all else starts anew
     frozen: tuple[str, ...] = ()  # not trained in this phase
 
@@ -304,7 +336,8 @@ class Glas(nn.Module):
       overrides charge, posterior, prior or the objective without declaring it counts as not shown;
     - `why`: one sentence on that;
     - `has_density`: whether q has a density, without which there is no elbo and no iw;
-    - `needs_labels`; `draws`: trajectories an image in training;
+    - `needs_labels`; `draws`: trajectories an image in training, unless a setting of that name
+      says otherwise;
     - `generative`: prefixes of the names of the parameters that p(x|z) uses; the rest is
       recognition;
     - `statistics_of`: names of running statistics, see `statistics`;
@@ -321,7 +354,7 @@ class Glas(nn.Module):
     why: ClassVar[str] = "the charge is the KL divergence: the objective is the negative ELBO"
     has_density: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
-    draws: ClassVar[int] = 1
+    draws: int = 1
     generative: ClassVar[tuple[str, ...]] = ("decoder", "write")
     statistics_of: ClassVar[tuple[str, ...]] = ()
     latent_trained: ClassVar[bool] = True
@@ -353,6 +386,7 @@ class Glas(nn.Module):
         self.classes = classes
         self.steps: int = getattr(settings, "steps", 1)
         self.sample_size: int = settings.sample_size
+        self.draws = getattr(settings, "draws", self.draws)
         self.build_recognition()
         self.build_generation()
 
@@ -362,7 +396,10 @@ class Glas(nn.Module):
         """Make the encoder, what it attends to, and the heads of q."""
         hidden = self.settings.hidden
         self.encoder = LSTM(hidden, x=self.pixels, error=self.pixels, decoder=hidden)
-        read_size = self.build_attention()
+        self.build_heads(self.build_attention())
+
+    def build_heads(self, read_size: int) -> None:
+        """Make what turns a read [B, A] into the parameters of q."""
         self.mean = Linear(read_size, self.sample_size)
         self.log_std = Linear(read_size, self.sample_size)
 
@@ -396,6 +433,11 @@ class Glas(nn.Module):
                 self.latent.normal_()
             else:
                 self.latent.uniform_(0, float(self.settings.latent_init))
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether reads come through `filter_rows` from the latent matrix."""
+        return hasattr(self, "filter") and hasattr(self, "latent")
 
     @property
     def decoder_input_size(self) -> int:
@@ -509,9 +551,13 @@ class Glas(nn.Module):
             centres = filters.grid_centres(
                 self.settings.filter_size, size, offset, log_stride, self.settings.grid
             )
-            return filters.normalise_rows(self.log_kernel(centres, log_scale), self.settings.floor)
+            return self.kernel_rows(centres, log_scale)
 
         return rows(g_y), rows(g_x), log_gain
+
+    def kernel_rows(self, centres_BR: Tensor, scale_B: Tensor) -> Tensor:
+        """Return the rows [B, R, L] of kernels at these centres, given the fourth number."""
+        return filters.normalise_rows(self.log_kernel(centres_BR, scale_B), self.settings.floor)
 
     def log_kernel(self, centres_BR: Tensor, log_scale_B: Tensor) -> Tensor:
         """Return the log of the unnormalised filter, [B, R, L]: Cauchy."""
@@ -599,7 +645,8 @@ class Glas(nn.Module):
     def objective(self, terms: Terms) -> Tensor:
         """Return what training minimises, [B] nats: recon + charge_weight * charge + aux."""
         weight = self.settings.charge_weight
-        return (terms.recon + weight * terms.charge + terms.aux).mean(0)
+        mean: Tensor = (terms.recon + weight * terms.charge + terms.aux).mean(0)
+        return mean
 
 
 def matches(name: str, prefixes: tuple[str, ...]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from glas_bench import config, evaluate
 from glas_bench.cells import Cell
+from glas_bench.progress import number
 from glas_bench.record import load_run
 
 NUMBERS = (
@@ -153,12 +154,12 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
 
 
 def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    objective = _number(row["objective"])
+    objective = number(row["objective"])
     if doc["bounds_nll"] is not True and row["objective"] is not None:
         objective = f"({objective})"
-    iw = _number(row["iw"]) + ("*" if row["bound_only"] else "")
+    iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
     statuses = {"infinite": "inf", "undefined": "none"}
-    elbo = statuses.get(str(row["elbo_status"]), _number(row["elbo"]))
+    elbo = statuses.get(str(row["elbo_status"]), number(row["elbo"]))
     return [
         doc["variant"],
         str(row["seed"]),
@@ -166,11 +167,11 @@ def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
         objective,
         elbo,
         statuses.get(str(row["iw_status"]), iw),
-        _number(row["v_mean"]),
-        _number(row["ess_mean"], 1),
-        _number(row["nll"]),
-        _number(row["seconds"], 0),
-        _number(row["scoring_seconds"], 0),
+        number(row["v_mean"]),
+        number(row["ess_mean"], 1),
+        number(row["nll"]),
+        number(row["seconds"], 0),
+        number(row["scoring_seconds"], 0),
     ]
 
 
@@ -209,10 +210,6 @@ def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str,
                 f"({found['label']})"
             )
     return lines
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 import yaml
 
 from glas_bench.config import RunConfig
-from glas_bench.errors import RunError, UsageError
+from glas_bench.errors import RunError, UsageError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,7 +218,10 @@ class SeedFolder:
             self.path / "per_image.npz",
             lambda file: np.savez_compressed(file, **kept),  # type: ignore[arg-type]
         )
-        write_json(self.path / "eval" / f"{protocol}.json", {"schema": SCHEMA, **scores})
+        write_json(
+            self.path / "eval" / f"{protocol}.json",
+            {"schema": SCHEMA, "time": time.time(), **scores},
+        )
 
     def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
         """Return per-image values, nats [images]: all, or those of a protocol by bare name."""
@@ -249,7 +252,7 @@ def digest(state: Any) -> str:
         if isinstance(value, torch.Tensor):
             sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
             flat = value.detach().cpu().contiguous().reshape(-1)
-            sha.update(memoryview(flat.view(torch.uint8).numpy()))
+            sha.update(flat.view(torch.uint8).numpy().tobytes())
         elif isinstance(value, Mapping):
             for key in value:
                 sha.update(repr(key).encode())
@@ -420,3 +423,29 @@ def _read_seed(folder: SeedFolder) -> SeedRecord:
 def find_runs(results: Path) -> list[Path]:
     """Return all run folders below `<results>/runs`, sorted by name."""
     return sorted(path.parent for path in (results / "runs").glob("*/config.yaml"))
+
+
+def find_run(results: Path, text: str) -> Path:
+    """Return the run folder that a path, or a unique beginning of a name or key, means.
+
+    Raises:
+        UsageError: none, or more than one.
+    """
+    if (Path(text) / "config.yaml").is_file():
+        return Path(text)
+    runs = find_runs(results)
+    found = [
+        path
+        for path in runs
+        if path.name.startswith(text) or path.name.rpartition("-")[2].startswith(text)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise UsageError(f"{text!r} is the beginning of more than one run: {names}")
+    known = [path.name for path in runs]
+    raise UsageError(
+        f"no run {text!r} below {results / 'runs'}.{nearest(text, known)} "
+        f"There are: {', '.join(known) or 'none; make one with glas-bench run'}."
+    )

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -35,9 +36,12 @@ class Variant:
     path: Path
     reference: str  # what finds it again in another process: the name, or the file's path
 
-    @property
+    @cached_property
     def source_hash(self) -> str:
-        """SHA-256 of the variant's source with that of its bases, newlines normalised."""
+        """SHA-256 of the variant's source with that of its bases, newlines normalised.
+
+        `find` takes it at once: what is edited later is not what was imported.
+        """
         from glas_bench.model import Glas
 
         digest = hashlib.sha256()
@@ -69,6 +73,12 @@ def find(reference: str) -> Variant:
     Raises:
         UsageError: no such name or file, or a file that does not define exactly one variant.
     """
+    found = _found(reference)
+    _ = found.source_hash
+    return found
+
+
+def _found(reference: str) -> Variant:
     if reference.endswith(".py") or "/" in reference:
         return _from_file(Path(reference))
     name = reference.replace("_", "-")
@@ -112,7 +122,8 @@ def _from_file(path: Path) -> Variant:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        # Not through the loader: its bytecode cache takes a quick edit for the file before it.
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         line = _line_in(error, path)
         raise UsageError(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from glas_bench import streams
-from glas_bench.model import BaseSettings, Generation, Glas, State, Step, Terms
+from glas_bench.model import BaseSettings, Context, Generation, Glas, State, Step, Terms
 
 Trace = Callable[[int, State, Step], None]
+Auxiliary = Callable[[Any, Context, State], Tensor]
 
 
 def build(
@@ -62,6 +63,7 @@ def rollout(
     noise_TKBZ: Tensor,
     *,
     generates: bool = True,
+    auxiliary: Auxiliary | None = None,
     trace: Trace | None = None,
 ) -> Terms:
     """Run K trajectories an image through time.
@@ -72,7 +74,9 @@ def rollout(
         target_BP: images as log p(x|z) is about them.
         labels_B: labels where the data has them.
         noise_TKBZ: standard-normal noise; all the randomness there is.
-        generates: False leaves canvas and decoder at zero (a recognition-only phase).
+        generates: False leaves canvas and decoder at zero and charges nothing (a recognition-only
+            phase, in which q may be anything).
+        auxiliary: a phase's auxiliary loss in place of the model's own, [B] nats.
         trace: called after each step with (t, state, step) for diagnostics and pictures.
 
     Returns:
@@ -85,16 +89,19 @@ def rollout(
         context, state = repeat_rows(context, draws), repeat_rows(state, draws)
     silent = state.generation
     times = torch.arange(steps, device=x_BP.device)
-    charge = log_ratio = target_BP.new_zeros(())
+    charge = log_ratio = context.target.new_zeros(draws * images)
     for t, (time, noise_BZ) in enumerate(zip(times.unbind(), noise_TBZ.unbind(), strict=True)):
         state, step = model.step(context, state, noise_BZ, time)
-        if not generates:
+        if generates:
+            charge = charge + step.charge
+            log_ratio = log_ratio + step.log_ratio
+        else:
             state = state._replace(generation=silent)
-        charge = charge + step.charge
-        log_ratio = log_ratio + step.log_ratio
         if trace is not None:
             trace(t, state, step)
     recon, aux = model.finish(context, state)
+    if auxiliary is not None:
+        aux = auxiliary(model, context, state)
     shape = (draws, images)
     return Terms(*(part.reshape(shape) for part in (recon, charge, log_ratio, aux)))
 

@@ -10,7 +10,7 @@ whose degrees of freedom are Satterthwaite's (1946). Two mendings, both measured
 - The seeds' mean square counts (1 + 2/(S-1)) times its square among the degrees of freedom:
   E[MS^2] = E[MS]^2 (1 + 2/f), and with few seeds an MS_seed that is small by chance would buy
   hundreds of degrees of freedom. Where seeds vary five to ten times as much as images, the plain
-  rule covers 92.2 % at three seeds and 94.1 % at five, this one 94.6 to 96.2 %. With seeds alone
+  rule covers 92.2 % at three seeds and 94.1 % at five, this one 94.5 to 95.9 %. With seeds alone
   or images alone the interval is the plain one. Two seeds still cover only 91 % at the worst.
 
 S seeds, B images, R any leading axes.

@@ -302,29 +302,36 @@ def _without_collector() -> Iterator[None]:
 
 
 def per_image(
-    rows: Sequence[Mapping[str, Any]], results: Path, metric: str, *, debug: bool = False
-) -> dict[tuple[str, int], np.ndarray]:
-    """Return per-image values by (config_key, seed) for the rows of `read_runs` that have them.
+    rows: Sequence[Mapping[str, Any]],
+    results: Path,
+    metrics: Sequence[str],
+    *,
+    debug: bool = False,
+) -> dict[str, dict[tuple[str, int], np.ndarray]]:
+    """Return, by metric and (config_key, seed), the per-image values that rows of `read_runs` have.
 
-    They come from the run folder where it is here, else from the run's artifacts.
+    They come from the run folder where it is here, else from the run's artifacts; a run whose
+    values cannot be had, or were not scored, is left out.
     """
     import numpy as np
 
-    found = {}
+    found: dict[str, dict[tuple[str, int], np.ndarray]] = {metric: {} for metric in metrics}
     with manners(debug), tempfile.TemporaryDirectory() as scratch:
         store: Store | None = None
         for row in rows:
-            key, seed = row["config_key"], int(row["seed"])
+            key, seed = str(row["config_key"]), int(row["seed"])
             path = results / "runs" / f"{row['variant']}-{key}" / f"seed-{seed}" / "per_image.npz"
             try:
                 if not path.is_file():
                     store = store or Store(results)
                     target = Path(scratch, row["run_id"])
                     target.mkdir()
-                    name = store.client.download_artifacts(row["run_id"], path.name, str(target))
-                    path = Path(name)
+                    fetched = store.client.download_artifacts(row["run_id"], path.name, str(target))
+                    path = Path(fetched)
                 with np.load(path, allow_pickle=False) as stored:
-                    found[key, seed] = stored[f"{row['tags.protocol_key']}/{metric}"]
-            except Exception:  # unreachable or unscored: the report goes without this difference
+                    for metric in metrics:
+                        if (name := f"{row['tags.protocol_key']}/{metric}") in stored.files:
+                            found[metric][key, seed] = stored[name]
+            except Exception:  # unreachable or broken: the report goes without this difference
                 continue
     return found

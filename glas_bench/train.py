@@ -106,7 +106,13 @@ class Training:
         self.optimiser.zero_grad(set_to_none=True)
         with autocast(self.config.precision, self.device):
             terms = rollout.rollout(
-                self.model, images, images, labels, noise, generates=self.phase.generates
+                self.model,
+                images,
+                images,
+                labels,
+                noise,
+                generates=self.phase.generates,
+                auxiliary=self.phase.auxiliary,
             )
         objective = self._objective(terms).mean()
         value = float(objective.detach())
@@ -250,7 +256,8 @@ class Training:
         self.at = Position(**state["position"])
         self._begin_phase(next(p for p in self.phases if p.name == state["phase"]))
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        if "optimiser" in state:  # the last checkpoint of a run has none
+            self.optimiser.load_state_dict(state["optimiser"])
         self._epoch_data = None
 
 

@@ -7,6 +7,7 @@ progress in JSON lines on stdout, and ends when stdin closes: it cannot outlive 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glas_bench import signals
-from glas_bench.config import RunConfig, protocol_key
+from glas_bench.config import RunConfig, config_key, protocol_key
 from glas_bench.errors import GlasBenchError, RunError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def run_seed(
     except evaluate.NotFinite as error:
         sitting.set_status("failed", reason=str(error))
         return "failed"
+    sitting.draw()
     sitting.set_status("complete")
     return "complete"
 
@@ -126,11 +128,8 @@ class _Sitting:
         self.told = self.saved = time.monotonic()
         self.last: dict[str, Any] = {}
         state = folder.load_checkpoint(training.device)
-        if state is not None and "optimiser" in state:
+        if state is not None:
             training.load(state)
-        elif state is not None:  # of a finished training: only scoring is left
-            training.at = type(training.at)(**state["position"])
-            training.model.load_state_dict(state["model"])
         folder.remove_leftovers()
         folder.truncate_metrics(training.at.epoch)
 
@@ -227,6 +226,8 @@ class _Sitting:
         training = self.training
         self.set_status("scoring")
         scorer = evaluate.Scorer(training.model, training.config, training.splits, training.seed)
+        if self.folder.scores(scorer.key) is not None:
+            return
         path = self.folder.path / "eval" / f"{scorer.key}.partial.npz"
         progress = evaluate.Progress(path, write_atomically, every=CHECKPOINT_EVERY)
         started = time.perf_counter()
@@ -242,6 +243,18 @@ class _Sitting:
         scores["seconds"] = round(time.perf_counter() - started, 3)
         self.folder.save_scores(scorer.key, scores, per_image)
         progress.remove()
+
+    def draw(self) -> None:
+        """Draw samples beside the scores, where matplotlib is there to draw with."""
+        from glas_bench import pictures
+
+        training = self.training
+        title = f"{self.folder.path.parent.name}, seed {training.seed}"
+        subject = pictures.Subject(
+            title, training.model, training.config, training.splits, training.seed
+        )
+        with contextlib.suppress(ImportError):  # `samples RUN` draws them later, elsewhere
+            pictures.draw(self.folder.path, subject)
 
 
 def _prepare_torch(threads: int) -> None:
@@ -284,8 +297,14 @@ def _run_job(job: Job, tell: Tell) -> dict[str, Any]:
         config = RunConfig(**job.config)
         _prepare_torch(config.threads)
         data_file = Path(job.data_file) if job.data_file else None
-        splits = data.load(config.dataset, config.binarisation, data_file).to(job.device)
-        status = run_seed(folder, registry.find(job.variant), config, splits, tell)
+        splits = data.load(config.dataset, config.binarisation, data_file)
+        variant = registry.find(job.variant)
+        if config_key(config, variant.source_hash, splits.hash) != job.key:
+            raise RunError(
+                f"{variant.path}, the data or glas-bench has changed since the command was given; "
+                "give it again"
+            )
+        status = run_seed(folder, variant, config, splits.to(job.device), tell)
         return {"status": status}
     except Exception as error:  # whatever it is becomes this seed's status, not a lost traceback
         return note_failure(folder, error)

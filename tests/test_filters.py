@@ -319,12 +319,12 @@ def test_read_matrix_takes_no_leading_axes_and_many():
 def test_content_read_is_its_sums(batched):
     B, L = 3, 4
     matrix = normals(B, L, L, seed=3) if batched else normals(L, L, seed=3)
-    key, log_strength = normals(B, L, seed=4), normals(B, seed=5)
-    got = content_read(matrix, key, log_strength)
+    key, strength = normals(B, L, seed=4), torch.tensor([-1.5, 0.0, 2.0], dtype=torch.float64)
+    got = content_read(matrix, key, strength)
     assert got.shape == (B, L * L)
     for b in range(B):
         rows = [row / row.norm() for row in (matrix[b] if batched else matrix)]
-        scores = [log_strength[b].exp() * torch.dot(row, key[b]) / key[b].norm() for row in rows]
+        scores = [strength[b] * torch.dot(row, key[b]) / key[b].norm() for row in rows]
         total = sum(score.exp() for score in scores)
         for k in range(L):
             expected = scores[k].exp() / total * rows[k]
@@ -333,14 +333,16 @@ def test_content_read_is_its_sums(batched):
 
 def test_content_read_finds_the_row_that_the_key_names():
     matrix = normals(5, 5, seed=6)
-    strong = content_read(matrix, 7 * matrix[3], scalar(6.0)).reshape(5, 5)
+    strong = content_read(matrix, 7 * matrix[3], scalar(400.0)).reshape(5, 5)
     torch.testing.assert_close(strong.norm(dim=-1), torch.eye(5, dtype=torch.float64)[3])
-    weak = content_read(matrix, matrix[3], scalar(-30.0)).reshape(5, 5)
+    weak = content_read(matrix, matrix[3], scalar(0.0)).reshape(5, 5)
     torch.testing.assert_close(weak.norm(dim=-1), torch.full((5,), 0.2, dtype=torch.float64))
-    inputs = (matrix.requires_grad_(), normals(5, seed=7).requires_grad_())
-    assert torch.autograd.gradcheck(
-        lambda matrix, key: content_read(matrix, key, scalar(0.5)), inputs
-    )
+    against = content_read(matrix, -matrix[3], scalar(-400.0)).reshape(5, 5)
+    torch.testing.assert_close(against, strong)
+    for strength in (0.5, -0.5):
+        inputs = (matrix, normals(5, seed=7), scalar(strength))
+        assert torch.autograd.gradcheck(content_read, [part.requires_grad_() for part in inputs])
+        matrix = matrix.detach()
 
 
 def test_gated_read_gates_columns_or_cells():

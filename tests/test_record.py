@@ -1,0 +1,417 @@
+"""The run folder: whole files or none, sound checkpoints or none, one process at a time."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glas_bench import record
+from glas_bench.config import RunConfig
+from glas_bench.errors import RunError, UsageError
+from glas_bench.record import RunFolder, SeedFolder, load_run
+
+CONFIG = RunConfig(variant="mine", dataset="mnist-5k", binarisation="static", settings={"steps": 2})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path, "mine", "0123456789ab")
+    folder.prepare(CONFIG, {"variant": "mine", "bounds_nll": None})
+    return folder
+
+
+@pytest.fixture
+def seed(run: RunFolder) -> SeedFolder:
+    folder = run.seed(3)
+    folder.set_status("training", step=1)
+    return folder
+
+
+def timeless(scores: dict[str, object] | None) -> dict[str, object]:
+    assert scores is not None
+    return {name: value for name, value in scores.items() if name != "time"}
+
+
+def hidden(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(".*")]
+
+
+# --------------------------------------------------------------------------- whole or not at all
+
+WRITE_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from glas_bench.record import write_atomically
+
+def write(file):
+    file.write(b"new, but only ha")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+def test_a_kill_while_writing_leaves_the_old_file(seed: SeedFolder) -> None:
+    path = seed.path / "status.json"
+    before = path.read_bytes()
+    command = [sys.executable, "-c", WRITE_AND_DIE, str(path)]
+    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert path.read_bytes() == before
+    assert len(hidden(seed.path)) == 1
+    seed.remove_leftovers()
+    assert hidden(seed.path) == []
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_file(seed: SeedFolder) -> None:
+    path = seed.path / "status.json"
+    before = path.read_bytes()
+
+    def write(file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match=r"cannot write .*status\.json: No space left"):
+        record.write_atomically(path, write)
+    assert path.read_bytes() == before
+    assert hidden(seed.path) == []
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        record.write_json(tmp_path / "file" / "below.json", {})
+    with (
+        pytest.raises(RunError, match="cannot write"),
+        RunFolder(tmp_path / "file", "a", "b").locked(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_not_written(seed: SeedFolder, value: float) -> None:
+    seed.append_metrics({"epoch": 1, "objective": 2.0})
+    before = {path: path.read_bytes() for path in seed.path.iterdir()}
+    with pytest.raises(ValueError, match="JSON"):
+        seed.set_status("complete", seconds=value)
+    with pytest.raises(ValueError, match="JSON"):
+        seed.append_metrics({"epoch": 2, "objective": value})
+    with pytest.raises(ValueError, match="JSON"):
+        record.write_json(seed.path / "status.json", {"deep": [{"down": value}]})
+    assert {path: path.read_bytes() for path in seed.path.iterdir()} == before
+
+
+def test_a_status_is_one_of_those_known(seed: SeedFolder) -> None:
+    assert seed.status()["status"] == "training"
+    assert SeedFolder(seed.path.parent / "seed-9", 9).status() == {"status": "waiting"}
+    with pytest.raises(AssertionError):
+        seed.set_status("finished")
+    for text in ("", "[]", '{"status": '):
+        (seed.path / "status.json").write_text(text)
+        with pytest.raises(RunError, match=r"cannot read .*status\.json"):
+            seed.status()
+
+
+# --------------------------------------------------------------------------- metrics
+
+ROWS = [{"epoch": epoch, "objective": 100.0 / epoch, "validation": None} for epoch in (1, 2, 3)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(cut=st.integers(0, 10_000))
+def test_a_torn_line_is_left_out(seed: SeedFolder, cut: int) -> None:
+    path = seed.path / "metrics.jsonl"
+    path.unlink(missing_ok=True)
+    assert seed.metrics() == []
+    for row in ROWS:
+        seed.append_metrics(row)
+    content = path.read_bytes()
+    cut %= len(content) + 1
+    path.write_bytes(content[:cut])
+    whole = content[:cut].count(b"\n")
+    assert seed.metrics() == ROWS[:whole]
+    seed.truncate_metrics(2)
+    assert seed.metrics() == ROWS[: min(whole, 2)]
+    seed.append_metrics(ROWS[2])
+    assert seed.metrics() == [*ROWS[: min(whole, 2)], ROWS[2]]
+
+
+@pytest.mark.parametrize("line", [b"{broken}\n", b"\xff\xfe\n", b"\0\0\0\n"])
+def test_a_broken_line_is_an_error_by_name(run: RunFolder, seed: SeedFolder, line: bytes) -> None:
+    (seed.path / "metrics.jsonl").write_bytes(line + b'{"epoch": 2}\n')
+    with pytest.raises(RunError, match=r"cannot read .*seed-3/metrics\.jsonl"):
+        seed.metrics()
+    with pytest.raises(RunError, match=r"cannot read .*seed-3/metrics\.jsonl"):
+        load_run(run.path)
+
+
+# --------------------------------------------------------------------------- checkpoints
+
+
+def make_state(value: float = 0.5) -> dict[str, object]:
+    return {
+        "model": {
+            "weight": torch.tensor([[value, -0.0], [math.nan, math.inf]]),
+            "half": torch.tensor([1.0, value], dtype=torch.bfloat16),
+            "flag": torch.tensor([True, False]),
+            "empty": torch.zeros(0, 3),
+        },
+        "optimiser": {"state": {0: {"step": torch.tensor(7.0)}}, "groups": [{"lr": 1e-3}]},
+        "position": {"epoch": 2, "sums": {"objective": 0.1 + 0.2}},
+        "phase": "main",
+    }
+
+
+def test_a_checkpoint_comes_back_to_the_bit(seed: SeedFolder) -> None:
+    seed.save_checkpoint(5, make_state(), keep=2)
+    state = seed.load_checkpoint()
+    assert state is not None
+    assert record.digest(state) == record.digest(make_state())
+    assert torch.signbit(state["model"]["weight"][0, 1])
+    assert state["position"] == make_state()["position"]
+
+
+CHANGES: list[Callable[[dict], object]] = [  # type: ignore[type-arg]
+    lambda s: s["model"]["weight"].view(torch.int32)[0, 0].bitwise_xor_(1),
+    lambda s: s["model"]["weight"][0, 1].zero_(),  # -0.0 becomes 0.0
+    lambda s: s["model"]["half"][1].mul_(1.01),
+    lambda s: s["model"]["flag"].logical_not_(),
+    lambda s: s["model"].update(empty=torch.zeros(3, 0)),
+    lambda s: s["model"].update(half=s["model"]["half"].half()),
+    lambda s: s["model"].update(weight=s["model"]["weight"].reshape(4)),
+    lambda s: s["model"].update(other=s["model"].pop("weight")),
+    lambda s: s["model"].pop("flag"),
+    lambda s: s["optimiser"]["state"][0]["step"].add_(1),
+    lambda s: s["optimiser"]["groups"][0].update(lr=1.0000001e-3),
+    lambda s: s["position"].update(epoch=3),
+    lambda s: s["position"]["sums"].update(objective=0.3),
+    lambda s: s.update(phase="other"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=range(len(CHANGES)))
+def test_the_digest_sees_every_change(
+    seed: SeedFolder, change: Callable[[dict[str, object]], object]
+) -> None:
+    seed.save_checkpoint(4, make_state(0.25), keep=2)
+    path = seed.save_checkpoint(5, make_state(), keep=2)
+    payload = torch.load(path, weights_only=True)
+    change(payload["state"])
+    assert record.digest(payload["state"]) != payload["digest"]
+    torch.save(payload, path)
+    assert record.read_checkpoint(path) is None
+    older = seed.load_checkpoint()
+    assert older is not None
+    assert record.digest(older) == record.digest(make_state(0.25))
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+@given(place=st.integers(0, 10**6), flip=st.integers(1, 255), cut=st.booleans())
+def test_a_damaged_checkpoint_is_sound_or_none(
+    seed: SeedFolder, place: int, flip: int, cut: bool
+) -> None:
+    path = seed.save_checkpoint(5, make_state(), keep=1)
+    content = bytearray(path.read_bytes())
+    place %= len(content)
+    if cut:
+        del content[place:]
+    else:
+        content[place] ^= flip
+    path.write_bytes(content)
+    state = record.read_checkpoint(path)
+    assert state is None or record.digest(state) == record.digest(make_state())
+    assert not cut or state is None
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_loading_runs_no_code(seed: SeedFolder, tmp_path: Path) -> None:
+    path = seed.path / "checkpoint-00000005.pt"
+    state = {**make_state(), "trap": Trap(tmp_path / "sprung")}
+    torch.save({"schema": 1, "digest": record.digest(state), "state": state}, path)
+    assert seed.load_checkpoint() is None
+    assert not (tmp_path / "sprung").exists()
+    torch.load(path, weights_only=False)  # the trap works
+    assert (tmp_path / "sprung").exists()
+
+
+def test_the_newest_checkpoints_are_kept(seed: SeedFolder) -> None:
+    foreign = [seed.path / name for name in ("checkpoint-x.pt", "checkpoint-9.pt.tmp")]
+    for path in foreign:
+        path.write_text("")
+    for step in (9, 10, 100):
+        seed.save_checkpoint(step, make_state(step), keep=2)
+    assert [int(path.stem[-8:]) for path in seed.checkpoints()] == [100, 10]
+    seed.save_checkpoint(101, make_state(101), keep=1)
+    assert [int(path.stem[-8:]) for path in seed.checkpoints()] == [101]
+    assert all(path.exists() for path in foreign)
+    assert hidden(seed.path) == []
+
+
+# --------------------------------------------------------------------------- scores
+
+
+def test_scores_come_last_and_side_by_side(
+    seed: SeedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = np.arange(4.0), np.arange(4.0) + 0.5
+    seed.save_scores("aaa", {"iw": 1.5}, {"iw": one})
+    seed.save_scores("bbb", {"iw": 2.0, "elbo": None}, {"iw": two, "elbo": one})
+    assert timeless(seed.scores("aaa")) == {"schema": 1, "iw": 1.5}
+    assert set(seed.all_scores()) == {"aaa", "bbb"}
+    assert seed.scores("ccc") is None
+    assert np.array_equal(seed.per_image("aaa")["iw"], one)
+    assert set(seed.per_image("bbb")) == {"iw", "elbo"}
+    assert set(seed.per_image()) == {"aaa/iw", "bbb/iw", "bbb/elbo"}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(RunError, match=r"per_image\.npz"):
+        seed.save_scores("ddd", {"iw": 1.0}, {"iw": one})
+    assert seed.scores("ddd") is None
+    assert set(seed.per_image()) == {"aaa/iw", "bbb/iw", "bbb/elbo"}
+
+
+# --------------------------------------------------------------------------- the lock
+
+HOLD = "import sys; print('up', flush=True); sys.stdin.read()"
+
+
+def holder(*descriptors: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=descriptors,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    return process
+
+
+def test_one_process_at_a_time(run: RunFolder) -> None:
+    with run.locked():
+        said = (run.path / "lock").read_text()
+        with pytest.raises(RunError) as caught, run.locked():
+            pass
+        assert f"already running: pid {os.getpid()} on " in str(caught.value)
+        assert str(run.path) in str(caught.value)
+        assert (run.path / "lock").read_text() == said
+    with run.locked():
+        pass
+
+
+def test_the_lock_is_its_children_s_too(run: RunFolder) -> None:
+    with run.locked() as descriptor:
+        heir, other = holder(descriptor), holder()
+    with pytest.raises(RunError, match="already running"), run.locked():
+        pass
+    heir.kill()
+    heir.communicate()
+    with run.locked():
+        pass
+    assert other.poll() is None
+    other.communicate(b"")
+
+
+def test_the_lock_dies_with_its_process(run: RunFolder) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from glas_bench.record import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1]), 'mine', '0123456789ab').locked():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(run.path.parents[1])]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    assert (run.path / "lock").read_text().startswith("pid ")
+    with run.locked():
+        assert f"pid {os.getpid()} on " in (run.path / "lock").read_text()
+
+
+# --------------------------------------------------------------------------- reading back
+
+
+def test_a_run_reads_back(run: RunFolder, seed: SeedFolder) -> None:
+    for row in ROWS:
+        seed.append_metrics(row)
+    seed.save_scores("aaa", {"iw": 1.5}, {"iw": np.arange(4.0)})
+    seed.set_status("complete", step=9)
+    run.seed(10).set_status("diverged", step=3, reason="the objective is not finite")
+    (run.path / "seed-x").mkdir()
+    record.write_json(run.path / "environment.json", {"device": "cpu"})
+    found = load_run(str(run.path))
+    assert found.config == CONFIG
+    assert found.config_key == run.key
+    assert found.about == {"variant": "mine", "bounds_nll": None}
+    assert found.environment == {"device": "cpu"}
+    assert list(found.seeds) == [3, 10]
+    assert found.seeds[3].metrics == ROWS
+    assert timeless(found.seeds[3].scores["aaa"]) == {"schema": 1, "iw": 1.5}
+    assert list(found.seeds[3].scores) == ["aaa"]
+    assert np.array_equal(found.seeds[3].per_image("aaa")["iw"], np.arange(4.0))
+    assert (found.seeds[10].status, found.seeds[10].about["step"]) == ("diverged", 3)
+    assert record.find_runs(run.path.parents[1]) == [run.path]
+
+
+def test_the_config_is_written_once(run: RunFolder) -> None:
+    before = (run.path / "config.yaml").read_bytes()
+    run.prepare(CONFIG.model_copy(update={"samples": 3}), {})
+    assert (run.path / "config.yaml").read_bytes() == before
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no run folder: it has no config\.yaml"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "newer glas-bench"),
+        ({"schema": None}, r"cannot read .*config\.yaml"),
+        ({"config": None}, r"cannot read .*config\.yaml"),
+        ({"config": {"variant": "mine"}}, r"cannot read .*config\.yaml"),
+        ({"config": {**CONFIG.model_dump(), "colour": "red"}}, "colour"),
+        ("[1, 2]", r"cannot read .*config\.yaml"),
+        ("", r"cannot read .*config\.yaml"),
+        ("a: [", r"cannot read .*config\.yaml"),
+        ("!!python/object/apply:os.getcwd []", r"cannot read .*config\.yaml"),
+    ],
+    ids=str,
+)
+def test_a_broken_config_is_an_error_by_name(
+    run: RunFolder, change: dict[str, object] | str, said: str
+) -> None:
+    path = run.path / "config.yaml"
+    if isinstance(change, dict):
+        document = yaml.safe_load(path.read_text())
+        path.write_text(json.dumps({**document, **change}))
+    else:
+        path.write_text(change)
+    with pytest.raises(RunError, match=said):
+        load_run(run.path)

@@ -1,0 +1,161 @@
+"""Variants are found by name, by file and by entry point; their identity is their source."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from glas_bench import registry
+from glas_bench.errors import UsageError
+
+SOURCE = '"""One line."""\nfrom glas_bench.model import Glas\n\n\nclass Mine(Glas):\n    pass\n'
+
+
+def refusal(reference: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        registry.find(str(reference))
+    return str(caught.value)
+
+
+def test_every_file_is_a_variant() -> None:
+    stems = {path.stem for path in registry.BUILT_IN.glob("*.py")} - {"__init__"}
+    names = registry.names()
+    assert names == sorted(names)
+    assert {name.replace("-", "_") for name in names} >= stems
+    assert len(stems) >= 6
+    for name in names:
+        found = registry.find(name)
+        assert (found.name, found.reference) == (name, name)
+        assert found.path.stem.replace("_", "-") == name
+        assert found.cls.__module__ == f"glas_bench.variants.{found.path.stem}"
+        assert found.summary.endswith(".")
+        assert len(found.source_hash) == 64
+    hashes = {registry.find(name).source_hash for name in names}
+    assert len(hashes) == len(names)
+
+
+def test_hyphen_and_underscore_are_one() -> None:
+    assert registry.find("fixed_random") == registry.find("fixed-random")
+
+
+def test_names_import_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("glas_bench.variants.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert registry.names()
+    assert not [name for name in sys.modules if name.startswith("glas_bench.variants.")]
+
+
+def test_the_identity_is_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "my_idea.py"
+    path.write_text(SOURCE)
+    found = registry.find(str(path))
+    assert (found.name, found.reference) == ("my-idea", str(path.resolve()))
+    assert found.summary == "One line."
+    path.write_bytes(SOURCE.replace("\n", "\r\n").encode())
+    assert registry.find(str(path)).source_hash == found.source_hash
+    path.write_text(SOURCE.replace("pass", "x= 1"))  # of the same size, in the same second
+    edited = registry.find(str(path))
+    assert edited.source_hash != found.source_hash
+    assert edited.cls.x == 1  # type: ignore[attr-defined]
+    assert sorted(tmp_path.iterdir()) == [path]
+    moved = tmp_path / "elsewhere" / "other_name.py"
+    moved.parent.mkdir()
+    moved.write_text(SOURCE)
+    assert registry.find(str(moved)).source_hash == found.source_hash
+
+
+def test_bases_are_part_of_the_identity(tmp_path: Path) -> None:
+    base, above = tmp_path / "base.py", registry.find("hellinger")
+    base.write_text(
+        '"""A base."""\nfrom glas_bench.variants.hellinger import Hellinger\n\n\n'
+        "class Base(Hellinger):\n    pass\n"
+    )
+    found = registry.find(str(base))
+    module = sys.modules[found.cls.__module__]
+    top = tmp_path / "top.py"
+    top.write_text(f"from {module.__name__} import Base\n\n\nclass Top(Base):\n    pass\n")
+    before = registry.find(str(top))
+    assert before.cls.__mro__[1:3] == (found.cls, above.cls)
+    assert len({before.source_hash, found.source_hash, above.source_hash}) == 3
+    base.write_text(base.read_text() + "    x = 1\n")
+    assert registry.find(str(top)).source_hash != before.source_hash
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("hellingr", ["'hellingr'", "Did you mean 'hellinger'?", "cauchy", "vae"]),
+        ("xyz", ["'xyz'", "Allowed: ", "cauchy"]),
+        ("no/such.py", ["no/such.py", "does not exist"]),
+        ("../", ["is a folder"]),
+        ("__init__", ["'__init__'"]),
+    ],
+)
+def test_what_is_not_there(reference: str, words: list[str]) -> None:
+    said = refusal(reference)
+    assert all(word in said for word in words), said
+
+
+def test_a_file_named_without_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_idea.py").write_text(SOURCE)
+    assert "write --variant ./my_idea.py" in refusal("my_idea")
+    Path("notes.txt").write_text(SOURCE)
+    assert "must end in .py" in refusal("./notes.txt")
+    assert registry.find("./my_idea.py").cls.__name__ == "Mine"
+    assert registry.find("my_idea.py").cls.__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("x = 1\n", "got none"),
+        ("from glas_bench.model import Glas\n", "got none"),
+        ("from glas_bench.variants.cauchy import Cauchy\n", "got none"),
+        (SOURCE.replace("Mine", "_Mine"), "got none"),
+        (SOURCE + "class Second(Mine):\n    pass\n", "got Mine, Second"),
+    ],
+)
+def test_exactly_one(tmp_path: Path, text: str, got: str) -> None:
+    path = tmp_path / "some.py"
+    path.write_text(text)
+    assert f"{path}: a variant's file defines exactly one" in refusal(path)
+    assert got in refusal(path)
+
+
+def test_helpers_and_second_names_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text(
+        SOURCE.replace("class Mine(Glas)", "class _Base(Glas):\n    pass\n\n\nclass Mine(_Base)")
+        + "Alias = Mine\n"
+    )
+    assert registry.find(str(path)).cls.__name__ == "Mine"
+
+
+def test_an_error_elsewhere_is_told_where_it_was_met(tmp_path: Path) -> None:
+    (tmp_path / "inner.py").write_text("def f(:\n")
+    path = tmp_path / "outer.py"
+    path.write_text(f"import sys\n\nsys.path.insert(0, {str(tmp_path)!r})\nimport inner\n")
+    try:
+        assert f"{path}:4: importing it failed with SyntaxError" in refusal(path)
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def test_installed_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_package.py").write_text(SOURCE)
+    info = tmp_path / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[glas_bench.variants]\ntheir_idea = their_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert "their-idea" in registry.names()
+    found = registry.find("their-idea")
+    assert (found.name, found.reference, found.path) == (
+        "their-idea",
+        "their-idea",
+        tmp_path / "their_package.py",
+    )
+    assert found.cls.__name__ == "Mine"

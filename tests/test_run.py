@@ -1,0 +1,711 @@
+"""`run` with real processes: killed, stopped, doubled and damaged, it ends at the same numbers."""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ended, Glas, alive, answers, children, sets, until
+
+from glas_bench import cells, config, data, registry, train, worker
+from glas_bench.environment import cores
+from glas_bench.record import RunFolder, SeedFolder, load_run, read_checkpoint
+
+SIZES = {"steps": 2, "hidden": 16, "samples": 40}
+
+
+def cell(variant: object = "cauchy", **changes: object) -> list[str]:
+    """Return the command that runs a tiny cell."""
+    values = sets(**{**SIZES, **changes})
+    return ["run", "--variant", str(variant), "--preset", "smoke", *values, "--no-mirror", "--json"]
+
+
+CELL = cell()
+EVERY_STEP = {"GLAS_BENCH_CHECKPOINT_SECONDS": 0}
+STEPS = 62  # two epochs of 31
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="watches /proc")
+
+
+# --------------------------------------------------------------------------- what is compared
+
+
+def run_folder(results: Path) -> Path:
+    """Return the only run folder below a results folder."""
+    (folder,) = (results / "runs").iterdir()
+    return folder
+
+
+def seed_folder(results: Path, seed: int = 0) -> SeedFolder:
+    return SeedFolder(run_folder(results) / f"seed-{seed}", seed)
+
+
+def same_place(results: Path, other: Path, seed: int = 0) -> SeedFolder:
+    """Return where a seed will lie below `results`, as one of the same cell does elsewhere."""
+    return SeedFolder(results / "runs" / run_folder(other).name / f"seed-{seed}", seed)
+
+
+def found_in(folder: SeedFolder) -> dict[str, object]:
+    """Return all that a seed's folder says, clocks left out."""
+    (checkpoint,) = folder.checkpoints()
+    state = read_checkpoint(checkpoint)
+    assert state is not None
+    clocks = {"seconds", "time", "images_per_second"}
+    return {
+        "model": state["model"],
+        "step": state["position"]["step"],
+        "metrics": [{k: v for k, v in row.items() if k not in clocks} for row in folder.metrics()],
+        "scores": {
+            key: {k: v for k, v in scores.items() if k not in clocks}
+            for key, scores in folder.all_scores().items()
+        },
+        "per_image": folder.per_image(),
+        "status": folder.status()["status"],
+        "files": sorted(
+            str(path.relative_to(folder.path))
+            for path in folder.path.rglob("*")
+            if path.is_file() and path.suffix != ".png"  # drawn where there is matplotlib
+        ),
+    }
+
+
+def assert_same(folder: SeedFolder, other: SeedFolder) -> None:
+    """Hold two seeds' folders to be equal to the bit, clocks left out."""
+    got, expected = found_in(folder), found_in(other)
+    for name in ("model", "per_image"):
+        a, b = got.pop(name), expected.pop(name)
+        assert list(a) == list(b)
+        assert len(a) > 5
+        for key in a:
+            x, y = np.asarray(a[key]), np.asarray(b[key])
+            assert x.dtype == y.dtype
+            assert x.shape == y.shape
+            assert x.tobytes() == y.tobytes(), f"{name} {key}"
+    assert got == expected
+    assert got["status"] == "complete"
+    assert got["step"] == STEPS
+    assert [row["epoch"] for row in got["metrics"]] == [1, 2]
+
+
+def times(folder: Path) -> dict[str, int]:
+    """Return when each file below a folder was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, packed: data.Splits) -> Path:
+    """The results folder of seeds 0 and 1, run side by side and never disturbed."""
+    command = Glas(tmp_path_factory.mktemp("undisturbed"))
+    ended = command(*CELL, "--seeds", "0-1")
+    assert ended.code == 0, ended.err
+    assert [row["status"] for row in ended.json["seeds"]] == ["complete", "complete"]
+    return command.results
+
+
+@pytest.fixture
+def finished(glas: Glas, undisturbed: Path) -> Path:
+    """The run folder of a copy of it, in the place where `glas` looks."""
+    shutil.copytree(undisturbed, glas.results)
+    return run_folder(glas.results)
+
+
+# --------------------------------------------------------------------------- killed and stopped
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_any_moment_it_ends_at_the_same_numbers(glas: Glas, undisturbed: Path) -> None:
+    chance = random.Random(0)
+    seed = same_place(glas.results, undisturbed)
+
+    def step() -> int:
+        saved = seed.checkpoints()
+        return int(saved[0].stem.partition("-")[2]) if saved else 0
+
+    def written(pattern: str) -> bool:
+        return any(seed.path.glob(pattern))
+
+    early, late = chance.randrange(2, 20), chance.randrange(40, 55)
+    moments = {
+        "in the first epoch": lambda: step() >= early,
+        "at the end of the first epoch": seed.metrics,
+        "while a checkpoint is written": lambda: step() >= late and written(".checkpoint*"),
+        "while it scores": lambda: written("eval/*.partial.npz"),
+    }
+    reached = [0]
+    for moment, has_come in moments.items():
+        process = glas.start(*CELL, **EVERY_STEP)
+        until(has_come, process)
+        time.sleep(chance.random() * 0.02)
+        process.kill()
+        assert glas.ended(process).code == -signal.SIGKILL, moment
+        assert not written("eval/*.json"), moment
+        reached.append(step())
+        assert reached[-1] >= reached[-2], f"{moment}: it began again"
+    assert reached[-1] == STEPS
+    assert glas.here(*CELL).code == 0
+    assert_same(seed, seed_folder(undisturbed))
+
+
+@linux
+@pytest.mark.skipif(cores() < 2, reason="seeds run one after another on one processor")
+@pytest.mark.timeout(300)
+def test_seeds_side_by_side_stopped_and_killed(glas: Glas, undisturbed: Path) -> None:
+    command = [*CELL, "--seeds", "0-1"]
+
+    def young() -> list[int]:
+        return [pid for pid in children(process.pid) if "worker" in line_of(pid)]
+
+    def lock_is_free() -> bool:
+        with open(run_folder(glas.results) / "lock") as lock, contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    # stopped as soon as there is a seed's process, which cannot answer yet
+    process = glas.start(*command)
+    until(young, process)
+    process.terminate()
+    ended = glas.ended(process)
+    assert ended.code == 75, ended.err
+    assert {row["status"] for row in ended.json["seeds"]} == {"interrupted"}
+
+    # the parent is killed
+    process = glas.start(*command, **EVERY_STEP)
+    seeds = [same_place(glas.results, undisturbed, seed) for seed in (0, 1)]
+    pids = until(lambda: len(young()) == 2 and young(), process)
+    held: set[int] = set()
+
+    def all_held() -> bool:
+        for pid, seed in zip(pids, seeds, strict=True):
+            if pid not in held and seed.checkpoints():
+                os.kill(pid, signal.SIGSTOP)  # so that neither ends before the other begins
+                held.add(pid)
+        return len(held) == 2
+
+    until(all_held, process)
+    process.kill()
+    process.wait()
+    assert not lock_is_free()  # while they are there, the folder is theirs
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: not any(map(alive, pids)) and lock_is_free(), seconds=20)
+    assert {seed.status()["status"] for seed in seeds} == {"training"}
+
+    # a seed's process is killed, and the other goes on
+    process = glas.start(*command, **EVERY_STEP)
+    until(lambda: len(young()) == 2, process)
+    victim = max(young())
+    os.kill(victim, signal.SIGKILL)
+    ended = glas.ended(process)
+    assert ended.code == 3
+    assert sorted(row["status"] for row in ended.json["seeds"]) == ["complete", "failed"]
+    (failed,) = (row for row in ended.json["seeds"] if row["status"] == "failed")
+    assert "signal 9" in failed["reason"]
+    assert failed["elbo"] is None
+    assert load_run(run_folder(glas.results)).seeds[failed["seed"]].status == "failed"
+
+    # and the next run completes it
+    done = times(seeds[1 - failed["seed"]].path)
+    ended = glas.here(*command)
+    assert ended.code == 0
+    assert times(seeds[1 - failed["seed"]].path) == done
+    for seed in (0, 1):
+        assert_same(seeds[seed], seed_folder(undisturbed, seed))
+
+
+def line_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+def test_a_seed_s_process_ends_when_its_stdin_closes(
+    glas: Glas, undisturbed: Path, packed: data.Splits
+) -> None:
+    record = load_run(run_folder(undisturbed))
+    job = worker.Job(
+        "cauchy", record.config.model_dump(), str(glas.results), record.config_key, 0, "cpu"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "glas_bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    out, _ = process.communicate(job.line(), timeout=60)
+    assert (process.returncode, out) == (1, b"")
+    assert not (glas.results / "runs").exists()
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_ctrl_c_and_a_second_process(glas: Glas, undisturbed: Path) -> None:
+    process = glas.start(*CELL)
+    seed = same_place(glas.results, undisturbed)
+    until(lambda: seed.status()["status"] == "training", process)
+    second = glas.here(*CELL)
+    assert second.code == 1
+    assert f"already running: pid {process.pid} on " in second.err
+    assert second.out == ""
+    process.terminate()
+    ended = glas.ended(process)
+    assert ended.code == 75
+    assert ended.seeds[0]["status"] == seed.status()["status"] == "interrupted"
+    (checkpoint, *_) = seed.checkpoints()  # none was due: the signal's own
+    assert checkpoint.name == f"checkpoint-{seed.status()['step']:08d}.pt"
+
+    process = glas.start(*CELL)
+    until(lambda: seed.status()["status"] == "scoring", process)
+    process.send_signal(signal.SIGINT)
+    ended = glas.ended(process)
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+    assert ended.json["seeds"][0]["elbo"] is None
+
+    assert glas.here(*CELL).code == 0
+    assert_same(seed, seed_folder(undisturbed))
+
+
+@linux
+@pytest.mark.parametrize(
+    ("delay", "number", "code"),
+    [
+        (0.0, signal.SIGTERM, 75),
+        (0.0, signal.SIGINT, 130),
+        (0.05, signal.SIGTERM, 75),
+        (0.3, signal.SIGINT, 130),
+        (1.0, signal.SIGTERM, 75),
+        (2.5, signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_in_the_first_moments(
+    glas: Glas, delay: float, number: signal.Signals, code: int
+) -> None:
+    process = glas.start(*cell(epochs=1000))
+    until(lambda: answers(process, signal.SIGTERM), process)
+    if not delay:  # it answers before anything heavy is imported
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    time.sleep(delay)
+    process.send_signal(number)
+    ended = glas.ended(process)
+    assert ended.code == code
+    assert "Traceback" not in ended.err
+    assert ended.out == "" or ended.seeds[0]["status"] == "interrupted"
+
+
+# --------------------------------------------------------------------------- the same again
+
+
+def test_finished_work_is_shown_and_not_repeated(glas: Glas, finished: Path) -> None:
+    before = times(finished / "seed-0"), times(finished / "seed-1")
+    shown = glas.here(*CELL, "--seeds", "0-1")
+    assert shown.code == 0
+    assert (times(finished / "seed-0"), times(finished / "seed-1")) == before
+    (scores,) = seed_folder(glas.results, 1).all_scores().values()
+    assert shown.seeds[1]["elbo"] == scores["elbo"]
+    assert shown.seeds[1]["iw"] == scores["iw"]
+    table = glas.here(*(part for part in CELL if part != "--json"))
+    assert f"{shown.seeds[0]['elbo']:.2f}" in table.out
+
+
+def test_one_seed_alone_is_that_seed_among_others(glas: Glas, undisturbed: Path) -> None:
+    assert glas.here(*CELL, "--seeds", "1").code == 0
+    assert_same(seed_folder(glas.results, 1), seed_folder(undisturbed, 1))
+
+
+def test_more_seeds_add_to_the_cell(glas: Glas, finished: Path) -> None:
+    before = times(finished / "seed-0")
+    ended = glas.here(*CELL, "--seeds", "0,2")
+    assert ended.code == 0
+    assert [row["seed"] for row in ended.json["seeds"]] == [0, 2]
+    assert Path(ended.json["folder"]) == finished
+    assert times(finished / "seed-0") == before
+    record = load_run(finished)
+    assert {seed: one.status for seed, one in record.seeds.items()} == dict.fromkeys(
+        (0, 1, 2), "complete"
+    )
+    assert ended.seeds[2]["elbo"] != ended.seeds[0]["elbo"]
+
+
+def test_another_k_scores_again_without_training(glas: Glas, finished: Path) -> None:
+    seed = seed_folder(glas.results)
+    (checkpoint,) = seed.checkpoints()
+    trained = checkpoint.stat().st_mtime_ns
+    before = glas.here(*CELL)
+    ended = glas.here(*cell(samples=7))
+    assert ended.code == 0, ended.out
+    assert seed.checkpoints() == [checkpoint]
+    assert checkpoint.stat().st_mtime_ns == trained
+    old, new = before.seeds[0], ended.seeds[0]
+    assert new["elbo"] == old["elbo"]
+    assert new["iw"] > old["iw"]  # fewer weights, a looser bound
+    assert ended.json["config_key"] == before.json["config_key"]
+    assert set(seed.all_scores()) == {before.json["protocol_key"], ended.json["protocol_key"]}
+    assert seed.per_image(before.json["protocol_key"])["iw"].mean() == old["iw"]
+    assert glas.here(*CELL).seeds == before.seeds
+
+
+def test_fresh_starts_over(glas: Glas, finished: Path, undisturbed: Path) -> None:
+    (finished / "seed-0" / "stale").write_text("of a run before")
+    before, other = times(finished / "seed-0"), times(finished / "seed-1")
+    assert glas.here(*CELL, "--fresh").code == 0
+    after = times(finished / "seed-0")
+    assert set(before) - set(after) == {str(finished / "seed-0" / "stale")}
+    assert all(after[path] > before[path] for path in after)
+    assert times(finished / "seed-1") == other
+    assert_same(seed_folder(glas.results), seed_folder(undisturbed))
+
+
+class Crash(BaseException):
+    """What ends a process here, as a kill would."""
+
+
+@pytest.fixture(scope="session")
+def crashed_once(
+    tmp_path_factory: pytest.TempPathFactory, packed: data.Splits, undisturbed: Path
+) -> Path:
+    """The results folder of a seed whose process died at step 45, having saved each step."""
+    results = tmp_path_factory.mktemp("crashed")
+    record = load_run(run_folder(undisturbed))
+    seed = same_place(results, undisturbed)
+    RunFolder(results, "cauchy", record.config_key).prepare(record.config, record.about)
+
+    def tell(event: dict[str, object]) -> None:
+        if event.get("done") == 45:
+            raise Crash
+
+    with in_process_worker(), pytest.raises(Crash):
+        worker.run_seed(seed, registry.find("cauchy"), record.config, packed, tell)
+    return results
+
+
+@contextlib.contextmanager
+def in_process_worker() -> Iterator[pytest.MonkeyPatch]:
+    """Let the worker save and tell at each step, and leave torch as it was."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(worker, "CHECKPOINT_EVERY", 0.0)
+        monkeypatch.setattr(worker, "TELL_EVERY", 0.0)
+        yield monkeypatch
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def crashed(glas: Glas, crashed_once: Path) -> SeedFolder:
+    """A copy of it, in the place where `glas` looks."""
+    shutil.copytree(crashed_once, glas.results)
+    seed = seed_folder(glas.results)
+    assert [path.name for path in seed.checkpoints()] == [
+        "checkpoint-00000045.pt",
+        "checkpoint-00000044.pt",
+    ]
+    return seed
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "emptied"])
+def test_a_damaged_checkpoint_is_passed_over(
+    glas: Glas, crashed: SeedFolder, undisturbed: Path, damage: str
+) -> None:
+    newest, older = crashed.checkpoints()
+    content = bytearray(newest.read_bytes())
+    if damage == "cut short":
+        content = content[: len(content) // 2]
+    elif damage == "a bit flipped":
+        content[len(content) // 2] ^= 1
+    else:
+        content = bytearray()
+    newest.write_bytes(content)
+    state = crashed.load_checkpoint()
+    assert state is not None
+    assert state["position"]["step"] == 44
+    assert older.exists()
+    assert glas.here(*CELL).code == 0
+    assert_same(crashed, seed_folder(undisturbed))
+
+
+def test_torn_files_are_made_good(glas: Glas, crashed: SeedFolder, undisturbed: Path) -> None:
+    with open(crashed.path / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"epoch": 2, "objec')
+    (crashed.path / ".status.json.x1y2z3.tmp").write_text('{"sta')
+    (crashed.path / "status.json").write_text("")
+    assert len(crashed.metrics()) == 1
+    assert glas.here(*CELL).code == 0
+    assert_same(crashed, seed_folder(undisturbed))
+
+
+def test_killed_between_the_last_weight_and_the_scores(
+    glas: Glas, crashed: SeedFolder, undisturbed: Path, packed: data.Splits
+) -> None:
+    def die(*_: object) -> None:
+        raise Crash
+
+    found = load_run(crashed.path.parent).config
+    with in_process_worker() as monkeypatch:
+        monkeypatch.setattr(SeedFolder, "save_scores", die)
+        with pytest.raises(Crash):
+            worker.run_seed(crashed, registry.find("cauchy"), found, packed, lambda event: None)
+    assert list(crashed.path.glob("eval/*.partial.npz"))
+    ended = glas.here(*CELL)
+    assert ended.code == 0, ended.out
+    assert_same(crashed, seed_folder(undisturbed))
+
+
+# --------------------------------------------------------------------------- diverging
+
+
+def test_a_seed_that_diverges_is_a_status(glas: Glas, packed: data.Splits) -> None:
+    command = cell(learning_rate="1e30")
+    ended = glas.here(*command)
+    assert ended.code == 1
+    row = ended.seeds[0]
+    assert row["status"] == "diverged"
+    assert row["step"] > 0
+    assert "not finite" in row["reason"]
+    numbers = ("objective", "recon", "elbo", "iw", "nll", "refit_iw", "ais")
+    assert [row[name] for name in numbers] == [None] * len(numbers)
+    seed = seed_folder(glas.results)
+    assert not (seed.path / "eval").exists()
+    before = times(seed.path)
+    again = glas.here(*command)
+    assert (again.code, again.seeds) == (1, ended.seeds)
+    assert times(seed.path) == before
+    table = glas.here(*(part for part in command if part != "--json"))
+    assert f"diverged at step {row['step']}, {row['reason']}" in table.out
+
+    found = load_run(seed.path.parent).config
+    training = train.Training(registry.find("cauchy"), found, packed, 0)
+    for _ in range(row["step"]):
+        training.step()
+    model, optimiser = training.state()["model"], training.state()["optimiser"]["state"]
+    kept = {name: tensor.clone() for name, tensor in model.items()}
+    moments = {index: one["exp_avg"].clone() for index, one in optimiser.items()}
+    with pytest.raises(train.Diverged) as caught:
+        training.step()
+    assert caught.value.step == row["step"]
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.items())
+    assert all(torch.equal(moments[index], one["exp_avg"]) for index, one in optimiser.items())
+
+
+HALF_DIVERGES = '''"""Its charge has no value where the frozen matrix happens to start high."""
+import os
+import torch
+from glas_bench.model import Glas
+
+print("a word on stdout while it is imported")
+
+class Half(Glas):
+    latent_trained = False
+
+    def charge(self, q, p, z):
+        os.write(1, b"and one below Python\\n")
+        return super().charge(q, p, z) + 0 * torch.log(0.00053 - self.latent.mean())
+'''
+
+
+@pytest.mark.timeout(300)
+def test_one_of_two_seeds_diverges_beside_a_baseline(glas: Glas) -> None:
+    elsewhere = glas.folder / "a place of mine"
+    elsewhere.mkdir()
+    (elsewhere / "half.py").write_text(HALF_DIVERGES)
+    command = [part for part in cell("./half.py", epochs=1) if part != "--json"]
+    alone = glas(*command, "--json", cwd=elsewhere)
+    assert alone.code == 0, alone.err
+    assert_document(alone)
+    assert "a word on stdout" in alone.err
+    assert "below Python" in alone.err
+
+    ended = glas(*command, "--seeds", "0-1", "--baseline", "vae", "--json", cwd=elsewhere)
+    assert ended.code == 3, ended.err
+    assert_document(ended)
+    assert ended.seeds[0] == alone.seeds[0]
+    assert ended.json["bounds_nll"] is None
+    diverged = ended.seeds[1]
+    assert (diverged["status"], diverged["step"], diverged["elbo"]) == ("diverged", 0, None)
+    baseline = ended.json["baseline"]
+    assert [row["status"] for row in baseline["seeds"]] == ["complete", "complete"]
+    assert baseline["config_key"] != ended.json["config_key"]
+    for metric in ("elbo", "iw"):
+        difference = ended.json["difference"][metric]
+        expected = ended.seeds[0][metric] - baseline["seeds"][0][metric]
+        assert difference["estimate"] == pytest.approx(expected, abs=1e-9)
+        assert difference["low"] < difference["estimate"] < difference["high"]
+        assert (difference["seeds"], difference["images"]) == ([0], 500)
+
+    table = glas.here(*(part if part != "./half.py" else elsewhere / "half.py" for part in command))
+    assert "half minus" not in table.out
+    assert f"{alone.seeds[0]['iw']:.2f}" in table.out
+
+
+def assert_document(ended: Ended) -> None:
+    """Hold stdout to be one JSON document with what design.md promises of it."""
+    assert len(ended.out.splitlines()) == 1
+    document = json.loads(ended.out)
+    assert {"variant", "dataset", "config_key", "seeds"} <= set(document)
+    names = ["seed", "status", "objective", "elbo", "elbo_status", "iw", "refit_iw", "nll"]
+    for row in document["seeds"]:
+        assert set(names) <= set(row)
+        if row["status"] == "complete":
+            assert row["elbo_status"] == "finite"
+            assert all(isinstance(row[name], float) for name in ("objective", "elbo", "iw"))
+    folder = RunFolder(Path(), document["variant"], document["config_key"])
+    assert Path(document["folder"]).name == folder.path.name
+
+
+def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(
+    glas: Glas, packed: data.Splits
+) -> None:
+    path = glas.folder / "half.py"
+    path.write_text(HALF_DIVERGES)
+    variant = registry.find(str(path))
+    values = config.resolve(variant, preset="smoke", overrides={**SIZES, "epochs": 1})
+    one = cells.make_cell(variant, values, packed, glas.results)
+    job = worker.Job(
+        str(path), values.model_dump(), str(glas.results), one.key, seed=0, device="cpu"
+    )
+    path.write_text(HALF_DIVERGES.replace("0.00053", "0.00063"))
+    with in_process_worker():
+        ended = worker._run_job(job, lambda event: None)
+    assert ended["status"] == one.folder.seed(0).status()["status"] == "failed"
+    assert "changed since the command was given" in ended["reason"]
+    assert one.folder.seed(0).checkpoints() == []
+
+
+# --------------------------------------------------------------------------- before any training
+
+
+@pytest.mark.parametrize("where", ["file/below", "/proc/below"])
+def test_a_folder_that_cannot_be_written_is_said_first(glas: Glas, where: str) -> None:
+    if where.startswith("/proc") and not Path("/proc").exists():
+        pytest.skip("no /proc here to refuse a new folder")
+    (glas.folder / "file").write_text("")
+    results = glas.folder / where
+    ended = glas.here(*CELL, "--results", results)
+    assert ended.code == 1
+    assert f"cannot write into {results}" in ended.err
+    assert "--results" in ended.err
+    assert "epoch" not in ended.err
+
+
+def test_a_full_disk_is_said_first(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil.disk_usage(glas.folder)._replace(free=5 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    ended = glas.here(*CELL)
+    assert ended.code == 1
+    assert "only 5 MiB are free" in ended.err
+    assert not (glas.results / "runs").exists()
+
+
+# --------------------------------------------------------------------------- a file of one's own
+
+MY_IDEA = '''"""Twice the charge: a line of a file that lies anywhere."""
+
+from glas_bench.model import Glas
+
+
+class MyIdea(Glas):
+    bounds_nll = True
+
+    def charge(self, q, p, z):
+        return 2 * super().charge(q, p, z)
+'''
+
+
+def broken(glas: Glas, text: str) -> Path:
+    path = glas.folder / "broken.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_of_ten_lines(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> None:
+    (glas.folder / "my_idea.py").write_text(MY_IDEA)
+    assert len(MY_IDEA.splitlines()) == 10
+    monkeypatch.chdir(glas.folder)
+    ended = glas.here(*cell("./my_idea.py", epochs=1))
+    assert ended.code == 0, ended.err
+    assert ended.json["variant"] == "my-idea"
+    assert ended.json["bounds_nll"] is True
+    twice = glas.here(*cell(epochs=1, charge_weight=2))
+    assert ended.seeds[0]["elbo"] == twice.seeds[0]["elbo"]
+    assert ended.seeds[0]["charge"] == 2 * twice.seeds[0]["charge"]
+    checked = glas.here("check", "./my_idea.py")
+    assert (checked.code, checked.err) == (0, "")
+    assert "my-idea: all" in checked.out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("class MyIdea(Glas:\n    pass\n", "broken.py:1: importing it failed with SyntaxError"),
+        ("x = 1\n\ny = x / 0\n", "broken.py:3: importing it failed with ZeroDivisionError"),
+        ("import sys\nsys.exit(0)\n", "broken.py:2: importing it failed with SystemExit"),
+        ("import no_such_thing\n", "broken.py:1: importing it failed with ModuleNotFoundError"),
+        ("x = 1\n", "exactly one public subclass of glas_bench.model.Glas; got none"),
+        (MY_IDEA + "class Other(Glas):\n    pass\n", "got MyIdea, Other"),
+        (MY_IDEA + "b'\\xff'.decode()\n", "broken.py:11: importing it failed with UnicodeDecode"),
+    ],
+    ids=lambda value: None if "\n" in value else value[:24],
+)
+def test_a_broken_file_is_told_what_is_wrong(glas: Glas, text: str, said: str) -> None:
+    path = broken(glas, text)
+    for command in (cell(path), ["check", path]):
+        ended = glas.here(*command)
+        assert ended.code == 2
+        assert said in ended.err
+        assert str(path) in ended.err
+        assert "Traceback" not in ended.err
+    assert not glas.results.exists()
+
+
+def test_a_charge_of_the_wrong_shape(glas: Glas) -> None:
+    path = broken(glas, MY_IDEA.replace("2 * super().charge(q, p, z)", "q.mean.square()"))
+    checked = glas.here("check", path)
+    assert checked.code == 1
+    assert "BROKEN" in checked.out
+    assert "charge" in checked.out
+    ended = glas.here(*cell(path))
+    assert ended.code == 1
+    assert ended.seeds[0]["status"] == "failed"
+    assert ended.seeds[0]["reason"]
+    assert "Traceback" not in ended.err
+
+
+# --------------------------------------------------------------------------- a bare machine
+
+BLOCK = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in NAMES:
+            return super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+
+
+def test_a_bare_machine_trains_and_scores(
+    glas: Glas, undisturbed: Path, packed: data.Splits
+) -> None:
+    lacking = "mlflow optuna pandas seaborn matplotlib scipy mlxtend rich pooch requests filelock"
+    site = glas.folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"NAMES = {lacking.split()}\n{BLOCK}")
+    carried = glas.folder / "carried"
+    carried.mkdir()
+    data.pack("mnist-5k", carried)
+    ended = glas(
+        *CELL, PYTHONPATH=site, GLAS_BENCH_DATA=carried, XDG_CACHE_HOME=glas.folder / "cache"
+    )
+    assert ended.code == 0, ended.err
+    assert "epoch 2/2" in ended.err
+    assert_same(seed_folder(glas.results), seed_folder(undisturbed))

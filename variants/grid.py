@@ -1,0 +1,44 @@
+"""A bare linear filter over the latent matrix: scale * (position - centre), no kernel at all.
+
+A row is a straight line through zero at its centre, divided by max(its sum, 1e-3); the fourth
+number of the filter's layer is the slope itself, not a logarithm. Where a row's sum is negative it
+is multiplied by 1000 instead of being normalised. That makes reads of 1e6, which the heads of q
+cannot take: in float32 it diverges at the first step. Nothing is mended; the mildest setting tried,
+`grid: centred`, `filter_init: small` and `filter_size: 1`, got through two epochs on two seeds of
+four.
+
+Source: Akoury 2017, `GridAttention` in `glas/model/attention.py`, the base class of the code's
+Gaussian and Cauchy filters and a value of its attention option. Nothing departs but the choice of
+grid. `floor: logsumexp` is refused: rows of either sign have no logarithm.
+
+What the write-up says happened: nothing; the README does not name this filter.
+"""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from glas_bench.filters import bare_grid_rows
+from glas_bench.model import FilterSettings, Glas
+
+
+class Grid(Glas):
+    """GLAS with the bare grid of the original code."""
+
+    class Settings(FilterSettings):
+        """Those of a filter, with one floor."""
+
+        floor: Literal["1e-3"] = Field("1e-3", description="rows are divided by max(sum, 1e-3)")
+
+        @field_validator("floor", mode="before")
+        @classmethod
+        def _no_logarithm(cls, value: object) -> object:
+            if value == "logsumexp":
+                raise ValueError(
+                    "this filter's rows are of either sign and have no logarithm; leave it at 1e-3"
+                )
+            return value
+
+    def kernel_rows(self, centres_BR: Tensor, scale_B: Tensor) -> Tensor:
+        return bare_grid_rows(centres_BR, self.settings.latent_size, scale_B)

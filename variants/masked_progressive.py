@@ -1,0 +1,56 @@
+"""A mask that removes from the latent matrix what earlier steps have read (approach 1).
+
+M_0 = 0; a_t = A(e_t, (1 - M_{t-1}) * L); the footprint f_t of the filter is the outer product of
+the column sums of F_y and F_x, scaled to sum to 1; then
+M_t = M_{t-1} + (1 - M_{t-1}) * min(1, rate * (L * L / T) * f_t). No gradient flows through M.
+At rate 1 a step removes about L * L / T cells' worth, so T steps go once through the matrix.
+
+Source: Akoury 2017, README, unsuccessful approach 1. It is in no commit of the original code: this
+is designed from its prose, as the reading in which a portion that was used is gone; for the one in
+which it stays as it is, see `masked-canvas`. M depends on x, so it is part of the recogniser alone.
+
+What the write-up says happened: a mask makes the model much harder to optimise.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from glas_bench.filters import read_matrix
+from glas_bench.model import FilterSettings, Glas, Memory, Recognition
+
+
+class MaskedProgressive(Glas):
+    """GLAS over a latent matrix that is used up."""
+
+    write_up = "using a mask significantly reduced the ability to optimise the model"
+
+    class Settings(FilterSettings):
+        """Those of a filter, and how fast it uses up the matrix."""
+
+        rate: float = Field(
+            1.0, ge=0, description="share of the matrix that T steps remove; 0 removes nothing"
+        )
+
+    def begin_recognition(self, x: Tensor) -> Recognition:
+        mask = x.new_zeros(x.shape[0], *self.latent.shape)
+        return super().begin_recognition(x)._replace(memory={"mask": mask})
+
+    def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
+        mask = memory["mask"]
+        rows_y, rows_x, log_gain = self.filter_rows(e_BH)
+        read = read_matrix((1 - mask) * self.latent, rows_y, rows_x, log_gain)
+        cells_a_step = self.latent.numel() / self.steps
+        removed = self.settings.rate * cells_a_step * footprint(rows_y, rows_x)
+        return read, {"mask": mask + (1 - mask) * removed.clamp(max=1)}
+
+
+def footprint(rows_y: Tensor, rows_x: Tensor) -> Tensor:
+    """Return how a read's weight lies over the cells, [B, L, L], summing to 1; no gradient."""
+    y, x = (share(rows.detach().sum(-2)) for rows in (rows_y, rows_x))
+    return y[..., :, None] * x[..., None, :]
+
+
+def share(weights: Tensor) -> Tensor:
+    """Return weights >= 0 divided by their sum, [B, L]; zeros where there is none."""
+    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

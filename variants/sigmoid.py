@@ -1,0 +1,51 @@
+"""Sigmoid gates over the columns of the latent matrix; the read is the whole matrix behind them.
+
+a_t = vec(g_t * L) with g_t = sigmoid(W e_t + b): by default L gates, one a column, the same for all
+rows. `gates: cells` gives every cell a gate of its own, the element-wise form of Li et al. 2016.
+
+Source: Akoury 2017, README, the paragraph on attention, and `SimpleAttention` in
+`glas/model/attention.py`, which makes as many gates as the matrix has columns; Li et al. 2016
+(arXiv 1602.07416). Nothing departs with `gates: columns`.
+
+What the write-up says happened: it optimised the cost poorly, and reduced the size of the problem
+little, since gates cannot dwell on one portion of the latent space.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from glas_bench.filters import gated_read
+from glas_bench.model import Glas, LatentSettings, Linear, Memory
+
+
+class Sigmoid(Glas):
+    """GLAS with sigmoid gates."""
+
+    write_up = "poor optimisation; it cannot focus on an explicit portion of the latent space"
+
+    class Settings(LatentSettings):
+        """A latent matrix and what the gates stand before."""
+
+        gates: Literal["columns", "cells"] = Field(
+            "columns", description="a gate for each column, as the original code, or for each cell"
+        )
+
+    def build_attention(self) -> int:
+        self.build_latent()
+        size = int(self.settings.latent_size)
+        self.gates = Linear(
+            self.settings.hidden, size if self.settings.gates == "columns" else size**2
+        )
+        return size**2
+
+    def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
+        gates = self.squash(self.gates(e_BH))
+        if self.settings.gates == "cells":
+            gates = gates.view(-1, *self.latent.shape)
+        return gated_read(self.latent, gates, over=self.settings.gates), memory
+
+    def squash(self, numbers: Tensor) -> Tensor:
+        """Return gates in (0, 1)."""
+        return numbers.sigmoid()
