@@ -12,7 +12,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -229,8 +228,10 @@ class _SideBySide:
             data_file=str(self.data_file.resolve()) if self.data_file else None,
         )
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        command, surroundings = environment.child("glas_bench.worker")
         process = subprocess.Popen(
-            [sys.executable, "-m", "glas_bench.worker"],
+            command,
+            env=surroundings,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

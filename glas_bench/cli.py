@@ -190,7 +190,7 @@ def _run_watched(
     with contextlib.ExitStack() as stack:
         handle = None
         if mirror:
-            from glas_bench.mirror import Mirror
+            from glas_bench.tracking.mirror import Mirror
 
             handle = stack.enter_context(Mirror(results, [cell.folder.path for cell in planned]))
         with progress.make_display() as display:
@@ -317,7 +317,7 @@ def report(out: Path | None, results: Path) -> None:
 @common
 def sync(folders: tuple[Path, ...], results: Path) -> None:
     """Mirror run folders (all of them, unless some are named) to MLflow; twice is harmless."""
-    from glas_bench import sync as mirroring
+    from glas_bench.tracking import sync as mirroring
 
     found = mirroring.sync_all(results, list(folders) or None)
     click.echo(f"{found.runs} run folder(s) mirrored")

@@ -96,7 +96,7 @@ def _memory() -> str:
 
 
 def _places(results: Path) -> list[Line]:
-    from glas_bench import places
+    from glas_bench.data import places
 
     lines = [_writable("results", results, "choose another with --results")]
     cache = places.cache_folder()
@@ -122,7 +122,7 @@ def _writable(what: str, folder: Path, mend: str) -> Line:
 
 
 def _addresses(results: Path) -> list[Line]:
-    from glas_bench.addresses import redact, tracking_uri
+    from glas_bench.tracking.addresses import redact, tracking_uri
 
     storage = os.environ.get("OPTUNA_STORAGE", f"sqlite:///{results / 'optuna.db'}")
     return [

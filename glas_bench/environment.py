@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ from glas_bench.config import CORE_VERSION
 from glas_bench.errors import UsageError
 
 PACKAGES = ("torch", "numpy", "pydantic", "mlflow", "optuna", "mlxtend")
+
+
+def child(module: str) -> tuple[list[str], dict[str, str]]:
+    """Return command line and environment of a process that runs a module of this package.
+
+    Neither the current folder nor what lies in it is importable there.
+    """
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    found = os.pathsep.join(path for path in paths if path)
+    return [sys.executable, "-P", "-m", module], {**os.environ, "PYTHONPATH": found}
 
 
 def cores() -> int:

@@ -177,7 +177,8 @@ class Scorer:
         stored = progress.load(self.key) if progress else {}
         chunks = [stored] if stored else []
         start = len(stored["iw"]) if stored else 0
-        for rows in torch.split(torch.arange(start, total), max(1, self.rows // self.samples)):
+        at_once = max(1, self.rows // self.samples)
+        for rows in torch.split(torch.arange(start, total), at_once) if start < total else ():
             chunks.append(self._images(self._weights, rows))
             if progress:
                 progress.store(self.key, chunks)

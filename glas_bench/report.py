@@ -129,19 +129,19 @@ def write(
         RunError: the store cannot be read, or the page cannot be written.
         UsageError: no such experiment.
     """
-    from glas_bench import tracking
     from glas_bench.record import write_atomically
-    from glas_bench.sync import sync_all
+    from glas_bench.tracking import store
+    from glas_bench.tracking.sync import sync_all
 
-    frame = tracking.read_runs(results, experiments, debug=debug)
+    frame = store.read_runs(results, experiments, debug=debug)
     synced = sync_all(results, known=set(frame.attrs["known"]), debug=debug)
     if synced.changed:
-        frame = tracking.read_runs(results, experiments, debug=debug)
+        frame = store.read_runs(results, experiments, debug=debug)
     missing = [f"{Path(folder).name}: {message}" for folder, message in synced.failures]
     for message in (*missing, *frame.attrs["left_out"]):
         tell(message)
     done = [row for row in _rows(frame) if row["status"] == "complete"]
-    values = tracking.per_image(done, results, ("iw", "nll"), debug=debug)
+    values = store.per_image(done, results, ("iw", "nll"), debug=debug)
     parts = [head(frame), table(frame, values)]
     if frame.attrs["left_out"]:
         parts.append("Left out:\n\n" + "".join(f"- {text}\n" for text in frame.attrs["left_out"]))
@@ -190,7 +190,7 @@ def _all(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def table(frame: pd.DataFrame, per_image: Mapping[str, PerImage] | None = None) -> str:
-    """Return the sections of `tracking.read_runs`' rows, one table each.
+    """Return the sections of `store.read_runs`' rows, one table each.
 
     Args:
         frame: one row a seed.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from glas_bench import signals
 from glas_bench.config import RunConfig, config_key, protocol_key
-from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.errors import GlasBenchError, RunError, UsageError
 
 if TYPE_CHECKING:
     from glas_bench.data import Splits
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from glas_bench.train import Training
 
 Tell = Callable[[dict[str, Any]], None]
-
-CHECKPOINT_EVERY = float(os.environ.get("GLAS_BENCH_CHECKPOINT_SECONDS", "20"))
-"""Seconds between checkpoints; the last step of all is always one."""
 
 TELL_EVERY = 0.2
 """Seconds between signs of life."""
@@ -58,6 +55,24 @@ class Job:
     def line(self) -> bytes:
         """Return the job as a line of JSON."""
         return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def checkpoint_seconds() -> float:
+    """Return the seconds between checkpoints; the last step of all is always one.
+
+    Raises:
+        UsageError: GLAS_BENCH_CHECKPOINT_SECONDS is set and is no number of seconds.
+    """
+    text = os.environ.get("GLAS_BENCH_CHECKPOINT_SECONDS", "20")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise UsageError(
+            f"GLAS_BENCH_CHECKPOINT_SECONDS={text}: give a number of seconds, 0 or more"
+        )
+    return seconds
 
 
 def run_seed(
@@ -126,6 +141,7 @@ class _Sitting:
         self.training = training
         self.tell = tell
         self.told = self.saved = time.monotonic()
+        self.every = checkpoint_seconds()
         self.last: dict[str, Any] = {}
         state = folder.load_checkpoint(training.device)
         if state is not None:
@@ -157,7 +173,7 @@ class _Sitting:
             training.at.seconds += time.perf_counter() - started
             if training.at.batch == training.steps_per_epoch:
                 self._end_epoch()
-            if training.finished or time.monotonic() - self.saved >= CHECKPOINT_EVERY:
+            if training.finished or time.monotonic() - self.saved >= self.every:
                 self._checkpoint()
             self._tell_training()
 
@@ -229,7 +245,7 @@ class _Sitting:
         if self.folder.scores(scorer.key) is not None:
             return
         path = self.folder.path / "eval" / f"{scorer.key}.partial.npz"
-        progress = evaluate.Progress(path, write_atomically, every=CHECKPOINT_EVERY)
+        progress = evaluate.Progress(path, write_atomically, every=self.every)
         started = time.perf_counter()
 
         def tick(done: int, total: int) -> None:

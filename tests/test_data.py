@@ -20,7 +20,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glas_bench import data, packed, places
+from glas_bench import data
+from glas_bench.data import packed, places
 from glas_bench.errors import DataError, GlasBenchError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -523,7 +524,7 @@ def test_the_cache_is_read_where_the_source_is_as_it_was(
     path = tmp_path / "mine.mat"
     scipy.io.savemat(path, small_mat())
     before = data.load("omniglot", data_file=path).hash
-    monkeypatch.setattr("glas_bench.parse.omniglot", lambda *_: pytest.fail("parsed again"))
+    monkeypatch.setattr("glas_bench.data.parse.omniglot", lambda *_: pytest.fail("parsed again"))
     assert data.load("omniglot", data_file=path).hash == before
     os.utime(path, ns=(0, 0))
     with pytest.raises(pytest.fail.Exception, match="parsed again"):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from glas_bench import data, fetch, places
+from glas_bench import data
+from glas_bench.data import download, places
 from glas_bench.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -156,7 +157,7 @@ def test_a_failed_fetch_is_one_message_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve(how)
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     file = places.FILES[name][0]
     refused(name, places.ADDRESSES[file], words, "GLAS_BENCH_DATA", file)
     assert left(places.cache_folder()) == []
@@ -255,13 +256,14 @@ def test_progress_is_drawn_on_stderr_alone(
 
 FETCH = """
 import resource, sys
-from glas_bench import errors, fetch, places
+from glas_bench import errors
+from glas_bench.data import download, places
 address, sha, limit = sys.argv[1:]
 if int(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 places.ADDRESSES["chardata.mat"], places.FINGERPRINTS["chardata.mat"] = address, sha
 try:
-    print(*fetch.fetch_files("omniglot", progress=False))
+    print(*download.fetch_files("omniglot", progress=False))
 except errors.DataError as error:
     print(error)
 """

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from test_tracking import finished, make_run, score, train
 
-from glas_bench import report, tracking
-from glas_bench.sync import sync_all
+from glas_bench import report
+from glas_bench.tracking import store
+from glas_bench.tracking.sync import sync_all
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +223,7 @@ def test_the_page_is_made_of_the_record_and_is_the_same_twice(tmp_path: Path) ->
     assert {cells[1] for cells in rows_of(text)} == {"`cauchy`", "`hellinger`", "`vae`"}
     assert "iw (K = 10)" in text
     assert "`vae`, seed 0: diverged, step 40, the loss is not finite" in text
-    with_tracking = tracking.read_runs(tmp_path)
+    with_tracking = store.read_runs(tmp_path)
     assert len(with_tracking) == 4
     second = report.write(tmp_path, tmp_path / "again")
     assert second.read_bytes() == first.read_bytes()
@@ -239,10 +240,10 @@ def test_the_page_is_made_of_the_record_and_is_the_same_twice(tmp_path: Path) ->
     assert failed.path.name in told[0]
     assert "Not mirrored, so not here:" in page.read_text()
     assert "`cauchy`" in page.read_text()
-    assert len(tracking.read_runs(tmp_path)) == 5
+    assert len(store.read_runs(tmp_path)) == 5
 
 
 def test_no_runs_yet(tmp_path: Path) -> None:
     assert sync_all(tmp_path).runs == 0
-    assert "No runs yet" in report.head(tracking.read_runs(tmp_path))
-    assert report.table(tracking.read_runs(tmp_path)) == ""
+    assert "No runs yet" in report.head(store.read_runs(tmp_path))
+    assert report.table(store.read_runs(tmp_path)) == ""

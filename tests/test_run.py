@@ -391,7 +391,7 @@ def in_process_worker() -> Iterator[pytest.MonkeyPatch]:
     """Let the worker save and tell at each step, and leave torch as it was."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(worker, "CHECKPOINT_EVERY", 0.0)
+        monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", "0")
         monkeypatch.setattr(worker, "TELL_EVERY", 0.0)
         yield monkeypatch
     torch.set_num_threads(threads)

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glas_bench import addresses, entries, tracking
 from glas_bench.config import RunConfig, protocol_key
 from glas_bench.errors import RunError, UsageError
-from glas_bench.mirror import Mirror
 from glas_bench.record import RunFolder, SeedFolder, load_run, write_json
-from glas_bench.sync import SyncReport, sync, sync_all
+from glas_bench.tracking import addresses, entries, store
+from glas_bench.tracking.mirror import Mirror
+from glas_bench.tracking.sync import SyncReport, sync, sync_all
 
 BEGAN = 1_760_000_000.0
 
@@ -44,7 +44,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tables")
     with addresses.manners(), pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.Store(place)
+        store.Store(place)
     return place / "mlflow.db"
 
 
@@ -125,17 +125,17 @@ def finished(results: Path, seeds: int = 1, variant: str = "cauchy", **settings:
 # --------------------------------------------------------------------------- reading the store
 
 
-def store(results: Path) -> tracking.Store:
+def opened(results: Path) -> store.Store:
     with addresses.manners():
-        opened = tracking.Store(results)
-        opened.use(addresses.experiment_name())
-    return opened
+        found = store.Store(results)
+        found.use(addresses.experiment_name())
+    return found
 
 
 def runs(results: Path) -> dict[str, Any]:
     """All active runs of the store by name; two of one name fail."""
-    opened = store(results)
-    found = list(opened.search([opened.experiment_id]))
+    there = opened(results)
+    found = list(there.search([there.experiment_id]))
     named = {run.info.run_name: run for run in found}
     assert len(named) == len(found), sorted(run.info.run_name for run in found)
     return named
@@ -143,7 +143,7 @@ def runs(results: Path) -> dict[str, Any]:
 
 def histories(results: Path) -> dict[tuple[str, str], list[tuple[int, float, int]]]:
     """Everything ever logged, by run and metric."""
-    client = store(results).client
+    client = opened(results).client
     return {
         (name, metric): [
             (point.step, point.value, point.timestamp)
@@ -186,7 +186,7 @@ def test_a_folder_becomes_a_parent_and_its_seeds(results: Path) -> None:
     points = histories(results)[f"{name} seed 1", "train/objective"]
     assert points == [(e, 200.0 - e, round((BEGAN + 2 * (e - 1)) * 1000)) for e in (1, 2, 3)]
     assert [step for step, *_ in histories(results)[f"{name} seed 1", "validation/elbo"]] == [2, 3]
-    client = store(results).client
+    client = opened(results).client
     given = {file.path for file in client.list_artifacts(child.info.run_id)}
     assert given == {"eval", "per_image.npz"}
     given = {file.path for file in client.list_artifacts(parent.info.run_id)}
@@ -204,7 +204,7 @@ def test_twice_is_harmless(results: Path) -> None:
     assert histories(results) == before
     (folder.path / "tracking.json").unlink()  # forgets the runs: they are made anew, not doubled
     sync([folder.path], results)
-    frame = tracking.read_runs(results)
+    frame = store.read_runs(results)
     assert len(frame) == 1
 
 
@@ -264,7 +264,7 @@ def test_a_deleted_run_is_made_anew(results: Path) -> None:
     folder = finished(results)
     sync([folder.path], results)
     gone = runs(results)[f"{folder.path.name} seed 0"].info.run_id
-    store(results).client.delete_run(gone)
+    opened(results).client.delete_run(gone)
     assert sync([folder.path], results).changed == 1
     again = runs(results)[f"{folder.path.name} seed 0"]
     assert again.info.run_id != gone
@@ -288,7 +288,7 @@ def test_a_moved_results_folder_keeps_its_runs_and_files(tmp_path: Path) -> None
 def sync_in_a_process(results: Path) -> SyncReport:
     """Sync as the command does, with nothing imported yet; nothing but the report is printed."""
     script = (
-        "import sys; from pathlib import Path; from glas_bench.sync import sync_all\n"
+        "import sys; from pathlib import Path; from glas_bench.tracking.sync import sync_all\n"
         "print(sync_all(Path(sys.argv[1])).line())"
     )
     done = subprocess.run(
@@ -303,7 +303,7 @@ def test_the_newest_scoring_gives_the_numbers(results: Path) -> None:
     sync([folder.path], results)
     key = score(folder.seed(0), samples=50, iw=147.0, elbo=None, elbo_status="undefined")
     assert_ok(sync([folder.path], results), 1)
-    row = tracking.read_runs(results).iloc[0]
+    row = store.read_runs(results).iloc[0]
     assert row["metrics.iw"] == 147.0
     assert row["metrics.samples"] == 50
     assert row["tags.protocol_key"] == key
@@ -421,7 +421,7 @@ def test_ten_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path\n"
         "import mlflow.store.tracking.sqlalchemy_store\n"
-        "from glas_bench.sync import sync\n"
+        "from glas_bench.tracking.sync import sync\n"
         "results, *folders = map(Path, sys.argv[1:])\n"
         "gate, open_gate = os.pipe()\n"
         "for folder in folders:\n"
@@ -449,13 +449,13 @@ def test_ten_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
 def test_foreign_and_broken_runs_are_named_and_left_out(results: Path) -> None:
     folder = finished(results)
     sync_all(results)
-    opened = store(results)
-    client, place = opened.client, opened.experiment_id
+    there = opened(results)
+    client, place = there.client, there.experiment_id
     client.create_run(place, run_name="somebody's")
     client.create_run(place, run_name="older", tags={"glas_bench.schema": "0"})
     client.create_run(place, run_name="half", tags={"glas_bench.schema": "1"})
     client.create_run(client.create_experiment("elsewhere"), run_name="not read")
-    frame = tracking.read_runs(results)
+    frame = store.read_runs(results)
     assert list(frame["config_key"]) == [folder.key]
     assert [text.partition(" ")[2] for text in frame.attrs["left_out"]] == [
         "half is broken: it lacks 'glas_bench.kind'",
@@ -463,13 +463,13 @@ def test_foreign_and_broken_runs_are_named_and_left_out(results: Path) -> None:
         "somebody's is not of glas-bench",
     ]
     assert len(frame.attrs["known"]) == 5
-    assert len(tracking.read_runs(results, ["elsewhere"])) == 0
+    assert len(store.read_runs(results, ["elsewhere"])) == 0
     with pytest.raises(UsageError, match="Did you mean 'elsewhere'"):
-        tracking.read_runs(results, ["elswhere"])
+        store.read_runs(results, ["elswhere"])
 
 
 def test_an_empty_store_has_no_rows(tmp_path: Path) -> None:
-    frame = tracking.read_runs(tmp_path)
+    frame = store.read_runs(tmp_path)
     assert len(frame) == 0
     assert {"variant", "status", "seed"} <= set(frame.columns)
 
@@ -560,10 +560,10 @@ def test_a_server_that_dies_between_is_made_up_for(
         points = before[f"{folder.path.name} seed 0", "train/objective"]
         assert [step for step, *_ in points] == [1, 2, 3]
     assert not (tmp_path / "mlflow.db").exists()
-    frame = tracking.read_runs(tmp_path)
+    frame = store.read_runs(tmp_path)
     assert sorted(frame["variant"]) == ["cauchy", "hellinger"]
     shutil.rmtree(tmp_path / "runs")  # per-image values come from the server then
-    images = tracking.per_image(frame.to_dict("records"), tmp_path, ["iw", "nll"])["iw"]
+    images = store.per_image(frame.to_dict("records"), tmp_path, ["iw", "nll"])["iw"]
     assert sorted(images) == sorted([(first.key, 0), (second.key, 0)])
     assert all(values.shape == (20,) for values in images.values())
 
@@ -632,13 +632,14 @@ def test_a_black_hole_costs_a_sync_seconds(
     assert [Path(folder) for folder, _ in report.failures] == folders
     assert "s3cret" not in report.line()
     with pytest.raises(RunError, match="cannot read the runs"):
-        tracking.read_runs(tmp_path)
+        store.read_runs(tmp_path)
 
 
 def test_the_mirror_dies_with_its_parent(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     script = (
-        "import sys, time; from pathlib import Path; from glas_bench.mirror import Mirror\n"
+        "import sys, time; from pathlib import Path\n"
+        "from glas_bench.tracking.mirror import Mirror\n"
         "mirror = Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]); mirror.start()\n"
         "print(mirror.process.pid, flush=True); time.sleep(60)"
     )

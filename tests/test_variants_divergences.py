@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_evaluate import scorer
 
 from glas_bench import divergences, explain, registry, rollout, streams
-from glas_bench.model import StandardUniform
+from glas_bench.model import StandardUniform, Uniform
 
 NAMES = [
     "uniform-chi2",
@@ -109,6 +109,18 @@ def test_uniform_kl_never_leaves_the_unit_interval(dtype, width, place):
     torch.testing.assert_close(model.log_ratio(q, model.prior(), z), charge, rtol=1e-6, atol=0)
 
 
+def test_uniform_kl_weighs_its_draws_at_the_upper_end_of_any_width():
+    model, _ = with_heads("uniform-kl", torch.float32, width=0.0, place=40.0)
+    with torch.no_grad():
+        model.width.weight[:, 0] = 1
+        reads = torch.linspace(-12, 8, 20_001)[:, None].expand(-1, 4)
+        q = model.posterior(reads, STEP)
+    assert (q.high <= 1).all()
+    z = q.sample(torch.tensor(40.0))
+    assert torch.equal(z, q.high)
+    torch.testing.assert_close(q.log_prob(z), -q.log_width)
+
+
 @settings(max_examples=25, deadline=None)
 @given(width=st.floats(-12, 6), place=st.floats(-4, 4))
 def test_uniform_kl_is_charged_the_kl_which_is_log1p_chi2(width, place):
@@ -140,6 +152,18 @@ def test_a_uniform_prior_is_phi_of_the_noise(name):
     assert torch.equal(model.prior().log_prob(z), torch.zeros_like(z))
     ends = torch.tensor([-1e-9, 0.0, 1.0, 1 + 1e-9], dtype=torch.float64)
     assert prior.log_prob(ends).tolist() == [-math.inf, 0, 0, -math.inf]
+
+
+@settings(max_examples=50, deadline=None)
+@given(low=st.floats(-3, 3), width=st.floats(1e-3, 4), z=st.floats(-8, 8))
+def test_a_uniform_q_has_the_density_of_torch_distributions(low, width, z):
+    low, width, z = (torch.tensor([value], dtype=torch.float64) for value in (low, width, z))
+    assume(z != low and z != low + width)  # there an open end is torch's habit
+    reference = torch.distributions.Uniform(low, low + width, validate_args=False)
+    own = Uniform(low, low + width, width.log())
+    torch.testing.assert_close(own.log_prob(z), reference.log_prob(z))
+    u = torch.special.ndtr(z)
+    torch.testing.assert_close(own.sample(z), low + width * u)
 
 
 # --------------------------------------------------------------------------- min-chi2

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glas_bench import places
+from glas_bench.data import places
 from glas_bench.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]  # by names such as "train.bits", "test.grey"

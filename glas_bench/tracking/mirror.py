@@ -23,8 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from glas_bench import environment
+
 if TYPE_CHECKING:
-    from glas_bench.sync import SyncReport
+    from glas_bench.tracking.sync import SyncReport
 
 EVERY = 30.0
 """Seconds between two syncs."""
@@ -76,8 +78,10 @@ class Mirror:
         try:
             self.results.mkdir(parents=True, exist_ok=True)
             with _open_log(self.results / "mlflow.log") as log:
+                command, surroundings = environment.child("glas_bench.tracking.mirror")
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "glas_bench.mirror"],
+                    command,
+                    env=surroundings,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -92,7 +96,7 @@ class Mirror:
 
         Waits at most `timeout` seconds; what is not done then is told as a failure.
         """
-        from glas_bench.sync import SyncReport
+        from glas_bench.tracking.sync import SyncReport
 
         try:
             with contextlib.suppress(OSError):  # one that has died is told of by its silence
@@ -173,7 +177,7 @@ def main() -> None:
 
 def _mirror(order: dict[str, Any], finish: threading.Event) -> SyncReport:
     """Sync until told to finish; return what the last sync did."""
-    from glas_bench.sync import sync
+    from glas_bench.tracking.sync import sync
 
     results = Path(order["results"])
     while True:

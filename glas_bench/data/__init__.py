@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench import parse, places
+from glas_bench.data import parse, places
+from glas_bench.data.download import fetch_files
+from glas_bench.data.packed import Packed, published, stand_in, write
 from glas_bench.errors import DataError, unknown
-from glas_bench.fetch import fetch_files
-from glas_bench.packed import Packed, published, stand_in, write
 
 
 @dataclass(frozen=True, kw_only=True)

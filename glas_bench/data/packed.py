@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glas_bench import parse, places
+from glas_bench.data import parse, places
+from glas_bench.data.download import fetch_files
+from glas_bench.data.parse import Arrays
 from glas_bench.errors import DataError, UsageError
-from glas_bench.fetch import fetch_files
-from glas_bench.parse import Arrays
 
 FORMAT = 1  # raised whenever the arrays made from one source change, or their layout does
 

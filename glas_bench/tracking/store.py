@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from glas_bench import addresses, entries
-from glas_bench.addresses import experiment_name, explain, locked, manners
-from glas_bench.addresses import redact as redact
-from glas_bench.addresses import tracking_uri as tracking_uri
-from glas_bench.entries import Point
 from glas_bench.errors import RunError, UsageError, unknown
+from glas_bench.tracking import addresses, entries
+from glas_bench.tracking.addresses import experiment_name, explain, locked, manners
+from glas_bench.tracking.addresses import redact as redact
+from glas_bench.tracking.addresses import tracking_uri as tracking_uri
+from glas_bench.tracking.entries import Point
 
 if TYPE_CHECKING:
     import numpy as np
