@@ -3,7 +3,8 @@
 Numbers are on the test split and the last epoch's parameters. Weights use the sampled log ratio
 log q/p of whole trajectories, never the analytic KL. Noise is addressed by (seed, estimator,
 image), so neither chunk size nor a subset changes what an image is scored with, and the first k of
-K draws are the same draws.
+K draws are the same draws. Under soft binarisation the objective, its parts and `elbo` are about
+grey targets, as in training; `iw` is about the frozen binary images.
 
 Burda et al. 2016 (arXiv 1509.00519), section 3: importance weighting. Shape suffixes: K draws,
 B images, T steps, Z sample size.
@@ -195,7 +196,8 @@ class Scorer:
         split = self.splits.test
         indices = self.images[rows]
         there = indices.to(split.images.device)
-        x = split.images[there].to(torch.float32)
+        pixels = self.splits.targets(split) if estimate == self._one_draw else split.images
+        x = pixels[there].to(torch.float32)
         found = estimate(x, None if split.labels is None else split.labels[there], indices)
         values = {name: value.double().cpu().numpy() for name, value in found.items()}
         for name, value in values.items():

@@ -45,14 +45,17 @@ def document(cell: Cell, seeds: Sequence[int], outcomes: dict[Any, Any]) -> dict
         seeds: which of its seeds were asked for.
         outcomes: statuses by (config_key, seed), as `cells.run_cells` returns them.
     """
+    about = load_run(cell.folder.path).about
     return {
         "variant": cell.variant.name,
         "dataset": cell.config.dataset,
+        "data_origin": about.get("data_origin"),
         "config_key": cell.key,
         "protocol_key": protocol_key(cell),
         "folder": str(cell.folder.path),
         "config": cell.config.flat(),
-        "bounds_nll": load_run(cell.folder.path).about.get("bounds_nll"),
+        "bounds_nll": about.get("bounds_nll"),
+        "bound_reason": about.get("bound_reason"),
         "seeds": [seed_row(cell, seed, outcomes.get((cell.key, seed), {})) for seed in seeds],
     }
 
@@ -128,8 +131,10 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
     images = next(
         (row["images"] for doc in documents for row in doc["seeds"] if row["images"]), None
     )
+    origin = documents[0]["data_origin"]
+    stand_in = "" if origin in (None, "published") else f", {origin}, not the published data"
     head = (
-        f"{settings['dataset']} ({settings['binarisation']}), test split"
+        f"{settings['dataset']} ({settings['binarisation']}{stand_in}), test split"
         + (f", {images} images" if images else "")
         + f"; {settings['epochs']} epochs; nats per image, lower is better"
     )
@@ -178,12 +183,11 @@ def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
 def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
     notes = []
     for doc in documents:
-        bound = load_run(doc["folder"]).about
         if doc["bounds_nll"] is not True:
             what = "bounds nothing" if doc["bounds_nll"] is False else "is not shown to bound"
             notes.append(
                 f"({doc['variant']}) its objective {what} and is never ranked: "
-                f"{bound['bound_reason']}."
+                f"{doc['bound_reason']}."
             )
         for row in doc["seeds"]:
             if row["reason"]:

@@ -84,7 +84,7 @@ def _from_prior(subject: Subject, images: int) -> Tensor:
 def _reconstructed(subject: Subject, images: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return test images [B, P], their canvases [T, B, P], and footprints [T, L, L] if any."""
     model = subject.model
-    x, labels = chosen(subject.splits.test, images, "pictures")
+    x, labels = chosen(subject.splits, subject.splits.test, images, "pictures")
     shape = (model.steps, 1, len(x), model.noise_size)
     noise = streams.normal(shape, subject.seed, "pictures-reconstructions")
     canvases: list[Tensor] = []

@@ -58,6 +58,7 @@ def _one(trained: Trained, samples: int | None, images: int | None) -> dict[str,
         scores["seconds"] = round(time.perf_counter() - started, 3)
         folder.save_scores(scorer.key, scores, per_image)
         progress.remove()
+        scores = folder.scores(scorer.key) or {}
     return {"seed": trained.seed, "protocol_key": scorer.key, **scores}
 
 

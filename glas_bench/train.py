@@ -227,7 +227,7 @@ class Training:
         One draw on a fixed, seeded set of at most 1,000 validation images, with the same noise
         each epoch: `elbo` where q has a density, `recon` otherwise. Infinite where it is.
         """
-        x, labels = chosen(self.splits.validation, VALIDATION_IMAGES, "validation")
+        x, labels = chosen(self.splits, self.splits.validation, VALIDATION_IMAGES, "validation")
         shape = (self.model.steps, 1, len(x), self.model.noise_size)
         noise = streams.normal(shape, self.seed, "validation").to(self.device)
         with scoring(self.model, self.config, self.splits):
@@ -301,7 +301,7 @@ def scoring(model: Glas, config: RunConfig, splits: Splits) -> Iterator[None]:
     """Put a model into scoring mode: its running statistics frozen on a fixed training chunk."""
     device = splits.train.images.device
     if model.statistics_of:
-        x, labels = chosen(splits.train, STATISTICS_IMAGES, "statistics")
+        x, labels = chosen(splits, splits.train, STATISTICS_IMAGES, "statistics")
         shape = (model.steps, 1, len(x), model.noise_size)
         noise = streams.normal(shape, 0, "statistics").to(device)
         with autocast(config.precision, device):
@@ -315,9 +315,9 @@ def scoring(model: Glas, config: RunConfig, splits: Splits) -> Iterator[None]:
         model.train(was_training)
 
 
-def chosen(split: Split, most: int, purpose: str) -> tuple[Tensor, Tensor | None]:
-    """Return at most `most` images [B, P] and labels [B] of a split, a seeded random draw."""
-    images = split.images
+def chosen(splits: Splits, split: Split, most: int, purpose: str) -> tuple[Tensor, Tensor | None]:
+    """Return at most `most` targets [B, P] and labels [B] of a split, a seeded random draw."""
+    images = splits.targets(split)
     rows = random_subset(len(images), min(most, len(images)), purpose).to(images.device)
     labels = None if split.labels is None else split.labels[rows]
     return images[rows].to(torch.float32), labels

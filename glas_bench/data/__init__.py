@@ -121,6 +121,15 @@ class Splits:
     validation: Split
     test: Split
 
+    def targets(self, split: Split) -> Tensor:
+        """Return what the objective is about on a split, [N, P]: grey under "soft", as in training.
+
+        Weights and everything ranked are about the binary ``split.images`` all the same.
+        """
+        if self.binarisation == "soft" and split.grey is not None:
+            return split.grey
+        return split.images
+
     def to(self, device: torch.device | str) -> Splits:
         """Return the same splits with all tensors on a device."""
 

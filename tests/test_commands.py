@@ -1,0 +1,186 @@
+"""The commands around a run: pictures, scoring again, data sets, this machine, stand-ins."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from test_train import tiny_splits, training
+
+from glas_bench import evaluate, pictures, registry, trained
+from glas_bench.errors import RunError, UsageError
+from glas_bench.record import find_run
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TINY = ["--set", "steps=3", "--set", "hidden=8", "--set", "epochs=1", "--set", "samples=5"]
+RUN = ["run", "--variant", "cauchy", "--preset", "smoke", *TINY, "--no-mirror", "--json"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, packed):
+    """A results folder with one finished run."""
+    from conftest import Glas
+
+    command = Glas(tmp_path_factory.mktemp("finished"))
+    ended = command.here(*RUN)
+    assert ended.code == 0, ended.err
+    yield command, ended.json
+    command.close()
+
+
+def test_a_run_leaves_its_pictures_and_samples_draws_them_again(finished):
+    command, document = finished
+    folder = Path(document["folder"]) / "seed-0"
+    names = {"samples.png", "reconstructions.png", "filter.png"}
+    assert names <= set(os.listdir(folder))
+    before = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).unlink()
+    ended = command.here("samples", document["config_key"][:6])
+    assert ended.code == 0, ended.err
+    assert {Path(line).name for line in ended.out.split()} == names
+    assert before == {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        assert imread(folder / name).std() > 0.02, f"{name} is blank"
+
+
+def test_pictures_show_what_the_model_gives():
+    run = training("cauchy")
+    subject = pictures.Subject("a title", run.model, run.config, run.splits, 0)
+    with torch.inference_mode():
+        canvases = pictures._from_prior(subject, 4)
+        x, reconstructed, looks = pictures._reconstructed(subject, 4)
+    assert canvases.shape == reconstructed.shape == (3, 4, 20)
+    assert (reconstructed > 0).all()
+    assert (reconstructed < 1).all()
+    assert set(x.unique().tolist()) == {0, 1}
+    assert looks.shape == (3, 4, 4)
+    torch.testing.assert_close(looks.sum((1, 2)), torch.ones(3))
+    other = pictures.Subject("a title", run.model, run.config, run.splits, 1)
+    assert not torch.equal(pictures._from_prior(other, 4), canvases)
+
+
+def test_a_variant_without_a_filter_has_no_filter_picture(tmp_path):
+    run = training("no-attention")
+    subject = pictures.Subject("a title", run.model, run.config, run.splits, 0)
+    drawn = pictures.draw(tmp_path, subject, 2)
+    assert [path.name for path in drawn] == ["samples.png", "reconstructions.png"]
+
+
+@pytest.mark.parametrize(("steps", "columns"), [(1, 1), (5, 5), (16, 16), (64, 16)])
+def test_time_steps_are_spread_evenly_and_hold_the_last(steps, columns):
+    shown = pictures._columns(steps)
+    assert len(shown) == columns
+    assert shown[-1] == steps - 1
+    assert shown[0] == 0
+
+
+def test_evaluate_scores_again_with_other_weights_and_keeps_both(finished):
+    command, document = finished
+    ended = command.here("evaluate", document["folder"], "-K", "12", "--images", "40", "--json")
+    assert ended.code == 0, ended.err
+    row = ended.json["seeds"][0]
+    assert row["samples"] == 12
+    assert row["images"] == 40
+    assert row["protocol"]["images"] == 40
+    folder = Path(document["folder"]) / "seed-0"
+    assert len(list(folder.glob("eval/*.json"))) == 2
+    again = command.here("evaluate", document["folder"], "-K", "12", "--images", "40", "--json")
+    assert again.json == ended.json
+    text = command.here("evaluate", document["folder"], "-K", "12", "--images", "40").out
+    assert "iw, K=12" in text
+    kept = trained.load_trained(Path(document["folder"]))[0].record.seeds[0]
+    subset = kept.per_image(row["protocol_key"])
+    whole = kept.per_image(document["protocol_key"])
+    rows = evaluate.random_subset(500, 40, "evaluation").numpy()
+    assert subset["elbo"].shape == (40,)
+    np.testing.assert_allclose(subset["elbo"], whole["elbo"][rows], rtol=1e-5)
+    np.testing.assert_allclose(subset["iw_5"].mean(), row["iw_sweep"]["5"])
+
+
+def test_a_run_is_named_by_path_or_beginning(finished, tmp_path):
+    command, document = finished
+    folder = Path(document["folder"])
+    assert find_run(command.results, document["config_key"][:4]) == folder
+    assert find_run(command.results, "cauchy-") == folder
+    assert find_run(tmp_path, str(folder)) == folder
+    with pytest.raises(UsageError, match=r"no run 'zebra'.*There are: cauchy-"):
+        find_run(command.results, "zebra")
+    with pytest.raises(UsageError, match="make one with glas-bench run"):
+        find_run(tmp_path, "zebra")
+
+
+def test_a_changed_variant_is_not_loaded_as_if_it_were_the_same(glas):
+    path = glas.folder / "my_idea.py"
+    source = '"""Mine."""\nfrom glas_bench.model import Glas\n\nclass Mine(Glas):\n    pass\n'
+    path.write_text(source)
+    arguments = ["run", "--variant", str(path), "--preset", "smoke", *TINY, "--no-mirror", "--json"]
+    folder = Path(glas.here(*arguments).json["folder"])
+    assert trained.load_trained(folder)[0].variant.path == path
+    path.write_text(source.replace("pass", "latent_trained = False"))
+    with pytest.raises(RunError, match=r"my_idea.py or the training core has changed"):
+        trained.load_trained(folder)
+
+
+def test_datasets_lists_what_there_is(bare_glas):
+    ended = bare_glas.here("datasets", "--json")
+    found = {one["name"]: one for one in json.loads(ended.out)}
+    assert set(found) == {"mnist-5k", "mnist-static", "omniglot"}
+    assert found["mnist-static"]["sizes"] == [50_000, 10_000, 10_000]
+    assert found["mnist-5k"]["present"].endswith(".gz")
+    text = bare_glas.here("datasets").out
+    assert "no; glas-bench datasets fetch omniglot" in text
+    assert bare_glas.here("datasets", "fetch", "omniglt").code == 2
+
+
+def test_doctor_tells_what_is_there_and_hides_passwords(bare_glas, monkeypatch):
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://me:secret@127.0.0.1/studies")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:5000")
+    ended = bare_glas.here("doctor")
+    assert ended.code == 0
+    assert "secret" not in ended.out
+    assert torch.__version__ in ended.out
+    assert "glas-bench datasets fetch omniglot" in ended.out
+    assert "--results" not in ended.out
+    assert "choose another with --results" in bare_glas.here("doctor", "--results", "/proc/no").out
+
+
+def test_soft_training_scores_elbo_on_grey_and_weights_on_binary():
+    from test_evaluate import scorer
+
+    found = scorer(registry.find("cauchy"), samples=1, latent_init="normal")
+    splits = tiny_splits(pixels=3)
+    grey = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
+    soft = splits.__class__(
+        **{
+            **vars(splits),
+            "binarisation": "soft",
+            "test": splits.test.__class__(splits.test.images, splits.test.labels, grey),
+        }
+    )
+    found.splits = soft
+    _, values = found.score()
+    binary = scorer(registry.find("cauchy"), samples=1, latent_init="normal").score()[1]
+    np.testing.assert_array_equal(values["iw"], binary["iw"])
+    assert np.abs(values["elbo"] - binary["elbo"]).min() > 1e-3
+
+
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the real data files do not stand beside the checkout"
+)
+@pytest.mark.parametrize("binarisation", ["dynamic", "soft"])
+def test_a_stand_in_trains_and_is_named_in_every_result(glas, binarisation):
+    file = SHARED / "chardata_small.mat"
+    arguments = ["run", "--variant", "cauchy", "--preset", "smoke", *TINY, "--no-mirror"]
+    data = ["--dataset", "omniglot", "--data-file", file, "--set", f"binarisation={binarisation}"]
+    ended = glas.here(*arguments, *data, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["data_origin"] == "stand-in: chardata_small.mat"
+    assert ended.json["seeds"][0]["images"] == 1210
+    text = glas.here(*arguments, *data).out
+    assert f"omniglot ({binarisation}, stand-in: chardata_small.mat, not the published" in text
+    drawn = glas.here("samples", ended.json["config_key"])
+    assert drawn.code == 0, drawn.err
