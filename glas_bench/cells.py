@@ -161,7 +161,7 @@ def _run_here(
         status = worker.run_seed(folder, cell.variant, cell.config, splits.to(device), tell)
         outcome: dict[str, Any] = {"status": status}
     except Exception as error:  # one seed's failure is a status, as it is in a process of its own
-        outcome = worker.note_failure(folder, error)
+        outcome = worker.note_failure(folder, error, cell.variant.reference)
     tell({"event": "end", **outcome})
     return {(cell.key, seed): outcome}
 

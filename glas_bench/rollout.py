@@ -81,6 +81,9 @@ def rollout(
 
     Returns:
         Terms of shape [K, B] each, nats.
+
+    Raises:
+        ValueError: a variant's charge or log_ratio is not one number a row.
     """
     steps, draws, images, _ = noise_TKBZ.shape
     noise_TBZ = noise_TKBZ.flatten(1, 2)
@@ -92,6 +95,12 @@ def rollout(
     charge = log_ratio = context.target.new_zeros(draws * images)
     for t, (time, noise_BZ) in enumerate(zip(times.unbind(), noise_TBZ.unbind(), strict=True)):
         state, step = model.step(context, state, noise_BZ, time)
+        for name, value in (("charge", step.charge), ("log_ratio", step.log_ratio)):
+            if value.shape != charge.shape:
+                raise ValueError(
+                    f"{name} must have shape [B] = {list(charge.shape)}, one number a row, got "
+                    f"{list(value.shape)}" + "; is .sum(-1) missing?" * (value.dim() == 2)
+                )
         if generates:
             charge = charge + step.charge
             log_ratio = log_ratio + step.log_ratio

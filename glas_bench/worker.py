@@ -323,12 +323,14 @@ def _run_job(job: Job, tell: Tell) -> dict[str, Any]:
         status = run_seed(folder, variant, config, splits.to(job.device), tell)
         return {"status": status}
     except Exception as error:  # whatever it is becomes this seed's status, not a lost traceback
-        return note_failure(folder, error)
+        return note_failure(folder, error, job.variant)
 
 
-def note_failure(folder: SeedFolder, error: Exception) -> dict[str, Any]:
+def note_failure(folder: SeedFolder, error: Exception, variant: str) -> dict[str, Any]:
     """Write a failed seed's status, as far as the disk allows, and return it."""
-    reason = str(error) if isinstance(error, GlasBenchError) else f"{type(error).__name__}: {error}"
+    reason = str(error)
+    if not isinstance(error, GlasBenchError):
+        reason = f"{type(error).__name__}: {error}; `glas-bench check {variant}` may tell more"
     failure = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
     try:
         folder.set_status(**failure)

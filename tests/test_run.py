@@ -188,7 +188,8 @@ def test_seeds_side_by_side_stopped_and_killed(glas: Glas, undisturbed: Path) ->
 
     def all_held() -> bool:
         for pid, seed in zip(pids, seeds, strict=True):
-            if pid not in held and seed.checkpoints():
+            begun = seed.status()["status"] == "training" and seed.checkpoints()
+            if pid not in held and begun:
                 os.kill(pid, signal.SIGSTOP)  # so that neither ends before the other begins
                 held.add(pid)
         return len(held) == 2
