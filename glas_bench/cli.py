@@ -114,7 +114,9 @@ def run(
 
     The same command again shows what is finished and goes on with what is not.
     """
-    from glas_bench import cells, config, data, environment, outcome, registry, train
+    from glas_bench import cells, config, data, environment, outcome, registry, train, worker
+
+    worker.checkpoint_seconds()  # refused now rather than by every seed
 
     overrides = config.parse_overrides(pairs)
     for key, value in (("precision", precision), ("threads", threads)):
@@ -317,7 +319,11 @@ def report(out: Path | None, results: Path) -> None:
 @common
 def sync(folders: tuple[Path, ...], results: Path) -> None:
     """Mirror run folders (all of them, unless some are named) to MLflow; twice is harmless."""
+    from glas_bench.record import load_run
     from glas_bench.tracking import sync as mirroring
+
+    for folder in folders:
+        load_run(folder)  # what is no run folder is a mistake of the command
 
     found = mirroring.sync_all(results, list(folders) or None)
     click.echo(f"{found.runs} run folder(s) mirrored")

@@ -445,7 +445,8 @@ def find_run(results: Path, text: str) -> Path:
         names = ", ".join(path.name for path in found)
         raise UsageError(f"{text!r} is the beginning of more than one run: {names}")
     known = [path.name for path in runs]
+    variants = {name.rpartition("-")[0] for name in known}
     raise UsageError(
-        f"no run {text!r} below {results / 'runs'}.{nearest(text, known)} "
+        f"no run {text!r} below {results / 'runs'}.{nearest(text, variants)} "
         f"There are: {', '.join(known) or 'none; make one with glas-bench run'}."
     )

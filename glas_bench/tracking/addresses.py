@@ -59,6 +59,9 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: `pip install {error.name}`, then `glas-bench sync`"
     text = " ".join(str(error).split()) or "no message"
+    if found := re.match(r"API request to (\w+://[^/\s]+)\S* failed with exception", text):
+        how = "in time" if "Timeout" in text or "timed out" in text else "(no connection)"
+        return redact(f"no MLflow server answers at {found[1]} {how}")
     return redact(text if isinstance(error, GlasBenchError) else f"{type(error).__name__}: {text}")
 
 
