@@ -327,8 +327,8 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
 
     found = mirroring.sync_all(results, list(folders) or None)
     click.echo(f"{found.runs} run folder(s) mirrored")
-    for folder, message in found.failures:
-        click.echo(f"{folder}: {message}", err=True)
+    for name, message in found.failures:
+        click.echo(f"{name}: {message}", err=True)
     sys.exit(3 if found.failures else 0)
 
 
