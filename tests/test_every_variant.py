@@ -1,0 +1,99 @@
+"""Every variant found trains, resumes, is scored and drawn under the same commands."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_train import tiny_splits, training
+
+from glas_bench import evaluate, pictures, registry, train
+
+NAMES = [
+    "cauchy",
+    "chi2",
+    "content",
+    "draw",
+    "fixed-random",
+    "fixed-supervised",
+    "gaussian",
+    "grid",
+    "hellinger",
+    "hellinger-renyi",
+    "masked-canvas",
+    "masked-progressive",
+    "min-chi2",
+    "min-chi2-kl",
+    "no-attention",
+    "plausible-canvas",
+    "sigmoid",
+    "softmax",
+    "tandem-supervised",
+    "uniform-chi2",
+    "uniform-kl",
+    "uniform-pit",
+    "vae",
+]
+SPLITS = dataclasses.replace(tiny_splits(pixels=36), image_shape=(6, 6))
+
+
+def make(name):
+    return training(name, splits=SPLITS, epochs=3)
+
+
+def finish(run):
+    """Train to the end; return the epochs' means, and where it diverged if it did."""
+    rows = []
+    try:
+        while not run.finished:
+            run.step()
+            if run.at.batch == run.steps_per_epoch:
+                validation = run.validate()
+                rows.append((run.end_epoch(), validation))
+    except train.Diverged as diverged:
+        rows.append((diverged.step, diverged.reason))
+    return rows
+
+
+def test_all_23_are_there():
+    assert registry.names() == NAMES
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_it_resumes_to_the_same_bits(name, tmp_path):
+    whole = make(name)
+    rows = finish(whole)
+    if rows == [(0, "the objective is not finite")]:
+        assert name == "grid", "diverges at its first step"
+        return
+    first = make(name)
+    for _ in range(4):
+        first.step()
+        if first.at.batch == first.steps_per_epoch:
+            first.validate()
+            first.end_epoch()
+    torch.save(first.state(), tmp_path / "state.pt")
+    second = make(name)
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert repr(finish(second)) == repr(rows[1:])  # repr: nan equals nan
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_it_is_scored_and_drawn(name, tmp_path):
+    run = make(name)
+    scorer = evaluate.Scorer(run.model, run.config, SPLITS, 0, samples=3)
+    try:
+        scores, per_image = scorer.score()
+    except evaluate.NotFinite:
+        assert name == "grid", "its initial parameters cannot be scored"
+        return
+    assert np.isfinite(per_image["objective"]).all()
+    has_density = run.model.has_density
+    assert (scores["elbo_status"] == "undefined") != has_density
+    assert (scores["iw"] is None) == (scores["iw_status"] != "finite")
+    subject = pictures.Subject(name, run.model, run.config, SPLITS, 0)
+    drawn = {path.name for path in pictures.draw(tmp_path, subject, 2)}
+    assert {"samples.png", "reconstructions.png"} <= drawn
+    assert ("filter.png" in drawn) == run.model.has_filter
