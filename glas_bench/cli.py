@@ -2,6 +2,9 @@
 
 Exit codes: 0 all that was asked is complete; 1 it failed; 2 usage or config; 3 finished, but some
 seeds failed or could not be mirrored; 75 checkpointed after SIGTERM; 130 after Ctrl-C.
+
+One file, though it grows with the commands: what a user can type is read in one place, and what a
+command does beyond parsing and printing stands in a module of its own.
 """
 
 from __future__ import annotations
@@ -10,23 +13,16 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from glas_bench import __version__
-from glas_bench.errors import GlasBenchError, UsageError, unknown
-
-if TYPE_CHECKING:
-    from glas_bench.cells import Cell
-    from glas_bench.data import Splits
+from glas_bench.errors import GlasBenchError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-PATIENCE = 120.0
-"""Seconds that a finished run waits for its record to be mirrored."""
 
 
 class Commands(click.Group):
@@ -114,39 +110,31 @@ def run(
 
     The same command again shows what is finished and goes on with what is not.
     """
-    from glas_bench import cells, config, data, environment, outcome, registry, train, worker
-
-    worker.checkpoint_seconds()  # refused now rather than by every seed
+    from glas_bench import config, running
 
     overrides = config.parse_overrides(pairs)
     for key, value in (("precision", precision), ("threads", threads)):
         if value is not None:
             overrides[key] = value
-    seed_list = config.parse_seeds(seeds)
-    names = [variant] if baseline is None else [variant, baseline]
+    request = running.Request(
+        variant=variant,
+        baseline=baseline,
+        dataset=dataset,
+        data_file=data_file,
+        preset=preset,
+        seeds=config.parse_seeds(seeds),
+        overrides=overrides,
+        device=device,
+        fresh=fresh,
+        mirror=mirror,
+        results=results,
+    )
     with _stdout_to_stderr() if as_json else contextlib.nullcontext():
-        found = [registry.find(name) for name in names]
-        if len(found) == 2 and found[0].source_hash == found[1].source_hash:
-            raise UsageError(f"--baseline {baseline}: it is the variant itself")
-        configs = [_resolve(v, found[0], preset, dataset, overrides) for v in found]
-        for v, c in zip(found, configs, strict=True):
-            train.check_applicable(v, c)
-        device = environment.choose_device(device)
-        cells.check_results(results)
-        splits = data.load(configs[0].dataset, configs[0].binarisation, data_file, progress=True)
-        planned = [
-            cells.make_cell(v, c, splits, results) for v, c in zip(found, configs, strict=True)
-        ]
-        watched = _run_watched(
-            planned, seed_list, splits, device, preset, data_file, fresh, mirror, results
-        )
-        outcomes, mirror_problem = watched
-        documents = [outcome.document(cell, seed_list, outcomes) for cell in planned]
-        difference = None
-        if len(planned) == 2:
-            difference = outcome.differences(planned[0], planned[1], seed_list)
-    _print_run(documents, difference, mirror_problem, as_json)
-    sys.exit(_exit_code(documents, mirror_problem))
+        answer = running.carry_out(request)
+    click.echo(json.dumps(answer.document, allow_nan=False) if as_json else answer.text)
+    if answer.mirror_problem:
+        click.echo(answer.mirror_problem, err=True)
+    sys.exit(answer.exit_code)
 
 
 @contextlib.contextmanager
@@ -161,95 +149,6 @@ def _stdout_to_stderr() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def _resolve(
-    variant: Any, first: Any, preset: str | None, dataset: str | None, overrides: dict[str, Any]
-) -> Any:
-    """Resolve a config; a baseline takes those overrides that it has a setting for."""
-    from glas_bench import config
-
-    if variant is not first:
-        own = set(variant.cls.Settings.model_fields) | set(config.RunConfig.model_fields)
-        overrides = {key: value for key, value in overrides.items() if key in own}
-    return config.resolve(variant, preset=preset, dataset=dataset, overrides=overrides)
-
-
-def _run_watched(
-    planned: Sequence[Cell],
-    seeds: list[int],
-    splits: Splits,
-    device: str,
-    preset: str | None,
-    data_file: Path | None,
-    fresh: bool,
-    mirror: bool,
-    results: Path,
-) -> tuple[dict[Any, Any], str | None]:
-    """Run the cells with a display and a mirror; return outcomes and the mirror's problem."""
-    from glas_bench import cells, config, progress, signals
-
-    with contextlib.ExitStack() as stack:
-        handle = None
-        if mirror:
-            from glas_bench.tracking.mirror import Mirror
-
-            handle = stack.enter_context(Mirror(results, [cell.folder.path for cell in planned]))
-        with progress.make_display() as display:
-
-            def watch(cell: Cell, seed: int, event: dict[str, Any]) -> None:
-                display.show(f"{cell.variant.name} seed {seed}", event)
-
-            outcomes = cells.run_cells(
-                [(cell, seeds) for cell in planned],
-                splits,
-                device=device,
-                preset=preset or config.DEFAULT_PRESET,
-                data_file=data_file,
-                fresh=fresh,
-                watch=watch,
-            )
-        if handle is None:
-            return outcomes, None
-        report = handle.finish(10.0 if signals.requested() else PATIENCE)
-    problems = [message for _, message in report.failures]
-    return outcomes, problems[0] if problems else None
-
-
-def _print_run(
-    documents: list[dict[str, Any]],
-    difference: dict[str, Any] | None,
-    mirror_problem: str | None,
-    as_json: bool,
-) -> None:
-    from glas_bench import outcome
-
-    if as_json:
-        whole = dict(documents[0])
-        if len(documents) == 2:
-            whole |= {"baseline": documents[1], "difference": difference}
-        whole["mirror_problem"] = mirror_problem
-        click.echo(json.dumps(whole, allow_nan=False))
-    else:
-        click.echo(outcome.text(documents, difference))
-        for doc in documents:
-            click.echo(f"record: {doc['folder']}")
-    if mirror_problem:
-        click.echo(
-            mirror_problem,
-            err=True,
-        )
-
-
-def _exit_code(documents: list[dict[str, Any]], mirror_problem: str | None) -> int:
-    from glas_bench import signals
-
-    if signals.requested():
-        return signals.exit_code()
-    statuses = [row["status"] for doc in documents for row in doc["seeds"]]
-    if not any(status == "complete" for status in statuses):
-        return 1
-    return 3 if mirror_problem or any(status != "complete" for status in statuses) else 0
 
 
 # --------------------------------------------------------------------------- variants, check

@@ -2,7 +2,8 @@
 
 Each check is a function of a `Subject`, named as the promise that it holds a variant to; it
 raises `Broken` with what is wrong. All run in float64 at tiny sizes, on the CPU, in a second or
-two a variant. A new file is checked by all of them with no edit anywhere.
+two a variant. A new file is checked by all of them with no edit anywhere. The file is as long as
+the list of promises.
 """
 
 from __future__ import annotations

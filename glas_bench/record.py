@@ -1,12 +1,15 @@
 """The run folder, which is the result: written atomically, read back, one process at a time.
 
     <results>/runs/<variant>-<config_key>/config.yaml  environment.json  lock  tracking.json
-        /seed-0/status.json  metrics.jsonl  checkpoint-*.pt  per_image.npz
+        /seed-0/status.json  metrics.jsonl  checkpoint-*.pt  per_image.npz  samples.png
+               /environment.json (where a seed was made otherwise than its cell's first)
         /seed-0/eval/<protocol_key>.json
 
 Every file appears whole or not at all: it is written beside its place, flushed to the disk and
 renamed. `metrics.jsonl` alone grows; a torn last line is dropped. Checkpoints hold tensors and
 plain values, carry a digest, and are loaded with `weights_only=True`, so loading runs no code.
+
+Writing, locking and reading stand in one file because each is the other's counterpart.
 """
 
 from __future__ import annotations
@@ -353,6 +356,7 @@ class SeedRecord:
     about: dict[str, Any]  # status.json: step, reason, seconds and the like
     metrics: list[dict[str, Any]]  # one object an epoch
     scores: dict[str, dict[str, Any]]  # by protocol key
+    environment: dict[str, Any]  # where it differs from the cell's; else empty
     folder: SeedFolder
 
     def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
@@ -393,7 +397,6 @@ def load_run(path: str | Path) -> RunRecord:
         key = document.pop("config_key")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"cannot read {path / 'config.yaml'}: {error}") from error
-    environment = path / "environment.json"
     seeds = {}
     for folder in path.glob("seed-*"):
         if match := re.fullmatch(r"seed-(\d+)", folder.name):
@@ -403,9 +406,14 @@ def load_run(path: str | Path) -> RunRecord:
         config=config,
         config_key=key,
         about=document,
-        environment=read_json(environment) if environment.is_file() else {},
+        environment=_read_environment(path),
         seeds=dict(sorted(seeds.items())),
     )
+
+
+def _read_environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_seed(folder: SeedFolder) -> SeedRecord:
@@ -416,6 +424,7 @@ def _read_seed(folder: SeedFolder) -> SeedRecord:
         about=about,
         metrics=folder.metrics(),
         scores=folder.all_scores(),
+        environment=_read_environment(folder.path),
         folder=folder,
     )
 

@@ -2,7 +2,8 @@
 
 Here are the clock, the checkpoints and the run folder that the training core knows nothing of.
 As a process (`python -m glas_bench.worker`) it reads a job, one JSON line on stdin, tells its
-progress in JSON lines on stdout, and ends when stdin closes: it cannot outlive its parent.
+progress in JSON lines on stdout, and ends when stdin closes: it cannot outlive its parent. Both
+halves are here because the second is no more than the first behind two pipes.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def run_seed(
         return status
     folder.path.mkdir(parents=True, exist_ok=True)
     training = Training(variant, config, splits, folder.seed)
+    _note_environment(folder, str(training.device))
     sitting = _Sitting(folder, training, tell)
     try:
         sitting.train()
@@ -131,6 +133,17 @@ def finished(folder: SeedFolder, config: RunConfig) -> str | None:
     except (RunError, KeyError):
         return None
     return "complete" if status == "complete" and scores is not None else None
+
+
+def _note_environment(folder: SeedFolder, device: str) -> None:
+    """Write what this seed is made with, if it is not what its cell began with."""
+    from glas_bench import environment
+    from glas_bench.record import read_json, write_json
+
+    here = environment.describe(device)
+    of_cell = folder.path.parent / "environment.json"
+    if not of_cell.is_file() or read_json(of_cell) != here:
+        write_json(folder.path / "environment.json", here)
 
 
 class _Sitting:
@@ -180,7 +193,9 @@ class _Sitting:
     def _end_epoch(self) -> None:
         training = self.training
         phase, rate = training.phase.name, training.learning_rate
-        kind, value = training.validate()
+        kind, value = "none", math.nan  # a phase that generates nothing has nothing to validate
+        if training.phase.generates:
+            kind, value = training.validate()
         means = training.end_epoch()
         row = {
             "epoch": training.at.epoch,

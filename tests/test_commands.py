@@ -184,3 +184,29 @@ def test_a_stand_in_trains_and_is_named_in_every_result(glas, binarisation):
     assert f"omniglot ({binarisation}, stand-in: chardata_small.mat, not the published" in text
     drawn = glas.here("samples", ended.json["config_key"])
     assert drawn.code == 0, drawn.err
+
+
+def test_a_seed_made_otherwise_than_its_cell_says_so(glas):
+    folder = Path(glas.here(*RUN).json["folder"])
+    cell = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps({**cell, "processor": "another"}))
+    assert glas.here(*RUN, "--seeds", "1").code == 0
+    assert not (folder / "seed-0" / "environment.json").exists()
+    record = trained.load_run(folder)
+    assert record.environment["processor"] == "another"
+    assert record.seeds[0].environment == {}
+    assert record.seeds[1].environment == cell
+
+
+def test_a_phase_that_generates_nothing_is_not_validated(glas):
+    arguments = ["run", "--variant", "fixed-supervised", "--preset", "smoke", "--no-mirror"]
+    sizes = [part.replace("epochs=1", "epochs=2") for part in TINY]
+    document = glas.here(*arguments, *sizes, "--json").json
+    first, second = trained.load_run(document["folder"]).seeds[0].metrics
+    assert (first["phase"], first["validation"], first["validation_kind"]) == (
+        "supervised",
+        None,
+        "none",
+    )
+    assert second["validation_kind"] == "elbo"
+    assert second["validation"] > 0

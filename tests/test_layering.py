@@ -25,7 +25,7 @@ LAYERS = (
     ("worker", "tracking.store", "trained"),
     ("cells", "tracking.sync"),
     ("outcome", "tracking.mirror"),
-    ("explain", "report", "rescore", "doctor"),
+    ("explain", "report", "rescore", "doctor", "running"),
     ("cli",),
     ("__main__",),
 )

@@ -78,7 +78,7 @@ def of_cell(record: RunRecord) -> Entry:
         end=max(ends) if ends and status not in ("RUNNING", "SCHEDULED") else None,
         params=_params(record),
         tags={
-            **_common_tags(record),
+            **_common_tags(record, record.environment),
             "glas_bench.kind": "cell",
             "status": _count(statuses),
             "seeds": ", ".join(str(seed) for seed in record.seeds),
@@ -102,7 +102,7 @@ def of_seed(record: RunRecord, seed: SeedRecord) -> Entry:
         end=None if status in ("RUNNING", "SCHEDULED") else end,
         params={**_params(record), "seed": str(seed.seed)},
         tags={
-            **_common_tags(record),
+            **_common_tags(record, seed.environment or record.environment),
             "glas_bench.kind": "seed",
             "status": seed.status,
             "reason": _text(seed.about.get("reason")),
@@ -115,7 +115,7 @@ def of_seed(record: RunRecord, seed: SeedRecord) -> Entry:
         numbers=numbers,
         files=[
             *_there(folder / "eval", [f"{key}.json" for key in seed.scores], "eval"),
-            *_there(folder, ["per_image.npz", "samples.png"]),
+            *_there(folder, ["environment.json", "per_image.npz", "samples.png"]),
         ],
         began=seed.metrics[0]["time"] if seed.metrics else None,
     )
@@ -128,8 +128,8 @@ def _params(record: RunRecord) -> dict[str, str]:
     return {key: _text(value) or "" for key, value in record.config.flat().items()}
 
 
-def _common_tags(record: RunRecord) -> dict[str, str | None]:
-    git = record.environment.get("git") or {}
+def _common_tags(record: RunRecord, environment: Mapping[str, Any]) -> dict[str, str | None]:
+    git = environment.get("git") or {}
     about = record.about
     return {
         "glas_bench.schema": SCHEMA,
@@ -146,7 +146,7 @@ def _common_tags(record: RunRecord) -> dict[str, str | None]:
         "git_commit": _text(git.get("commit")),
         "git_dirty": _text(git.get("dirty")),
         "mlflow.source.git.commit": _text(git.get("commit")),
-        "device": _text(record.environment.get("device")),
+        "device": _text(environment.get("device")),
     }
 
 
