@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from glas_bench import rollout, streams
+from glas_bench.adam import Adam
 from glas_bench.config import RunConfig, check_settings
 from glas_bench.data import Split, Splits, binarise, random_subset
 from glas_bench.errors import UsageError
@@ -103,7 +104,7 @@ class Training:
             Diverged: the loss or a gradient is not finite; the parameters are as before.
         """
         images, labels, noise = self._batch()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.forget_gradients()
         with autocast(self.config.precision, self.device):
             terms = rollout.rollout(
                 self.model,
@@ -121,7 +122,7 @@ class Training:
         objective.backward()  # type: ignore[no-untyped-call]
         if not clip_gradients(self.clip_groups, CLIP_NORM):
             raise Diverged(self.at.step, "a gradient is not finite")
-        self.optimiser.step()
+        self.optimiser.step(self.learning_rate)
         self.at.sums["objective"] += value
         for part in PARTS[1:]:
             self.at.sums[part] += float(getattr(terms, part).detach().mean())
@@ -158,8 +159,6 @@ class Training:
         config, at = self.config, self.at
         if at.batch == 0 or self._epoch_data is None or self._epoch_data[0] != at.epoch:
             self._epoch_data = (at.epoch, *self._epoch_images(at.epoch))
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.learning_rate
         _, pixels, order = self._epoch_data
         rows = order[at.batch * config.batch : (at.batch + 1) * config.batch]
         labels = self.splits.train.labels
@@ -196,9 +195,8 @@ class Training:
         self.phase = phase
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not matches(name, phase.frozen))
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(
-            trained, lr=self.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
+        self.optimiser = Adam(
+            {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         )
         self.clip_groups = clip_groups(self.model)
 
@@ -246,7 +244,7 @@ class Training:
         """Return all that training needs to go on, tensors and plain values only."""
         return {
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.optimiser.state,
             "position": {**vars(self.at), "sums": dict(self.at.sums)},
             "phase": self.phase.name,
         }
@@ -257,7 +255,7 @@ class Training:
         self._begin_phase(next(p for p in self.phases if p.name == state["phase"]))
         self.model.load_state_dict(state["model"])
         if "optimiser" in state:  # the last checkpoint of a run has none
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimiser.load(state["optimiser"])
         self._epoch_data = None
 
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "glas_bench"
 # A module imports from the rows above its own and from nowhere else, whether at its head, inside
 # a function or for type checking alone.
 LAYERS = (
-    ("errors", "signals", "streams", "divergences", "ais", "stats", "progress", "tracking"),
+    ("errors", "signals", "streams", "adam", "divergences", "ais", "stats", "progress", "tracking"),
     ("filters", "data.places", "tracking.addresses"),
     ("model", "data.parse", "data.download"),
     ("registry", "data.packed", "rollout"),

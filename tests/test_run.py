@@ -485,7 +485,7 @@ def test_a_seed_that_diverges_is_a_status(glas: Glas, packed: data.Splits) -> No
     training = train.Training(registry.find("cauchy"), found, packed, 0)
     for _ in range(row["step"]):
         training.step()
-    model, optimiser = training.state()["model"], training.state()["optimiser"]["state"]
+    model, optimiser = training.state()["model"], training.state()["optimiser"]
     kept = {name: tensor.clone() for name, tensor in model.items()}
     moments = {index: one["exp_avg"].clone() for index, one in optimiser.items()}
     with pytest.raises(train.Diverged) as caught:
