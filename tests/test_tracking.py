@@ -416,6 +416,26 @@ def test_a_database_server_that_is_down_is_told_at_once(
     assert "s3cret" not in report.line()
 
 
+def test_a_database_that_the_disk_had_no_room_for_is_made_later(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from glas_bench.tracking.sync import sync_all\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+        "print(sync_all(Path(sys.argv[1])).line())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    report = SyncReport.parse(done.stdout)
+    assert report.runs == 0
+    assert report.failures[0][0] == str(folder.path)
+    assert not list(tmp_path.glob("*mlflow.db")), "half a database is left"
+    assert not list(tmp_path.glob(".mlflow.db.*new*"))
+    assert_ok(sync_all(tmp_path), 1)
+    assert len(runs(tmp_path)) == len(list(folder.path.glob("seed-*"))) + 1
+
+
 def test_ten_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
     folders = [str(finished(tmp_path, filter_size=size).path) for size in range(1, 11)]
     script = (

@@ -14,6 +14,7 @@ import json
 import os
 import sqlite3
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,10 +73,28 @@ class Store:
 
         if self.database is None:
             return MlflowClient(tracking_uri=self.uri)
+        if not self.database.exists():
+            self._create(self.database)
         path = addresses.unseen(self.database)
         client = MlflowClient(tracking_uri=self.uri.replace(str(self.database), path, 1))
         addresses.seen(self.database)
         return client
+
+    def _create(self, database: Path) -> None:
+        """Make the tables in a file that takes the database's place when they are all there.
+
+        mlflow cannot go on from tables half made, which a full disk or a kill leaves behind.
+        """
+        from mlflow import MlflowClient
+
+        # a name never used before: mlflow remembers connections by address
+        fresh = database.with_name(f".{database.name}.{uuid.uuid4().hex}.new")
+        try:
+            MlflowClient(tracking_uri=self.uri.replace(str(database), str(fresh), 1))
+            os.replace(fresh, database)
+        finally:
+            for path in database.parent.glob(f"{fresh.name}*"):
+                path.unlink(missing_ok=True)
 
     def use(self, name: str) -> None:
         """Write to this experiment from now on; make it where it is not there yet."""
