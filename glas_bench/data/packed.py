@@ -212,7 +212,7 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
     if path.suffix not in (".mat", ".npz"):
         raise UsageError(
             f"the data file {path} ends in {path.suffix or 'nothing'!r}. Allowed: .mat with the "
-            "layout of Burda's chardata.mat, or .npz that glas_bench.data.pack wrote."
+            "layout of Burda's chardata.mat, or .npz that `glas-bench datasets pack` wrote."
         )
     try:
         if path.suffix == ".npz":
@@ -270,7 +270,7 @@ def _read_pack(path: Path, names: list[str] | None, name: str) -> Packed:
         packed = read(path, names)
     except BrokenPackError as error:
         raise DataError(
-            f"{path} is not a whole packed file ({error}). Pack it anew with glas_bench.data.pack, "
+            f"{path} is not a whole packed file ({error}). Pack it anew with `glas-bench datasets pack`, "
             "or remove it."
         ) from error
     except OSError as error:

@@ -157,7 +157,7 @@ def _matrices(content: bytes, where: Path) -> dict[str, Any]:
     if not places.importable("scipy"):
         raise DataError(
             f"reading {where} needs the package scipy: `pip install scipy`. Or put a packed file "
-            "(glas_bench.data.pack writes one) in its place, as omniglot.npz."
+            "(`glas-bench datasets pack` writes one) in its place, as omniglot.npz."
         )
     from scipy.io import loadmat
 

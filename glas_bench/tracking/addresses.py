@@ -58,7 +58,7 @@ def explain(error: BaseException) -> str:
     """Return an error as one line without passwords."""
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: `pip install {error.name}`, then `glas-bench sync`"
-    text = " ".join(str(error).split()) or "no message"
+    text = " ".join(str(error).split()).partition(" [SQL:")[0] or "no message"
     if found := re.match(r"API request to (\w+://[^/\s]+)\S* failed with exception", text):
         how = "in time" if "Timeout" in text or "timed out" in text else "(no connection)"
         return redact(f"no MLflow server answers at {found[1]} {how}")
