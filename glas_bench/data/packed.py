@@ -270,8 +270,8 @@ def _read_pack(path: Path, names: list[str] | None, name: str) -> Packed:
         packed = read(path, names)
     except BrokenPackError as error:
         raise DataError(
-            f"{path} is not a whole packed file ({error}). Pack it anew with `glas-bench datasets pack`, "
-            "or remove it."
+            f"{path} is not a whole packed file ({error}). Pack it anew with "
+            "`glas-bench datasets pack`, or remove it."
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
