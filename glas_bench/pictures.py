@@ -56,6 +56,8 @@ def draw(folder: Path, subject: Subject, images: int = IMAGES) -> list[Path]:
         prior_TBP = _from_prior(subject, images)
         x, canvases_TBP, footprints = _reconstructed(subject, images)
     shape, title = subject.splits.image_shape, subject.title
+    if subject.splits.origin != "published":
+        title += f" ({subject.splits.origin})"
     pictures = {
         "samples.png": _grid(f"{title}: samples from the prior", prior_TBP, None, shape),
         "reconstructions.png": _grid(f"{title}: reconstructions", canvases_TBP, x, shape),
