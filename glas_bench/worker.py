@@ -140,9 +140,8 @@ def _note_environment(folder: SeedFolder, device: str) -> None:
     from glas_bench import environment
     from glas_bench.record import read_json, write_json
 
-    here = environment.describe(device)
     of_cell = folder.path.parent / "environment.json"
-    if not of_cell.is_file() or read_json(of_cell) != here:
+    if of_cell.is_file() and read_json(of_cell) != (here := environment.describe(device)):
         write_json(folder.path / "environment.json", here)
 
 
