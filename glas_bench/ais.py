@@ -21,6 +21,8 @@ move of it draws one block [chains, latents + 2] (momenta, acceptance, jitter). 
 image do not depend on which images are computed beside it, but to rounding.
 
 C chains, B images, D latents, K stretches of the schedule. All values are in nats.
+
+One file: the moves mean nothing without the noise and schedule that they share with the walk.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ not eps.
 Sources: Renyi divergences between Gaussians, Gil, Alajaji & Linder 2013 (Information Sciences 249),
 and the order of them, van Erven & Harremoes 2014 (arXiv 1206.2459); the moment bound and the
 min-chi2 sampler, `glas/model/sample.py` of github.com/dojoteef/glas.
+
+A third of the file is one spline: that of the min-chi2 law's KL, with what it is made from.
 """
 
 import functools

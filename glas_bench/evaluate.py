@@ -8,6 +8,8 @@ grey targets, as in training; `iw` is about the frozen binary images.
 
 Burda et al. 2016 (arXiv 1509.00519), section 3: importance weighting. Shape suffixes: K draws,
 B images, T steps, Z sample size.
+
+Chunks, noise and summary stand beside the estimators, since each must not change the numbers.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Numbers are nats per image on the test split, means over the seeds that finished. Rows that differ
 in data, binarisation, precision, K or budget never share a table: each such group is a section
 that says what it is. A cell without numbers stays, marked.
+
+One page is made here from its rows to its footnotes, which is why the file is long.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ whose degrees of freedom are Satterthwaite's (1946). Two mendings, both measured
   or images alone the interval is the plain one. Two seeds still cover only 91 % at the worst.
 
 S seeds, B images, R any leading axes.
+
+One file, longer than most: a verdict is read beside the interval that it rests on.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ It knows neither clock, files nor progress bars; whoever drives it asks for one 
 Adam (Kingma & Ba 2015) with the original's schedule: learning rate x0.1 every `decay_epochs`
 epochs down to 1e-5, each gradient tensor clipped to norm 5 (`glas/model/` at 004c76f). The last
 partial batch of an epoch is dropped; the loss is the batch mean, nats per image.
+
+Steps, phases, validation and checkpoints of a seed are one state machine, and one file.
 """
 
 from __future__ import annotations

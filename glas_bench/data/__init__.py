@@ -4,6 +4,8 @@
 
 A second start reads the packed file alone, in milliseconds, and needs only torch and numpy. Every
 split and every frozen binarisation is fixed; ``Splits.hash`` says which data a number belongs to.
+
+Most of its length is the table of data sets and the docstrings of the public names.
 """
 
 from __future__ import annotations

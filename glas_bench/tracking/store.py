@@ -4,6 +4,8 @@ The run folder is the result and MLflow a disposable mirror of it: `sync` writes
 `report` its rows. The store is `MLFLOW_TRACKING_URI`, else `<results>/mlflow.db`; the experiment
 that of a study, else `MLFLOW_EXPERIMENT_NAME`, else `glas-bench`. Nothing of mlflow is changed
 outside these calls: no global tracking address, no environment variable, no word on stdout.
+
+Whatever needs mlflow is in this one file, however long, so that nothing else imports it.
 """
 
 from __future__ import annotations
