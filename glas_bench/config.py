@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from glas_bench.model import BaseSettings
     from glas_bench.registry import Variant
 
-CORE_VERSION = 1
+CORE_VERSION = 2
 """Version of the training core: raise it whenever the same config would give other numbers."""
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Version of the scoring protocol: raise it whenever the same checkpoint would score otherwise."""
 
 PRESETS: dict[str, dict[str, Any]] = {

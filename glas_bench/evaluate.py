@@ -241,12 +241,10 @@ class Scorer:
     def _noise(self, estimator: str, indices: Tensor, draws: int, block: int) -> Tensor:
         """Return noise [T, draws, B, Z]: a stream for every image and block of draws."""
         shape = (draws, self.model.steps, self.model.noise_size)
-        each = [
-            streams.normal(shape, self.seed, f"evaluation-{estimator}", index, block)
-            for index in indices.tolist()
-        ]
-        noise_BKTZ = torch.stack(each)
-        return noise_BKTZ.permute(2, 1, 0, 3).to(self.splits.test.images.device)
+        keys = streams.keys(self.seed, f"evaluation-{estimator}", indices.tolist())
+        device = self.splits.test.images.device
+        noise = streams.normals(keys.to(device), math.prod(shape), block)
+        return noise.reshape(-1, *shape).permute(2, 1, 0, 3)
 
     # ---- the summary
 

@@ -1,29 +1,106 @@
 """Randomness by purpose: separate streams of one seed, each addressed and never advanced.
 
-A stream is named by (seed, purpose, indices), e.g. (0, "noise", epoch, step), and hashed to the
-seed of a fresh generator. So nothing depends on what was drawn before: a run resumes at any step,
-variants of one seed share their data order and noise, and no state needs saving.
+A stream is named by (seed, purpose, indices), e.g. (0, "noise", epoch, step), and hashed to a key.
+So nothing depends on what was drawn before: a run resumes at any step, variants of one seed share
+their data order and noise, and no state needs saving.
+
+Noise itself is a function of (key, block, position): the counter-based generator Philox4x32-10
+(Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2 and
+section 4.3) and the transform of Box & Muller (1958). It is written in tensor operations, because
+torch's own generators give other numbers on a GPU than on a CPU, and advance: this one gives the
+same numbers on both, to rounding, for many seeds or images at once, and inside a captured graph,
+where the block is a counter on the device.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_LOW = 0xFFFFFFFF
+
 
 def derive(seed: int, purpose: str, *indices: int | str) -> int:
-    """Return the 63-bit seed of a stream."""
+    """Return the 63-bit key of a stream."""
     name = "/".join(str(part) for part in (seed, purpose, *indices))
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
+def keys(seed: int, purpose: str, indices: Iterable[int | str]) -> Tensor:
+    """Return the keys of one stream an index, int64 [N] on the CPU."""
+    return torch.tensor([derive(seed, purpose, i) for i in indices], dtype=torch.int64)
+
+
 def generator(seed: int, purpose: str, *indices: int | str) -> torch.Generator:
-    """Return a CPU generator at the beginning of a stream."""
+    """Return a CPU generator of torch's at the beginning of a stream."""
     return torch.Generator().manual_seed(derive(seed, purpose, *indices))
 
 
-def normal(shape: tuple[int, ...], seed: int, purpose: str, *indices: int | str) -> Tensor:
-    """Return float32 standard-normal noise of `shape` from a stream, on the CPU."""
-    return torch.randn(shape, generator=generator(seed, purpose, *indices))
+def normal(
+    shape: tuple[int, ...],
+    seed: int,
+    purpose: str,
+    *indices: int | str,
+    block: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return float32 standard-normal noise of `shape` from one stream."""
+    key = torch.tensor(derive(seed, purpose, *indices), device=device)
+    return normals(key, math.prod(shape), block).reshape(shape)
+
+
+def normals(keys: Tensor, count: int, block: Tensor | int = 0) -> Tensor:
+    """Return float32 standard-normal noise [..., count] on the device of the keys.
+
+    Position i of a stream does not depend on `count`, and no two blocks below 2^32 overlap.
+
+    Args:
+        keys: int64 [...], as `derive` gives them.
+        count: numbers wanted of each stream.
+        block: stretch of the stream; an int, or int64 that broadcasts to the keys.
+    """
+    a, b, c, d = _philox(keys, -(-count // 4), block)
+    pairs = (*_box_muller(a, b), *_box_muller(c, d))
+    return torch.stack(pairs, -1).flatten(-2)[..., :count]
+
+
+def uniforms(keys: Tensor, count: int, block: Tensor | int = 0) -> Tensor:
+    """Return float32 uniform noise in [0, 1), [..., count]; as `normals` otherwise."""
+    words = _philox(keys, -(-count // 4), block)
+    parts = [(word >> 8).to(torch.float32) * 2.0**-24 for word in words]
+    return torch.stack(parts, -1).flatten(-2)[..., :count]
+
+
+def _philox(keys: Tensor, count: int, block: Tensor | int) -> tuple[Tensor, ...]:
+    """Return four words in [0, 2^32) as int64 [..., count] for the counters 0..count-1."""
+    position = torch.arange(count, device=keys.device)
+    a = position.expand(*keys.shape, count)
+    blocks = torch.as_tensor(block, device=keys.device).expand(keys.shape)
+    b, d = torch.zeros_like(a), torch.zeros_like(a)
+    c = (blocks & _LOW)[..., None].expand_as(a)
+    low, high = (keys & _LOW)[..., None], ((keys >> 32) & _LOW)[..., None]
+    for _ in range(_ROUNDS):
+        # A product of two words wraps around in int64 and keeps its 64 bits.
+        first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b, c, d = (
+            ((second >> 32) & _LOW) ^ b ^ low,
+            second & _LOW,
+            ((first >> 32) & _LOW) ^ d ^ high,
+            first & _LOW,
+        )
+        low, high = (low + _WEYL[0]) & _LOW, (high + _WEYL[1]) & _LOW
+    return a, b, c, d
+
+
+def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two standard normals from two words; the largest there is has length 6.8."""
+    radius = (-2 * ((a.to(torch.float32) + 0.5) * 2.0**-32).log()).clamp(min=0).sqrt()
+    angle = b.to(torch.float32) * (2 * math.pi * 2.0**-32)
+    return radius * angle.cos(), radius * angle.sin()

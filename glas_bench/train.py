@@ -1,7 +1,7 @@
 """The one training core: a seed's optimisation, resumable at any step.
 
 Given (variant, config, data, seed) it is a deterministic function of the number of steps taken:
-data order, binarisation and noise are addressed by (seed, purpose, epoch, step), see `streams`.
+data order, binarisation and noise are addressed by (seed, purpose, epoch or step), see `streams`.
 It knows neither clock, files nor progress bars; whoever drives it asks for one step at a time.
 
 Adam (Kingma & Ba 2015) with the original's schedule: learning rate x0.1 every `decay_epochs`
@@ -165,12 +165,8 @@ class Training:
         rows = order[at.batch * config.batch : (at.batch + 1) * config.batch]
         labels = self.splits.train.labels
         shape = (self.model.steps, self.model.draws, config.batch, self.model.noise_size)
-        noise = streams.normal(shape, self.seed, "noise", at.epoch, at.batch)
-        return (
-            pixels[rows].to(torch.float32),
-            None if labels is None else labels[rows],
-            noise.to(self.device),
-        )
+        noise = streams.normal(shape, self.seed, "noise", block=at.step, device=self.device)
+        return pixels[rows].to(torch.float32), None if labels is None else labels[rows], noise
 
     def _epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the pixels of an epoch, binarised afresh where that is asked, and their order."""
@@ -229,7 +225,7 @@ class Training:
         """
         x, labels = chosen(self.splits, self.splits.validation, VALIDATION_IMAGES, "validation")
         shape = (self.model.steps, 1, len(x), self.model.noise_size)
-        noise = streams.normal(shape, self.seed, "validation").to(self.device)
+        noise = streams.normal(shape, self.seed, "validation", device=self.device)
         with scoring(self.model, self.config, self.splits):
             total = 0.0
             kind = "elbo" if self.model.has_density else "recon"
@@ -303,7 +299,7 @@ def scoring(model: Glas, config: RunConfig, splits: Splits) -> Iterator[None]:
     if model.statistics_of:
         x, labels = chosen(splits, splits.train, STATISTICS_IMAGES, "statistics")
         shape = (model.steps, 1, len(x), model.noise_size)
-        noise = streams.normal(shape, 0, "statistics").to(device)
+        noise = streams.normal(shape, 0, "statistics", device=device)
         with autocast(config.precision, device):
             rollout.freeze_statistics(model, x, labels, noise)
     was_training = model.training

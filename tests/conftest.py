@@ -21,6 +21,16 @@ LONG = 120.0
 """Seconds after which a command, or what is awaited of one, counts as lost."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the tests a cache of their own and none of the user's settings."""

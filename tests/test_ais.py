@@ -413,7 +413,6 @@ def test_inputs_that_cannot_be():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_brackets_the_exact_value_too():
     how = Annealing(temperatures=300, device="cuda", chunk=4)
     result = bidirectional(SOFT.log_likelihood_for, SOFT.simulate, 64, 8, how)

@@ -620,7 +620,6 @@ def test_nan_stays_nan(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_on_a_cuda_device_and_in_a_cuda_graph(name):
     form = FORMS[name]

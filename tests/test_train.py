@@ -85,7 +85,7 @@ def test_steps_equal_a_plain_float64_loop(limit, monkeypatch):
         epoch, batch = divmod(step, 3)
         order = torch.randperm(24, generator=streams.generator(0, "order", epoch))
         rows = order[batch * 8 : batch * 8 + 8]
-        noise = streams.normal((3, 1, 8, 3), 0, "noise", epoch, batch).double()
+        noise = streams.normal((3, 1, 8, 3), 0, "noise", block=step).double()
         leaves = {k: v.clone().requires_grad_() for k, v in parameters.items()}
         objective = 0
         for b, row in enumerate(rows):
