@@ -15,13 +15,13 @@ PACKAGE = ROOT / "glas_bench"
 # a function or for type checking alone.
 LAYERS = (
     ("errors", "signals", "streams", "adam", "divergences", "ais", "stats", "progress", "tracking"),
-    ("filters", "data.places", "tracking.addresses"),
+    ("filters", "claims", "data.places", "tracking.addresses"),
     ("model", "data.parse", "data.download"),
     ("registry", "data.packed", "rollout"),
     ("data", "contract"),
     ("config",),
-    ("train", "record", "environment"),
-    ("evaluate", "tracking.entries", "pictures"),
+    ("train", "record", "environment", "studyfile"),
+    ("evaluate", "tracking.entries", "pictures", "study"),
     ("worker", "tracking.store", "trained"),
     ("cells", "tracking.sync"),
     ("outcome", "tracking.mirror"),
