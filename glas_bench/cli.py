@@ -330,18 +330,26 @@ def report(out: Path | None, results: Path) -> None:
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @common
 def sync(folders: tuple[Path, ...], results: Path) -> None:
-    """Mirror run folders (all of them, unless some are named) to MLflow; twice is harmless."""
+    """Mirror run folders (all of them, unless some are named) to MLflow; twice is harmless.
+
+    What a sweep made goes to its study's experiment.
+    """
     from glas_bench.record import load_run
     from glas_bench.tracking import sync as mirroring
 
     for folder in folders:
         load_run(folder)  # what is no run folder is a mistake of the command
 
-    found = mirroring.sync_all(results, list(folders) or None)
-    click.echo(f"{found.runs} run folder(s) mirrored")
-    for name, message in found.failures:
+    places = {None: list(folders)} if folders else mirroring.by_experiment(results)
+    done, failures = set(), []
+    for experiment, some in places.items():
+        found = mirroring.sync_all(results, some, experiment=experiment)
+        failures += found.failures
+        done |= {str(each) for each in some} - {name for name, _ in found.failures}
+    click.echo(f"{len(done)} run folder(s) mirrored")
+    for name, message in failures:
         click.echo(f"{name}: {message}", err=True)
-    sys.exit(3 if found.failures else 0)
+    sys.exit(3 if failures else 0)
 
 
 # --------------------------------------------------------------------------- finished runs

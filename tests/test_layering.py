@@ -25,7 +25,12 @@ LAYERS = (
     ("worker", "tracking.store", "trained"),
     ("cells", "tracking.sync"),
     ("outcome", "tracking.mirror"),
-    ("explain", "report", "rescore", "doctor", "running"),
+    ("explain", "report", "rescore", "doctor", "running", "sweep", "sweep.owner"),
+    ("sweep.addresses", "sweep.plan"),
+    ("sweep.store",),
+    ("sweep.worker", "sweep.states"),
+    ("sweep.crew", "sweep.view"),
+    ("sweep.sweeping",),
     ("cli",),
     ("__main__",),
 )
@@ -34,7 +39,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Who may import what a bare machine may lack, or what takes long to import.
 OWNERS = {
     "mlflow": {"tracking.store"},
-    "optuna": {"sweep"},
+    "optuna": {"sweep.store"},
+    "sqlalchemy": {"sweep.store"},  # comes with optuna
     "pandas": {"tracking.store", "report"},
     "seaborn": {"report"},
     "matplotlib": {"report", "pictures"},
@@ -42,8 +48,8 @@ OWNERS = {
     "mlxtend": {"data.parse"},
     "pooch": {"data.download"},
     "requests": {"data.download"},  # comes with pooch
-    "rich": {"progress", "data.download"},
-    "filelock": {"tracking.addresses", "data.download", "data.packed"},
+    "rich": {"progress", "data.download", "sweep.view"},
+    "filelock": {"tracking.addresses", "data.download", "data.packed", "sweep.store"},
     "click": {"cli"},
 }
 ANYWHERE = {"torch", "numpy", "pydantic", "yaml"}

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import random
+import re
 import threading
 import time
 import warnings
@@ -52,6 +53,12 @@ WATCHED_BEATS = 2.5
 
 MOST_LOST = 5
 """Workers that may die over one cell before it counts as failed."""
+
+HOPELESS = re.compile(
+    "authentication failed|no password supplied|does not exist|no pg_hba.conf entry"
+    "|translate host name|not known|not a database|unable to open"
+)
+"""What a database says that no waiting mends."""
 
 LOCK_SECONDS = 120
 ADVISORY_KEY = 0x67_6C_61_73  # "glas"
@@ -252,6 +259,8 @@ class Store:
                 self._looks.clear()
                 self._ids.clear()
                 most = min(patience, PATIENCE_WHEN_STOPPED) if signals.requested() else patience
+                if patience == PATIENCE_AT_FIRST and HOPELESS.search(_first_line(error)):
+                    most = 0.0
                 if time.monotonic() - began > most:
                     raise StorageDown(
                         f"the database {redact(self.url)} does not answer: {_first_line(error)}"

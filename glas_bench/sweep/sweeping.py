@@ -22,6 +22,7 @@ from glas_bench.sweep.view import View, make_view
 from glas_bench.sweep.worker import Job, finished, work
 from glas_bench.tracking.addresses import sqlite_file
 from glas_bench.tracking.mirror import Mirror
+from glas_bench.tracking.sync import note_study
 
 REFRESH = 2.0
 """Seconds between two looks at where all cells stand."""
@@ -103,8 +104,9 @@ def _run(
     problems: list[tuple[int, str]] = []
     with contextlib.ExitStack() as stack:
         mirror = None
+        folders = [plan.cell(name).folder.path for name in _plain(plan)]
+        note_study(plan.results, plan.name, folders)
         if with_mirror:
-            folders = [plan.cell(name).folder.path for name in _plain(plan)]
             mirror = stack.enter_context(Mirror(plan.results, folders, experiment=plan.name))
         with make_view() as view, _refreshing(plan, store, view):
 
@@ -122,8 +124,10 @@ def _run(
                     problems += team.problems
             except StorageDown as error:
                 problems.append((3, f"{error}; the run folders have everything: sweep again"))
+        if searched := list(_searched_folders(plan, store)):
+            note_study(plan.results, plan.name, [*folders, *searched])
         if mirror is not None:
-            for folder in _searched_folders(plan, store):
+            for folder in searched:
                 mirror.add(folder)
             report = mirror.finish(PATIENCE_WHEN_STOPPED if signals.requested() else PATIENCE)
             problems += [(3, message) for _, message in report.failures[:1]]
