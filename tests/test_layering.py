@@ -27,6 +27,10 @@ LAYERS = (
     ("outcome", "tracking.mirror"),
     ("explain", "report", "rescore", "doctor", "running", "sweep", "sweep.owner"),
     ("sweep.addresses", "sweep.plan"),
+    ("sweep.trials",),
+    ("sweep.database",),
+    ("sweep.ledger",),
+    ("sweep.search",),
     ("sweep.store",),
     ("sweep.worker", "sweep.states"),
     ("sweep.crew", "sweep.view"),
@@ -39,8 +43,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Who may import what a bare machine may lack, or what takes long to import.
 OWNERS = {
     "mlflow": {"tracking.store"},
-    "optuna": {"sweep.store"},
-    "sqlalchemy": {"sweep.store"},  # comes with optuna
+    "optuna": {f"sweep.{name}" for name in ("database", "trials", "ledger", "search", "store")},
+    "sqlalchemy": {"sweep.database"},  # comes with optuna
     "pandas": {"tracking.store", "report"},
     "seaborn": {"report"},
     "matplotlib": {"report", "pictures"},
@@ -49,7 +53,7 @@ OWNERS = {
     "pooch": {"data.download"},
     "requests": {"data.download"},  # comes with pooch
     "rich": {"progress", "data.download", "sweep.view"},
-    "filelock": {"tracking.addresses", "data.download", "data.packed", "sweep.store"},
+    "filelock": {"tracking.addresses", "data.download", "data.packed", "sweep.database"},
     "click": {"cli"},
 }
 ANYWHERE = {"torch", "numpy", "pydantic", "yaml"}

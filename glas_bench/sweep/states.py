@@ -10,7 +10,7 @@ from typing import Any
 from glas_bench.outcome import aligned
 from glas_bench.progress import number
 from glas_bench.sweep.plan import Document, Item
-from glas_bench.sweep.store import Row, belongs
+from glas_bench.sweep.trials import Row, belongs
 
 STATES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
 

@@ -15,9 +15,11 @@ from glas_bench import cells, environment, signals, study, worker
 from glas_bench.errors import UsageError, unknown
 from glas_bench.running import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.sweep import addresses, crew, states
+from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
 from glas_bench.sweep.states import State
-from glas_bench.sweep.store import Result, Row, StorageDown, Store
+from glas_bench.sweep.store import Store
+from glas_bench.sweep.trials import Result, Row
 from glas_bench.sweep.view import View, make_view
 from glas_bench.sweep.worker import Job, finished, work
 from glas_bench.tracking.addresses import sqlite_file

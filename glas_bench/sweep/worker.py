@@ -23,7 +23,8 @@ from glas_bench import cells, environment, outcome, signals
 from glas_bench.cells import Cell
 from glas_bench.errors import AlreadyRunning, GlasBenchError, RunError
 from glas_bench.sweep.plan import Plan, digest
-from glas_bench.sweep.store import Result, Store, Task, Wait
+from glas_bench.sweep.store import Store
+from glas_bench.sweep.trials import Result, Task, Wait
 
 Tell = Callable[[dict[str, Any]], None]
 
