@@ -21,6 +21,7 @@ LAYERS = (
     ("data", "contract"),
     ("config",),
     ("train", "record", "environment"),
+    ("diagnostics",),
     ("evaluate", "tracking.entries", "pictures"),
     ("worker", "tracking.store", "trained"),
     ("cells", "tracking.sync"),
