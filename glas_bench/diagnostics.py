@@ -7,6 +7,8 @@ are grey, as the objective's are. Noise is addressed by (seed, purpose, image), 
 
 Burda et al. 2016 (arXiv 1509.00519), section 5.2, for active units. Shape suffixes: K draws, B
 images, T steps, Z sample size, P pixels, R side of the filter, L side of the latent matrix.
+
+The file is as long as the list of findings: one pass over the test images feeds most of them.
 """
 
 from __future__ import annotations
