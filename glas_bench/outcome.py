@@ -94,17 +94,20 @@ def differences(cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, A
     """Return cell minus baseline for each of `METRICS`, paired by image over seeds both finished.
 
     Returns:
-        By metric: estimate, low, high (95 %), p, seeds, images, label; null with a reason where
-        the two cannot be compared.
+        By metric: estimate, low, high (95 %), p, seeds, images, diverged (seeds left out because
+        an arm diverged), label, resolvable (nats that so many seeds can tell apart, null with one
+        seed); null with a reason where the two cannot be compared.
     """
     return {metric: _difference(metric, cell, baseline, seeds) for metric in METRICS}
 
 
 def _difference(metric: str, cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, Any]:
     tables: list[list[np.ndarray]] = [[], []]
-    paired = []
+    paired, diverged = [], 0
     for seed in seeds:
-        values = [c.folder.seed(seed).per_image(protocol_key(c)) for c in (cell, baseline)]
+        folders = [(each.folder.seed(seed), protocol_key(each)) for each in (cell, baseline)]
+        values = [folder.per_image(key) for folder, key in folders]
+        diverged += any(folder.status()["status"] == "diverged" for folder, _ in folders)
         if all(metric in found for found in values):
             paired.append(seed)
             for table, found in zip(tables, values, strict=True):
@@ -115,19 +118,22 @@ def _difference(metric: str, cell: Cell, baseline: Cell, seeds: Sequence[int]) -
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return {"estimate": None, "reason": f"{metric} is infinite for some images"}
     try:
-        from glas_bench.stats import paired_difference
+        from glas_bench import stats
 
-        paired_by_image = paired_difference(a, b)
+        result = stats.paired_difference(a, b, diverged=diverged)
+        resolution = stats.resolvable(result)
     except ImportError as error:
         return {"estimate": float((a - b).mean()), "reason": f"no interval: {error}"}
     return {
-        "estimate": paired_by_image.estimate,
-        "low": paired_by_image.low,
-        "high": paired_by_image.high,
-        "p": paired_by_image.p,
+        "estimate": result.estimate,
+        "low": result.low,
+        "high": result.high,
+        "p": result.p,
         "seeds": paired,
-        "images": paired_by_image.images,
-        "label": paired_by_image.label,
+        "images": result.images,
+        "diverged": diverged,
+        "label": result.label,
+        "resolvable": resolution.nats,
     }
 
 
@@ -229,6 +235,12 @@ def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str,
                 f"[{found['low']:+.2f}, {found['high']:+.2f}]  p = {found['p']:.2g}  "
                 f"({found['label']})"
             )
+    known = difference[METRICS[0]]
+    if known.get("resolvable") is not None:
+        lines.append(
+            f"  with {len(known['seeds'])} seeds you can resolve about "
+            f"{known['resolvable']:.2g} nats of {METRICS[0]}"
+        )
     return lines
 
 
