@@ -61,7 +61,7 @@ def found_in(folder: SeedFolder) -> dict[str, object]:
     (checkpoint,) = folder.checkpoints()
     state = read_checkpoint(checkpoint)
     assert state is not None
-    clocks = {"seconds", "time", "images_per_second"}
+    clocks = {"seconds", "seconds_by", "time", "images_per_second"}
     return {
         "model": state["model"],
         "step": state["position"]["step"],
@@ -533,12 +533,15 @@ def test_one_of_two_seeds_diverges_beside_a_baseline(glas: Glas) -> None:
     baseline = ended.json["baseline"]
     assert [row["status"] for row in baseline["seeds"]] == ["complete", "complete"]
     assert baseline["config_key"] != ended.json["config_key"]
-    for metric in ("elbo", "iw"):
+    for metric in ("nll", "elbo", "iw"):
         difference = ended.json["difference"][metric]
         expected = ended.seeds[0][metric] - baseline["seeds"][0][metric]
         assert difference["estimate"] == pytest.approx(expected, abs=1e-9)
         assert difference["low"] < difference["estimate"] < difference["high"]
         assert (difference["seeds"], difference["images"]) == ([0], 500)
+        assert difference["diverged"] == 1
+        assert difference["resolvable"] is None
+        assert "1 diverged" in difference["label"]
 
     table = glas.here(*(part if part != "./half.py" else elsewhere / "half.py" for part in command))
     assert "half minus" not in table.out
@@ -555,7 +558,7 @@ def assert_document(ended: Ended) -> None:
         assert set(names) <= set(row)
         if row["status"] == "complete":
             assert row["elbo_status"] == "finite"
-            assert all(isinstance(row[name], float) for name in ("objective", "elbo", "iw"))
+            assert all(isinstance(row[name], float) for name in ("objective", "elbo", "nll"))
     folder = RunFolder(Path(), document["variant"], document["config_key"])
     assert Path(document["folder"]).name == folder.path.name
 

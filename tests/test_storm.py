@@ -176,8 +176,9 @@ def test_nothing_is_lost_and_nothing_done_twice(
     assert Postgres.PASSWORD not in ended.out + ended.err
 
     # Optuna: every cell complete, exactly once
-    study = optuna.load_study(study_name="storm", storage=storage_url(url, glas.results))
-    trials = study.get_trials(deepcopy=False)
+    storage = optuna.storages.RDBStorage(storage_url(url, glas.results))
+    trials = optuna.load_study(study_name="storm", storage=storage).get_trials(deepcopy=False)
+    storage.engine.dispose()
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     by_cell = Counter(trial.user_attrs["cell"] for trial in trials)
     assert (len(by_cell), set(by_cell.values())) == (CELLS, {1})

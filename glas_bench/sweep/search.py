@@ -8,6 +8,7 @@ seeds.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,9 @@ class Searches:
         study = optuna.load_study(
             study_name=study_name, storage=self.store.storage, sampler=sampler
         )
-        trial = study.ask()
+        with warnings.catch_warnings():  # the heartbeat is ours, and no Study.optimize beats
+            warnings.simplefilter("ignore")
+            trial = study.ask()
         values = self._draw(plan, name, trial)
         about = {"seeds": plan.study.tuning_seeds, "key": None, "protocol": None, "is_search": True}
         self.store.storage.set_trial_system_attr(trial._trial_id, ABOUT, about)

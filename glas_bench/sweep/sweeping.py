@@ -75,9 +75,8 @@ def carry_out(request: Request) -> Answer:
     found = study.load(request.study, request.preset, request.dataset)
     device = environment.choose_device(request.device)
     cells.check_results(request.results)
-    with signals.graceful():
+    with signals.graceful(), contextlib.closing(Store(url)) as store:
         plan = Plan(found, request.results)
-        store = Store(url)
         store.plan(plan, extend=request.extend, retry_failed=request.retry_failed)
         store.settle(plan, lambda row: _there(plan, row))
         job = Job(
@@ -269,10 +268,10 @@ def status(request: Request) -> Answer:
     read: tuple[Document, list[Row]] | None = None
     known: list[str] = []
     if file is None or file.is_file():
-        store = Store(url, read_only=True)
-        known = store.names()
-        wanted = name if name in known or planned is not None else name.replace("_", "-")
-        read = store.read(wanted)
+        with contextlib.closing(Store(url, read_only=True)) as store:
+            known = store.names()
+            wanted = name if name in known or planned is not None else name.replace("_", "-")
+            read = store.read(wanted)
     if read is None:
         if planned is None:
             raise unknown("study", name, {*known, *study.shipped()})

@@ -7,6 +7,7 @@ database's address comes in the environment, since it may hold a password.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -238,7 +239,8 @@ def _do(job: Job, tell: Tell) -> None:
     plan = Plan(study.load(job.study, job.preset, job.dataset), results)
     if digest(plan.document()) != job.digest:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
-    work(plan, Store(addresses.storage_url(None, results)), job, tell)
+    with contextlib.closing(Store(addresses.storage_url(None, results))) as store:
+        work(plan, store, job, tell)
 
 
 def _die_with_parent(stdin: Any) -> None:
