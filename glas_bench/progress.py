@@ -84,8 +84,11 @@ class Lines:
             )
         elif kind in ("train", "score") and self._due(name):
             what = "training" if kind == "train" else "scoring"
-            unit = "steps" if kind == "train" else "images"
-            self._line(f"{name}: {what}, {event['done']} of {event['total']} {unit}")
+            unit = event.get("unit", "steps" if kind == "train" else "images")
+            left = f", {duration(event['seconds_left'])} left" if "unit" in event else ""
+            self._line(f"{name}: {what}, {event['done']} of {event['total']} {unit}{left}")
+        elif kind == "note":
+            self._line(f"{name}: {event['text']}")
         elif kind == "end":
             self._line(f"{name}: {ending(event)}")
 
@@ -125,6 +128,9 @@ class Bars:
 
     def show(self, name: str, event: dict[str, Any]) -> None:
         """Move the seed's bar."""
+        if event["event"] == "note":
+            self.progress.console.print(f"{name}: {event['text']}", highlight=False, markup=False)
+            return
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=None, about="starting")
         task = self.tasks[name]
@@ -146,7 +152,8 @@ class Bars:
         now = time.monotonic()
         spent = now - self.started.setdefault(name, now)
         left = spent / max(event["done"], 1) * (event["total"] - event["done"])
-        about = f"scoring {event['done']}/{event['total']} images  {duration(left)} left"
+        left, unit = event.get("seconds_left", left), event.get("unit", "images")
+        about = f"scoring {event['done']}/{event['total']} {unit}  {duration(left)} left"
         self.progress.update(
             self.tasks[name], completed=event["done"], total=event["total"], about=about
         )

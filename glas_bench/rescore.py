@@ -1,7 +1,8 @@
-"""Scoring a finished run under another protocol: more weights, or fewer images."""
+"""Scoring a finished run under another protocol: more weights, fewer images, or by the referee."""
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ from glas_bench.errors import unknown
 from glas_bench.record import RunFolder, write_atomically
 from glas_bench.trained import Trained, load_trained
 
-ESTIMATORS = ("iw",)
+ESTIMATORS = ("iw", "ais")
 
 
-def check_estimators(text: str) -> None:
-    """Refuse an estimator that is not there.
+def check_estimators(text: str) -> list[str]:
+    """Return the estimators named, and refuse one that is not there.
 
     Raises:
         UsageError: with the names of those that are.
     """
-    for name in text.split(","):
-        if name.strip() not in ESTIMATORS:
-            raise unknown("estimator", name.strip(), ESTIMATORS)
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in ESTIMATORS:
+            raise unknown("estimator", name, ESTIMATORS)
+    return names
 
 
 def rescore(
@@ -37,6 +40,37 @@ def rescore(
     folder = RunFolder(path.parents[1], *path.name.rsplit("-", 1))
     with folder.locked():
         return [_one(each, samples, images) for each in load_trained(path, seed, device)]
+
+
+def refereed(
+    path: Path,
+    seed: int | None,
+    images: int | None,
+    temperatures: int,
+    chains: int,
+    device: str,
+) -> list[dict[str, Any]]:
+    """Score the finished seeds of a run by AIS; what is already scored is read back.
+
+    Raises:
+        UsageError: no such run or seed, or a number that cannot be.
+        RunError: another process works in the folder, or it cannot be loaded.
+        Stopped: the process was asked to stop; the same call goes on from there.
+    """
+    from glas_bench import progress, referee
+
+    folder = RunFolder(path.parents[1], *path.name.rsplit("-", 1))
+    with folder.locked(), progress.make_display() as display:
+        return [
+            referee.score(
+                each,
+                images,
+                temperatures,
+                chains,
+                tell=functools.partial(display.show, f"{path.name} seed {each.seed}"),
+            )
+            for each in load_trained(path, seed, device)
+        ]
 
 
 def _one(trained: Trained, samples: int | None, images: int | None) -> dict[str, Any]:

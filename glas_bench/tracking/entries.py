@@ -222,8 +222,9 @@ def _is(value: Any) -> bool:
 
 
 def _newest_protocol(seed: SeedRecord) -> str | None:
-    """Return the key of the protocol that was scored last."""
-    return max(seed.scores, key=lambda key: (seed.scores[key].get("time", 0.0), key), default=None)
+    """Return the key of the protocol that was scored last; the referee's is none of a run's own."""
+    own = [key for key in seed.scores if "ais_status" not in seed.scores[key]]
+    return max(own, key=lambda key: (seed.scores[key].get("time", 0.0), key), default=None)
 
 
 # --------------------------------------------------------------------------- times and files
