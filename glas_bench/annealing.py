@@ -4,7 +4,20 @@ Temperatures lie on a sigmoid from -4 to 4, as in Wu, Burda, Salakhutdinov & Gro
 (arXiv:1611.04273). They adapt the step size on the way, which costs the weights their unbiasedness.
 Here a pilot run of its own adapts one step size per image and stretch of the schedule, and the
 walks use them as they are; the moves themselves (`hmc`) are jittered.
-ACCEPTANCE_NOTE
+
+They aim at an acceptance of .65, we at .9, which leaves less bias at equal cost (16 chains, ten
+leapfrog steps, 64 images of a linear-Gaussian decoder with 64 latents; nats below log p(x), +-):
+
+    target                         .65        .8         .9         .95
+    30 soft directions, N = 100    .58 (.11)  .48 (.12)  .25 (.09)  .24 (.07)
+    10 stiff directions, N = 100   2.99 (.23) 1.87 (.20) 1.74 (.20) 1.28 (.15)
+    10 stiff directions, N = 300   .84 (.13)  .51 (.10)  .33 (.10)  .27 (.08)
+    the same with 1,600 latents, N = 100, 12 images
+                                   3.2 (.7)   1.7 (.5)   1.3 (.3)   .9 (.4)
+
+On a trained `cauchy` (T = 8, N = 100) .9 takes the chains' spread from 1.75 to 1.16 nats, .95 no
+further. Where the likelihood is cut off (-inf) acceptance cannot rise and a target of .65 is the
+better one; no decoder here does that.
 
 Noise is addressed (`hmc.Noise`): a walk needs its chains' places, its weights and its count of
 moves to go on after any move, and the numbers of an image do not depend on which images are
@@ -45,7 +58,7 @@ class Annealing:
     seed: int = 0
     pilot: int = 200
     """Temperatures of the pilot run."""
-    acceptance: float = 0.65
+    acceptance: float = 0.9
     """What the pilot run adapts towards."""
     chunk: int | None = None
     """Images at a time; all unless said."""
@@ -299,9 +312,10 @@ def log_mean_weight(log_w_CB: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the mean weight over chains and its standard error.
 
     With few effective chains the spread of the weights themselves says too little: the largest may
-    not have been seen. There the error is that of a mean of log-normal weights, matched in its
-    moments (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its square, s the chains' spread.
-    FENTON_NOTE
+    not have been seen. There the error is that of a mean of log-normal weights, matched in
+    its moments (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its square, s the chains' spread. Of 16
+    simulated log-normal weights it is .94 to 1.40 times the true error for spreads up to 4 nats,
+    where the weights' own falls from .99 to .19 of it; beyond that both say too little.
     """
     C = len(log_w_CB)
     log_mean_B = log_w_CB.logsumexp(0) - math.log(C)

@@ -39,7 +39,7 @@ from glas_bench.worker import TELL_EVERY, Stopped, Tell, checkpoint_seconds
 
 __all__ = ["Referee", "check", "score", "text"]
 
-IMAGES, CHAINS, TEMPERATURES, LEAPFROG = 100, 16, 1000, 10
+IMAGES, CHAINS, TEMPERATURES, LEAPFROG, PILOT = 100, 16, 1000, 10, 200
 
 
 # --------------------------------------------------------------------------- what is kept
@@ -109,6 +109,7 @@ class Referee:
         temperatures: N.
         chains: an image.
         leapfrog: gradients a move.
+        pilot: temperatures of the pilot run.
         chunk: images at a time; as many as fit unless said.
 
     Raises:
@@ -122,6 +123,7 @@ class Referee:
         temperatures: int = TEMPERATURES,
         chains: int = CHAINS,
         leapfrog: int = LEAPFROG,
+        pilot: int = PILOT,
         chunk: int | None = None,
     ) -> None:
         self.trained = trained
@@ -136,6 +138,7 @@ class Referee:
             chains=chains,
             temperatures=temperatures,
             leapfrog=leapfrog,
+            pilot=pilot,
             seed=trained.seed,
             chunk=chunk,
             device=self.test.images.device,
@@ -147,7 +150,7 @@ class Referee:
             "chains": chains,
             "temperatures": temperatures,
             "leapfrog": leapfrog,
-            "pilot": self.how.pilot,
+            "pilot": pilot,
             "acceptance": self.how.acceptance,
         }
         self.key = protocol_key(self.protocol)
@@ -351,6 +354,7 @@ def score(
     temperatures: int = TEMPERATURES,
     chains: int = CHAINS,
     leapfrog: int = LEAPFROG,
+    pilot: int = PILOT,
     *,
     tell: Tell = lambda event: None,
 ) -> dict[str, Any]:
@@ -363,7 +367,7 @@ def score(
         Stopped: the process was asked to stop; the same call goes on from there.
         NotFinite: log p(x|z) is not a number for images that the model has made.
     """
-    referee = Referee(trained, images, temperatures, chains, leapfrog)
+    referee = Referee(trained, images, temperatures, chains, leapfrog, pilot)
     folder = trained.record.seeds[trained.seed].folder
     if folder.scores(referee.key) is None:
         path = folder.path / "eval" / f"{referee.key}.partial.npz"
