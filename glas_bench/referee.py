@@ -39,7 +39,7 @@ from glas_bench.worker import TELL_EVERY, Stopped, Tell, checkpoint_seconds
 
 __all__ = ["Referee", "check", "score", "text"]
 
-IMAGES, CHAINS, TEMPERATURES, LEAPFROG, PILOT = 100, 16, 1000, 10, 200
+IMAGES, CHAINS, TEMPERATURES, LEAPFROG, PILOT = 100, 16, 1000, 10, 100
 
 
 # --------------------------------------------------------------------------- what is kept

@@ -74,7 +74,7 @@ def mean_and_error(a_B):
     ("toy", "latents", "temperatures", "chains", "images", "most"),
     [
         pytest.param(SOFT, 64, 200, 16, 10, 0.6, id="soft-64"),
-        pytest.param(SOFT, 1600, 100, 8, 4, 2.0, id="soft-1600"),
+        pytest.param(SOFT, 1600, 100, 8, 4, 2.5, id="soft-1600"),
         pytest.param(STIFF, 64, 300, 16, 8, 1.2, id="stiff-64"),
     ],
 )

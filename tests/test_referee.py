@@ -13,7 +13,7 @@ from conftest import until
 from test_evaluate import SIGMA, LinearGaussian, Uniform
 from test_train import local, tiny_splits, training
 
-from glas_bench import config, data, decoder, evaluate, referee, registry, rollout, verdict
+from glas_bench import ais, config, data, decoder, evaluate, referee, registry, rollout, verdict
 from glas_bench.ais import AISResult, Annealing, Bidirectional
 from glas_bench.errors import UsageError
 from glas_bench.record import RunRecord, SeedFolder, SeedRecord
@@ -174,6 +174,28 @@ def test_a_killed_walk_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert referee.Kept(path, f"{one.key} 5").values == {}
 
 
+def test_the_way_back_starts_where_the_images_came_from(tmp_path, monkeypatch):
+    """Over images that the model makes, p(x) over the weight of a way back averages to 1."""
+    splits = tiny_splits(pixels=3)
+    many = splits.test.__class__(torch.zeros(500, 3), None, None)
+    seed = make(Exact, tmp_path, splits=splits.__class__(**{**vars(splits), "test": many}))
+    drawn, both = [], []
+    draw, sandwich = seed.model.draw_pixels, ais.sandwich
+
+    def drawing(canvas_BP, noise_BP):
+        drawn.append(draw(canvas_BP, noise_BP))
+        return drawn[-1]
+
+    monkeypatch.setattr(seed.model, "draw_pixels", drawing)
+    monkeypatch.setattr(ais, "sandwich", lambda *ways: both.append(ways) or sandwich(*ways))
+    Referee(seed, 500, 6, 2, 2, 16).score(tmp_path / "partial.npz")
+    [x_BP], [(_, reverse)] = drawn, both
+    ratio_B = (-seed.model.exact_nll(x_BP) - reverse.log_w_CB).exp().mean(0)
+    error = float(ratio_B.std()) / math.sqrt(500)
+    assert error < 0.1
+    assert abs(float(ratio_B.mean()) - 1) < 3.5 * error
+
+
 def test_soft_training_is_refereed_on_binary_images(tmp_path):
     plain = make(Exact, tmp_path / "a")
     splits = plain.splits
@@ -199,6 +221,10 @@ def test_soft_training_is_refereed_on_binary_images(tmp_path):
 def test_every_variant_can_be_refereed(name):
     """Its likelihood, as a function of noise, is finite and has the gradient that it seems to."""
     model = training(name, splits=tiny_splits(pixels=36)).model.double().eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                parameter.add_(0.3)
     x_BP = (torch.rand(2, 36, dtype=torch.float64) > 0.5).double()
     torch.manual_seed(0)
     noise = torch.randn(3, 2, model.steps * model.noise_size, dtype=torch.float64)
