@@ -599,10 +599,15 @@ class Glas(nn.Module):
 
     def generate(self, generation: Generation, z_BZ: Tensor, t: Tensor) -> Generation:
         """Run the decoder on z_t and add to the canvas."""
+        generation = self.decode(generation, z_BZ, t)
+        return generation._replace(canvas=generation.canvas + self.paint(generation.hidden))
+
+    def decode(self, generation: Generation, z_BZ: Tensor, t: Tensor) -> Generation:
+        """Run the decoder on z_t and leave the canvas as it is."""
         given, memory = self.decoder_input(generation, z_BZ, t)
         gates = self.decoder.gates(self.decoder.bias, input=given, hidden=generation.hidden)
         hidden, cell = self.decoder(gates, generation.cell)
-        return Generation(generation.canvas + self.paint(hidden), hidden, cell, memory)
+        return Generation(generation.canvas, hidden, cell, memory)
 
     def decoder_input(
         self, generation: Generation, z_BZ: Tensor, t: Tensor
@@ -639,6 +644,11 @@ class Glas(nn.Module):
     def log_likelihood(self, canvas_BP: Tensor, target_BP: Tensor) -> Tensor:
         """Return log p(x|z), [B] nats: Bernoulli pixels with logits o_T."""
         return -F.binary_cross_entropy_with_logits(canvas_BP, target_BP, reduction="none").sum(-1)
+
+    def draw_pixels(self, canvas_BP: Tensor, noise_BP: Tensor) -> Tensor:
+        """Map standard-normal noise to a draw x [B, P] from p(x|z); goes with `log_likelihood`."""
+        is_on: Tensor = torch.special.ndtr(noise_BP) < torch.sigmoid(canvas_BP)
+        return is_on.to(canvas_BP.dtype)
 
     def auxiliary(self, context: Context, state: State) -> Tensor:
         """Return an auxiliary loss, [B] nats, already weighted; it must be >= 0 for a bound."""

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "glas_bench"
 # A module imports from the rows above its own and from nowhere else, whether at its head, inside
 # a function or for type checking alone.
 LAYERS = (
-    ("errors", "signals", "streams", "adam", "divergences", "ais", "stats", "progress", "tracking"),
-    ("filters", "data.places", "tracking.addresses"),
-    ("model", "data.parse", "data.download"),
-    ("registry", "data.packed", "rollout"),
+    ("errors", "signals", "streams", "adam", "divergences", "stats", "progress", "tracking"),
+    ("hmc", "filters", "data.places", "tracking.addresses"),
+    ("annealing", "model", "data.parse", "data.download"),
+    ("ais", "registry", "data.packed", "rollout"),
     ("data", "contract"),
     ("config",),
-    ("train", "record", "environment"),
+    ("train", "record", "environment", "decoder"),
     ("diagnostics", "unfinished", "tracking.entries", "pictures"),
     ("weights",),
     ("refit",),
@@ -28,6 +28,8 @@ LAYERS = (
     ("worker", "tracking.store", "trained"),
     ("cells", "tracking.sync"),
     ("outcome", "tracking.mirror"),
+    ("verdict",),
+    ("referee",),
     ("explain", "report", "rescore", "doctor", "running"),
     ("cli",),
     ("__main__",),

@@ -311,6 +311,17 @@ def test_the_newest_scoring_gives_the_numbers(results: Path) -> None:
     assert row["tags.elbo_status"] == "undefined"
 
 
+def test_the_referee_s_scores_displace_no_run_s_own(results: Path) -> None:
+    folder = finished(results)
+    before = next((folder.seed(0).path / "eval").glob("*.json")).stem
+    refereed = {"protocol": {"estimators": ["ais"]}, "ais": 99.0, "ais_status": "accepted"}
+    folder.seed(0).save_scores("0" * 12, refereed, {})
+    assert_ok(sync([folder.path], results), 1)
+    row = store.read_runs(results).iloc[0]
+    assert row["tags.protocol_key"] == before
+    assert "metrics.elbo" in row
+
+
 def test_nothing_that_is_not_finite_is_logged(results: Path) -> None:
     folder = finished(results)
     path = next((folder.seed(0).path / "eval").glob("*.json"))
