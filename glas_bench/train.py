@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glas_bench import rollout, streams
+from glas_bench import products, rollout, streams
 from glas_bench.adam import Adam
 from glas_bench.config import RunConfig, check_settings
 from glas_bench.data import Split, Splits, binarise, random_subset
@@ -86,6 +86,7 @@ class Training:
         self.at = Position()
         self._begin_phase(self.phases[0])
         self._epoch_data: tuple[int, Tensor, Tensor] | None = None
+        self.tape = products.Tape(self.model.steps) if self.device.type == "cpu" else None
 
     # ---- one step
 
@@ -107,7 +108,7 @@ class Training:
         """
         images, labels, noise = self._batch()
         self.optimiser.forget_gradients()
-        with autocast(self.config.precision, self.device):
+        with self._products():
             terms = rollout.rollout(
                 self.model,
                 images,
@@ -140,6 +141,12 @@ class Training:
             if following is not self.phase:
                 self._change_phase(following)
         return means
+
+    def _products(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context of a step's forward pass: recorded on a CPU, see `products`."""
+        if self.tape is None:
+            return products.precision(self.config.precision)
+        return products.recording(self.tape, self.config.precision)
 
     @property
     def learning_rate(self) -> float:
@@ -300,12 +307,12 @@ def scoring(model: Glas, config: RunConfig, splits: Splits) -> Iterator[None]:
         x, labels = chosen(splits, splits.train, STATISTICS_IMAGES, "statistics")
         shape = (model.steps, 1, len(x), model.noise_size)
         noise = streams.normal(shape, 0, "statistics", device=device)
-        with autocast(config.precision, device):
+        with products.precision(config.precision):
             rollout.freeze_statistics(model, x, labels, noise)
     was_training = model.training
     model.eval()
     try:
-        with autocast(config.precision, device):
+        with products.precision(config.precision):
             yield
     finally:
         model.train(was_training)
@@ -317,11 +324,6 @@ def chosen(splits: Splits, split: Split, most: int, purpose: str) -> tuple[Tenso
     rows = random_subset(len(images), min(most, len(images)), purpose).to(images.device)
     labels = None if split.labels is None else split.labels[rows]
     return images[rows].to(torch.float32), labels
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the context in which matrix products run at the given precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def clip_groups(model: nn.Module) -> list[list[Tensor]]:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "glas_bench"
 # a function or for type checking alone.
 LAYERS = (
     ("errors", "signals", "streams", "adam", "divergences", "ais", "stats", "progress", "tracking"),
-    ("filters", "data.places", "tracking.addresses"),
+    ("filters", "products", "data.places", "tracking.addresses"),
     ("model", "data.parse", "data.download"),
     ("registry", "data.packed", "rollout"),
     ("data", "contract"),
