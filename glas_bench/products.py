@@ -92,11 +92,13 @@ def add(base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool 
     if mode.tape is not None:
         return mode.tape.add(base, inputs, transposed, mode.low)
     for value, kernel in inputs:
-        if mode.low:
-            kernel = mode.cast(kernel)
-            value = value.to(torch.bfloat16)
+        kernel = mode.cast(kernel) if mode.low else kernel
+        low = kernel.dtype == torch.bfloat16  # cast here, or by whom the weights come from
         kernel = kernel.mT if transposed else kernel
-        base = base + value @ kernel if mode.low else torch.addmm(base, value, kernel)
+        if low:
+            base = base + (value.to(torch.bfloat16) @ kernel).to(base.dtype)
+        else:
+            base = torch.addmm(base, value, kernel)
     return base
 
 
@@ -106,7 +108,7 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     Gates stand in the order input, forget, candidate, output.
     """
     if _current.tape is not None:
-        hidden, cell = _Lstm.apply(gates, cell)
+        hidden, cell = _Lstm.apply(gates, cell)  # type: ignore[no-untyped-call]
         return hidden, cell
     enter, forget, candidate, leave = gates.chunk(4, dim=-1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
@@ -116,7 +118,7 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 def missing(x: Tensor, canvas: Tensor) -> Tensor:
     """Return x - sigmoid(canvas), [B, P]: what the canvas still misses."""
     if _current.tape is not None:
-        error: Tensor = _Missing.apply(x, canvas)
+        error: Tensor = _Missing.apply(x, canvas)  # type: ignore[no-untyped-call]
         return error
     return x - torch.sigmoid(canvas)
 
@@ -155,7 +157,7 @@ class Tape:
             self.kernels[key] = _Kernel(self, weights, bias, transposed, low)
         kernel = self.kernels[key]
         values = [value for value, _ in inputs]
-        result: Tensor = _Product.apply(
+        result: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
             kernel, kernel.token, None if bias is base else base, *values
         )
         return result
@@ -198,7 +200,7 @@ class _Kernel:
         self.gradients: list[Tensor] = []
         self.arrived: list[int] = []
         trained = [*weights, *([] if bias is None else [bias])]
-        self.token: Tensor = _Collect.apply(self, *trained)
+        self.token: Tensor = _Collect.apply(self, *trained)  # type: ignore[no-untyped-call]
 
     def _side_by_side(self, kernels: list[Tensor]) -> Tensor:
         """Return the kernels below each other, [in, out], in the dtype of products."""
@@ -305,7 +307,7 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 
 def _onednn() -> Any:
     """Return torch's linear layer by oneDNN, or None where it has none."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -367,7 +369,7 @@ class _Lstm(torch.autograd.Function):
     def forward(ctx: FunctionCtx, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         size = cell.shape[-1]
         open_ = torch.sigmoid(gates)
-        enter, forget, candidate, leave = open_.split(size, dim=-1)
+        enter, forget, candidate, leave = open_.chunk(4, dim=-1)
         torch.tanh(gates[:, 2 * size : 3 * size], out=candidate)
         now = torch.mul(forget, cell).addcmul_(enter, candidate)
         squashed = torch.tanh(now)
@@ -378,10 +380,9 @@ class _Lstm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         by_hidden, by_cell = gradients
         open_, squashed, cell = ctx.saved_tensors
-        size = cell.shape[-1]
-        enter, forget, candidate, leave = open_.split(size, dim=-1)
+        enter, forget, candidate, leave = open_.chunk(4, dim=-1)
         found = torch.empty_like(open_)
-        to_enter, to_forget, to_candidate, to_leave = found.split(size, dim=-1)
+        to_enter, to_forget, to_candidate, to_leave = found.chunk(4, dim=-1)
         sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
         tanh_backward = torch.ops.aten.tanh_backward
         room = by_hidden * squashed

@@ -86,6 +86,8 @@ class Lines:
             what = "training" if kind == "train" else "scoring"
             unit = "steps" if kind == "train" else "images"
             self._line(f"{name}: {what}, {event['done']} of {event['total']} {unit}")
+        elif kind == "note":
+            self._line(f"{name}: {event['text']}")
         elif kind == "end":
             self._line(f"{name}: {ending(event)}")
 
@@ -125,6 +127,9 @@ class Bars:
 
     def show(self, name: str, event: dict[str, Any]) -> None:
         """Move the seed's bar."""
+        if event["event"] == "note":
+            self.progress.console.print(f"{name}: {event['text']}", markup=False)
+            return
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=None, about="starting")
         task = self.tasks[name]

@@ -167,7 +167,7 @@ class Training:
         """Return images [B, P], labels [B] and noise [T, K, B, Z] of the current step."""
         config, at = self.config, self.at
         if at.batch == 0 or self._epoch_data is None or self._epoch_data[0] != at.epoch:
-            self._epoch_data = (at.epoch, *self._epoch_images(at.epoch))
+            self._epoch_data = (at.epoch, *self.epoch_images(at.epoch))
         _, pixels, order = self._epoch_data
         rows = order[at.batch * config.batch : (at.batch + 1) * config.batch]
         labels = self.splits.train.labels
@@ -175,7 +175,7 @@ class Training:
         noise = streams.normal(shape, self.seed, "noise", block=at.step, device=self.device)
         return pixels[rows].to(torch.float32), None if labels is None else labels[rows], noise
 
-    def _epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the pixels of an epoch, binarised afresh where that is asked, and their order."""
         pixels = self.splits.train.images
         if self.config.binarisation == "dynamic":

@@ -83,7 +83,8 @@ def test_frozen_weights_have_no_gradient_and_pass_it_on():
     value = torch.randn(4, 3, requires_grad=True)
     with products.recording(products.Tape(1), "fp32"):
         layer(value).sum().backward()
-    assert layer.weight.grad is None and layer.bias.grad is None
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
     torch.testing.assert_close(value.grad, layer.weight.sum(0).expand(4, 3))
 
 
