@@ -236,7 +236,7 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
 
 @cli.command()
 @click.argument("run")
-@click.option("--estimator", "estimators", default="iw", show_default=True, help="iw.")
+@click.option("--estimator", "estimators", default="iw,refit", show_default=True, help="iw, refit.")
 @click.option("-K", "samples", type=click.IntRange(min=1), help="Weights an image.")
 @click.option("--images", type=click.IntRange(min=1), help="Of a seeded random draw; all unless.")
 @click.option("--seed", type=click.IntRange(min=0), help="One seed; all finished ones unless said.")
@@ -257,9 +257,9 @@ def evaluate(
     from glas_bench import environment, rescore
     from glas_bench.record import find_run
 
-    rescore.check_estimators(estimators)
+    names = [name.strip() for name in estimators.split(",")]
     rows = rescore.rescore(
-        find_run(results, run), seed, samples, images, environment.choose_device(device)
+        find_run(results, run), seed, samples, images, names, environment.choose_device(device)
     )
     click.echo(json.dumps({"seeds": rows}) if as_json else rescore.text(rows))
 

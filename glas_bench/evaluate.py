@@ -1,71 +1,58 @@
 """The yardstick: one set of named estimators for every variant, in nats per image.
 
-Numbers are on the test split and the last epoch's parameters. Weights use the sampled log ratio
-log q/p of whole trajectories, never the analytic KL. Noise is addressed by (seed, estimator,
-image), so neither chunk size nor a subset changes what an image is scored with, and the first k of
-K draws are the same draws. Under soft binarisation the objective, its parts and `elbo` are about
-grey targets, as in training; `iw` is about the frozen binary images.
+Numbers are on the test split and the last epoch's parameters. `elbo` and `iw` use the variant's own
+q, `refit_iw` a common recogniser that is fitted to the frozen decoder (see `refit`). `nll`, the
+number that is ranked, is the smaller of `iw` and `refit_iw`; which one is chosen on validation
+images, once for a trained model, so that nothing is selected on test. Both bound the same
+-log p(x) from above. Under soft binarisation the objective, its parts and `elbo` are about grey
+targets, as in training; weights are about the frozen binary images.
 
-Burda et al. 2016 (arXiv 1509.00519), section 3: importance weighting. Shape suffixes: K draws,
-B images, T steps, Z sample size.
-
-Chunks, noise and summary stand beside the estimators, since each must not change the numbers.
+Shape suffixes: K draws, B images, T steps, Z sample size.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import zipfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from glas_bench import rollout, streams
+from glas_bench import refit, rollout
 from glas_bench.config import RunConfig, protocol_key
-from glas_bench.data import Splits, random_subset
-from glas_bench.errors import GlasBenchError
+from glas_bench.data import Split, Splits, random_subset
+from glas_bench.diagnostics import diagnose
+from glas_bench.errors import unknown
 from glas_bench.model import Glas
+from glas_bench.record import SeedFolder
 from glas_bench.train import scoring
+from glas_bench.unfinished import PerImage, Unfinished, joined
+from glas_bench.weights import ROWS, Images, Tick, Weigher, as_numbers, sweep_sizes
+from glas_bench.weights import NotFinite as NotFinite
+from glas_bench.weights import effective_sample_size as effective_sample_size
+from glas_bench.weights import importance_weighted_nll as importance_weighted_nll
 
-ROWS = 1024
-"""Rows (images x draws) that are scored at once."""
+ESTIMATORS = ("iw", "refit")
+"""Estimators beside `objective` and `elbo`, which are always there."""
 
-NOISE_BLOCK = 100
-"""Draws of an image that share a stream: the first k of K draws do not depend on K."""
+CHOICE_IMAGES = 1000
+CHOICE_SAMPLES = 50
+"""Validation images (half of the split where it is smaller) and draws that choose `nll`."""
 
-SWEEP = (1, 5, 10, 50, 100, 500, 1000, 5000)
 WIDE = 10.0
 """Var(log w) above which K weights leave more than a fraction of a nat of bias."""
 
-PerImage = dict[str, np.ndarray]
-
-
-class NotFinite(GlasBenchError):  # noqa: N818 - a finding
-    """A score that is not a number: the seed is reported as failed, never as a number."""
-
-
-def importance_weighted_nll(log_w_KB: Tensor) -> Tensor:
-    """Return -log mean_k w_k, [B] nats: an upper bound of -log p(x) in expectation.
-
-    Args:
-        log_w_KB: log importance weights log p(x, z) - log q(z|x); -inf where z leaves p's support.
-    """
-    return math.log(log_w_KB.shape[0]) - torch.logsumexp(log_w_KB, 0)
-
-
-def effective_sample_size(log_w_KB: Tensor) -> Tensor:
-    """Return (sum w)^2 / sum w^2, [B] in [1, K]; 0 where every weight is 0 (Kong 1992)."""
-    twice = 2 * torch.logsumexp(log_w_KB, 0) - torch.logsumexp(2 * log_w_KB, 0)
-    return torch.where(torch.isfinite(twice), twice.exp(), torch.zeros_like(twice))
+BUDGET = refit.Budget()
 
 
 def protocol(
-    config: RunConfig, samples: int | None = None, images: int | None = None
+    config: RunConfig,
+    samples: int | None = None,
+    images: int | None = None,
+    estimators: Sequence[str] = ESTIMATORS,
 ) -> dict[str, Any]:
     """Return the scoring protocol: all that makes a score besides the trained parameters.
 
@@ -73,61 +60,40 @@ def protocol(
         config: the cell.
         samples: K; the config's own unless given.
         images: size of a seeded random draw from the test split; all of it unless given.
+        estimators: of `ESTIMATORS`.
+
+    Raises:
+        UsageError: an estimator that is not there.
     """
-    return {
-        "estimators": ["elbo", "iw"],
+    for name in estimators:
+        if name not in ESTIMATORS:
+            raise unknown("estimator", name, ESTIMATORS)
+    found: dict[str, Any] = {
+        "estimators": ["elbo", *(name for name in ESTIMATORS if name in estimators)],
         "samples": samples or config.samples,
         "images": images or "all",
     }
+    if "refit" in estimators:
+        found["refit"] = _fit_protocol()
+        found["choice_samples"] = CHOICE_SAMPLES
+    return found
 
 
-class Progress:
-    """Importance weights of the images done so far, so that a stopped scoring goes on.
-
-    Args:
-        path: where they are kept; written at most every `every` seconds.
-        save: writes a file atomically (`record.write_atomically`).
-    """
-
-    def __init__(
-        self, path: Path, save: Callable[[Path, Callable[[Any], object]], None], every: float = 30
-    ) -> None:
-        self.path = path
-        self.save = save
-        self.every = every
-        self.saved_at = time.monotonic()
-
-    def load(self, key: str) -> PerImage:
-        """Return the values stored under this protocol, or nothing."""
-        try:
-            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                values = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return {}
-        return values if str(values.pop("protocol", "")) == key else {}
-
-    def store(self, key: str, chunks: list[PerImage]) -> None:
-        """Keep the values of the images scored so far, if it is time to."""
-        if time.monotonic() - self.saved_at >= self.every:
-            values = {**_joined(chunks), "protocol": np.array(key)}
-            self.save(self.path, lambda file: np.savez(file, **values))  # type: ignore[arg-type]
-            self.saved_at = time.monotonic()
-
-    def remove(self) -> None:
-        """Remove what was kept, once the scores are stored."""
-        self.path.unlink(missing_ok=True)
+def _fit_protocol() -> dict[str, Any]:
+    return {**BUDGET.as_protocol(), "validation_images": CHOICE_IMAGES}
 
 
 class Scorer:
     """Scores one trained model on the test split.
 
     Args:
-        model: a trained model, on the device of the data.
+        model: a trained model, on the device of the data. A refit freezes its parameters.
         config: its cell.
         splits: the data.
         seed: the training seed, from which the scoring streams are derived.
         samples: K; the config's own unless given.
         images: size of a seeded random draw from the test split; all of it unless given.
+        estimators: of `ESTIMATORS`.
         rows: how many rows (images x draws) are scored at once.
     """
 
@@ -139,112 +105,161 @@ class Scorer:
         seed: int,
         samples: int | None = None,
         images: int | None = None,
+        estimators: Sequence[str] = ESTIMATORS,
         rows: int = ROWS,
     ) -> None:
         self.model = model
         self.config = config
         self.splits = splits
         self.seed = seed
+        self.rows = rows
         total = len(splits.test.images)
-        self.images = random_subset(total, min(images or total, total), "evaluation")
-        self.protocol = protocol(config, samples, images if len(self.images) < total else None)
+        self.test = _chosen(splits.test, min(images or total, total), "evaluation")
+        half = len(splits.validation.images) // 2
+        self.validation = _chosen(splits.validation, min(CHOICE_IMAGES, half or 1), "choice")
+        drawn = images if len(self.test) < total else None
+        self.protocol = protocol(config, samples, drawn, estimators)
         self.key = protocol_key(self.protocol)
         self.samples: int = self.protocol["samples"]
-        self.rows = rows
+        self.refits = "refit" in self.protocol["estimators"]
+        self.seconds: dict[str, float] = {}
 
     def score(
         self,
-        progress: Progress | None = None,
-        tick: Callable[[int, int], None] = lambda done, total: None,
+        unfinished: Unfinished | None = None,
+        tick: Tick = lambda stage, done, total: None,
     ) -> tuple[dict[str, Any], PerImage]:
         """Return scores (JSON-ready, null where there is no number) and per-image values.
 
         Args:
-            progress: where half-done work is kept, if anywhere.
-            tick: called after each chunk with images done and in all; it may raise to stop.
+            unfinished: where half-done work is kept, if anywhere.
+            tick: called after each piece of work; it may raise to stop.
 
         Raises:
             NotFinite: a value is not a number although the parameters are.
         """
-        total = len(self.images)
-        with torch.inference_mode(), scoring(self.model, self.config, self.splits):
-            at_once = torch.split(torch.arange(total), max(1, self.rows // self.model.draws))
-            found = _joined([self._images(self._one_draw, rows) for rows in at_once])
-            if self.model.has_density:
-                found |= self._all_weights(total, progress, tick)
-        return self._summary(found), found
+        unfinished = unfinished or Unfinished()
+        with scoring(self.model, self.config, self.splits):
+            with self._timed("elbo"):
+                found = self._one_draw()
+            with self._timed("diagnostics"), torch.inference_mode():
+                diagnosis = diagnose(self.model, self.config, self.splits, self.seed)
+            if self.model.has_density and "iw" in self.protocol["estimators"]:
+                with self._timed("iw"):
+                    own = self._own("evaluation-iw", "own-q", self.samples)
+                    found |= own(self.test, unfinished, tick)
+            scores = self._summary(found) | diagnosis.scores
+            if self.refits:
+                refitted, chosen = self._refit(unfinished, tick)
+                found |= refitted
+                scores |= self._refit_summary(found, chosen)
+        scores["seconds_by"] = {name: round(value, 3) for name, value in self.seconds.items()}
+        scores["seconds"] = round(sum(self.seconds.values()), 3)
+        return scores, {**found, **diagnosis.arrays}
 
-    def _all_weights(
-        self, total: int, progress: Progress | None, tick: Callable[[int, int], None]
-    ) -> PerImage:
-        stored = progress.load(self.key) if progress else {}
-        chunks = [stored] if stored else []
-        start = len(stored["iw"]) if stored else 0
-        at_once = max(1, self.rows // self.samples)
-        for rows in torch.split(torch.arange(start, total), at_once) if start < total else ():
-            chunks.append(self._images(self._weights, rows))
-            if progress:
-                progress.store(self.key, chunks)
-            tick(int(rows[-1]) + 1, total)
-        return _joined(chunks)
+    @contextmanager
+    def _timed(self, estimator: str) -> Iterator[None]:
+        """Add what the block takes to the estimator's seconds."""
+        started = time.perf_counter()
+        yield
+        spent = time.perf_counter() - started
+        self.seconds[estimator] = self.seconds.get(estimator, 0.0) + spent
 
-    # ---- one chunk of images
+    # ---- own q
 
-    def _images(
-        self,
-        estimate: Callable[[Tensor, Tensor | None, Tensor], dict[str, Tensor]],
-        rows: Tensor,
-    ) -> PerImage:
-        split = self.splits.test
-        indices = self.images[rows]
-        there = indices.to(split.images.device)
-        pixels = self.splits.targets(split) if estimate == self._one_draw else split.images
-        x = pixels[there].to(torch.float32)
-        found = estimate(x, None if split.labels is None else split.labels[there], indices)
-        values = {name: value.double().cpu().numpy() for name, value in found.items()}
-        for name, value in values.items():
-            if np.isnan(value).any():
-                raise NotFinite(f"{name} of test image {int(indices[0])} or after is not a number")
-        return values
-
-    def _one_draw(self, x: Tensor, labels: Tensor | None, indices: Tensor) -> dict[str, Tensor]:
+    @torch.inference_mode()
+    def _one_draw(self) -> PerImage:
         """Return the objective with its parts, and the elbo, from one rollout an image."""
-        noise = self._noise("elbo", indices, self.model.draws, 0)
-        terms = rollout.rollout(self.model, x, x, labels, noise)
-        found = {
-            "objective": self.model.objective(terms),
-            "recon": terms.recon.mean(0),
-            "charge": terms.charge.mean(0),
-            "aux": terms.aux.mean(0),
-        }
-        if self.model.has_density:
-            found["elbo"] = terms.recon[0] + terms.log_ratio[0]
-        return found
+        model = self.model
+        pixels = self.splits.targets(self.splits.test)
+        rows = torch.tensor(self.test.names, device=pixels.device)
+        images = Images(pixels[rows], self.test.labels_N, self.test.names)
+        chunks = []
+        for part in images.split(max(1, self.rows // model.draws)):
+            here = images[part]
+            noise = here.noise(model, self.seed, "evaluation-elbo", model.draws)
+            terms = rollout.rollout(model, here.as_float(), here.as_float(), here.labels_N, noise)
+            found = {
+                "objective": model.objective(terms),
+                "recon": terms.recon.mean(0),
+                "charge": terms.charge.mean(0),
+                "aux": terms.aux.mean(0),
+            }
+            if model.has_density:
+                found["elbo"] = terms.recon[0] + terms.log_ratio[0]
+            chunks.append(as_numbers(found, here))
+        return joined(chunks)
 
-    def _weights(self, x: Tensor, labels: Tensor | None, indices: Tensor) -> dict[str, Tensor]:
-        """Return iw for every K of the sweep, the variance of log w and the ESS."""
-        blocks = []
-        for block in range(math.ceil(self.samples / NOISE_BLOCK)):
-            draws = min(NOISE_BLOCK, self.samples - block * NOISE_BLOCK)
-            noise = self._noise("iw", indices, NOISE_BLOCK, block)[:, :draws]
-            blocks.append(rollout.rollout(self.model, x, x, labels, noise).log_w)
-        log_w_KB = torch.cat(blocks).double()
-        found = {
-            "iw": importance_weighted_nll(log_w_KB),
-            "v": variance(log_w_KB),
-            "ess": effective_sample_size(log_w_KB),
-        }
-        for size in sweep_sizes(self.samples):
-            found[f"iw_{size}"] = _grouped(log_w_KB, size)
-        return found
+    def _own(self, purpose: str, stage: str, samples: int) -> Weigher:
+        return Weigher(
+            self.seed,
+            purpose,
+            stage,
+            samples,
+            prepare=lambda images: lambda part: self.model,
+            rows=self.rows,
+        )
 
-    def _noise(self, estimator: str, indices: Tensor, draws: int, block: int) -> Tensor:
-        """Return noise [T, draws, B, Z]: a stream for every image and block of draws."""
-        shape = (draws, self.model.steps, self.model.noise_size)
-        keys = streams.keys(self.seed, f"evaluation-{estimator}", indices.tolist())
-        device = self.splits.test.images.device
-        noise = streams.normals(keys.to(device), math.prod(shape), block)
-        return noise.reshape(-1, *shape).permute(2, 1, 0, 3)
+    # ---- refit
+
+    def _refit(self, unfinished: Unfinished, tick: Tick) -> tuple[PerImage, dict[str, Any]]:
+        """Return what the refitted recogniser finds on test, and the choice of `nll`."""
+        name = f"refit-{protocol_key(_fit_protocol())}"
+        with self._timed("refit_fit"):
+            fit = refit.Fit(
+                self.model, self.config, self.splits, self.seed, self.validation, BUDGET
+            )
+            recogniser, report = fit.run(name, unfinished, tick)
+
+        def weigher(purpose: str, stage: str, samples: int) -> Weigher:
+            return refit.weigher(recogniser, self.seed, purpose, stage, samples, BUDGET, self.rows)
+
+        few = min(self.samples, CHOICE_SAMPLES)
+        validation: dict[str, float | None] = {"iw": None}
+        with self._timed("choice"):
+            if self.model.has_density:
+                own = self._own("choice-iw", "choice-own-q", few)(self.validation, unfinished, tick)
+                validation["iw"] = float(own["iw"].mean())
+            refitted = weigher("choice-refit", "choice-refit", few)(
+                self.validation, unfinished, tick
+            )
+            validation["refit_iw"] = float(refitted["iw"].mean())
+        with self._timed("refit_iw"):
+            found = weigher("evaluation-refit", "refit", self.samples)(self.test, unfinished, tick)
+        choice = {
+            "validation_iw": _finite(validation["iw"]),
+            "validation_refit_iw": _finite(validation["refit_iw"]),
+            "refit_steps": report.steps,
+            "refit_total_steps": report.total_steps,
+            "refit_last_gain": report.last_gain,
+            "refit_converged": report.converged,
+        }
+        return {f"refit_{name}": values for name, values in found.items()}, choice
+
+    def _refit_summary(self, found: PerImage, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return what the refit amounts to, and `nll`; adds `nll` to the per-image values."""
+        own, fitted = choice["validation_iw"], choice["validation_refit_iw"]
+        by_own = "iw" in found and own is not None and (fitted is None or own < fitted)
+        chosen = "iw" if by_own else "refit_iw"
+        found["nll"] = found[chosen]
+        health = _weight_health(found, "refit_")
+        scores = {
+            **choice,
+            "refit_iw": _mean(found["refit_iw"])[0],
+            "refit_iw_status": _mean(found["refit_iw"])[1],
+            "refit_elbo": _mean(found["refit_iw_1"])[0],
+            "refit_iw_sweep": _sweep(found, "refit_", self.samples),
+            **health,
+            "validation_nll": own if by_own else fitted,
+            "nll": _mean(found["nll"])[0],
+            "nll_from": chosen,
+            "nll_bound_only": _weight_health(found, "" if by_own else "refit_")[
+                "bound_only" if by_own else "refit_bound_only"
+            ],
+        }
+        if self.model.bound(self.model.settings).holds is not True:
+            scores["objective_gap"] = _finite(float((found["nll"] - found["objective"]).mean()))
+        return scores
 
     # ---- the summary
 
@@ -262,36 +277,40 @@ class Scorer:
             scores[name] = _mean(found[name])[0]
         for name in ("elbo", "iw"):
             scores[name], scores[f"{name}_status"] = _mean(found.get(name))
-        scores["iw_sweep"] = {
-            str(size): _mean(found.get(f"iw_{size}"))[0] for size in sweep_sizes(self.samples)
-        }
-        scores |= {"refit_iw": None, "nll": None, "ais": None}
+        scores["iw_sweep"] = _sweep(found, "", self.samples)
+        scores |= {"refit_iw": None, "nll": None, "ais": None, "objective_gap": None}
         return scores | _weight_health(found)
 
 
-def _joined(chunks: list[PerImage]) -> PerImage:
-    """Join the values of consecutive chunks of images."""
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+def score_into(
+    folder: SeedFolder,
+    scorer: Scorer,
+    tick: Tick = lambda stage, done, total: None,
+    every: float = 30,
+) -> dict[str, Any]:
+    """Score into a seed's folder, or read back what is scored; return the scores.
+
+    Half-done work is kept beside them, at most every so many seconds, and taken up again.
+
+    Raises:
+        NotFinite: a value is not a number although the parameters are.
+        RunError: the folder cannot be written.
+    """
+    if (scores := folder.scores(scorer.key)) is not None:
+        return scores
+    unfinished = Unfinished(folder.path / "eval", scorer.key, every)
+    scores, per_image = scorer.score(unfinished, tick)
+    folder.save_scores(scorer.key, scores, per_image)
+    unfinished.remove()
+    return folder.scores(scorer.key) or {}
 
 
-def sweep_sizes(samples: int) -> list[int]:
-    """Return the numbers of weights that are reported beside K itself."""
-    return sorted({size for size in SWEEP if size < samples} | {samples})
-
-
-def variance(log_w_KB: Tensor) -> Tensor:
-    """Return v = Var(log w) over draws, [B]; inf where a weight is 0, 0 for a single draw."""
-    if log_w_KB.shape[0] == 1:
-        return torch.zeros_like(log_w_KB[0])
-    v = log_w_KB.var(0)
-    return torch.where(torch.isfinite(log_w_KB).all(0), v, torch.full_like(v, math.inf))
-
-
-def _grouped(log_w_KB: Tensor, size: int) -> Tensor:
-    """Return the estimate with `size` weights, averaged over disjoint groups of the K draws."""
-    groups = log_w_KB.shape[0] // size
-    cut = log_w_KB[: groups * size].reshape(groups, size, -1)
-    return torch.stack([importance_weighted_nll(group) for group in cut]).mean(0)
+def _chosen(split: Split, size: int, purpose: str) -> Images:
+    """Return a seeded random draw of a split's frozen binary images, never its head."""
+    rows = random_subset(len(split.images), size, purpose)
+    there = rows.to(split.images.device)
+    labels = None if split.labels is None else split.labels[there]
+    return Images(split.images[there], labels, tuple(rows.tolist()))
 
 
 def _mean(values: np.ndarray | None) -> tuple[float | None, str]:
@@ -302,16 +321,21 @@ def _mean(values: np.ndarray | None) -> tuple[float | None, str]:
     return (mean, "finite") if math.isfinite(mean) else (None, "infinite")
 
 
-def _weight_health(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _sweep(found: Mapping[str, np.ndarray], prefix: str, samples: int) -> dict[str, float | None]:
+    """Return the mean over images by number of weights."""
+    return {str(size): _mean(found.get(f"{prefix}iw_{size}"))[0] for size in sweep_sizes(samples)}
+
+
+def _weight_health(found: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
     """Return how far the weights can be trusted: v, ESS, and whether iw is a bound only."""
-    if "v" not in found:
-        names = ("v_mean", "v_over_10_share", "ess_mean", "ess_median", "bound_only")
-        return dict.fromkeys(names)
-    share = float((found["v"] > WIDE).mean())
-    return {
-        "v_mean": _mean(found["v"])[0],
-        "v_over_10_share": share,
-        "ess_mean": float(found["ess"].mean()),
-        "ess_median": float(np.median(found["ess"])),
-        "bound_only": share > 0.05,
-    }
+    names = ("v_mean", "v_over_10_share", "ess_mean", "ess_median", "bound_only")
+    if f"{prefix}v" not in found:
+        return dict.fromkeys(prefix + name for name in names)
+    v, ess = found[f"{prefix}v"], found[f"{prefix}ess"]
+    share = float((v > WIDE).mean())
+    values = (_mean(v)[0], share, float(ess.mean()), float(np.median(ess)), share > 0.05)
+    return dict(zip((prefix + name for name in names), values, strict=True))

@@ -105,7 +105,10 @@ class FilterSettings(LatentSettings):
 
 
 class Distribution(Protocol):
-    """What q and p offer: elementwise over [B, Z]."""
+    """What q and p offer: elementwise over [B, Z].
+
+    A q may offer `kl(p)` as well, in nats: diagnostics take it in place of the sampled log q/p.
+    """
 
     def sample(self, noise: Tensor, /) -> Tensor:
         """Map standard-normal noise [B, Z] to a reparameterised draw [B, Z]."""

@@ -26,7 +26,13 @@ NUMBERS = (
     "iw",
     "iw_status",
     "refit_iw",
+    "refit_elbo",
     "nll",
+    "nll_from",
+    "nll_bound_only",
+    "validation_nll",
+    "objective_gap",
+    "failed",
     "ais",
     "v_mean",
     "v_over_10_share",
@@ -35,6 +41,9 @@ NUMBERS = (
     "iw_sweep",
     "images",
 )
+
+METRICS = ("nll", "elbo", "iw")
+"""What two cells are compared by, the ranked number first."""
 
 
 def document(cell: Cell, seeds: Sequence[int], outcomes: dict[Any, Any]) -> dict[str, Any]:
@@ -82,13 +91,13 @@ def seed_row(cell: Cell, seed: int, outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return cell minus baseline for elbo and iw, paired by image over the seeds both finished.
+    """Return cell minus baseline for each of `METRICS`, paired by image over seeds both finished.
 
     Returns:
         By metric: estimate, low, high (95 %), p, seeds, images, label; null with a reason where
         the two cannot be compared.
     """
-    return {metric: _difference(metric, cell, baseline, seeds) for metric in ("elbo", "iw")}
+    return {metric: _difference(metric, cell, baseline, seeds) for metric in METRICS}
 
 
 def _difference(metric: str, cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, Any]:
@@ -142,12 +151,14 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
         "variant",
         "seed",
         "status",
-        "objective",
+        "nll",
         "elbo",
         f"iw (K={settings['samples']})",
         "v",
         "ESS",
-        "nll",
+        "refit iw",
+        "objective",
+        "gap",
         "train s",
         "score s",
     ]
@@ -163,18 +174,21 @@ def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
     if doc["bounds_nll"] is not True and row["objective"] is not None:
         objective = f"({objective})"
     iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
+    nll = number(row["nll"]) + ("*" if row["nll_bound_only"] else "")
     statuses = {"infinite": "inf", "undefined": "none"}
     elbo = statuses.get(str(row["elbo_status"]), number(row["elbo"]))
     return [
         doc["variant"],
         str(row["seed"]),
         row["status"],
-        objective,
+        nll,
         elbo,
         statuses.get(str(row["iw_status"]), iw),
         number(row["v_mean"]),
         number(row["ess_mean"], 1),
-        number(row["nll"]),
+        number(row["refit_iw"]),
+        objective,
+        number(row["objective_gap"]),
         number(row["seconds"], 0),
         number(row["scoring_seconds"], 0),
     ]
@@ -195,7 +209,9 @@ def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
                 notes.append(
                     f"{doc['variant']}, seed {row['seed']}: {row['status']}{step}, {row['reason']}."
                 )
-    if any(row["bound_only"] for doc in documents for row in doc["seeds"]):
+            if row["failed"]:
+                notes.append(f"{doc['variant']}, seed {row['seed']}: failed to reconstruct.")
+    if any(row["bound_only"] or row["nll_bound_only"] for doc in documents for row in doc["seeds"]):
         notes.append("* bound only: over 5 % of the images have Var(log w) > 10.")
     return ["", *notes] if notes else []
 

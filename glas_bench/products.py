@@ -67,6 +67,16 @@ def recording(tape: Tape, name: str) -> Iterator[None]:
         yield
 
 
+def best_for(tape: Tape | None, name: str) -> contextlib.AbstractContextManager[None]:
+    """Return `recording` where there is a tape, `precision` otherwise."""
+    return precision(name) if tape is None else recording(tape, name)
+
+
+def tape_for(device: torch.device, steps: int) -> Tape | None:
+    """Return a tape where recording pays: on a CPU."""
+    return Tape(steps) if device.type == "cpu" else None
+
+
 @contextlib.contextmanager
 def _mode(mode: _Mode) -> Iterator[None]:
     global _current

@@ -83,9 +83,8 @@ class Lines:
                 f"{duration(event['seconds'] / event['epoch'] * left)} left"
             )
         elif kind in ("train", "score") and self._due(name):
-            what = "training" if kind == "train" else "scoring"
-            unit = "steps" if kind == "train" else "images"
-            self._line(f"{name}: {what}, {event['done']} of {event['total']} {unit}")
+            what = "training" if kind == "train" else f"scoring, {event['stage']}"
+            self._line(f"{name}: {what}, {event['done']} of {event['total']}")
         elif kind == "note":
             self._line(f"{name}: {event['text']}")
         elif kind == "end":
@@ -149,9 +148,10 @@ class Bars:
 
     def _score(self, name: str, event: dict[str, Any]) -> None:
         now = time.monotonic()
-        spent = now - self.started.setdefault(name, now)
+        stage = f"{name} {event['stage']}"
+        spent = now - self.started.setdefault(stage, now)
         left = spent / max(event["done"], 1) * (event["total"] - event["done"])
-        about = f"scoring {event['done']}/{event['total']} images  {duration(left)} left"
+        about = f"scoring, {event['stage']} {event['done']}/{event['total']}  {duration(left)} left"
         self.progress.update(
             self.tasks[name], completed=event["done"], total=event["total"], about=about
         )

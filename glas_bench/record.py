@@ -177,13 +177,8 @@ class SeedFolder:
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
         """Write a checkpoint of this step and remove all but the newest `keep`."""
-        import torch
-
-        payload = {"schema": SCHEMA, "digest": digest(state), "state": dict(state)}
-        buffer = io.BytesIO()
-        torch.save(payload, buffer)
         path = self.path / f"checkpoint-{step:08d}.pt"
-        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+        write_checkpoint(path, state)
         for old in self.checkpoints()[keep:]:
             old.unlink(missing_ok=True)
         return path
@@ -268,6 +263,16 @@ def digest(state: Any) -> str:
 
     add(state)
     return sha.hexdigest()
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state of tensors and plain values atomically, with its digest."""
+    import torch
+
+    payload = {"schema": SCHEMA, "digest": digest(state), "state": dict(state)}
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:

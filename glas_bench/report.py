@@ -277,7 +277,8 @@ def _ranked(cell: Cell, metric: str, notes: _Notes) -> str:
     text = _estimate(cell, metric, notes)
     if cell.mean(metric) is None:
         return text
-    if any(_text(seed, "tags.bound_only") == "true" for seed in cell.finished):
+    tag = "tags.nll_bound_only" if metric == "nll" else "tags.bound_only"
+    if any(_text(seed, tag) == "true" for seed in cell.finished):
         text += notes.mark(
             "a bound only: the log weights of over 5 % of the images have a variance above 10"
         )

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from glas_bench import evaluate
-from glas_bench.errors import unknown
-from glas_bench.record import RunFolder, write_atomically
+from glas_bench.record import RunFolder
 from glas_bench.trained import Trained, load_trained
-
-ESTIMATORS = ("iw",)
-
-
-def check_estimators(text: str) -> None:
-    """Refuse an estimator that is not there.
-
-    Raises:
-        UsageError: with the names of those that are.
-    """
-    for name in text.split(","):
-        if name.strip() not in ESTIMATORS:
-            raise unknown("estimator", name.strip(), ESTIMATORS)
 
 
 def rescore(
-    path: Path, seed: int | None, samples: int | None, images: int | None, device: str
+    path: Path,
+    seed: int | None,
+    samples: int | None,
+    images: int | None,
+    estimators: list[str],
+    device: str,
 ) -> list[dict[str, Any]]:
     """Score the finished seeds of a run; what is already scored is read back.
 
     Raises:
-        UsageError: no such run or seed.
+        UsageError: no such run, seed or estimator.
         RunError: another process works in the folder, or it cannot be loaded.
     """
     folder = RunFolder(path.parents[1], *path.name.rsplit("-", 1))
     with folder.locked():
-        return [_one(each, samples, images) for each in load_trained(path, seed, device)]
+        return [
+            _one(each, samples, images, estimators) for each in load_trained(path, seed, device)
+        ]
 
 
-def _one(trained: Trained, samples: int | None, images: int | None) -> dict[str, Any]:
-    folder = trained.record.seeds[trained.seed].folder
+def _one(
+    trained: Trained, samples: int | None, images: int | None, estimators: list[str]
+) -> dict[str, Any]:
     scorer = evaluate.Scorer(
         trained.model,
         trained.record.config,
@@ -48,39 +41,41 @@ def _one(trained: Trained, samples: int | None, images: int | None) -> dict[str,
         trained.seed,
         samples=samples,
         images=images,
+        estimators=estimators,
     )
-    scores = folder.scores(scorer.key)
-    if scores is None:
-        partial = folder.path / "eval" / f"{scorer.key}.partial.npz"
-        progress = evaluate.Progress(partial, write_atomically)
-        started = time.perf_counter()
-        scores, per_image = scorer.score(progress)
-        scores["seconds"] = round(time.perf_counter() - started, 3)
-        folder.save_scores(scorer.key, scores, per_image)
-        progress.remove()
-        scores = folder.scores(scorer.key) or {}
+    scores = evaluate.score_into(trained.record.seeds[trained.seed].folder, scorer)
     return {"seed": trained.seed, "protocol_key": scorer.key, **scores}
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-    """Return the scores as a table, nats per image, with the sweep over K."""
+    """Return the scores as tables, nats per image: every estimator with the sweep over K."""
     from glas_bench.outcome import aligned
     from glas_bench.progress import number
 
     sizes = list(rows[0]["iw_sweep"])
-    head = ["seed", "images", "elbo", *(f"iw, K={size}" for size in sizes), "v", "ESS"]
-    table = [
-        [
-            str(row["seed"]),
-            str(row["images"]),
-            number(row["elbo"]),
-            *(number(row["iw_sweep"][size]) for size in sizes),
-            number(row["v_mean"]),
-            number(row["ess_mean"], 1),
-        ]
-        for row in rows
-    ]
+    head = ["seed", "q", "images", "elbo", *(f"iw, K={size}" for size in sizes), "v", "ESS"]
+    table = []
+    for row in rows:
+        for q, prefix in (("own", ""), ("refit", "refit_")):
+            if (sweep := row.get(f"{prefix}iw_sweep")) is None or sweep[sizes[-1]] is None:
+                continue
+            table.append(
+                [
+                    str(row["seed"]),
+                    q,
+                    str(row["images"]),
+                    number(row[f"{prefix}elbo"]),
+                    *(number(sweep[size]) for size in sizes),
+                    number(row[f"{prefix}v_mean"]),
+                    number(row[f"{prefix}ess_mean"], 1),
+                ]
+            )
     lines = aligned([head, *table])
-    if any(row["bound_only"] for row in rows):
+    for row in rows:
+        if row["nll"] is not None:
+            by = "own q" if row["nll_from"] == "iw" else "the refitted q"
+            bound = ", a bound only" if row["nll_bound_only"] else ""
+            lines.append(f"seed {row['seed']}: nll {number(row['nll'])} by {by}{bound}")
+    if any(row["bound_only"] or row.get("refit_bound_only") for row in rows):
         lines += ["", "bound only: over 5 % of the images have Var(log w) > 10."]
     return "\n".join(lines)

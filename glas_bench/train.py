@@ -86,7 +86,7 @@ class Training:
         self.at = Position()
         self._begin_phase(self.phases[0])
         self._epoch_data: tuple[int, Tensor, Tensor] | None = None
-        self.tape = products.Tape(self.model.steps) if self.device.type == "cpu" else None
+        self.tape = products.tape_for(self.device, self.model.steps)
 
     # ---- one step
 
@@ -108,7 +108,7 @@ class Training:
         """
         images, labels, noise = self._batch()
         self.optimiser.forget_gradients()
-        with self._products():
+        with products.best_for(self.tape, self.config.precision):
             terms = rollout.rollout(
                 self.model,
                 images,
@@ -141,12 +141,6 @@ class Training:
             if following is not self.phase:
                 self._change_phase(following)
         return means
-
-    def _products(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context of a step's forward pass: recorded on a CPU, see `products`."""
-        if self.tape is None:
-            return products.precision(self.config.precision)
-        return products.recording(self.tape, self.config.precision)
 
     @property
     def learning_rate(self) -> float:

@@ -287,28 +287,19 @@ class Sitting:
     def score(self) -> None:
         """Score the last epoch's parameters and store the numbers, last of all."""
         from glas_bench import evaluate
-        from glas_bench.record import write_atomically
 
         training = self.training
         self.set_status("scoring")
         scorer = evaluate.Scorer(training.model, training.config, training.splits, training.seed)
-        if self.folder.scores(scorer.key) is not None:
-            return
-        path = self.folder.path / "eval" / f"{scorer.key}.partial.npz"
-        progress = evaluate.Progress(path, write_atomically, every=self.every)
-        started = time.perf_counter()
 
-        def tick(done: int, total: int) -> None:
+        def tick(stage: str, done: int, total: int) -> None:
             if signals.requested():
                 raise Stopped
             if time.monotonic() - self.told >= TELL_EVERY or done == total:
                 self.told = time.monotonic()
-                self.tell({"event": "score", "done": done, "total": total})
+                self.tell({"event": "score", "stage": stage, "done": done, "total": total})
 
-        scores, per_image = scorer.score(progress, tick)
-        scores["seconds"] = round(time.perf_counter() - started, 3)
-        self.folder.save_scores(scorer.key, scores, per_image)
-        progress.remove()
+        evaluate.score_into(self.folder, scorer, tick, self.every)
 
     def draw(self) -> None:
         """Draw samples beside the scores, where matplotlib is there to draw with."""

@@ -1,5 +1,6 @@
 """The yardstick against exact likelihoods, and what it must never do."""
 
+import contextlib
 import itertools
 import math
 
@@ -12,7 +13,7 @@ from test_train import local, tiny_splits
 
 from glas_bench import config, evaluate, registry, rollout, worker
 from glas_bench.model import Glas, Normal
-from glas_bench.record import write_atomically
+from glas_bench.unfinished import Unfinished
 
 SIGMA = 0.5
 
@@ -58,7 +59,7 @@ class ExactPosterior(LinearGaussian):
         return Normal(mean, std), read, recognition
 
 
-def scorer(cls, samples=10, seed=0, rows=evaluate.ROWS, binary=True, **sizes):
+def scorer(cls, samples=10, seed=0, rows=evaluate.ROWS, estimators=("iw",), **sizes):
     variant = cls if not isinstance(cls, type) else local(cls)
     tiny = {"steps": 2, "hidden": 4, "sample_size": 2, "latent_size": 3, "filter_size": 2, **sizes}
     own = variant.cls.Settings.model_fields
@@ -68,7 +69,7 @@ def scorer(cls, samples=10, seed=0, rows=evaluate.ROWS, binary=True, **sizes):
     model = rollout.build(
         variant.cls, variant.cls.Settings(**resolved.settings), 3, splits.classes, seed
     )
-    return evaluate.Scorer(model, resolved, splits, seed, rows=rows)
+    return evaluate.Scorer(model, resolved, splits, seed, rows=rows, estimators=estimators)
 
 
 def test_with_the_exact_posterior_every_weight_is_the_likelihood():
@@ -101,8 +102,7 @@ def test_importance_weights_reach_the_exact_likelihood_from_above():
 def test_weights_hold_the_sampled_ratio_and_not_the_analytic_kl():
     found = scorer(registry.find("cauchy"), samples=1, latent_init="normal")
     with torch.inference_mode():
-        rows = torch.arange(8)
-        noise = found._noise("elbo", rows, 1, 0)
+        noise = found.test.noise(found.model, 0, "evaluation-elbo", 1)
         x = found.splits.test.images.float()
         terms = rollout.rollout(found.model, x, x, None, noise)
     _, per_image = found.score()
@@ -124,10 +124,10 @@ def test_scores_do_not_depend_on_the_chunk_size(rows):
 def test_exactly_k_weights_are_used_and_fewer_are_the_first_of_them():
     few = scorer(registry.find("cauchy"), samples=101).score()[0]
     many = scorer(registry.find("cauchy"), samples=203)
-    rows = torch.arange(8)
     with torch.inference_mode():
         x = many.splits.test.images.float()
-        noise = torch.cat([many._noise("iw", rows, 100, block) for block in range(3)], 1)
+        blocks = [many.test.noise(many.model, 0, "evaluation-iw", 100, b) for b in range(3)]
+        noise = torch.cat(blocks, 1)
         log_w = rollout.rollout(many.model, x, x, None, noise).log_w.double()
     for k, scores in ((101, few), (203, many.score()[0])):
         expected = evaluate.importance_weighted_nll(log_w[:k]).mean()
@@ -207,32 +207,48 @@ def test_not_a_number_is_a_failure():
         scorer(NotANumber).score()
 
 
-def test_a_stopped_scoring_goes_on_to_the_same_bits(tmp_path):
-    whole = scorer(registry.find("cauchy"), rows=20).score()
-    path = tmp_path / "partial.npz"
-    progress = evaluate.Progress(path, write_atomically, every=0)
-    done = []
+@pytest.mark.parametrize("stage", ["own-q", "fit", "choice-own-q", "choice-refit", "refit"])
+def test_a_stopped_scoring_goes_on_to_the_same_bits(tmp_path, stage):
+    """Stopped at any piece of work of any stage, and once more wherever it has got to then."""
 
-    def stop(images, total):
-        done.append(images)
-        if images >= 4:
+    def scored(tick=lambda stage, done, total: None):
+        one = scorer(registry.find("cauchy"), 6, rows=12, estimators=evaluate.ESTIMATORS)
+        return one.score(Unfinished(tmp_path, one.key, every=0), tick)
+
+    whole = scorer(registry.find("cauchy"), 6, rows=12, estimators=evaluate.ESTIMATORS).score()
+    seen = []
+
+    def stop(at, done, total):
+        seen.append((at, done))
+        if at == stage and done >= min(2, total):
             raise worker.Stopped
 
-    with pytest.raises(worker.Stopped):
-        scorer(registry.find("cauchy"), rows=20).score(progress, stop)
-    assert done == [2, 4]
-    seen = []
-    resumed = scorer(registry.find("cauchy"), rows=20).score(
-        evaluate.Progress(path, write_atomically), lambda images, total: seen.append(images)
-    )
-    assert seen == [6, 8]
-    assert resumed[0] == whole[0]
+    for _ in range(2):
+        with contextlib.suppress(worker.Stopped):
+            scored(stop)
+    assert any(at == stage for at, _ in seen)
+    again = []
+    resumed = scored(lambda at, done, total: again.append((at, done)))
+    assert not set(again) & set(seen), "finished pieces are not done again"
+    without = ("seconds", "seconds_by")
+    assert {k: v for k, v in resumed[0].items() if k not in without} == {
+        k: v for k, v in whole[0].items() if k not in without
+    }
     for name, values in whole[1].items():
-        assert np.array_equal(values, resumed[1][name]), name
-    other = scorer(registry.find("cauchy"), samples=11, rows=20)
-    assert evaluate.Progress(path, write_atomically).load(other.key) == {}
+        assert np.array_equal(values, resumed[1][name], equal_nan=True), name
+
+
+def test_unfinished_work_of_another_protocol_or_damaged_is_not_taken_up(tmp_path):
+    one = scorer(registry.find("cauchy"), samples=6)
+    kept = Unfinished(tmp_path, one.key, every=0)
+    one.score(kept)
+    assert len(kept.values("own-q")["iw"]) == 8
+    assert Unfinished(tmp_path, "other").values("own-q") == {}
+    path = next(tmp_path.glob("*.partial.npz"))
     path.write_bytes(path.read_bytes()[:50])
-    assert evaluate.Progress(path, write_atomically).load(other.key) == {}
+    assert kept.values("own-q") == {}
+    kept.remove()
+    assert not list(tmp_path.glob("*.partial.npz"))
 
 
 @settings(max_examples=50, deadline=None)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from glas_bench.divergences import min_chi2_log_prob, moment_chi2
+from glas_bench.divergences import min_chi2_kl, min_chi2_log_prob, moment_chi2
 from glas_bench.model import Glas, Linear
 
 
@@ -35,6 +35,11 @@ class Skewed(NamedTuple):
     def log_prob(self, z: Tensor, /) -> Tensor:
         """Return the log density in nats."""
         return min_chi2_log_prob(z, self.mean)
+
+    def kl(self, p: Any, /) -> Tensor:
+        """Return the KL divergence to the prior, N(0, 1), in nats."""
+        del p
+        return min_chi2_kl(self.mean)
 
 
 class MinChi2(Glas):

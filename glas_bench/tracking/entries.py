@@ -94,7 +94,7 @@ def of_seed(record: RunRecord, seed: SeedRecord) -> Entry:
     protocol = _newest_protocol(seed)
     scores = seed.scores.get(protocol, {}) if protocol else {}
     folder = seed.folder.path
-    numbers = list(_numbers(record, seed, protocol, scores, end))
+    numbers = [*_numbers(record, seed, protocol, scores, end), *_ais(_newest_ais(seed))]
     return Entry(
         name=f"{record.path.name} seed {seed.seed}",
         status=status,
@@ -152,7 +152,16 @@ def _common_tags(record: RunRecord, environment: Mapping[str, Any]) -> dict[str,
 
 def _score_tags(scores: Mapping[str, Any]) -> dict[str, str | None]:
     """Return what of the scores is no number: statuses, flags, the protocol."""
-    fixed = ("elbo_status", "iw_status", "bound_only", "protocol")  # absent when unscored
+    fixed = (  # absent when unscored
+        "elbo_status",
+        "iw_status",
+        "refit_iw_status",
+        "bound_only",
+        "nll_bound_only",
+        "nll_from",
+        "failed",
+        "protocol",
+    )
     found = {
         name: value
         for name, value in scores.items()
@@ -216,14 +225,43 @@ def _numbers(
                     yield Point(f"{name}/{key}", float(part), time, epoch)
 
 
+def _ais(scores: Mapping[str, Any]) -> Iterator[Point]:
+    """Return what AIS found, each name beginning with `ais`."""
+    for name, value in scores.items():
+        if _is(value) and name != "schema":
+            full = name if name.startswith("ais") else f"ais_{name}"
+            yield Point(full, float(value), round(scores.get("time", 0.0) * 1000), 0)
+
+
 def _is(value: Any) -> bool:
     """Tell whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _newest_protocol(seed: SeedRecord) -> str | None:
-    """Return the key of the protocol that was scored last."""
-    return max(seed.scores, key=lambda key: (seed.scores[key].get("time", 0.0), key), default=None)
+    """Return the key of the scoring that stands for the seed.
+
+    The newest of those that rank it (they have `nll`, on all test images) where there is one, else
+    the newest of those with weights; a scoring by AIS alone never stands for a seed.
+    """
+
+    def order(key: str) -> tuple[bool, bool, float, str]:
+        scores = seed.scores[key]
+        whole = (scores.get("protocol") or {}).get("images", "all") == "all"
+        return whole, scores.get("nll") is not None, scores.get("time", 0.0), key
+
+    weighed = [key for key in seed.scores if not _by_ais(seed.scores[key])]
+    return max(weighed, key=order, default=None)
+
+
+def _newest_ais(seed: SeedRecord) -> Mapping[str, Any]:
+    """Return the newest scoring by AIS, or nothing."""
+    found = [scores for scores in seed.scores.values() if _by_ais(scores)]
+    return max(found, key=lambda scores: scores.get("time", 0.0), default={})
+
+
+def _by_ais(scores: Mapping[str, Any]) -> bool:
+    return (scores.get("protocol") or {}).get("estimators") == ["ais"]
 
 
 # --------------------------------------------------------------------------- times and files

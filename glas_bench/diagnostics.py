@@ -1,0 +1,439 @@
+"""What a score does not say: where q spends its nats, where the filter looks, what has failed.
+
+Every number comes from small, seeded sets: at most 1,000 images of a split, a few draws each. KL,
+active units, footprints and the permuted latent matrix are about test images, `failed` is about
+validation images, the canvas's variance about samples of the prior. Under soft binarisation images
+are grey, as the objective's are. Noise is addressed by (seed, purpose, image), see `streams`.
+
+Burda et al. 2016 (arXiv 1509.00519), section 5.2, for active units. Shape suffixes: K draws, B
+images, T steps, Z sample size, P pixels, R side of the filter, L side of the latent matrix.
+
+The file is as long as the list of findings: one pass over the test images feeds most of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glas_bench import rollout, streams
+from glas_bench.config import RunConfig
+from glas_bench.data import Splits
+from glas_bench.divergences import kl_normal
+from glas_bench.model import (
+    Generation,
+    Glas,
+    Normal,
+    StandardNormal,
+    StandardUniform,
+    State,
+    Step,
+    Terms,
+    Uniform,
+)
+from glas_bench.train import VALIDATION_IMAGES, chosen, scoring
+
+IMAGES = 1000
+DRAWS = 4
+"""Trajectories a test image: what they disagree on is taken out of the variance over images."""
+
+PERMUTATIONS = 4
+"""Shuffles of the latent matrix that are averaged: one alone may be a lucky one."""
+
+PRIOR_SAMPLES = 64
+ROWS = 1000
+"""Rows (images x draws) at once."""
+
+ACTIVE = 0.01
+"""Variance over images, in units of the prior's, above which a unit is active."""
+
+RECON_GAIN = 20.0
+"""Nats by which a model that can reconstruct beats the pixel-wise Bernoulli."""
+
+LEAST_KL = 1.0
+"""Nats below which q has collapsed onto the prior."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found out about one seed."""
+
+    scores: dict[str, Any]
+    """JSON-ready; null where there is no such thing, or no number."""
+    arrays: dict[str, np.ndarray]
+    """float64: `kl_per_step_dimension` [T, Z] in nats, where the steps' KL is a sum over
+    dimensions, and `active_variance` [T, Z], Var_x(E_q[z]) in units of the prior's variance."""
+
+
+def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagnosis:
+    """Diagnose a trained model; its parameters and torch's global generator stay as they are.
+
+    Args:
+        model: on the device of the data; running statistics are frozen as for scoring.
+        config: its cell.
+        splits: the data.
+        seed: the training seed, from which noise and permutation are derived.
+
+    Returns:
+        A `Diagnosis` with the scores
+
+        - `diagnosed_images`, `diagnosed_draws`: test images, and draws of each;
+        - `kl`, `kl_per_step` [T]: E KL(q_t || p) in nats; `kl_status` finite, infinite or
+          undefined; `kl_from`: "closed form" or "draws", the sampled log q/p;
+        - `active_units` among `active_units_of` = T * Z pairs of step and dimension,
+          `active_dimensions`: dimensions of z that are active at some step; `active_units_rule`;
+        - `footprint_perplexity`, `footprint_perplexity_per_step` [T], in cells, out of
+          `footprint_cells`; `footprint_nowhere_share`: of reads whose filter misses the matrix;
+        - `permuted_elbo`, `permuted_elbo_change`: nats, the latent matrix's cells being shuffled,
+          and the difference to the elbo of the same images and noise;
+        - `failed` with `failed_reason`; `validation_recon`, `validation_kl`,
+          `validation_bernoulli` in nats;
+        - `canvas_variance` [T]: between samples of the prior, of sigmoid(o_t).
+    """
+    with torch.inference_mode(), scoring(model, config, splits):
+        x, labels = chosen(splits, splits.test, IMAGES, "diagnostics")
+        batches = Batches(x, labels, seed)
+        seen = look(model, batches)
+        scores: dict[str, Any] = {"diagnosed_images": len(x), "diagnosed_draws": DRAWS}
+        arrays: dict[str, np.ndarray] = {}
+        for part in (_divergences(model, seen), _activity(model, seen, seed)):
+            scores |= part.scores
+            arrays |= part.arrays
+        scores |= _footprints(model, seen)
+        scores |= _permuted(model, batches, seen)
+        scores |= failure(model, splits, seed)
+        scores["canvas_variance"] = canvas_variance(model, seed, x.device)
+    return Diagnosis(scores, arrays)
+
+
+# --------------------------------------------------------------------------- one pass over images
+
+
+class Batches:
+    """Test images and the noise of their trajectories, some rows at a time.
+
+    Args:
+        x: images [N, P].
+        labels: [N] where the data has them.
+        seed: from which the noise is derived.
+    """
+
+    def __init__(self, x: Tensor, labels: Tensor | None, seed: int) -> None:
+        self.x = x
+        self.labels = labels
+        self.seed = seed
+        self.keys = streams.keys(seed, "diagnostics", range(len(x))).to(x.device)
+
+    def of(self, model: Glas, draws: int) -> Iterable[tuple[Tensor, Tensor | None, Tensor]]:
+        """Yield images [B, P], labels [B] and noise [T, draws, B, Z]."""
+        shape = (draws, model.steps, model.noise_size)
+        for rows in torch.split(torch.arange(len(self.x)), ROWS // draws):
+            noise = streams.normals(self.keys[rows], math.prod(shape)).reshape(-1, *shape)
+            labels = None if self.labels is None else self.labels[rows]
+            yield self.x[rows], labels, noise.permute(2, 1, 0, 3)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Sums over images of what one pass has seen, float64; of means over draws where it is one."""
+
+    images: int
+    elbo: Tensor  # [] of the first draws, nats
+    kl: Tensor  # [T, Z], or [T, 1] where there are no dimensions; nats
+    kl_from: str
+    mean: Tensor  # [T, Z] E_q[z_t]
+    square: Tensor  # [T, Z] its square
+    within: Tensor  # [T, Z] variance between draws of an image's E_q[z_t]
+    means_from: str
+    cells: Tensor  # [T] perplexity of the footprint, over all draws
+    looks: Tensor  # [T] how many images and draws have a footprint
+
+
+def look(model: Glas, batches: Batches) -> Seen:
+    """Roll out `DRAWS` trajectories an image and add up what every step shows."""
+    p = model.prior()
+    sums: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    for x, labels, noise in batches.of(model, DRAWS):
+        steps: list[dict[str, Tensor]] = []
+
+        def trace(t: int, state: State, step: Step, steps: list[Any] = steps) -> None:
+            del t
+            steps.append(_step(model, p, state, step, sources))
+
+        terms = rollout.rollout(model, x, x, labels, noise, trace=trace)
+        found = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+        found["elbo"] = _elbo(terms)
+        sums = {name: value + sums.get(name, 0) for name, value in found.items()}
+    return Seen(len(batches.x), **sums, **sources)  # type: ignore[arg-type]
+
+
+def _elbo(terms: Terms) -> Tensor:
+    """Return the sum over images of -log p(x|z) + log q/p of the first draws, nats."""
+    return (terms.recon[0] + terms.log_ratio[0]).double().sum()
+
+
+def _step(
+    model: Glas, p: Any, state: State, step: Step, sources: dict[str, str]
+) -> dict[str, Tensor]:
+    """Return the sums over images of one step, and say where KL and means come from."""
+    kl, sources["kl_from"] = divergence(model, p, step)
+    centre, sources["means_from"] = posterior_mean(step)
+    centre_KBZ = centre.double().reshape(DRAWS, -1, *centre.shape[1:])
+    mean_BZ = centre_KBZ.mean(0)
+    cells = centre.new_full(centre.shape[:1], math.nan)
+    if model.has_filter:
+        rows_y, rows_x, _ = model.filter_rows(state.recognition.hidden)
+        cells = footprint_perplexity(rows_y, rows_x)
+    there = cells.isfinite()
+    return {
+        "kl": kl.sum(0) / DRAWS,
+        "mean": mean_BZ.sum(0),
+        "square": mean_BZ.square().sum(0),
+        "within": centre_KBZ.var(0).sum(0),
+        "cells": torch.where(there, cells.double(), 0.0).sum(),
+        "looks": there.double().sum(),
+    }
+
+
+def divergence(model: Glas, p: Any, step: Step) -> tuple[Tensor, str]:
+    """Return KL(q_t || p) in nats, float64 [B, Z], and what it is from.
+
+    A closed form where there is one: a normal or uniform q against the standard prior, or a q that
+    offers `kl(p)`, elementwise; otherwise the sampled log q(z)/p(z). A variant with a `log_ratio`
+    of its own gets that, [B, 1]: it need not be a sum over dimensions. nan without a density.
+    """
+    q, z = step.q, step.z
+    if not model.has_density:
+        return torch.full_like(z, math.nan).double(), "none"
+    if type(model).log_ratio is not Glas.log_ratio:
+        return step.log_ratio.double()[:, None], "draws"
+    if isinstance(q, Normal) and isinstance(p, StandardNormal):
+        return kl_normal(q.mean.double(), q.std.double()), "closed form"
+    if isinstance(q, Uniform) and isinstance(p, StandardUniform):
+        outside = (q.low < 0) | (q.high > 1)
+        return torch.where(outside, math.inf, -q.log_width.double()), "closed form"
+    if callable(getattr(q, "kl", None)):
+        kl: Tensor = q.kl(p)
+        return kl.double(), "closed form"
+    ratio: Tensor = q.log_prob(z) - p.log_prob(z)
+    return ratio.double(), "draws"
+
+
+def posterior_mean(step: Step) -> tuple[Tensor, str]:
+    """Return E_q[z_t | z_1 .. z_t-1], [B, Z], and what it is from: q's `mean`, or the draw."""
+    q, z = step.q, step.z
+    if isinstance(q, Uniform):
+        return (q.low + q.high) / 2, "means"
+    mean = getattr(q, "mean", None)
+    if isinstance(mean, Tensor) and mean.shape == z.shape:
+        return mean, "means"
+    return z, "draws"
+
+
+def footprint_perplexity(rows_y_BRL: Tensor, rows_x_BRL: Tensor) -> Tensor:
+    """Return exp(entropy) of the footprint, [B] in cells: 1 for one cell, L * L for all alike.
+
+    The footprint is the outer product of the column sums of |F_y| and |F_x|, scaled to sum to 1;
+    its entropy is the sum of theirs. nan where a filter is zero everywhere.
+    """
+
+    def entropy(rows_BRL: Tensor) -> Tensor:
+        weight = rows_BRL.double().abs().sum(-2)
+        share = weight / weight.sum(-1, keepdim=True)
+        return -torch.xlogy(share, share).sum(-1)
+
+    return torch.exp(entropy(rows_y_BRL) + entropy(rows_x_BRL))
+
+
+# --------------------------------------------------------------------------- what it comes to
+
+
+def _divergences(model: Glas, seen: Seen) -> Diagnosis:
+    """Return KL in all, per step, and per step and dimension."""
+    if not model.has_density:
+        names = ("kl", "kl_per_step", "kl_from")
+        return Diagnosis({**dict.fromkeys(names), "kl_status": "undefined"}, {})
+    kl_TZ = (seen.kl / seen.images).cpu()
+    total, status = _status(float(kl_TZ.sum()))
+    scores = {
+        "kl": total,
+        "kl_status": status,
+        "kl_from": seen.kl_from,
+        "kl_per_step": _numbers(kl_TZ.sum(-1)),
+    }
+    dimensions = kl_TZ.shape == seen.mean.shape
+    return Diagnosis(scores, {"kl_per_step_dimension": kl_TZ.numpy()} if dimensions else {})
+
+
+def _activity(model: Glas, seen: Seen, seed: int) -> Diagnosis:
+    """Return which units are active.
+
+    Var_x(E_q[z]) is the variance over images of the mean over K draws, less a K-th of the variance
+    between an image's draws: free of bias, and the mean of the covariances between any two draws.
+    """
+    images = seen.images
+    between = (seen.square - seen.mean.square() / images) / max(images - 1, 1)
+    variance_TZ = between - seen.within / images / DRAWS
+    scale = prior_variance(model, seed).to(variance_TZ.device)
+    relative_TZ = (variance_TZ / scale).cpu()
+    active_TZ = relative_TZ > ACTIVE
+    scores = {
+        "active_units": int(active_TZ.sum()),
+        "active_dimensions": int(active_TZ.any(0).sum()),
+        "active_units_of": active_TZ.numel(),
+        "active_units_rule": f"Var_x(E_q[z]) > {ACTIVE} of the prior's variance; "
+        f"E_q from {seen.means_from}",
+    }
+    return Diagnosis(scores, {"active_variance": relative_TZ.numpy()})
+
+
+def prior_variance(model: Glas, seed: int) -> Tensor:
+    """Return the variance of the prior, float64, [] or [Z]: known, or of 4,096 draws."""
+    p = model.prior()
+    known = {StandardNormal: 1.0, StandardUniform: 1 / 12}
+    if type(p) in known:
+        return torch.tensor(known[type(p)], dtype=torch.float64)
+    device = next(model.parameters()).device
+    noise = streams.normal((4096, model.noise_size), seed, "diagnostics-variance", device=device)
+    variance: Tensor = p.sample(noise).double().var(0)
+    return variance
+
+
+def _footprints(model: Glas, seen: Seen) -> dict[str, Any]:
+    """Return how many cells the filter looks at; null where there is none."""
+    if not model.has_filter:
+        names = ("perplexity", "perplexity_per_step", "cells", "nowhere_share")
+        return dict.fromkeys(f"footprint_{name}" for name in names)
+    cells_T, looks_T = seen.cells.cpu(), seen.looks.cpu()
+    reads = seen.images * DRAWS * len(looks_T)
+    return {
+        "footprint_perplexity": _number(float(cells_T.sum() / looks_T.sum())),
+        "footprint_perplexity_per_step": _numbers(cells_T / looks_T),
+        "footprint_cells": int(model.latent.numel()),
+        "footprint_nowhere_share": 1 - float(looks_T.sum()) / reads,
+    }
+
+
+def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
+    """Return the elbo over shuffled latent matrices, and how much worse that is.
+
+    The model's own matrix is never written to: a shuffled one is put in its place for the calls.
+    """
+    nothing = {"permuted_elbo": None, "permuted_elbo_change": None}
+    matrix = getattr(model, "latent", None)
+    if not (isinstance(matrix, Tensor) and model.has_density):
+        return nothing
+    generator = streams.generator(batches.seed, "diagnostics-permutation")
+    program = rollout.Program(model, _first_draw)
+    total = torch.zeros_like(seen.elbo)
+    for _ in range(PERMUTATIONS):
+        order = torch.randperm(matrix.numel(), generator=generator).to(matrix.device)
+        shuffled = {"model.latent": matrix.flatten()[order].view_as(matrix)}
+        # A first draw's noise is the same among one draw or many: `streams` goes by position.
+        for images in batches.of(model, 1):
+            total = total + torch.func.functional_call(program, shuffled, images)
+    total = total / PERMUTATIONS
+    return {
+        "permuted_elbo": _number(float(total / seen.images)),
+        "permuted_elbo_change": _number(float((total - seen.elbo) / seen.images)),
+    }
+
+
+def _first_draw(model: Glas, x: Tensor, labels: Tensor | None, noise: Tensor) -> Tensor:
+    """Return the sum over images of the elbo, nats."""
+    return _elbo(rollout.rollout(model, x, x, labels, noise))
+
+
+# --------------------------------------------------------------------------- failure
+
+
+def pixelwise_bernoulli_nll(train_images: Tensor, images: Tensor) -> Tensor:
+    """Return the nats, [B], of images under the pixels' training means: no model at all.
+
+    The chance of ink is (sum + 1) / (n + 2) over the n training images.
+
+    Args:
+        train_images: [N, P] in [0, 1], of any dtype.
+        images: [B, P] in [0, 1], of any dtype.
+    """
+    ink_P = (train_images.sum(0, dtype=torch.float64) + 1) / (len(train_images) + 2)
+    log_odds_P = torch.log(ink_P) - torch.log1p(-ink_P)
+    return -(images.double() @ log_odds_P + torch.log1p(-ink_P).sum())
+
+
+def failure(model: Glas, splits: Splits, seed: int) -> dict[str, Any]:
+    """Tell whether a model has failed on validation images, and by what.
+
+    It has where its recon is not at least 20 nats below the pixel-wise Bernoulli's, or where q has
+    a density and its KL is under 1 nat. Images and noise are those of `Training.validate`.
+    """
+    x, labels = chosen(splits, splits.validation, VALIDATION_IMAGES, "validation")
+    shape = (model.steps, 1, len(x), model.noise_size)
+    noise = streams.normal(shape, seed, "validation", device=x.device)
+    p = model.prior()
+    total = x.new_zeros(2, dtype=torch.float64)
+
+    def trace(t: int, state: State, step: Step) -> None:
+        del t, state
+        total[1] += divergence(model, p, step)[0].sum()
+
+    terms = rollout.rollout(model, x, x, labels, noise, trace=trace)
+    total[0] = terms.recon.double().sum()
+    recon, kl = (total / len(x)).tolist()
+    bernoulli = float(pixelwise_bernoulli_nll(splits.train.images, x).mean())
+    reasons = []
+    if not recon <= bernoulli - RECON_GAIN:  # so is what is not a number
+        reasons.append(f"recon is not {RECON_GAIN:g} nats below the pixel-wise Bernoulli's")
+    if model.has_density and not kl >= LEAST_KL:
+        reasons.append(f"KL is under {LEAST_KL:g} nat")
+    return {
+        "failed": bool(reasons),
+        "failed_reason": "; ".join(reasons) or None,
+        "validation_recon": _number(recon),
+        "validation_kl": _number(kl),
+        "validation_bernoulli": bernoulli,
+    }
+
+
+# --------------------------------------------------------------------------- samples
+
+
+def canvas_variance(model: Glas, seed: int, device: torch.device) -> list[float | None]:
+    """Return the variance between samples of sigmoid(o_t), averaged over pixels, for every t.
+
+    Near zero where all samples look alike, at most 1/4 (a little more in a small sample).
+    """
+    shape = (model.steps, PRIOR_SAMPLES, model.noise_size)
+    noise = streams.normal(shape, seed, "diagnostics-prior", device=device)
+    variances: list[Tensor] = []
+
+    def trace(t: int, generation: Generation) -> None:
+        del t
+        variances.append(torch.sigmoid(generation.canvas.double()).var(0).mean())
+
+    rollout.generate(model, rollout.sample_prior(model, noise), trace)
+    return _numbers(torch.stack(variances))
+
+
+# --------------------------------------------------------------------------- JSON
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+def _status(value: float) -> tuple[float | None, str]:
+    if math.isnan(value):
+        return None, "undefined"
+    return _number(value), "finite" if math.isfinite(value) else "infinite"

@@ -1,0 +1,370 @@
+"""Refitting: one common recogniser for every decoder, so that arms are compared by what they model.
+
+A variant's own q may be crippled (it sees x through five numbers a step), sharpened by a wrong
+objective, without a density, or on a support that is not the prior's. None of that is p(x). So the
+generative parameters are frozen and a new q is fitted to them on the negative ELBO, by the same
+nets, steps and noise for every arm: the encoder of DRAW without attention (Gregor et al. 2015,
+section 2) with a diagonal normal, and then gradient steps on each image's own means and log-stds
+(semi-amortised inference: Kim, Wiseman, Miller, Sontag & Rush 2018, arXiv 1802.02550, section 3).
+
+It infers in the space of standard-normal noise: z = prior.sample(eps), which is eps itself for
+N(0, I) and Phi(eps) for U(0, 1). log p(x) is the same there, so one q serves every prior.
+
+Shape suffixes as in `model`. Values are nats per image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glas_bench import products, rollout, streams
+from glas_bench.adam import Adam
+from glas_bench.config import RunConfig
+from glas_bench.data import Splits, binarise
+from glas_bench.model import (
+    Context,
+    Generation,
+    Glas,
+    Memory,
+    Normal,
+    Recognition,
+    RecurrentSettings,
+    State,
+)
+from glas_bench.train import CLIP_NORM, clip_gradients, clip_groups
+from glas_bench.unfinished import Unfinished
+from glas_bench.weights import Images, NotFinite, Tick, Weigher
+
+CHUNK = 125
+"""Images that are refined together; they do not influence one another but by rounding."""
+
+STILL_GAINING = 0.1
+"""Nats in the last tenth of a fit above which it is said not to have converged."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a recogniser is fitted; part of the scoring protocol, the same for every arm."""
+
+    share: float = 0.25
+    """Steps, as a share of the steps that the arm itself was trained for."""
+    learning_rate: float = 2e-3
+    """Adam's, constant for half of the steps and then linearly to 0."""
+    checks: int = 10
+    """Looks at the validation elbo, at equal distances; the best parameters are kept."""
+    patience: int = 3
+    """Looks without a gain after which fitting stops."""
+    image_steps: int = 50
+    """Gradient steps on an image's own means and log-stds."""
+    image_learning_rate: float = 0.02
+    """Adam's on these, linearly to 0."""
+
+    def as_protocol(self) -> dict[str, Any]:
+        """Return what goes into the protocol's identity."""
+        return {"recogniser": "no-attention", **asdict(self)}
+
+
+class Recogniser(Glas):
+    """The encoder of `no-attention` for a decoder that is held fixed."""
+
+    Settings = RecurrentSettings
+    trained: Any  # a Glas
+
+    def __init__(self, settings: RecurrentSettings, pixels: int) -> None:
+        super().__init__(settings, pixels)
+        self.shift: tuple[Tensor, Tensor] | None = None
+        """Of an image's means and log-stds, [B, T, Z] each."""
+
+    @classmethod
+    def of(cls, trained: Glas, seed: int) -> Recogniser:
+        """Return a fresh recogniser for a trained model, in the space of its noise."""
+        settings = RecurrentSettings(
+            steps=trained.steps,
+            hidden=getattr(trained.settings, "hidden", 256),
+            sample_size=trained.noise_size,
+        )
+        with torch.random.fork_rng(devices=[]):
+            self = cls(settings, trained.pixels)
+        rollout.reinitialise(self, streams.derive(seed, "refit"))
+        device = next(trained.parameters()).device
+        self.to(device)
+        self.trained = trained
+        for parameter in trained.parameters():
+            parameter.requires_grad_(False)
+        return self
+
+    def build_attention(self) -> int:
+        return int(self.settings.hidden)
+
+    def build_generation(self) -> None:
+        """Make nothing: the decoder is the trained model's."""
+
+    # ---- recognition
+
+    def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
+        return e_BH, memory
+
+    def products(self, x: Tensor) -> Memory:
+        found = super().products(x)
+        if self.shift is not None:
+            found |= dict(zip(("mean", "log_std"), self.shift, strict=True))
+        return found
+
+    def infer(self, context: Context, state: State, t: Tensor) -> tuple[Any, Tensor, Recognition]:
+        q, read, recognition = super().infer(context, state, t)
+        if "mean" in context.products:
+            mean, log_std = (
+                context.products[name].index_select(1, t[None])[:, 0]
+                for name in ("mean", "log_std")
+            )
+            q = Normal(q.mean + mean, q.std * log_std.exp())
+        return q, read, recognition
+
+    # ---- generation: the trained model's
+
+    def begin_generation(self, rows: int) -> Generation:
+        start: Generation = self.trained.begin_generation(rows)
+        return start
+
+    def generate(self, generation: Generation, z_BZ: Tensor, t: Tensor) -> Generation:
+        z_BZ = self.trained.prior().sample(z_BZ)
+        painted: Generation = self.trained.generate(generation, z_BZ, t)
+        return painted
+
+    def log_likelihood(self, canvas_BP: Tensor, target_BP: Tensor) -> Tensor:
+        log_p: Tensor = self.trained.log_likelihood(canvas_BP, target_BP)
+        return log_p
+
+
+# --------------------------------------------------------------------------- fitting
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a fit went."""
+
+    steps: int
+    """Steps of the parameters that were kept."""
+    total_steps: int
+    """Steps of the budget; fewer are taken when early stopping ends the fit."""
+    elbo: list[float]
+    """On the validation images after each tenth of the budget, nats per image."""
+
+    @property
+    def last_gain(self) -> float | None:
+        """Nats by which the last look at the validation elbo was better than any before it."""
+        if len(self.elbo) < 2:
+            return None
+        return max(0.0, min(self.elbo[:-1]) - self.elbo[-1])
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the last tenth gained at most 0.1 nats."""
+        return None if self.last_gain is None else self.last_gain <= STILL_GAINING
+
+
+class Fit:
+    """Fits a recogniser to a trained model; resumable at any step.
+
+    Args:
+        trained: the model, in scoring mode.
+        config: its cell.
+        splits: the data.
+        seed: the training seed, from which the fit's streams are derived.
+        validation: what early stopping looks at.
+        budget: the same for every arm.
+    """
+
+    def __init__(
+        self,
+        trained: Glas,
+        config: RunConfig,
+        splits: Splits,
+        seed: int,
+        validation: Images,
+        budget: Budget,
+    ) -> None:
+        self.config = config
+        self.splits = splits
+        self.seed = seed
+        self.validation = validation
+        self.budget = budget
+        self.batch = min(config.batch, len(splits.train.images))
+        self.steps_per_epoch = len(splits.train.images) // self.batch
+        self.total_steps = max(1, round(budget.share * config.epochs * self.steps_per_epoch))
+        marks = (round(self.total_steps * (i + 1) / budget.checks) for i in range(budget.checks))
+        self.marks = sorted({mark for mark in marks if mark > 0})
+        self.recogniser = Recogniser.of(trained, seed)
+        self.parameters = {
+            name: parameter
+            for name, parameter in self.recogniser.named_parameters()
+            if parameter.requires_grad
+        }
+        self.adam = Adam(self.parameters)
+        self.clip_groups = clip_groups(self.recogniser)
+        self.tape = products.tape_for(validation.pixels_NP.device, trained.steps)
+        self.step = 0
+        self.best_step = 0
+        self.best: dict[str, Tensor] = {}
+        self.elbo: list[float] = []
+        self._epoch: tuple[int, Tensor, Tensor] | None = None
+
+    def run(self, name: str, unfinished: Unfinished, tick: Tick) -> tuple[Recogniser, Report]:
+        """Fit, or go on from what is kept under this name; return the best recogniser.
+
+        Raises:
+            NotFinite: the elbo or its gradient is not finite.
+        """
+        device = self.validation.pixels_NP.device
+        if (state := unfinished.state(name, device)) is not None:
+            self._load(state)
+        while not self.finished:
+            self._take_step()
+            if self.step in self.marks:
+                self._look()
+            if unfinished.due() or self.finished:
+                unfinished.keep_state(name, self._state(), done=self.finished)
+            tick("fit", self.step, self.total_steps)
+        with torch.no_grad():
+            for key, parameter in self.parameters.items():
+                parameter.copy_(self.best[key]).requires_grad_(False)
+        return self.recogniser, Report(self.best_step, self.total_steps, self.elbo)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent, or the last looks gained nothing."""
+        looks_since_best = len(self.elbo) - 1 - self._best_look() if self.elbo else 0
+        return self.step >= self.total_steps or looks_since_best >= self.budget.patience
+
+    def _best_look(self) -> int:
+        return min(range(len(self.elbo)), key=lambda look: self.elbo[look])
+
+    def _take_step(self) -> None:
+        x, noise = self._batch()
+        self.adam.forget_gradients()
+        with products.best_for(self.tape, self.config.precision):
+            terms = rollout.rollout(self.recogniser, x, x, None, noise)
+        objective = (terms.recon + terms.charge).mean()
+        objective.backward()  # type: ignore[no-untyped-call]
+        if not clip_gradients(self.clip_groups, CLIP_NORM):
+            raise NotFinite(f"the recogniser's gradient is not finite at step {self.step} of a fit")
+        left = 1 - self.step / self.total_steps
+        self.adam.step(self.budget.learning_rate * min(1.0, 2 * left))
+        self.step += 1
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Return binary training images [B, P] and noise [T, 1, B, Z] of the current step."""
+        epoch, batch = divmod(self.step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, *self._epoch_images(epoch))
+        _, pixels, order = self._epoch
+        rows = order[batch * self.batch : (batch + 1) * self.batch]
+        model = self.recogniser
+        shape = (model.steps, 1, self.batch, model.noise_size)
+        noise = streams.normal(shape, self.seed, "refit", block=self.step, device=pixels.device)
+        return pixels[rows].to(torch.float32), noise
+
+    def _epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return an epoch's images, binary under any binarisation, and their order."""
+        pixels = self.splits.train.images
+        if self.splits.binarisation != "static":
+            drawn = streams.generator(self.seed, "refit-binarisation", epoch)
+            pixels = binarise(pixels.cpu(), drawn).to(pixels.device)
+        generator = streams.generator(self.seed, "refit-order", epoch)
+        return pixels, torch.randperm(len(pixels), generator=generator).to(pixels.device)
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        """Note the elbo on the validation images, the same noise each time, and keep the best."""
+        total = 0.0
+        for rows in self.validation.split(CHUNK):
+            here = self.validation[rows]
+            noise = here.noise(self.recogniser, self.seed, "refit-validation", 1)
+            terms = rollout.rollout(self.recogniser, here.as_float(), here.as_float(), None, noise)
+            total += float((terms.recon + terms.charge).double().sum())
+        if not math.isfinite(total):
+            raise NotFinite(f"the refitted elbo is not finite at step {self.step} of a fit")
+        self.elbo.append(total / len(self.validation))
+        if self._best_look() == len(self.elbo) - 1:
+            self.best_step = self.step
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best_step": self.best_step,
+            "elbo": list(self.elbo),
+            "best": self.best,
+            **(
+                {}
+                if self.finished
+                else {
+                    "parameters": {name: p.detach() for name, p in self.parameters.items()},
+                    "adam": self.adam.state,
+                }
+            ),
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.step, self.best_step = state["step"], state["best_step"]
+        self.elbo, self.best = list(state["elbo"]), dict(state["best"])
+        if "adam" in state:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(state["parameters"][name])
+            self.adam.load(state["adam"])
+
+
+# --------------------------------------------------------------------------- an image's own
+
+
+def refine(
+    model: Recogniser, images: Images, seed: int, purpose: str, budget: Budget
+) -> tuple[Tensor, Tensor]:
+    """Return what moves each image's means and log-stds down its own elbo, [B, T, Z] each.
+
+    The noise of these steps is not that of the weights: scoring with it would flatter q.
+
+    Args:
+        model: a fitted recogniser, its parameters frozen.
+        images: a chunk; the images do not influence one another.
+        seed: the training seed.
+        purpose: names the noise, together with the images.
+        budget: how many steps, and how long.
+    """
+    shape = (len(images), model.steps, model.noise_size)
+    x = images.as_float()
+    moved = {name: x.new_zeros(shape).requires_grad_() for name in ("mean", "log_std")}
+    model.shift = (moved["mean"], moved["log_std"])
+    adam = Adam(moved)
+    for step in range(budget.image_steps):
+        noise = images.noise(model, seed, f"{purpose}-refine", 1, step)
+        terms = rollout.rollout(model, x, x, None, noise)
+        adam.forget_gradients()
+        (terms.recon + terms.charge).sum().backward()  # type: ignore[no-untyped-call]
+        adam.step(budget.image_learning_rate * (1 - step / budget.image_steps))
+    model.shift = None
+    return moved["mean"].detach(), moved["log_std"].detach()
+
+
+def weigher(
+    model: Recogniser, seed: int, purpose: str, stage: str, samples: int, budget: Budget, rows: int
+) -> Weigher:
+    """Return what weighs images by a fitted recogniser, refined image by image."""
+
+    def prepare(images: Images) -> Callable[[slice], Glas]:
+        mean, log_std = refine(model, images, seed, purpose, budget)
+
+        def model_for(part: slice) -> Glas:
+            model.shift = (mean[part], log_std[part])
+            return model
+
+        return model_for
+
+    return Weigher(seed, purpose, stage, samples, prepare, chunk=CHUNK, rows=rows)

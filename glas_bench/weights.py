@@ -1,0 +1,189 @@
+"""Importance weights of whole trajectories, image by image, in nats.
+
+Weights use the sampled log ratio log q/p, never the analytic KL. Noise is addressed by (seed,
+purpose, image, block of draws), so neither chunk size nor a subset changes what an image is scored
+with, and the first k of K draws are the same draws.
+
+Burda et al. 2016 (arXiv 1509.00519), section 3. Shape suffixes: K draws, B images, T steps, Z
+sample size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glas_bench import rollout, streams
+from glas_bench.errors import GlasBenchError
+from glas_bench.model import Glas
+from glas_bench.unfinished import PerImage, Unfinished, joined
+
+ROWS = 1024
+"""Rows (images x draws) that are scored at once."""
+
+NOISE_BLOCK = 100
+"""Draws of an image that share a block of noise: the first k of K draws do not depend on K."""
+
+SWEEP = (1, 5, 10, 50, 100, 500, 1000, 5000)
+
+Tick = Callable[[str, int, int], None]
+"""Called with a stage, what is done of it and its total; it may raise to stop."""
+
+
+class NotFinite(GlasBenchError):  # noqa: N818 - a finding
+    """A score that is not a number: the seed is reported as failed, never as a number."""
+
+
+def importance_weighted_nll(log_w_KB: Tensor) -> Tensor:
+    """Return -log mean_k w_k, [B] nats: an upper bound of -log p(x) in expectation.
+
+    Args:
+        log_w_KB: log importance weights log p(x, z) - log q(z|x); -inf where z leaves p's support.
+    """
+    return math.log(log_w_KB.shape[0]) - torch.logsumexp(log_w_KB, 0)
+
+
+def effective_sample_size(log_w_KB: Tensor) -> Tensor:
+    """Return (sum w)^2 / sum w^2, [B] in [1, K]; 0 where every weight is 0 (Kong 1992)."""
+    twice = 2 * torch.logsumexp(log_w_KB, 0) - torch.logsumexp(2 * log_w_KB, 0)
+    return torch.where(torch.isfinite(twice), twice.exp(), torch.zeros_like(twice))
+
+
+def variance(log_w_KB: Tensor) -> Tensor:
+    """Return v = Var(log w) over draws, [B]; inf where a weight is 0, 0 for a single draw."""
+    if log_w_KB.shape[0] == 1:
+        return torch.zeros_like(log_w_KB[0])
+    v = log_w_KB.var(0)
+    return torch.where(torch.isfinite(log_w_KB).all(0), v, torch.full_like(v, math.inf))
+
+
+def sweep_sizes(samples: int) -> list[int]:
+    """Return the numbers of weights that are reported beside K itself."""
+    return sorted({size for size in SWEEP if size < samples} | {samples})
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images to score, on the model's device, each with the name of its noise."""
+
+    pixels_NP: Tensor
+    labels_N: Tensor | None
+    names: tuple[int, ...]  # rows in the split that they are of
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, rows: slice) -> Images:
+        labels = None if self.labels_N is None else self.labels_N[rows]
+        return Images(self.pixels_NP[rows], labels, self.names[rows])
+
+    def as_float(self) -> Tensor:
+        """Return pixels as float32, [B, P]."""
+        return self.pixels_NP.to(torch.float32)
+
+    def split(self, size: int) -> Iterator[slice]:
+        """Yield consecutive slices of at most so many images."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def noise(self, model: Glas, seed: int, purpose: str, draws: int, block: int = 0) -> Tensor:
+        """Return each image's noise from the start of a block on, [T, draws, B, Z].
+
+        A block holds `NOISE_BLOCK` draws; more draws go on into the next blocks.
+        """
+        each = model.steps * model.noise_size
+        blocks = math.ceil(draws / NOISE_BLOCK)
+        keys = streams.keys(seed, purpose, self.names).to(self.pixels_NP.device)[:, None]
+        of = block + torch.arange(blocks, device=keys.device)
+        in_block = min(draws, NOISE_BLOCK)
+        noise = streams.normals(keys.expand(-1, blocks), in_block * each, of)
+        noise = noise.reshape(len(self), blocks * in_block, model.steps, model.noise_size)
+        return noise[:, :draws].permute(2, 1, 0, 3)
+
+
+ModelFor = Callable[[slice], Glas]
+"""Gives the model for a slice of the images at hand."""
+
+
+@dataclass(frozen=True)
+class Weigher:
+    """How images are weighed.
+
+    `prepare` is called with each chunk of images before it is weighed, and returns the model for a
+    slice of that chunk: a recogniser may have parameters of an image's own.
+    """
+
+    seed: int
+    purpose: str  # names the noise
+    stage: str  # names the work, for progress and for what is left unfinished
+    samples: int
+    prepare: Callable[[Images], ModelFor]
+    chunk: int = ROWS
+    rows: int = ROWS
+
+    def __call__(
+        self, images: Images, unfinished: Unfinished, tick: Tick = lambda stage, done, total: None
+    ) -> PerImage:
+        """Return `elbo`, `iw` for every K of the sweep, `v` and `ess`, [N] each.
+
+        Raises:
+            NotFinite: a weight is not a number.
+        """
+        stored = unfinished.values(self.stage)
+        chunks = [stored] if stored else []
+        start = len(stored["iw"]) if stored else 0
+        for rows in images.split(self.chunk):
+            if rows.stop <= start:
+                continue
+            here = images[rows]
+            model_for = self.prepare(here)
+            for part in here.split(max(1, self.rows // self.samples)):
+                if rows.start + part.stop > start:
+                    chunks.append(self._weigh(model_for(part), here[part]))
+                    done = rows.start + part.stop
+                    unfinished.keep(self.stage, chunks, done=done == len(images))
+                    tick(self.stage, done, len(images))
+        return joined(chunks)
+
+    @torch.inference_mode()
+    def _weigh(self, model: Glas, images: Images) -> PerImage:
+        x, parts = images.as_float(), []
+        at_once = max(1, self.rows // len(images) // NOISE_BLOCK) * NOISE_BLOCK
+        for start in range(0, self.samples, at_once):
+            draws = min(at_once, self.samples - start)
+            noise = images.noise(model, self.seed, self.purpose, draws, start // NOISE_BLOCK)
+            parts.append(rollout.rollout(model, x, x, images.labels_N, noise).log_w)
+        log_w_KB = torch.cat(parts).double()
+        found = {
+            "iw": importance_weighted_nll(log_w_KB),
+            "v": variance(log_w_KB),
+            "ess": effective_sample_size(log_w_KB),
+        }
+        for size in sweep_sizes(self.samples):
+            found[f"iw_{size}"] = _grouped(log_w_KB, size)
+        return as_numbers(found, images)
+
+
+def as_numbers(found: dict[str, Tensor], images: Images) -> PerImage:
+    """Return values as float64 arrays.
+
+    Raises:
+        NotFinite: one is not a number.
+    """
+    values = {name: value.double().cpu().numpy() for name, value in found.items()}
+    for name, value in values.items():
+        if np.isnan(value).any():
+            raise NotFinite(f"{name} of image {images.names[0]} or after is not a number")
+    return values
+
+
+def _grouped(log_w_KB: Tensor, size: int) -> Tensor:
+    """Return the estimate with `size` weights, averaged over disjoint groups of the K draws."""
+    groups = log_w_KB.shape[0] // size
+    cut = log_w_KB[: groups * size].reshape(groups, size, -1)
+    return importance_weighted_nll(cut.transpose(0, 1)).mean(0)

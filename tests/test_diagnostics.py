@@ -1,0 +1,641 @@
+"""Diagnostics against closed forms and plain float64 loops, on models whose answers are known."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_train import local, tiny_splits, training
+
+from glas_bench import data, diagnostics, registry, rollout, streams, train
+from glas_bench.diagnostics import DRAWS, diagnose, footprint_perplexity, pixelwise_bernoulli_nll
+from glas_bench.divergences import min_chi2_kl
+from glas_bench.model import Glas, Normal, StandardUniform, Uniform
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+STEPS, SIZE, TEST_IMAGES = 3, 3, 8  # of test_train.TINY and tiny_splits
+
+
+def diagnosed(variant, splits=None, seed=0, **overrides):
+    run = training(variant, splits=splits, seed=seed, **overrides)
+    return diagnose(run.model, run.config, run.splits, seed), run
+
+
+def noise_of(seed, images=TEST_IMAGES, draws=DRAWS, steps=STEPS, size=SIZE):
+    """The noise of test images in float64, [B, K, T, Z], from the streams alone."""
+    keys = streams.keys(seed, "diagnostics", range(images))
+    return streams.normals(keys, draws * steps * size).reshape(images, draws, steps, size).double()
+
+
+# --------------------------------------------------------------------------- known posteriors
+
+
+class Posterior(Glas):
+    """A variant whose q_t the test writes down: `q(x, z_{t-1}, t)`; it charges nothing."""
+
+    def charge(self, q, p, z):
+        return z.new_zeros(len(z))
+
+    def begin_generation(self, rows):
+        start = super().begin_generation(rows)
+        return start._replace(memory={"z": start.canvas.new_zeros(rows, self.sample_size)})
+
+    def decoder_input(self, generation, z_BZ, t):
+        return z_BZ, {"z": z_BZ}
+
+    def infer(self, context, state, t):
+        _, read, recognition = super().infer(context, state, t)
+        return self.q(context.x, state.generation.memory["z"], t), read, recognition
+
+
+MEANS = torch.tensor([[0.0, 1.0, -2.0], [0.5, 0.0, 0.0], [3.0, 0.25, -0.125]])
+STDS = torch.tensor([[1.0, 0.5, 2.0], [1.0, 1.0, 1.0], [0.01, 1.5, 0.75]])
+
+
+class Fixed(Posterior):
+    """q_t is the same whatever x."""
+
+    def q(self, x, before, t):
+        rows = len(x)
+        return Normal(MEANS[t].expand(rows, -1), STDS[t].expand(rows, -1))
+
+
+def test_kl_per_step_and_dimension_is_the_closed_form_entry_by_entry():
+    found, _ = diagnosed(local(Fixed))
+    expected = np.zeros((STEPS, SIZE))
+    for t in range(STEPS):
+        for d in range(SIZE):
+            m, s = float(MEANS[t, d]), float(STDS[t, d])
+            expected[t, d] = (m**2 + s**2 - 1) / 2 - math.log(s)
+    np.testing.assert_allclose(found.arrays["kl_per_step_dimension"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found.scores["kl_per_step"], expected.sum(1), rtol=1e-6)
+    assert found.scores["kl"] == pytest.approx(expected.sum(), rel=1e-6)
+    assert (found.scores["kl_status"], found.scores["kl_from"]) == ("finite", "closed form")
+
+
+class Bent(NamedTuple):
+    """A normal law that does not say so, optionally with a closed form of its own."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def sample(self, noise):
+        return self.mean + self.std * noise
+
+    def log_prob(self, z):
+        return torch.distributions.Normal(self.mean, self.std).log_prob(z)
+
+
+class Telling(Bent):
+    """The same with a closed form, a wrong one, so that one sees where a number is from."""
+
+    def kl(self, p):
+        return self.mean * 10
+
+
+class Unnamed(Fixed):
+    law = Bent
+
+    def q(self, x, before, t):
+        return self.law(*super().q(x, before, t))
+
+
+class Named(Unnamed):
+    law = Telling
+
+
+class Whole(Unnamed):
+    """log q/p that is no sum over dimensions."""
+
+    def log_ratio(self, q, p, z):
+        return super().log_ratio(q, p, z) + 0.5
+
+
+def test_without_a_closed_form_it_is_the_sampled_ratio():
+    found, _ = diagnosed(local(Unnamed), seed=3)
+    expected = np.zeros((STEPS, SIZE))
+    noise = noise_of(3)
+    for t in range(STEPS):
+        for d in range(SIZE):
+            m, s = float(MEANS[t, d]), float(STDS[t, d])
+            for eps in noise[:, :, t, d].flatten().tolist():
+                z = m + s * eps
+                ratio = -(eps**2) / 2 - math.log(s) + z**2 / 2
+                expected[t, d] += ratio / (TEST_IMAGES * DRAWS)
+    assert found.scores["kl_from"] == "draws"
+    np.testing.assert_allclose(
+        found.arrays["kl_per_step_dimension"], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_law_may_offer_its_own_divergence():
+    found, _ = diagnosed(local(Named))
+    assert found.scores["kl_from"] == "closed form"
+    np.testing.assert_allclose(found.arrays["kl_per_step_dimension"], 10 * MEANS, rtol=1e-6)
+
+
+def test_a_ratio_of_the_variants_own_is_taken_whole():
+    found, _ = diagnosed(local(Whole), seed=3)
+    parts = diagnosed(local(Unnamed), seed=3)[0].scores["kl_per_step"]
+    np.testing.assert_allclose(found.scores["kl_per_step"], np.array(parts) + 0.5, rtol=1e-5)
+    assert "kl_per_step_dimension" not in found.arrays
+    assert found.scores["kl_from"] == "draws"
+
+
+class Strip(Posterior):
+    """Uniform q: of width 1/4 in [0, 1], at a place that x gives; `outside` at the last step."""
+
+    outside = False
+
+    def prior(self):
+        return StandardUniform()
+
+    def q(self, x, before, t):
+        place = 0.75 * x[:, :SIZE]
+        low = place - self.outside * (t == STEPS - 1).float()
+        return Uniform(low, low + 0.25, torch.full_like(low, math.log(0.25)))
+
+
+class Astray(Strip):
+    outside = True
+
+
+def test_uniform_posteriors_have_a_closed_form_and_the_priors_scale():
+    found, run = diagnosed(local(Strip))
+    np.testing.assert_allclose(found.arrays["kl_per_step_dimension"], math.log(4), rtol=1e-6)
+    place = 0.75 * run.splits.test.images[:, :SIZE].double().numpy()
+    expected = np.broadcast_to(place.var(0, ddof=1) * 12, (STEPS, SIZE))
+    np.testing.assert_allclose(found.arrays["active_variance"], expected, rtol=1e-5, atol=1e-9)
+
+
+def test_where_q_leaves_the_prior_kl_is_a_status_and_no_number():
+    found, _ = diagnosed(local(Astray))
+    assert (found.scores["kl"], found.scores["kl_status"]) == (None, "infinite")
+    assert found.scores["kl_per_step"][-1] is None
+    np.testing.assert_allclose(found.scores["kl_per_step"][:-1], SIZE * math.log(4), rtol=1e-6)
+    assert found.scores["permuted_elbo"] is found.scores["permuted_elbo_change"] is None
+
+
+@pytest.mark.parametrize("name", ["cauchy", "uniform-kl", "min-chi2-kl", "vae"])
+def test_kl_is_what_an_honest_charge_charges(name):
+    found, run = diagnosed(name, seed=1)
+    x = run.splits.test.images.float()
+    noise = noise_of(1, steps=run.model.steps, size=run.model.noise_size)
+    with torch.inference_mode():
+        noise_TKBZ = noise.float().permute(2, 1, 0, 3)
+        terms = rollout.rollout(run.model, x, x, run.splits.test.labels, noise_TKBZ)
+    assert found.scores["kl"] == pytest.approx(float(terms.charge.double().mean()), rel=1e-4)
+    assert found.scores["kl_from"] == "closed form"
+
+
+def test_min_chi2_pays_for_its_own_law_and_not_for_its_charge():
+    found, run = diagnosed("min-chi2", latent_init="normal")
+    means = []
+    x = run.splits.test.images.float()
+    with torch.inference_mode():
+        noise = noise_of(0).float().permute(2, 1, 0, 3)
+        terms = rollout.rollout(
+            run.model, x, x, None, noise, trace=lambda t, state, step: means.append(step.q.mean)
+        )
+    expected = sum(float(min_chi2_kl(mean.double()).sum(-1).mean()) for mean in means)
+    assert found.scores["kl"] == pytest.approx(expected, rel=1e-5)
+    assert found.scores["kl"] > 2.7 * float(terms.charge.mean())
+
+
+# --------------------------------------------------------------------------- active units
+
+LOADING = torch.zeros(20, SIZE)
+LOADING[0, 0], LOADING[1, 1], LOADING[2, 1], LOADING[3, 2] = 1.0, 0.5, -2.0, 0.18
+
+
+class LinearMean(Posterior):
+    """The mean is linear in x, a hundredth more of it at every step."""
+
+    def q(self, x, before, t):
+        mean = (1 + t / 100) * (x @ LOADING)
+        return Normal(mean, torch.full_like(mean, 0.5))
+
+
+def test_active_units_of_a_linear_mean_are_known_exactly():
+    found, run = diagnosed(local(LinearMean))
+    x = run.splits.test.images.double().numpy()
+    variance = (x @ LOADING.double().numpy()).var(0, ddof=1)
+    assert 0.005 < variance[2] < 0.009
+    assert variance[:2].min() > 0.02
+    expected = np.stack([(1 + t / 100) ** 2 * variance for t in range(STEPS)])
+    np.testing.assert_allclose(found.arrays["active_variance"], expected, rtol=1e-5, atol=1e-9)
+    assert found.scores["active_units"] == 6
+    assert found.scores["active_dimensions"] == 2
+    assert found.scores["active_units_of"] == STEPS * SIZE
+    assert "from means" in found.scores["active_units_rule"]
+
+
+class Wandering(Posterior):
+    """The mean is 0.2 times that of `LinearMean`, and from there on the last draw."""
+
+    def q(self, x, before, t):
+        mean = torch.where(t > 0, before, 0.2 * x @ LOADING)
+        return Normal(mean, torch.ones_like(mean))
+
+
+class Unsaid(Posterior):
+    """A law that keeps its mean, 0.2 times that of `LinearMean`, to itself."""
+
+    class Law(NamedTuple):
+        hidden: torch.Tensor
+
+        def sample(self, noise):
+            return self.hidden + noise
+
+        def log_prob(self, z):
+            return torch.distributions.Normal(self.hidden, 1.0).log_prob(z)
+
+    def q(self, x, before, t):
+        return self.Law(0.2 * x @ LOADING)
+
+
+@pytest.mark.parametrize("cls", [Wandering, Unsaid])
+def test_what_draws_disagree_on_is_no_activity(cls):
+    """Over 40 seeds the variance is that of x alone; the draws would add a quarter or more."""
+    run = training(local(cls))
+    found = np.stack(
+        [
+            diagnose(run.model, run.config, run.splits, seed).arrays["active_variance"]
+            for seed in range(40)
+        ]
+    )
+    x = run.splits.test.images.double().numpy()
+    variance = (0.2 * x @ LOADING.double().numpy()).var(0, ddof=1)
+    error = found.mean(0) - variance
+    spread = found.std(0, ddof=1) / math.sqrt(len(found))
+    assert (np.abs(error) < 4.5 * spread + 1e-6).all()
+    assert 4.5 * spread[1].max() < 0.25
+    assert spread[2].min() > 0  # there is something to disagree on
+
+
+class WidePrior(LinearMean):
+    """A prior ten times as wide as the standard one, that the harness does not know."""
+
+    class Law(NamedTuple):
+        def sample(self, noise):
+            return 10 * noise
+
+        def log_prob(self, z):
+            return torch.distributions.Normal(0.0, 10.0).log_prob(z)
+
+    def prior(self):
+        return self.Law()
+
+
+def test_activity_is_measured_in_the_priors_variance():
+    narrow, wide = (diagnosed(local(cls))[0] for cls in (LinearMean, WidePrior))
+    np.testing.assert_allclose(
+        100 * wide.arrays["active_variance"], narrow.arrays["active_variance"], rtol=0.15
+    )
+    assert wide.scores["kl_from"] == "draws"
+
+
+# --------------------------------------------------------------------------- footprints
+
+
+def plain_perplexity(rows_y, rows_x):
+    """exp of the entropy of the whole outer product, cell by cell."""
+    cells = [
+        sum(abs(row[i]) for row in rows_y) * sum(abs(row[j]) for row in rows_x)
+        for i in range(len(rows_y[0]))
+        for j in range(len(rows_x[0]))
+    ]
+    total = sum(cells)
+    return math.exp(-sum(c / total * math.log(c / total) for c in cells if c))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**30))
+def test_perplexity_equals_a_sum_over_all_cells(filter_size, size, seed):
+    rows = torch.randn(2, 3, filter_size, size, generator=torch.Generator().manual_seed(seed))
+    rows = torch.where(rows.abs() < 0.3, 0.0, rows) + 1e-9
+    found = footprint_perplexity(*rows)
+    for b in range(3):
+        expected = plain_perplexity(rows[0, b].tolist(), rows[1, b].tolist())
+        assert float(found[b]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_perplexity_of_one_cell_of_all_and_of_none():
+    one = torch.zeros(1, 2, 5)
+    one[0, :, 3] = torch.tensor([1.0, -0.5])
+    everywhere, nowhere = torch.full((1, 2, 5), 0.2), torch.zeros(1, 2, 5)
+    assert footprint_perplexity(one, one).item() == pytest.approx(1)
+    assert footprint_perplexity(everywhere, everywhere).item() == pytest.approx(25)
+    assert footprint_perplexity(everywhere, one).item() == pytest.approx(5)
+    assert math.isnan(footprint_perplexity(one, nowhere).item())
+
+
+class Looking(Posterior):
+    """Looks at one cell where the first pixel is on, at none where it is off."""
+
+    def q(self, x, before, t):
+        return Normal(x[:, :SIZE], torch.ones_like(x[:, :SIZE]))
+
+    def encode(self, context, state):
+        return context.x[:, :1] * torch.ones(8), state.recognition.cell
+
+    def filter_rows(self, e_BH):
+        rows = torch.zeros(len(e_BH), 2, 4)
+        rows[:, :, 2] = e_BH[:, :1]
+        return rows, rows, e_BH[:, 0]
+
+
+def test_a_look_beside_the_matrix_is_counted_and_left_out_of_the_mean():
+    found, run = diagnosed(local(Looking))
+    off = 1 - float(run.splits.test.images[:, 0].float().mean())
+    assert 0 < off < 1
+    assert found.scores["footprint_perplexity"] == pytest.approx(1)
+    assert found.scores["footprint_perplexity_per_step"] == pytest.approx([1] * STEPS)
+    assert found.scores["footprint_nowhere_share"] == pytest.approx(off)
+    assert found.scores["footprint_cells"] == 16
+
+
+def test_a_models_footprint_is_the_mean_over_images_and_draws():
+    found, run = diagnosed("cauchy", seed=2, filter_size=3)
+    x = run.splits.test.images.float()
+    steps = []
+
+    def trace(t, state, step):
+        rows_y, rows_x, _ = run.model.filter_rows(state.recognition.hidden)
+        pairs = zip(rows_y.tolist(), rows_x.tolist(), strict=True)
+        steps.append(np.mean([plain_perplexity(y, x) for y, x in pairs]))
+
+    with torch.inference_mode():
+        noise = noise_of(2).float().permute(2, 1, 0, 3)
+        rollout.rollout(run.model, x, x, run.splits.test.labels, noise, trace=trace)
+    np.testing.assert_allclose(found.scores["footprint_perplexity_per_step"], steps, rtol=1e-5)
+    assert found.scores["footprint_perplexity"] == pytest.approx(np.mean(steps), rel=1e-5)
+    assert 1 < found.scores["footprint_perplexity"] < found.scores["footprint_cells"] == 16
+    assert found.scores["footprint_nowhere_share"] == 0
+
+
+# --------------------------------------------------------------------------- the shuffled matrix
+
+
+def test_shuffling_a_constant_matrix_changes_nothing():
+    run = training("cauchy")
+    with torch.no_grad():
+        run.model.latent.fill_(0.7)
+    scores = diagnose(run.model, run.config, run.splits, 0).scores
+    assert scores["permuted_elbo_change"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cauchy", "fixed-random", "content"])
+def test_the_shuffled_elbo_is_that_of_models_with_a_shuffled_matrix(name):
+    found, run = diagnosed(name, seed=4, latent_init="normal")
+    x, labels = run.splits.test.images.float(), run.splits.test.labels
+    noise = noise_of(4)[:, :1].float().permute(2, 1, 0, 3)
+
+    def elbo():
+        with torch.inference_mode():
+            terms = rollout.rollout(run.model, x, x, labels, noise)
+        return float((terms.recon + terms.log_ratio).mean())
+
+    plain, kept = elbo(), run.model.latent.detach().clone()
+    generator = streams.generator(4, "diagnostics-permutation")
+    shuffled = []
+    for _ in range(diagnostics.PERMUTATIONS):
+        order = torch.randperm(16, generator=generator)
+        with torch.no_grad():
+            run.model.latent.copy_(kept.flatten()[order].view(4, 4))
+        shuffled.append(elbo())
+    expected = np.mean(shuffled)
+    assert np.std(shuffled) > 1e-4
+    assert found.scores["permuted_elbo"] == pytest.approx(expected, rel=1e-5)
+    assert found.scores["permuted_elbo_change"] == pytest.approx(expected - plain, abs=1e-4)
+    assert abs(found.scores["permuted_elbo_change"]) > 1e-3
+
+
+# --------------------------------------------------------------------------- failure
+
+
+class Dial(Posterior):
+    """recon lies `gain` nats below the Bernoulli's 500, and q costs `cost` nats in all."""
+
+    gain, cost = 0.0, 0.0
+
+    def q(self, x, before, t):
+        mean = x.new_zeros(len(x), SIZE)
+        mean[:, 0] = math.sqrt(2 * self.cost / STEPS)
+        return Normal(mean, torch.ones_like(mean))
+
+    def log_likelihood(self, canvas_BP, target_BP):
+        return canvas_BP.new_full((len(canvas_BP),), self.gain - 500)
+
+
+@pytest.mark.parametrize(
+    ("gain", "cost", "density", "reasons"),
+    [
+        (20.01, 1.01, True, ()),
+        (19.99, 1.01, True, ("recon",)),
+        (20.01, 0.99, True, ("KL",)),
+        (20.01, 0.99, False, ()),
+        (19.99, 0.99, False, ("recon",)),
+        (0.0, 0.0, True, ("recon", "KL")),
+        (math.nan, 5.0, True, ("recon",)),
+        (-math.inf, 5.0, True, ("recon",)),
+    ],
+)
+def test_a_model_has_failed_by_recon_or_by_kl(gain, cost, density, reasons, monkeypatch):
+    monkeypatch.setattr(
+        diagnostics, "pixelwise_bernoulli_nll", lambda train, x: torch.full((len(x),), 500.0)
+    )
+    cls = type("Dialled", (Dial,), {"gain": gain, "cost": cost, "has_density": density})
+    scores = diagnosed(local(cls))[0].scores
+    assert scores["failed"] is bool(reasons)
+    said = scores["failed_reason"] or ""
+    assert tuple(word for word in ("recon", "KL") if word in said) == reasons
+    assert scores["validation_bernoulli"] == 500
+    if math.isfinite(gain):
+        assert scores["validation_recon"] == pytest.approx(500 - gain)
+    if density:
+        assert scores["validation_kl"] == pytest.approx(cost, rel=1e-5, abs=1e-9)
+    else:
+        assert scores["validation_kl"] is None
+
+
+def test_a_collapsed_model_has_failed_and_one_that_reconstructs_has_not():
+    splits = tiny_splits(pixels=60)
+    collapsed = training("cauchy", splits=splits)
+    with torch.no_grad():
+        for layer in (collapsed.model.mean, collapsed.model.log_std):
+            layer.weight.zero_()
+    found = diagnose(collapsed.model, collapsed.config, splits, 0).scores
+    assert found["failed"] is True
+    assert found["validation_kl"] == 0
+    assert found["validation_bernoulli"] > 25
+
+    class Copies(Posterior):
+        def q(self, x, before, t):
+            return Normal(20 * (2 * x - 1), torch.ones_like(x))
+
+        def generate(self, generation, z_BZ, t):
+            return generation._replace(canvas=generation.canvas + z_BZ)
+
+    copying = diagnosed(local(Copies), splits=splits, sample_size=60)[0].scores
+    assert copying["failed"] is False
+    assert copying["failed_reason"] is None
+    assert copying["validation_recon"] < 1e-3
+
+
+def test_failure_is_judged_on_the_images_and_noise_of_validation():
+    found, run = diagnosed("uniform-pit")
+    kind, value = run.validate()
+    assert kind == "recon"
+    assert found.scores["validation_recon"] == pytest.approx(value, rel=1e-6)
+    plain, run = diagnosed(local(Unnamed), seed=5)
+    elbo = plain.scores["validation_recon"] + plain.scores["validation_kl"]
+    assert elbo == pytest.approx(run.validate()[1], rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.booleans(), st.integers(0, 2**30))
+def test_the_pixelwise_bernoulli_against_a_plain_loop(rows, pixels, grey, seed):
+    generator = torch.Generator().manual_seed(seed)
+    train_images, images = torch.rand(2, rows, pixels, generator=generator)
+    if not grey:
+        train_images, images = ((part > 0.5).to(torch.uint8) for part in (train_images, images))
+    found = pixelwise_bernoulli_nll(train_images, images)
+    assert found.dtype == torch.float64
+    for b in range(rows):
+        nll = 0.0
+        for p in range(pixels):
+            ink = (sum(train_images[:, p].tolist()) + 1) / (rows + 2)
+            x = float(images[b, p])
+            nll -= x * math.log(ink) + (1 - x) * math.log(1 - ink)
+        assert float(found[b]) == pytest.approx(nll, rel=1e-9)
+
+
+def test_the_pixelwise_bernoulli_on_the_official_files(monkeypatch):
+    folder = Path(os.environ.get("GLAS_BENCH_DATA", SHARED))
+    if not (folder / "binarized_mnist_train.amat.gz").exists():
+        pytest.skip("neither GLAS_BENCH_DATA nor a folder shared/data beside this checkout has it")
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(folder))
+    splits = data.load("mnist-static")
+    nll = pixelwise_bernoulli_nll(splits.train.images, splits.test.images)
+    assert float(nll.mean()) == pytest.approx(205.79, abs=0.005)
+    assert float(nll.std()) == pytest.approx(45.4, abs=0.05)
+
+
+# --------------------------------------------------------------------------- samples
+
+
+class Summing(Glas):
+    """o_t is the sum of the draws so far, three pixels, and q does not matter."""
+
+    def generate(self, generation, z_BZ, t):
+        return generation._replace(canvas=generation.canvas + z_BZ[:, :1] * torch.arange(20.0))
+
+
+def test_the_canvases_variance_against_a_plain_loop():
+    found, _ = diagnosed(local(Summing), seed=6)
+    noise = streams.normal((STEPS, 64, SIZE), 6, "diagnostics-prior").double().numpy()
+    for t in range(STEPS):
+        variances = []
+        for pixel in range(20):
+            logits = noise[: t + 1, :, 0].sum(0) * pixel
+            ink = 1 / (1 + np.exp(-logits))
+            variances.append(((ink - ink.mean()) ** 2).sum() / 63)
+        assert found.scores["canvas_variance"][t] == pytest.approx(np.mean(variances), rel=1e-4)
+
+
+# --------------------------------------------------------------------------- every variant
+
+KEYS = {
+    *("diagnosed_images", "diagnosed_draws", "kl", "kl_status", "kl_from", "kl_per_step"),
+    *("active_units", "active_dimensions", "active_units_of", "active_units_rule"),
+    *("footprint_perplexity", "footprint_perplexity_per_step", "footprint_cells"),
+    *("footprint_nowhere_share", "permuted_elbo", "permuted_elbo_change"),
+    *("failed", "failed_reason", "validation_recon", "validation_kl", "validation_bernoulli"),
+    "canvas_variance",
+}
+SQUARE = dataclasses.replace(tiny_splits(pixels=36), image_shape=(6, 6))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_variant_is_diagnosed_and_left_as_it_was(name):
+    run = training(name, splits=SQUARE)
+    model = run.model
+    with torch.inference_mode(), train.scoring(model, run.config, SQUARE):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        generator = torch.get_rng_state()
+        first = diagnose(model, run.config, SQUARE, 0)
+        assert torch.equal(generator, torch.get_rng_state())
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key]), key
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    again = diagnose(model, run.config, SQUARE, 0)
+    text = json.dumps(first.scores, allow_nan=False)
+    assert text == json.dumps(again.scores, allow_nan=False)
+    scores = first.scores
+    assert set(scores) == KEYS
+    for key, value in first.arrays.items():
+        assert value.dtype == np.float64
+        np.testing.assert_array_equal(value, again.arrays[key], err_msg=key)
+    shape = first.arrays["active_variance"].shape
+    assert shape == (model.steps, scores["active_units_of"] // model.steps)
+    assert (scores["footprint_cells"] is not None) == model.has_filter
+    assert (scores["kl_status"] == "undefined") == (not model.has_density or name == "grid")
+    if name != "grid":  # diverges at its first step
+        assert ("kl_per_step_dimension" in first.arrays) == model.has_density
+        has_matrix = hasattr(model, "latent") and model.has_density
+        finite = scores["kl_status"] == "finite"
+        assert (scores["permuted_elbo"] is not None) == (has_matrix and finite)
+        assert scores["validation_recon"] is not None
+        assert None not in scores["canvas_variance"]
+        json.dumps(scores["kl_per_step"])
+    other = diagnose(model, run.config, SQUARE, 1).scores
+    assert other["canvas_variance"] != scores["canvas_variance"] or name == "grid"
+
+
+def test_rows_at_once_change_nothing(monkeypatch):
+    whole, run = diagnosed("cauchy", latent_init="normal")
+    monkeypatch.setattr(diagnostics, "ROWS", 3 * DRAWS)  # three images at once, of eight
+    parts = diagnose(run.model, run.config, run.splits, 0)
+    for key, value in whole.scores.items():
+        if isinstance(value, float):
+            assert parts.scores[key] == pytest.approx(value, rel=1e-4, abs=1e-4), key
+    for key, array in whole.arrays.items():
+        np.testing.assert_allclose(parts.arrays[key], array, rtol=1e-4, atol=1e-6)
+
+
+def test_large_splits_are_stood_for_by_a_seeded_draw(monkeypatch):
+    monkeypatch.setattr(diagnostics, "IMAGES", 5)
+    found, run = diagnosed(local(LinearMean))
+    assert found.scores["diagnosed_images"] == 5
+    rows = data.random_subset(TEST_IMAGES, 5, "diagnostics")
+    x = run.splits.test.images[rows].double().numpy()
+    variance = (x @ LOADING.double().numpy()).var(0, ddof=1)
+    np.testing.assert_allclose(found.arrays["active_variance"][0], variance, rtol=1e-5, atol=1e-9)
+
+
+def test_grey_targets_and_reduced_precision_are_diagnosed():
+    splits = tiny_splits("soft")
+    found, _ = diagnosed("cauchy", splits=splits, precision="bf16")
+    assert found.scores["validation_bernoulli"] == pytest.approx(
+        float(pixelwise_bernoulli_nll(splits.train.images, splits.validation.images).mean())
+    )
+    assert found.scores["kl_status"] == "finite"
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same():
+    run = training("cauchy", latent_init="normal")
+    here = diagnose(run.model, run.config, run.splits, 0)
+    there = diagnose(run.model.cuda(), run.config, run.splits.to("cuda"), 0)
+    for key, value in here.scores.items():
+        if isinstance(value, float):
+            assert there.scores[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key

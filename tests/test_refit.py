@@ -1,0 +1,231 @@
+"""The common recogniser: it reaches what exact answers say, changes nothing, and is never chosen
+by what it is judged on."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_evaluate import LinearGaussian, scorer
+from test_train import local, tiny_splits
+
+from glas_bench import config, evaluate, refit, registry, rollout
+from glas_bench.model import Normal, StandardUniform
+from glas_bench.unfinished import Unfinished
+from glas_bench.weights import Images, NotFinite
+
+LONG = refit.Budget(share=80.0, learning_rate=5e-3, patience=10, image_steps=100)
+
+
+class CollapsedQ(LinearGaussian):
+    """A recogniser that says nothing: q is the prior, whatever x."""
+
+    bounds_nll = True
+
+    def posterior(self, read, t):
+        zeros = read.new_zeros(read.shape[0], self.sample_size)
+        return Normal(zeros, zeros + 1)
+
+
+class UniformPrior(LinearGaussian):
+    """z ~ U(0, 1), and a q that leaves that support."""
+
+    bounds_nll = False
+
+    def prior(self):
+        return StandardUniform()
+
+    def exact_nll(self, x_BP):
+        """By quadrature over the single latent."""
+        nodes, weights = np.polynomial.legendre.leggauss(400)
+        z = torch.tensor((nodes + 1) / 2)[:, None]
+        canvas = z @ self.loading.detach().double().T
+        log_p = self.log_likelihood(canvas[:, None], x_BP.double()[None])
+        return -torch.logsumexp(log_p + torch.tensor(np.log(weights / 2))[:, None], 0)
+
+
+def ready(cls, monkeypatch, budget, samples=400, **sizes):
+    monkeypatch.setattr(evaluate, "BUDGET", budget)
+    return scorer(cls, samples, estimators=evaluate.ESTIMATORS, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("cls", "sizes"),
+    [(CollapsedQ, {"sample_size": 1}), (UniformPrior, {"steps": 1, "sample_size": 1})],
+)
+def test_a_refit_reaches_the_exact_likelihood_where_the_own_q_does_not(cls, sizes, monkeypatch):
+    found = ready(cls, monkeypatch, LONG, samples=2000, **sizes)
+    scores, per_image = found.score()
+    exact = found.model.exact_nll(found.splits.test.images.float()).numpy()
+    error = np.abs(per_image["refit_iw"] - exact)
+    assert (error < 4 / np.sqrt(per_image["refit_ess"])).all()
+    assert error.mean() < 0.1
+    assert scores["refit_elbo"] > scores["refit_iw"]
+    if scores["elbo_status"] == "infinite":
+        assert scores["nll_from"] == "refit_iw"
+        assert scores["nll"] == scores["refit_iw"]
+    else:
+        assert scores["elbo"] > scores["refit_elbo"] + 1
+
+
+def test_a_refit_leaves_the_model_as_it_is(monkeypatch):
+    found = ready(registry.find("cauchy"), monkeypatch, refit.Budget(), samples=3)
+    before = {name: value.clone() for name, value in found.model.state_dict().items()}
+    state = torch.get_rng_state()
+    found.score()
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in found.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_choice_is_made_on_validation_once_for_all_images(monkeypatch):
+    """Where validation says own q, the refit's smaller number on test does not count."""
+    found = ready(registry.find("cauchy"), monkeypatch, refit.Budget(), samples=5)
+    scores, per_image = found.score()
+    own = found._own("choice-iw", "choice-own-q", 5)(found.validation, Unfinished())
+    assert scores["validation_iw"] == pytest.approx(own["iw"].mean(), rel=1e-12)
+    for validation, chosen in (((10.0, 11.0), "iw"), ((11.0, 10.0), "refit_iw")):
+        choice = {"validation_iw": validation[0], "validation_refit_iw": validation[1]}
+        values = dict(per_image)
+        summary = found._refit_summary(values, choice)
+        assert summary["nll_from"] == chosen
+        assert summary["nll"] == values[chosen].mean()
+        assert np.array_equal(values["nll"], values[chosen])
+        assert summary["validation_nll"] == 10.0
+    names = set(found.validation.names)
+    assert len(names) == len(found.splits.validation.images) // 2
+
+
+def test_the_steps_of_an_image_lower_its_elbo_and_know_no_other_image(monkeypatch):
+    found = ready(LinearGaussian, monkeypatch, refit.Budget(), samples=50)
+    budget = refit.Budget(image_steps=200, image_learning_rate=0.05)
+    recogniser = refit.Recogniser.of(found.model, 0)
+    for parameter in recogniser.parameters():
+        parameter.requires_grad_(False)
+    shift = refit.refine(recogniser, found.test, 0, "test", budget)
+    noise = found.test.noise(recogniser, 0, "elsewhere", 100)
+    x = found.test.as_float()
+
+    def elbo(of):
+        recogniser.shift = of
+        return -rollout.rollout(recogniser, x, x, None, noise).log_w.mean(0)
+
+    gain = elbo(None) - elbo(shift)
+    assert (gain > 0.05).all()
+    recogniser.shift = None
+    alone = refit.refine(recogniser, found.test[3:4], 0, "test", budget)
+    for part, whole in zip(alone, shift, strict=True):
+        torch.testing.assert_close(part[0], whole[3], rtol=1e-3, atol=1e-4)
+    assert recogniser.shift is None
+
+
+def test_the_weights_are_not_drawn_with_the_noise_of_the_steps(monkeypatch):
+    """The same noise would flatter q: few draws, many steps, and a bound that is none."""
+    found = ready(CollapsedQ, monkeypatch, refit.Budget(), samples=2)
+    seen = []
+    noise = Images.noise
+
+    def spy(self, model, seed, purpose, *rest):
+        seen.append(purpose)
+        return noise(self, model, seed, purpose, *rest)
+
+    monkeypatch.setattr(Images, "noise", spy)
+    found.score()
+    assert {"evaluation-refit", "evaluation-refit-refine"} <= set(seen)
+    assert {"choice-refit", "choice-refit-refine", "refit-validation"} <= set(seen)
+    keys = {p: found.test.names and noise(found.test, found.model, 0, p, 1) for p in set(seen)}
+    values = list(keys.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
+
+
+def fit(budget, seed=0, binarisation=None, cls=LinearGaussian):
+    one = scorer(cls)
+    splits = one.splits
+    if binarisation is not None:
+        grey = torch.rand(24, 3, generator=torch.Generator().manual_seed(1))
+        train = dataclasses.replace(splits.train, images=grey)
+        splits = dataclasses.replace(splits, binarisation=binarisation, train=train)
+    return refit.Fit(one.model, one.config, splits, seed, one.validation, budget)
+
+
+def test_the_best_look_is_kept_and_stalling_ends_the_fit():
+    """Steps that grow worse: the parameters that come back are those of the best look."""
+    budget = refit.Budget(share=8.0, learning_rate=5.0, checks=20, patience=2)
+    one = fit(budget)
+    recogniser, report = one.run("fit", Unfinished(), lambda *_: None)
+    assert report.steps == one.marks[int(np.argmin(report.elbo))]
+    assert len(report.elbo) < 20
+    assert len(report.elbo) - 1 - int(np.argmin(report.elbo)) == 2
+    assert report.elbo[-1] > min(report.elbo)
+    one.elbo = []
+    one._look()
+    assert one.elbo == [pytest.approx(min(report.elbo), rel=1e-6)]
+    assert not any(parameter.requires_grad for parameter in recogniser.parameters())
+
+
+@pytest.mark.parametrize(
+    ("elbo", "gain", "converged"),
+    [
+        ([5.0, 4.0, 3.0], 1.0, False),
+        ([5.0, 3.0, 2.95], 0.05, True),
+        ([5.0, 3.0, 3.5], 0.0, True),
+        ([5.0], None, None),
+    ],
+)
+def test_a_gain_in_the_last_tenth_is_said(elbo, gain, converged):
+    report = refit.Report(3, 3, elbo)
+    assert report.last_gain == (None if gain is None else pytest.approx(gain))
+    assert report.converged is converged
+
+
+@pytest.mark.parametrize("binarisation", ["dynamic", "soft"])
+def test_the_recogniser_is_trained_on_binary_images(binarisation):
+    one = fit(refit.Budget(share=3.0), binarisation=binarisation)
+    epochs = []
+    for step in (0, one.steps_per_epoch):
+        one.step = step
+        x, _ = one._batch()
+        assert set(x.unique().tolist()) == {0.0, 1.0}
+        epochs.append(one._epoch[1])
+    assert not torch.equal(*epochs)
+
+
+def test_seeds_fit_by_streams_of_their_own():
+    first, again, other = fit(LONG), fit(LONG), fit(LONG, seed=1)
+    assert torch.equal(first._batch()[1], again._batch()[1])
+    assert not torch.equal(first._batch()[1], other._batch()[1])
+    weights = [one.recogniser.encoder.kernels["x"] for one in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_budget_and_steps_are_the_same_for_every_arm_and_in_the_protocol():
+    cauchy = config.resolve(registry.find("cauchy"), preset="quick")
+    assert evaluate.protocol(cauchy)["refit"] == {
+        "recogniser": "no-attention",
+        **dataclasses.asdict(refit.Budget()),
+        "validation_images": 1000,
+    }
+    without = evaluate.protocol(cauchy, estimators=("iw",))
+    assert "refit" not in without
+    keys = {config.protocol_key(evaluate.protocol(cauchy)), config.protocol_key(without)}
+    assert len(keys) == 2
+    for name in ("hellinger", "uniform-pit", "vae", "masked-canvas"):
+        resolved = config.resolve(registry.find(name), preset="quick")
+        assert evaluate.protocol(resolved) == evaluate.protocol(cauchy)
+
+
+def test_a_fit_that_is_not_finite_is_a_failure():
+    class Broken(LinearGaussian):
+        def log_likelihood(self, canvas_BP, target_BP):
+            return super().log_likelihood(canvas_BP, target_BP) * math.nan
+
+    with pytest.raises(NotFinite, match="not finite at step 0 of a fit"):
+        fit(LONG, cls=local(Broken).cls).run("fit", Unfinished(), lambda *_: None)
+
+
+def test_more_training_images_than_a_batch_are_cut_into_epochs():
+    one = fit(refit.Budget(share=1.0))
+    assert (one.batch, one.steps_per_epoch) == (24, 1)
+    assert len(tiny_splits(pixels=3).train.images) == 24
