@@ -105,7 +105,8 @@ def _one(
             raise Stopped
         display.show(name, {"event": "score", "stage": stage, "done": done, "total": total})
 
-    scores = evaluate.score_into(trained.record.seeds[trained.seed].folder, scorer, tick)
+    with signals.graceful():
+        scores = evaluate.score_into(trained.record.seeds[trained.seed].folder, scorer, tick)
     return {"seed": trained.seed, "protocol_key": scorer.key, **scores}
 
 
