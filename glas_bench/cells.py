@@ -1,8 +1,9 @@
 """Cells: a variant with its settings, its folder and its seeds, run here or side by side.
 
-A single seed runs in the command's own process. Several seeds, or a cell beside its baseline, run
-each in a process with its own threads, as many at a time as there are processors. The lock of a
-cell's folder is inherited by its seed processes: it is free when the last of them has ended.
+On a GPU the seeds of a cell train in the command's own process, as one stack. On a CPU a single
+seed runs in that process too; several seeds, or a cell beside its baseline, run each in a process
+with its own threads, as many at a time as there are processors. The lock of a cell's folder is
+inherited by its seed processes: it is free when the last of them has ended.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def run_cells(
                 watch(cell, seed, {"event": "end", "status": status})
             else:
                 jobs.append((cell, seed))
+        if device.startswith("cuda"):
+            return outcomes | _run_stacked(jobs, splits.to(device), watch)
         if len(jobs) == 1:
             return outcomes | _run_here(*jobs[0], splits, device, watch)
         return outcomes | _SideBySide(jobs, locks, device, data_file, watch).run()
@@ -166,6 +169,29 @@ def _run_here(
     return {(cell.key, seed): outcome}
 
 
+def _run_stacked(
+    jobs: Sequence[tuple[Cell, int]], splits: Splits, watch: Watch
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Run every cell's seeds in this process, as one stack."""
+    from glas_bench.together import run_together
+
+    seeds: dict[str, list[int]] = {}
+    for cell, seed in jobs:
+        seeds.setdefault(cell.key, []).append(seed)
+    outcomes: dict[tuple[str, int], dict[str, Any]] = {}
+    for cell in {cell.key: cell for cell, _ in jobs}.values():
+        folders = [cell.folder.seed(seed) for seed in seeds[cell.key]]
+
+        def tell(seed: int, event: dict[str, Any], cell: Cell = cell) -> None:
+            watch(cell, seed, event)
+
+        found = run_together(folders, cell.variant, cell.config, splits, tell)
+        for seed, outcome in found.items():
+            outcomes[cell.key, seed] = outcome
+            watch(cell, seed, {"event": "end", **outcome})
+    return outcomes
+
+
 class _SideBySide:
     """Seed processes, as many at a time as there are processors for them."""
 
@@ -204,8 +230,6 @@ class _SideBySide:
         return self.outcomes
 
     def _places(self) -> int:
-        if self.device.startswith("cuda"):
-            return 1
         threads = max(cell.config.threads for cell, _ in self.waiting)
         return max(1, environment.cores() // threads)
 

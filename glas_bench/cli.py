@@ -357,9 +357,29 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
 
 @cli.command()
 @click.argument("run")
-@click.option("--estimator", "estimators", default="iw,refit", show_default=True, help="iw, refit.")
+@click.option(
+    "--estimator",
+    "estimators",
+    default="iw,refit",
+    show_default=True,
+    help="Of iw, refit and ais.",
+)
 @click.option("-K", "samples", type=click.IntRange(min=1), help="Weights an image.")
-@click.option("--images", type=click.IntRange(min=1), help="Of a seeded random draw; all unless.")
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    help="Of a seeded random draw; all unless said, 100 for ais.",
+)
+@click.option(
+    "--temperatures",
+    type=click.IntRange(min=2),
+    default=1000,
+    show_default=True,
+    help="N of ais, which walks at N and 2N.",
+)
+@click.option(
+    "--chains", type=click.IntRange(min=2), default=16, show_default=True, help="Of ais, an image."
+)
 @click.option("--seed", type=click.IntRange(min=0), help="One seed; all finished ones unless said.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
@@ -369,20 +389,35 @@ def evaluate(
     estimators: str,
     samples: int | None,
     images: int | None,
+    temperatures: int,
+    chains: int,
     seed: int | None,
     device: str,
     as_json: bool,
     results: Path,
 ) -> None:
     """Score a finished run again; RUN is a path, or a unique beginning of its name or key."""
-    from glas_bench import environment, rescore
+    from glas_bench import environment, referee, rescore, signals
     from glas_bench.record import find_run
+    from glas_bench.worker import Stopped
 
-    names = [name.strip() for name in estimators.split(",")]
-    rows = rescore.rescore(
-        find_run(results, run), seed, samples, images, names, environment.choose_device(device)
-    )
-    click.echo(json.dumps({"seeds": rows}) if as_json else rescore.text(rows))
+    names = rescore.check_estimators(estimators)
+    path, place = find_run(results, run), environment.choose_device(device)
+    weighed = [name for name in names if name != "ais"]
+    rows: list[dict[str, Any]] = []
+    texts = []
+    try:
+        if weighed:
+            rows += rescore.rescore(path, seed, samples, images, weighed, place)
+            texts.append(rescore.text(rows))
+        if "ais" in names:
+            found = rescore.refereed(path, seed, images, temperatures, chains, place)
+            rows += found
+            texts.append(referee.text(found))
+    except Stopped:
+        click.echo("stopped; what is done is kept, and the same command goes on", err=True)
+        sys.exit(signals.exit_code())
+    click.echo(json.dumps({"seeds": rows}) if as_json else "\n\n".join(texts))
 
 
 @cli.command()

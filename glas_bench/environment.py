@@ -89,6 +89,18 @@ def device_name(device: str) -> str:
     return f"cpu: {processor()}"
 
 
+def peak_bytes(device: str) -> int:
+    """Return the most that this process has held: on a GPU of its memory, else resident."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def processor() -> str:
     """Return the processor's model name."""
     try:

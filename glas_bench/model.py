@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glas_bench import divergences, filters
+from glas_bench import divergences, filters, products
 
 Memory = dict[str, Tensor]
 
@@ -280,6 +280,10 @@ class Linear(nn.Linear):
         nn.init.xavier_uniform_(self.weight, gain=self.scale)
         nn.init.zeros_(self.bias)
 
+    def forward(self, value: Tensor) -> Tensor:
+        """Return value @ weight^T + bias, [B, outputs]."""
+        return products.add(self.bias, [(value, self.weight)], transposed=True)
+
 
 class LSTM(nn.Module):
     """An LSTM cell (Hochreiter & Schmidhuber 1997, forget gates of Gers et al. 2000).
@@ -311,15 +315,11 @@ class LSTM(nn.Module):
 
     def gates(self, base: Tensor, **inputs: Tensor) -> Tensor:
         """Add the products of `inputs` [B, size] with their kernels to `base` ([4H] or [B, 4H])."""
-        for name, value in inputs.items():
-            base = torch.addmm(base, value, self.kernels[name])
-        return base
+        return products.add(base, [(value, self.kernels[name]) for name, value in inputs.items()])
 
     def forward(self, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """Return the new hidden state and cell, [B, H] each, from gates [B, 4H]."""
-        enter, forget, candidate, leave = gates.chunk(4, dim=-1)
-        cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
-        return torch.sigmoid(leave) * torch.tanh(cell), cell
+        return products.lstm(gates, cell)
 
 
 # --------------------------------------------------------------------------- the model
@@ -511,7 +511,7 @@ class Glas(nn.Module):
 
     def begin_recognition(self, x: Tensor) -> Recognition:
         """Return the recogniser's first state for x [B, P]."""
-        zeros = x.new_zeros(x.shape[0], self.settings.hidden)
+        zeros = x.new_zeros(()).expand(x.shape[0], self.settings.hidden)
         return Recognition(zeros, zeros, {})
 
     def products(self, x: Tensor) -> Memory:
@@ -526,7 +526,7 @@ class Glas(nn.Module):
 
     def encode(self, context: Context, state: State) -> tuple[Tensor, Tensor]:
         """Return e_t = LSTM_enc([x, x - sigmoid(o), d]) and its cell, [B, H] each."""
-        error = context.x - torch.sigmoid(state.generation.canvas)
+        error = products.missing(context.x, state.generation.canvas)
         gates = self.encoder.gates(
             context.products["gates"],
             error=error,
@@ -550,20 +550,22 @@ class Glas(nn.Module):
         g_x, g_y, log_stride, log_scale, log_gain = self.filter(e_BH).unbind(-1)
         size = self.settings.latent_size
 
-        def rows(offset: Tensor) -> Tensor:
-            centres = filters.grid_centres(
-                self.settings.filter_size, size, offset, log_stride, self.settings.grid
-            )
-            return self.kernel_rows(centres, log_scale)
-
-        return rows(g_y), rows(g_x), log_gain
+        offsets_2B = torch.stack([g_y, g_x])  # both axes at once
+        centres = filters.grid_centres(
+            self.settings.filter_size, size, offsets_2B, log_stride, self.settings.grid
+        )
+        rows_y, rows_x = self.kernel_rows(centres, log_scale).unbind()
+        return rows_y, rows_x, log_gain
 
     def kernel_rows(self, centres_BR: Tensor, scale_B: Tensor) -> Tensor:
-        """Return the rows [B, R, L] of kernels at these centres, given the fourth number."""
+        """Return the rows [B, R, L] of kernels at these centres, given the fourth number.
+
+        Elementwise over leading axes: centres [2, B, R] of both axes give rows [2, B, R, L].
+        """
         return filters.normalise_rows(self.log_kernel(centres_BR, scale_B), self.settings.floor)
 
     def log_kernel(self, centres_BR: Tensor, log_scale_B: Tensor) -> Tensor:
-        """Return the log of the unnormalised filter, [B, R, L]: Cauchy."""
+        """Return the log of the unnormalised filter, [B, R, L], as `kernel_rows`: Cauchy."""
         return filters.cauchy_log_kernel(centres_BR, self.settings.latent_size, log_scale_B)
 
     def posterior(self, read_BA: Tensor, t: Tensor) -> Any:
@@ -594,15 +596,20 @@ class Glas(nn.Module):
     def begin_generation(self, rows: int) -> Generation:
         """Return the first generative state for B = rows; the canvas is zero."""
         like = next(self.parameters())
-        zeros = like.new_zeros(rows, self.settings.hidden)
+        zeros = like.new_zeros(()).expand(rows, self.settings.hidden)
         return Generation(like.new_zeros(rows, self.pixels), zeros, zeros, {})
 
     def generate(self, generation: Generation, z_BZ: Tensor, t: Tensor) -> Generation:
         """Run the decoder on z_t and add to the canvas."""
+        generation = self.decode(generation, z_BZ, t)
+        return generation._replace(canvas=generation.canvas + self.paint(generation.hidden))
+
+    def decode(self, generation: Generation, z_BZ: Tensor, t: Tensor) -> Generation:
+        """Run the decoder on z_t and leave the canvas as it is."""
         given, memory = self.decoder_input(generation, z_BZ, t)
         gates = self.decoder.gates(self.decoder.bias, input=given, hidden=generation.hidden)
         hidden, cell = self.decoder(gates, generation.cell)
-        return Generation(generation.canvas + self.paint(hidden), hidden, cell, memory)
+        return Generation(generation.canvas, hidden, cell, memory)
 
     def decoder_input(
         self, generation: Generation, z_BZ: Tensor, t: Tensor
@@ -639,6 +646,11 @@ class Glas(nn.Module):
     def log_likelihood(self, canvas_BP: Tensor, target_BP: Tensor) -> Tensor:
         """Return log p(x|z), [B] nats: Bernoulli pixels with logits o_T."""
         return -F.binary_cross_entropy_with_logits(canvas_BP, target_BP, reduction="none").sum(-1)
+
+    def draw_pixels(self, canvas_BP: Tensor, noise_BP: Tensor) -> Tensor:
+        """Map standard-normal noise to a draw x [B, P] from p(x|z); goes with `log_likelihood`."""
+        is_on: Tensor = torch.special.ndtr(noise_BP) < torch.sigmoid(canvas_BP)
+        return is_on.to(canvas_BP.dtype)
 
     def auxiliary(self, context: Context, state: State) -> Tensor:
         """Return an auxiliary loss, [B] nats, already weighted; it must be >= 0 for a bound."""

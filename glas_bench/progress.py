@@ -84,7 +84,11 @@ class Lines:
             )
         elif kind in ("train", "score") and self._due(name):
             what = "training" if kind == "train" else f"scoring, {event['stage']}"
-            self._line(f"{name}: {what}, {event['done']} of {event['total']}")
+            known = kind == "score" and "seconds_left" in event
+            left = f", {duration(event['seconds_left'])} left" if known else ""
+            self._line(f"{name}: {what}, {event['done']} of {event['total']}{left}")
+        elif kind == "note":
+            self._line(f"{name}: {event['text']}")
         elif kind == "end":
             self._line(f"{name}: {ending(event)}")
 
@@ -124,6 +128,9 @@ class Bars:
 
     def show(self, name: str, event: dict[str, Any]) -> None:
         """Move the seed's bar."""
+        if event["event"] == "note":
+            self.progress.console.print(f"{name}: {event['text']}", highlight=False, markup=False)
+            return
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=None, about="starting")
         task = self.tasks[name]
@@ -146,6 +153,7 @@ class Bars:
         stage = f"{name} {event['stage']}"
         spent = now - self.started.setdefault(stage, now)
         left = spent / max(event["done"], 1) * (event["total"] - event["done"])
+        left = event.get("seconds_left", left)
         about = f"scoring, {event['stage']} {event['done']}/{event['total']}  {duration(left)} left"
         self.progress.update(
             self.tasks[name], completed=event["done"], total=event["total"], about=about

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glas_bench import rollout, streams
+from glas_bench import products, rollout, streams
 from glas_bench.adam import Adam
 from glas_bench.config import RunConfig
 from glas_bench.data import Splits, binarise
@@ -208,6 +208,7 @@ class Fit:
         }
         self.adam = Adam(self.parameters)
         self.clip_groups = clip_groups(self.recogniser)
+        self.tape = products.tape_for(validation.pixels_NP.device, trained.steps)
         self.step = 0
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
@@ -247,7 +248,8 @@ class Fit:
     def _take_step(self) -> None:
         x, noise = self._batch()
         self.adam.forget_gradients()
-        terms = rollout.rollout(self.recogniser, x, x, None, noise)
+        with products.best_for(self.tape, self.config.precision):
+            terms = rollout.rollout(self.recogniser, x, x, None, noise)
         objective = (terms.recon + terms.charge).mean()
         objective.backward()  # type: ignore[no-untyped-call]
         if not clip_gradients(self.clip_groups, CLIP_NORM):

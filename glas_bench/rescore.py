@@ -1,13 +1,31 @@
-"""Scoring a finished run under another protocol: more weights, or fewer images."""
+"""Scoring a finished run under another protocol: more weights, fewer images, or by the referee."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
-from glas_bench import evaluate
+from glas_bench import evaluate, progress, signals
+from glas_bench.errors import unknown
 from glas_bench.record import RunFolder
 from glas_bench.trained import Trained, load_trained
+from glas_bench.worker import Stopped
+
+ESTIMATORS = (*evaluate.ESTIMATORS, "ais")
+
+
+def check_estimators(text: str) -> list[str]:
+    """Return the estimators named, and refuse one that is not there.
+
+    Raises:
+        UsageError: with the names of those that are.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in ESTIMATORS:
+            raise unknown("estimator", name, ESTIMATORS)
+    return names
 
 
 def rescore(
@@ -23,16 +41,53 @@ def rescore(
     Raises:
         UsageError: no such run, seed or estimator.
         RunError: another process works in the folder, or it cannot be loaded.
+        Stopped: the process was asked to stop; the same call goes on from there.
     """
     folder = RunFolder(path.parents[1], *path.name.rsplit("-", 1))
-    with folder.locked():
+    with folder.locked(), progress.make_display() as display:
         return [
-            _one(each, samples, images, estimators) for each in load_trained(path, seed, device)
+            _one(each, samples, images, estimators, display)
+            for each in load_trained(path, seed, device)
+        ]
+
+
+def refereed(
+    path: Path,
+    seed: int | None,
+    images: int | None,
+    temperatures: int,
+    chains: int,
+    device: str,
+) -> list[dict[str, Any]]:
+    """Score the finished seeds of a run by AIS; what is already scored is read back.
+
+    Raises:
+        UsageError: no such run or seed, or a number that cannot be.
+        RunError: another process works in the folder, or it cannot be loaded.
+        Stopped: the process was asked to stop; the same call goes on from there.
+    """
+    from glas_bench import referee
+
+    folder = RunFolder(path.parents[1], *path.name.rsplit("-", 1))
+    with folder.locked(), progress.make_display() as display:
+        return [
+            referee.score(
+                each,
+                images,
+                temperatures,
+                chains,
+                tell=functools.partial(display.show, f"{path.name} seed {each.seed}"),
+            )
+            for each in load_trained(path, seed, device)
         ]
 
 
 def _one(
-    trained: Trained, samples: int | None, images: int | None, estimators: list[str]
+    trained: Trained,
+    samples: int | None,
+    images: int | None,
+    estimators: list[str],
+    display: progress.Display,
 ) -> dict[str, Any]:
     scorer = evaluate.Scorer(
         trained.model,
@@ -43,7 +98,15 @@ def _one(
         images=images,
         estimators=estimators,
     )
-    scores = evaluate.score_into(trained.record.seeds[trained.seed].folder, scorer)
+    name = f"{trained.record.path.name} seed {trained.seed}"
+
+    def tick(stage: str, done: int, total: int) -> None:
+        if signals.requested():
+            raise Stopped
+        display.show(name, {"event": "score", "stage": stage, "done": done, "total": total})
+
+    with signals.graceful():
+        scores = evaluate.score_into(trained.record.seeds[trained.seed].folder, scorer, tick)
     return {"seed": trained.seed, "protocol_key": scorer.key, **scores}
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glas_bench import rollout, streams
+from glas_bench import products, rollout, streams
 from glas_bench.adam import Adam
 from glas_bench.config import RunConfig, check_settings
 from glas_bench.data import Split, Splits, binarise, random_subset
@@ -86,6 +86,7 @@ class Training:
         self.at = Position()
         self._begin_phase(self.phases[0])
         self._epoch_data: tuple[int, Tensor, Tensor] | None = None
+        self.tape = products.tape_for(self.device, self.model.steps)
 
     # ---- one step
 
@@ -107,7 +108,7 @@ class Training:
         """
         images, labels, noise = self._batch()
         self.optimiser.forget_gradients()
-        with autocast(self.config.precision, self.device):
+        with products.best_for(self.tape, self.config.precision):
             terms = rollout.rollout(
                 self.model,
                 images,
@@ -160,7 +161,7 @@ class Training:
         """Return images [B, P], labels [B] and noise [T, K, B, Z] of the current step."""
         config, at = self.config, self.at
         if at.batch == 0 or self._epoch_data is None or self._epoch_data[0] != at.epoch:
-            self._epoch_data = (at.epoch, *self._epoch_images(at.epoch))
+            self._epoch_data = (at.epoch, *self.epoch_images(at.epoch))
         _, pixels, order = self._epoch_data
         rows = order[at.batch * config.batch : (at.batch + 1) * config.batch]
         labels = self.splits.train.labels
@@ -168,7 +169,7 @@ class Training:
         noise = streams.normal(shape, self.seed, "noise", block=at.step, device=self.device)
         return pixels[rows].to(torch.float32), None if labels is None else labels[rows], noise
 
-    def _epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the pixels of an epoch, binarised afresh where that is asked, and their order."""
         pixels = self.splits.train.images
         if self.config.binarisation == "dynamic":
@@ -300,12 +301,12 @@ def scoring(model: Glas, config: RunConfig, splits: Splits) -> Iterator[None]:
         x, labels = chosen(splits, splits.train, STATISTICS_IMAGES, "statistics")
         shape = (model.steps, 1, len(x), model.noise_size)
         noise = streams.normal(shape, 0, "statistics", device=device)
-        with autocast(config.precision, device):
+        with products.precision(config.precision):
             rollout.freeze_statistics(model, x, labels, noise)
     was_training = model.training
     model.eval()
     try:
-        with autocast(config.precision, device):
+        with products.precision(config.precision):
             yield
     finally:
         model.train(was_training)
@@ -317,11 +318,6 @@ def chosen(splits: Splits, split: Split, most: int, purpose: str) -> tuple[Tenso
     rows = random_subset(len(images), min(most, len(images)), purpose).to(images.device)
     labels = None if split.labels is None else split.labels[rows]
     return images[rows].to(torch.float32), labels
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the context in which matrix products run at the given precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def clip_groups(model: nn.Module) -> list[list[Tensor]]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from glas_bench.data import Splits
     from glas_bench.record import SeedFolder
     from glas_bench.registry import Variant
-    from glas_bench.train import Training
+    from glas_bench.train import Diverged, Training
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -91,16 +91,29 @@ def run_seed(
     Raises:
         GlasBenchError: the folder cannot be written, or the like.
     """
-    from glas_bench import evaluate
-    from glas_bench.train import Diverged, Training
-
-    _prepare_torch(config.threads)
+    prepare_torch(config.threads)
     if status := finished(folder, config):
         return status
+    return conclude(sit_down(folder, variant, config, splits, tell))
+
+
+def sit_down(
+    folder: SeedFolder, variant: Variant, config: RunConfig, splits: Splits, tell: Tell
+) -> Sitting:
+    """Return a seed as its folder left it, ready to go on; arguments as in `run_seed`."""
+    from glas_bench.train import Training
+
     folder.path.mkdir(parents=True, exist_ok=True)
     training = Training(variant, config, splits, folder.seed)
     _note_environment(folder, str(training.device))
-    sitting = _Sitting(folder, training, tell)
+    return Sitting(folder, training, tell)
+
+
+def conclude(sitting: Sitting) -> str:
+    """Train what is left of a seed, score it, and return its status."""
+    from glas_bench import evaluate
+    from glas_bench.train import Diverged
+
     try:
         sitting.train()
         sitting.score()
@@ -145,7 +158,7 @@ def _note_environment(folder: SeedFolder, device: str) -> None:
         write_json(folder.path / "environment.json", here)
 
 
-class _Sitting:
+class Sitting:
     """What one process does for a seed between its start and its end."""
 
     def __init__(self, folder: SeedFolder, training: Training, tell: Tell) -> None:
@@ -155,41 +168,58 @@ class _Sitting:
         self.told = self.saved = time.monotonic()
         self.every = checkpoint_seconds()
         self.last: dict[str, Any] = {}
-        state = folder.load_checkpoint(training.device)
+        self.diverged: Diverged | None = None
+        self.reload()
+
+    def reload(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        state = self.folder.load_checkpoint(self.training.device)
         if state is not None:
-            training.load(state)
-        folder.remove_leftovers()
-        folder.truncate_metrics(training.at.epoch)
+            self.training.load(state)
+        self.folder.remove_leftovers()
+        self.folder.truncate_metrics(self.training.at.epoch)
 
     def set_status(self, status: str, **about: Any) -> None:
+        """Write where the seed stands, with its speed and the most memory that was held."""
+        from glas_bench.environment import peak_bytes
+
         at = self.training.at
         about = {"step": at.step, **about, "epoch": at.epoch, "seconds": round(at.seconds, 3)}
         about["device"] = str(self.training.device)
         about["images_per_second"] = self._speed()
+        about["peak_memory_bytes"] = peak_bytes(str(self.training.device))
         self.folder.set_status(status, **about)
 
     # ---- training
 
     def train(self) -> None:
-        """Take all steps that are left."""
+        """Take all steps that are left.
+
+        Raises:
+            Diverged: a step is not finite; it may have been taken beside other seeds.
+            Stopped: the process was asked to stop.
+        """
         training = self.training
+        if self.diverged is not None:
+            raise self.diverged
         if training.finished:
             return
         self.set_status("training")
         while not training.finished:
             if signals.requested():
-                self._checkpoint()
+                self.checkpoint()
                 raise Stopped
             started = time.perf_counter()
             training.step()
             training.at.seconds += time.perf_counter() - started
             if training.at.batch == training.steps_per_epoch:
-                self._end_epoch()
+                self.end_epoch()
             if training.finished or time.monotonic() - self.saved >= self.every:
-                self._checkpoint()
-            self._tell_training()
+                self.checkpoint()
+            self.tell_training()
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
+        """Validate and close a finished epoch, and write its row."""
         training = self.training
         phase, rate = training.phase.name, training.learning_rate
         kind, value = "none", math.nan  # a phase that generates nothing has nothing to validate
@@ -212,7 +242,7 @@ class _Sitting:
         self.last = {"objective": row["objective"], "validation": row["validation"]}
         self.tell({"event": "epoch", "epochs": training.config.epochs, **row})
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
         """Save where training stands; the last checkpoint holds what scoring needs and no more."""
         from glas_bench.record import KEPT_CHECKPOINTS
 
@@ -227,16 +257,22 @@ class _Sitting:
         at = self.training.at
         return round(at.step * self.training.config.batch / max(at.seconds, 1e-9), 1)
 
-    def _tell_training(self) -> None:
+    def tell_training(self, taken: int = 0) -> None:
+        """Tell how far training is, now and then.
+
+        Args:
+            taken: steps taken on the device that the position does not count yet.
+        """
         training = self.training
         if time.monotonic() - self.told < TELL_EVERY and not training.finished:
             return
         self.told = time.monotonic()
-        left = training.total_steps - training.at.step
+        done = training.at.step + taken
+        left = training.total_steps - done
         self.tell(
             {
                 "event": "train",
-                "done": training.at.step,
+                "done": done,
                 "total": training.total_steps,
                 "epoch": min(training.at.epoch + 1, training.config.epochs),
                 "epochs": training.config.epochs,
@@ -278,11 +314,27 @@ class _Sitting:
             pictures.draw(self.folder.path, subject)
 
 
-def _prepare_torch(threads: int) -> None:
+def prepare_torch(threads: int) -> None:
+    """Set what the numbers and the speed of a process hang on."""
     import torch
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let a step take its tensors from what the last one freed, not anew from the system (glibc).
+
+    Pages that are given back and taken again cost a few per cent of a step.
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold, most = -1, -3, 2**30
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, most)
+        libc.mallopt(mmap_threshold, most)
 
 
 # --------------------------------------------------------------------------- as a process
@@ -316,7 +368,7 @@ def _run_job(job: Job, tell: Tell) -> dict[str, Any]:
     folder = RunFolder(Path(job.results), job.config["variant"], job.key).seed(job.seed)
     try:
         config = RunConfig(**job.config)
-        _prepare_torch(config.threads)
+        prepare_torch(config.threads)
         data_file = Path(job.data_file) if job.data_file else None
         splits = data.load(config.dataset, config.binarisation, data_file)
         variant = registry.find(job.variant)

@@ -298,10 +298,10 @@ def test_dynamic_binarisation_draws_anew_each_epoch_and_alike_for_every_variant(
     splits = tiny_splits("dynamic")
     a = training(splits=splits, binarisation="dynamic")
     b = training("hellinger", splits=splits, binarisation="dynamic")
-    first, second = a._epoch_images(0)[0], a._epoch_images(1)[0]
+    first, second = a.epoch_images(0)[0], a.epoch_images(1)[0]
     assert set(first.unique().tolist()) == {0, 1}
     assert not torch.equal(first, second)
-    assert torch.equal(first, b._epoch_images(0)[0])
+    assert torch.equal(first, b.epoch_images(0)[0])
     assert abs(float(first.float().mean()) - float(splits.train.images.mean())) < 0.05
 
 

@@ -76,14 +76,13 @@ class Draw(NoAttention):
         """Return F_y and F_x over the image, [B, R, side] each, and log_gain [B]."""
         g_x, g_y, log_stride, log_variance, log_gain = numbers_B5.unbind(-1)
 
-        def rows(offset: Tensor) -> Tensor:
-            centres = filters.grid_centres(
-                filter_size, self.side, offset, log_stride, self.settings.grid
-            )
-            kernel = filters.gaussian_log_kernel(centres, self.side, log_variance)
-            return filters.normalise_rows(kernel, self.settings.floor)
-
-        return rows(g_y), rows(g_x), log_gain
+        offsets_2B = torch.stack([g_y, g_x])
+        centres = filters.grid_centres(
+            filter_size, self.side, offsets_2B, log_stride, self.settings.grid
+        )
+        kernel = filters.gaussian_log_kernel(centres, self.side, log_variance)
+        rows_y, rows_x = filters.normalise_rows(kernel, self.settings.floor).unbind()
+        return rows_y, rows_x, log_gain
 
     def products(self, x: Tensor) -> Memory:
         return {}

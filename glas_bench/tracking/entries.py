@@ -109,6 +109,7 @@ def of_seed(record: RunRecord, seed: SeedRecord) -> Entry:
             "diverged_step": _text(seed.about.get("step")) if seed.status == "diverged" else None,
             "protocol_key": protocol,
             **_score_tags(scores),
+            "ais_status": _text(_newest_ais(seed).get("ais_status")),
             "scores": json.dumps(sorted({point.name for point in numbers})) if scores else None,
         },
         rows=[_points(row) for row in seed.metrics],
@@ -226,11 +227,15 @@ def _numbers(
 
 
 def _ais(scores: Mapping[str, Any]) -> Iterator[Point]:
-    """Return what AIS found, each name beginning with `ais`."""
+    """Return what AIS found, each name beginning with `ais`; `ais` itself only if accepted."""
     for name, value in scores.items():
-        if _is(value) and name != "schema":
+        if _is(value) and name not in ("schema", "time") and (name != "ais" or _accepted(scores)):
             full = name if name.startswith("ais") else f"ais_{name}"
             yield Point(full, float(value), round(scores.get("time", 0.0) * 1000), 0)
+
+
+def _accepted(scores: Mapping[str, Any]) -> bool:
+    return scores.get("ais_status") == "accepted"
 
 
 def _is(value: Any) -> bool:

@@ -1,0 +1,78 @@
+"""p(x|z) of a model as a function of standard-normal noise alone.
+
+log p(x|z) is taken as a function of noise eps of which the prior makes the latents: eps itself
+under N(0, I), Phi(eps) under a uniform prior. p(x) is the same, and one sampler serves every
+variant. Only the generative half is looked at, so the recogniser has no say.
+
+C chains, B images, R = C * B rows, P pixels, T steps, Z size of a sample, D = T * Z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from glas_bench import rollout
+from glas_bench.annealing import Annealing
+from glas_bench.hmc import LogLikelihood
+from glas_bench.model import Glas
+
+ROWS = {"cpu": 640, "cuda": 8192}
+"""Rows (chains x images) that are walked at once at most; on a CPU more rows are no faster."""
+
+MEMORY_ON_CPU = 2**30
+"""Bytes that a gradient may keep on a CPU; on a GPU it may keep a quarter of the device."""
+
+
+def log_likelihood_for(model: Glas) -> Callable[[Tensor], LogLikelihood]:
+    """Return the map from images x [B, P] to log p(x|z) as a function of noise [C, B, T * Z]."""
+
+    def of_images(x_BP: Tensor) -> LogLikelihood:
+        def log_likelihood(noise_CBD: Tensor) -> Tensor:
+            C, B, _ = noise_CBD.shape
+            target = x_BP.expand(C, -1, -1).reshape(C * B, -1)
+            return model.log_likelihood(canvas(model, noise_CBD), target).view(C, B)
+
+        return log_likelihood
+
+    return of_images
+
+
+def canvas(model: Glas, noise_CBD: Tensor) -> Tensor:
+    """Return the last canvas [C * B, P] of noise [C, B, T * Z]."""
+    noise_TRZ = noise_CBD.reshape(-1, model.steps, model.noise_size).transpose(0, 1)
+    return rollout.last_canvas(model, rollout.sample_prior(model, noise_TRZ))
+
+
+def simulates(model: Glas) -> bool:
+    """Tell whether `draw_pixels` was written for the `log_likelihood` that the model has."""
+
+    def owner(name: str) -> type:
+        return next(base for base in type(model).__mro__ if name in vars(base))
+
+    return issubclass(owner("draw_pixels"), owner("log_likelihood"))
+
+
+def images_at_once(model: Glas, x_1P: Tensor, how: Annealing) -> int:
+    """Return how many images fit into memory, from what one image's gradient keeps."""
+    device = x_1P.device
+    kept: dict[int, int] = {}
+
+    def weigh(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    shape = (how.chains, 1, model.steps * model.noise_size)
+    noise = torch.zeros(shape, device=device).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
+        alive = log_likelihood_for(model)(x_1P)(noise)  # what is kept lives as long as this
+    bytes_an_image = max(1, sum(kept.values()))
+    del alive
+    room = MEMORY_ON_CPU
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory // 4
+    most = ROWS.get(device.type, ROWS["cpu"]) // how.chains
+    return max(1, min(most, room // bytes_an_image))

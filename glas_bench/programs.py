@@ -1,0 +1,143 @@
+"""Functions of tensors that stay where they are, run by the fastest way that works.
+
+On a GPU a model of this size is bound by the launches of its small kernels. So the work of a whole
+step is captured once as a CUDA graph and replayed, and the model's step inside it is compiled. What
+cannot be captured is run compiled, and what cannot be compiled as it is written; each fall is told.
+On a CPU functions are run as they are written, unless the caller asks otherwise: compiling takes
+half a minute there.
+
+Training uses it, and anything else that calls one function of fixed shapes many times can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Function = Callable[..., Any]
+WAYS = ("captured", "compiled", "eager")
+"""From the fastest down."""
+
+WARM_UP = 3
+"""Calls before a capture: kernels are chosen and memory is laid out in them."""
+
+
+def ways_on(device: torch.device) -> tuple[str, ...]:
+    """Return what is tried on a device, in order."""
+    return WAYS if device.type == "cuda" else ("eager",)
+
+
+class Program:
+    """A function of tensors, of the same shapes at every call.
+
+    Args:
+        build: returns the function, its inner parts compiled if it is given True.
+        device: where the function runs.
+        kept: returns the tensors that the function changes in place, restored after calls that
+            only prepare.
+        tell: is told of every fall to a slower way.
+        ways: what is tried; `ways_on` the device unless said.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[bool], Function],
+        device: torch.device,
+        *,
+        kept: Callable[[], Sequence[Tensor]] = lambda: (),
+        tell: Callable[[str], None] = lambda message: None,
+        ways: Sequence[str] | None = None,
+    ) -> None:
+        self.build = build
+        self.device = device
+        self.kept = kept
+        self.tell = tell
+        self.ways = list(ways_on(device) if ways is None else ways)
+        self.function: Function | None = None
+        self.graph: Any = None
+        self.inputs: list[Tensor] = []
+        self.result: Any = None
+
+    @property
+    def way(self) -> str:
+        """How the function runs, or will be tried next."""
+        return self.ways[0]
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the function; on the captured way the result's tensors are overwritten next time."""
+        while self.function is None:
+            before = [tensor.detach().clone() for tensor in self.kept()]
+            try:
+                return self._begin(inputs, before)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                if len(self.ways) == 1:
+                    raise
+                self.function = self.graph = None
+                self._restore(before)
+                failed = self.ways.pop(0)
+                self.tell(f"{_SAID[failed]}: {_first_line(error)}; {_SAID_NEXT[self.way]} instead")
+        if self.graph is None:
+            return self.function(*inputs)
+        for place, given in zip(self.inputs, inputs, strict=True):
+            place.copy_(given)
+        self.graph.replay()
+        return self.result
+
+    def _begin(self, inputs: tuple[Tensor, ...], before: list[Tensor]) -> Any:
+        function = self.build(self.way != "eager")
+        if self.way == "captured":
+            self._capture(function, inputs, before)
+            self.function = function
+            return self(*inputs)
+        result = function(*inputs)
+        self.function = function
+        return result
+
+    def _capture(
+        self, function: Function, inputs: tuple[Tensor, ...], before: list[Tensor]
+    ) -> None:
+        self.inputs = [given.clone() for given in inputs]
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                function(*self.inputs)
+                self._restore(before)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.result = function(*self.inputs)
+        self.graph = graph
+
+    def _restore(self, before: list[Tensor]) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(self.kept(), before, strict=True):
+                tensor.copy_(value)
+
+
+_SAID = {"captured": "no CUDA graph", "compiled": "not compiled"}
+_SAID_NEXT = {"compiled": "running the compiled step", "eager": "running it uncompiled"}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def compiled(function: Function, wanted: bool) -> Function:
+    """Return the function, compiled at its first call if that is wanted."""
+    if not wanted:
+        return function
+    made: Function = torch.compile(function, dynamic=False)
+    return made
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Return the tensors of nested tuples, lists and dicts."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

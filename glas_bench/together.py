@@ -1,0 +1,201 @@
+"""The seeds of a cell in this process, trained as one stack: what a GPU is given.
+
+Each seed keeps its own folder, checkpoints, metrics, status and scores, in the formats of `worker`,
+so that it can be resumed alone, and on another device. Seeds that stand apart catch up: those
+furthest behind train together until they reach the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from glas_bench import memory, signals, worker
+from glas_bench.config import RunConfig
+from glas_bench.data import Splits
+from glas_bench.record import SeedFolder
+from glas_bench.registry import Variant
+from glas_bench.stacked import StackedTraining
+from glas_bench.worker import Sitting, Stopped
+
+Tell = Callable[[int, dict[str, Any]], None]
+"""Called with a seed and an event of `worker`."""
+
+
+def run_together(
+    folders: Sequence[SeedFolder],
+    variant: Variant,
+    config: RunConfig,
+    splits: Splits,
+    tell: Tell,
+    ways: Sequence[str] | None = None,
+    free: int | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Train and score seeds of one cell, going on from whatever their folders hold.
+
+    Args:
+        folders: of the seeds; their cell's lock is held by this process.
+        variant: as found by the registry.
+        config: the cell.
+        splits: the data, on the device to train on.
+        tell: told of every event, as in `worker.run_seed`, and of notes `{"event": "note", ...}`.
+        ways: what is tried, see `programs`.
+        free: bytes of the device that may be taken; `memory.plan` looks unless said.
+
+    Returns:
+        For every seed its status, with a reason where there is one.
+    """
+    worker.prepare_torch(config.threads)
+    sittings: dict[int, Sitting] = {}
+    outcomes: dict[int, dict[str, Any]] = {}
+    for folder in folders:
+        seed = folder.seed
+        if status := worker.finished(folder, config):
+            outcomes[seed] = {"status": status}
+            continue
+        try:
+            heard = functools.partial(tell, seed)
+            sittings[seed] = worker.sit_down(folder, variant, config, splits, heard)
+        except Exception as error:
+            outcomes[seed] = worker.note_failure(folder, error, variant.reference)
+    try:
+        _Cell(list(sittings.values()), ways, free).train()
+    except Stopped:
+        pass  # every sitting has its checkpoint; `conclude` says so
+    except Exception as error:
+        return outcomes | {
+            seed: worker.note_failure(one.folder, error, variant.reference)
+            for seed, one in sittings.items()
+        }
+    for seed, sitting in sittings.items():
+        try:
+            outcomes[seed] = {"status": worker.conclude(sitting)}
+        except Exception as error:  # one seed's failure is its own
+            outcomes[seed] = worker.note_failure(sitting.folder, error, variant.reference)
+    return outcomes
+
+
+class _Cell:
+    """The sittings of a cell and the stacks that they train in."""
+
+    def __init__(
+        self, sittings: list[Sitting], ways: Sequence[str] | None, free: int | None
+    ) -> None:
+        self.sittings = sittings
+        self.ways = ways
+        self.free = free
+        self.said: set[str] = set()
+
+    def note(self, text: str) -> None:
+        """Tell something once, of the first seed."""
+        if text not in self.said:
+            self.said.add(text)
+            self.sittings[0].tell({"event": "note", "text": text})
+
+    def train(self) -> None:
+        """Take all steps that are left.
+
+        Raises:
+            Stopped: the process was asked to stop; every seed has a checkpoint.
+        """
+        while active := [one for one in self.sittings if _goes_on(one)]:
+            places = sorted({one.training.at.step for one in active})
+            behind = [one for one in active if one.training.at.step == places[0]]
+            until = places[1] if len(places) > 1 else behind[0].training.total_steps
+            plan = memory.plan(behind[0].training, len(behind), self.free)
+            if plan.text:
+                self.note(plan.text)
+            self._train_in_groups(behind, until, plan.together, plan.segment)
+
+    def _train_in_groups(
+        self, behind: list[Sitting], until: int, together: int, segment: int | None
+    ) -> None:
+        """Train so many at a time; halve the number where the device has no room after all."""
+        waiting = list(behind)
+        while waiting:
+            group = waiting[:together]
+            try:
+                self._train(group, until, segment)
+            except torch.OutOfMemoryError:
+                if len(group) == 1:
+                    raise
+                together = len(group) // 2
+                torch.cuda.empty_cache()
+                self.note(f"out of memory with {len(group)} seeds together: {together} at a time")
+                for one in group:
+                    one.reload()
+            else:
+                waiting = waiting[together:]
+
+    def _train(self, group: list[Sitting], until: int, segment: int | None) -> None:
+        for one in group:
+            one.set_status("training")
+        stack = StackedTraining(
+            [one.training for one in group], segment=segment, tell=self.note, ways=self.ways
+        )
+        clock = _Clock(group)
+        saved = time.monotonic()
+        while not stack.finished and stack.steps_done < until:
+            if signals.requested():
+                _collect(stack, group, clock)
+                _checkpoint(stack, group)
+                raise Stopped
+            stack.step()
+            if stack.epoch_done:
+                _collect(stack, group, clock)
+                for i, one in enumerate(group):
+                    if i not in stack.diverged:
+                        one.end_epoch()
+                stack.go_on()
+                clock.start()
+            if stack.finished or time.monotonic() - saved >= group[0].every:
+                _collect(stack, group, clock)
+                _checkpoint(stack, group)
+                saved = time.monotonic()
+            for one in group:
+                one.tell_training(stack.taken)
+        _collect(stack, group, clock)
+        if not stack.finished:
+            _checkpoint(stack, group)
+
+
+class _Clock:
+    """Time that a group has spent in training steps, shared out among its seeds."""
+
+    def __init__(self, group: list[Sitting]) -> None:
+        self.group = group
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self.began = time.perf_counter()
+
+    def share(self) -> None:
+        """Give every seed its part of the time since the last call."""
+        spent = time.perf_counter() - self.began
+        for one in self.group:
+            one.training.at.seconds += spent / len(self.group)
+        self.start()
+
+
+def _collect(stack: StackedTraining, group: list[Sitting], clock: _Clock) -> None:
+    before = set(stack.diverged)
+    found = stack.collect()
+    clock.share()
+    for i in set(found) - before:
+        group[i].diverged = found[i]
+        group[i].tell({"event": "note", "text": f"diverged at {found[i]}"})
+
+
+def _checkpoint(stack: StackedTraining, group: list[Sitting]) -> None:
+    for i, one in enumerate(group):
+        if i not in stack.diverged:
+            one.checkpoint()
+
+
+def _goes_on(sitting: Sitting) -> bool:
+    return sitting.diverged is None and not sitting.training.finished

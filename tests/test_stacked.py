@@ -1,0 +1,233 @@
+"""Seeds that train together against each alone: the same numbers, the same ends."""
+
+import math
+
+import pytest
+import torch
+from test_train import Exploding, ExplodingGradient, TwoStep, local, tiny_splits, training, weights
+
+from glas_bench import programs, registry, stacked
+from glas_bench.model import Glas
+
+SEEDS = (3, 0, 5)
+
+
+def together(variant="cauchy", seeds=SEEDS, splits=None, overrides=None, **about):
+    runs = [training(variant, seed, splits, **(overrides or {})) for seed in seeds]
+    return stacked.StackedTraining(runs, **about)
+
+
+def run_to_end(whole):
+    """Finish a stack as the loop does; return the epochs' means by seed."""
+    rows = []
+    while not whole.finished:
+        whole.step()
+        if whole.epoch_done:
+            whole.collect()
+            rows.append(whole.end_epoch())
+    return rows
+
+
+def run_alone(variant, seed, splits=None, **overrides):
+    """Return a training at its end, or before the step that it diverged at, and its means."""
+    alone = training(variant, seed, splits, **overrides)
+    rows = []
+    while not alone.finished:
+        try:
+            alone.step()
+        except stacked.Diverged:
+            break
+        if alone.at.batch == alone.steps_per_epoch:
+            rows.append(alone.end_epoch())
+    return alone, rows
+
+
+def assert_same(one, other, **tolerance):
+    close = {"rtol": 2e-4, "atol": 2e-6, **tolerance}
+    for name, value in weights(other).items():
+        torch.testing.assert_close(weights(one)[name], value, **close, msg=name)
+    assert one.at.step == other.at.step
+    assert one.at.epoch == other.at.epoch
+    assert set(one.optimiser.state) == set(other.optimiser.state)
+    for name, state in other.optimiser.state.items():
+        for key, value in state.items():
+            torch.testing.assert_close(one.optimiser.state[name][key], value, **close, msg=name)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_stacked_equals_alone(name):
+    overrides = {"epochs": 2, "learning_rate": 1e-3}
+    splits = tiny_splits(pixels=25)
+    whole = together(name, splits=splits, overrides=overrides)
+    rows = run_to_end(whole)
+    # what standardises its reads has gradients that are nothing but rounding, and Adam's steps
+    # along them: up to the learning rate each
+    close = {"atol": 1e-3 * 6} if name == "uniform-pit" else {}
+    for i, seed in enumerate(SEEDS):
+        alone, expected = run_alone(name, seed, splits, **overrides)
+        assert_same(whole.trainings[i], alone, **close)
+        for row, want in zip(rows, expected, strict=False):
+            assert row[i] == pytest.approx(want, rel=1e-5)
+
+
+def test_each_seed_draws_its_own_pixels_where_they_are_drawn_anew():
+    splits = tiny_splits("dynamic")
+    overrides = {"epochs": 2, "binarisation": "dynamic"}
+    whole = together(splits=splits, overrides=overrides)
+    run_to_end(whole)
+    for i, seed in enumerate(SEEDS):
+        assert_same(whole.trainings[i], run_alone("cauchy", seed, splits, **overrides)[0])
+
+
+def test_phases_begin_together():
+    whole = together(local(TwoStep), overrides={"epochs": 3})
+    run_to_end(whole)
+    for i, seed in enumerate(SEEDS):
+        assert_same(whole.trainings[i], run_alone(local(TwoStep), seed, epochs=3)[0])
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_stack_resumed_alone_or_together_ends_as_undisturbed(stop, tmp_path):
+    whole = together(overrides={"epochs": 2})
+    for _ in range(stop):
+        whole.step()
+        if whole.epoch_done:
+            whole.collect()
+            whole.end_epoch()
+    whole.collect()
+    for i, one in enumerate(whole.trainings):
+        torch.save(one.state(), tmp_path / f"{i}.pt")
+    again = [training(seed=seed, epochs=2) for seed in SEEDS]
+    for i, one in enumerate(again):
+        one.load(torch.load(tmp_path / f"{i}.pt", weights_only=True))
+    alone = training(seed=SEEDS[1], epochs=2)
+    alone.load(torch.load(tmp_path / "1.pt", weights_only=True))
+    run_to_end(stacked.StackedTraining(again))
+    while not alone.finished:
+        alone.step()
+        if alone.at.batch == alone.steps_per_epoch:
+            alone.end_epoch()
+    run_to_end(whole)
+    for i, seed in enumerate(SEEDS):
+        undisturbed = run_alone("cauchy", seed, epochs=2)[0]
+        assert_same(again[i], undisturbed)
+        assert_same(whole.trainings[i], undisturbed)
+    assert_same(alone, again[1])
+
+
+class OneExplodes(Glas):
+    """Not finite from the second step on, for the seed whose parameter is marked."""
+
+    bounds_nll = False
+
+    def charge(self, q, p, z):
+        moved = (self.mean.bias.abs().sum() > 0) & (self.write.bias.sum() > 50)
+        return super().charge(q, p, z) + torch.where(moved, math.inf, 0.0)
+
+
+def test_a_seed_that_diverges_stops_alone():
+    variant = local(OneExplodes)
+    runs = [training(variant, seed, epochs=2) for seed in SEEDS]
+    alone = [training(variant, seed, epochs=2) for seed in SEEDS]
+    for group in (runs, alone):
+        with torch.no_grad():
+            group[1].model.write.bias.fill_(5)
+    whole = stacked.StackedTraining(runs)
+    whole.step()
+    whole.step()
+    diverged = whole.collect()
+    alone[1].step()
+    with pytest.raises(stacked.Diverged) as stopped:
+        alone[1].step()
+    assert set(diverged) == {1}
+    assert (diverged[1].step, diverged[1].reason) == (stopped.value.step, stopped.value.reason)
+    assert_same(runs[1], alone[1])
+    run_to_end(whole)
+    assert_same(runs[1], alone[1])
+    for i in (0, 2):
+        while not alone[i].finished:
+            alone[i].step()
+            if alone[i].at.batch == alone[i].steps_per_epoch:
+                alone[i].end_epoch()
+        assert_same(runs[i], alone[i])
+
+
+@pytest.mark.parametrize(("cls", "steps"), [(Exploding, 1), (ExplodingGradient, 0)])
+def test_divergence_is_told_as_alone(cls, steps):
+    whole = together(local(cls), overrides={"epochs": 2})
+    whole.step()
+    whole.step()
+    whole.step()
+    diverged = whole.collect()
+    for i, seed in enumerate(SEEDS):
+        alone = training(local(cls), seed, epochs=2)
+        for _ in range(steps):
+            alone.step()
+        with pytest.raises(stacked.Diverged) as stopped:
+            alone.step()
+        assert (diverged[i].step, diverged[i].reason) == (stopped.value.step, stopped.value.reason)
+        assert_same(whole.trainings[i], alone)
+    assert whole.finished
+
+
+@pytest.mark.parametrize("name", ["cauchy", "masked-canvas", "hellinger-renyi"])
+@pytest.mark.parametrize("segment", [1, 2])
+def test_activations_computed_again_give_the_same_numbers(name, segment):
+    plain = together(name, overrides={"epochs": 1})
+    less = together(name, overrides={"epochs": 1}, segment=segment)
+    run_to_end(plain)
+    run_to_end(less)
+    for one, other in zip(less.trainings, plain.trainings, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.parametrize("name", ["cauchy", "uniform-kl"])
+def test_the_compiled_step_equals_the_eager_one(name):
+    said = []
+    plain = together(name, overrides={"epochs": 1})
+    fast = together(name, overrides={"epochs": 1}, ways=("compiled", "eager"), tell=said.append)
+    run_to_end(plain)
+    run_to_end(fast)
+    assert said == []
+    assert fast.program.way == "compiled"
+    for one, other in zip(fast.trainings, plain.trainings, strict=True):
+        assert_same(one, other)
+
+
+def test_what_cannot_be_captured_falls_back_and_says_so():
+    said = []
+    calls = []
+    total = torch.zeros(1)
+
+    def build(compiled):
+        def function(value):
+            calls.append(compiled)
+            total.add_(value)
+            if compiled:
+                raise RuntimeError("no compiler here")
+            return total.clone()
+
+        return function
+
+    program = programs.Program(
+        build, torch.device("cpu"), kept=lambda: [total], tell=said.append, ways=programs.WAYS
+    )
+    one = torch.ones(1)
+    assert program(one).item() == 1
+    assert program(one).item() == 2
+    assert calls.count(False) == 2
+    assert [line.split(":")[0] for line in said] == ["no CUDA graph", "not compiled"]
+    assert "no compiler here" in said[1]
+    assert program.way == "eager"
+
+
+def test_bf16_stacks_as_it_runs_alone():
+    overrides = {"epochs": 1, "precision": "bf16"}
+    whole = together(overrides=overrides)
+    (row,) = run_to_end(whole)
+    (exact,) = run_to_end(together(overrides={"epochs": 1}))
+    for i, seed in enumerate(SEEDS):
+        _, (alone,) = run_alone("cauchy", seed, **overrides)
+        assert row[i]["objective"] == pytest.approx(alone["objective"], rel=1e-3)
+        assert row[i] != exact[i]

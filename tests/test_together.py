@@ -1,0 +1,175 @@
+"""A cell's seeds in one process, stacked: their folders hold what each alone would leave there."""
+
+import pytest
+import torch
+from test_stacked import OneExplodes
+from test_train import TINY, local, tiny_splits, training
+
+from glas_bench import config, memory, registry, together, worker
+from glas_bench.record import RunFolder
+
+EPOCHS = 3
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_torch():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def resolved(variant, **overrides):
+    values = {**TINY, "epochs": EPOCHS, "samples": 5, **overrides}
+    return config.resolve(variant, preset="smoke", overrides=values)
+
+
+def run(folder, seeds, variant=None, splits=None, **about):
+    variant = variant or registry.find("cauchy")
+    events = []
+    found = together.run_together(
+        [folder.seed(seed) for seed in seeds],
+        variant,
+        resolved(variant),
+        splits or tiny_splits(),
+        lambda seed, event: events.append((seed, event)),
+        **about,
+    )
+    return found, events
+
+
+def run_alone(folder, seed, variant=None):
+    variant = variant or registry.find("cauchy")
+    return worker.run_seed(
+        folder.seed(seed), variant, resolved(variant), tiny_splits(), lambda event: None
+    )
+
+
+def rows(folder, seed):
+    timed = {"seconds", "images_per_second", "time"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in folder.seed(seed).metrics()]
+
+
+def assert_same_seed(one, other, seed):
+    for got, want in zip(rows(one, seed), rows(other, seed), strict=True):
+        for key, value in want.items():
+            assert got[key] == (
+                pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            )
+    scores = [next(iter(f.seed(seed).all_scores().values())) for f in (one, other)]
+    assert scores[0]["iw"] == pytest.approx(scores[1]["iw"], rel=1e-4)
+    statuses = [f.seed(seed).status() for f in (one, other)]
+    assert statuses[0]["status"] == statuses[1]["status"] == "complete"
+    assert statuses[0]["step"] == statuses[1]["step"]
+    assert statuses[0]["peak_memory_bytes"] > 2**20
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [RunFolder(tmp_path / name, "cauchy", "0" * 12) for name in ("stacked", "alone")]
+
+
+@pytest.fixture
+def alone(folders):
+    for seed in (0, 1, 2):
+        assert run_alone(folders[1], seed) == "complete"
+    return folders[1]
+
+
+def test_every_seed_leaves_what_it_would_alone(folders, alone):
+    found, events = run(folders[0], [0, 1, 2])
+    assert found == {seed: {"status": "complete"} for seed in (0, 1, 2)}
+    for seed in (0, 1, 2):
+        assert_same_seed(folders[0], alone, seed)
+        heard = [event["event"] for who, event in events if who == seed]
+        assert heard.count("epoch") == EPOCHS
+    assert run(folders[0], [0, 1, 2])[0] == found  # nothing left to do
+
+
+class Interrupted(Exception):  # noqa: N818 - no error
+    pass
+
+
+@pytest.mark.parametrize("checkpoint_seconds", ["0", "1000"])
+def test_seeds_that_stand_apart_catch_up(folders, alone, monkeypatch, checkpoint_seconds):
+    monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", "0")
+    variant = registry.find("cauchy")
+
+    def stop(event):
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            raise Interrupted
+
+    # one seed has been further already, alone: at the first step of its second epoch or later
+    with pytest.raises(Interrupted):
+        worker.run_seed(folders[0].seed(1), variant, resolved(variant), tiny_splits(), stop)
+    assert folders[0].seed(1).load_checkpoint()["position"]["step"] > 3
+    monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", checkpoint_seconds)
+    found, _ = run(folders[0], [0, 1, 2])
+    assert {one["status"] for one in found.values()} == {"complete"}
+    for seed in (0, 1, 2):
+        assert_same_seed(folders[0], alone, seed)
+
+
+def test_a_stack_is_cut_where_memory_is_short_and_says_so(folders, alone):
+    one = memory.need(training()).total()
+    found, events = run(folders[0], [0, 1, 2], free=int(1.5 * one))
+    assert {one["status"] for one in found.values()} == {"complete"}
+    notes = [event["text"] for _, event in events if event["event"] == "note"]
+    assert len(notes) == 1
+    assert "1 of 3 seeds train at a time" in notes[0]
+    assert "computed again" in notes[0]
+    for seed in (0, 1, 2):
+        assert_same_seed(folders[0], alone, seed)
+
+
+def test_a_seed_that_diverges_has_its_own_status(folders, monkeypatch):
+    real = worker.sit_down
+
+    def marked(folder, *about):
+        sitting = real(folder, *about)
+        if folder.seed == 1:
+            with torch.no_grad():
+                sitting.training.model.write.bias.fill_(5)
+        return sitting
+
+    monkeypatch.setattr(worker, "sit_down", marked)
+    found, _ = run(folders[0], [0, 1], variant=local(OneExplodes))
+    assert found == {0: {"status": "complete"}, 1: {"status": "diverged"}}
+    status = folders[0].seed(1).status()
+    assert status["step"] == 1
+    assert "not finite" in status["reason"]
+
+
+def test_out_of_memory_halves_the_stack(folders, monkeypatch):
+    whole = together.StackedTraining.step
+
+    def step(self):
+        if len(self.trainings) > 1:
+            raise torch.OutOfMemoryError("no room")
+        whole(self)
+
+    monkeypatch.setattr(together.StackedTraining, "step", step)
+    found, events = run(folders[0], [0, 1])
+    assert {one["status"] for one in found.values()} == {"complete"}
+    notes = [event["text"] for _, event in events if event["event"] == "note"]
+    assert notes == ["out of memory with 2 seeds together: 1 at a time"]
+
+
+def test_what_is_planned_follows_from_what_is_counted():
+    run = training(steps=9)
+    need = memory.need(run)
+    assert need.steps == 9
+    assert need.step > 0
+    plan = memory.plan(run, 8, free=8 * need.total())
+    assert (plan.together, plan.segment, plan.text) == (8, None, None)
+    plan = memory.plan(run, 8, free=5 * need.total())
+    assert (plan.together, plan.segment) == (5, None)
+    assert "5 of 8 seeds" in plan.text
+    plan = memory.plan(run, 2, free=need.total())
+    assert plan.segment == 3
+    assert plan.needed < plan.whole
+    assert memory.plan(run, 2, free=1).together == 1  # it is tried all the same
+    longer = memory.need(training(steps=18))
+    grown = longer.total() - need.total()
+    assert grown == pytest.approx(9 * need.step, rel=0.1)
+    assert memory.free_bytes("cpu") > 2**20
