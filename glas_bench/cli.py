@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from glas_bench import __version__
-from glas_bench.errors import GlasBenchError, unknown
+from glas_bench.errors import GlasBenchError, UsageError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -351,6 +351,81 @@ def doctor(results: Path) -> None:
         click.echo(f"{line.what.ljust(width)}  {line.found}")
         if line.mend:
             click.echo(f"{' ' * width}  -> {line.mend}")
+
+
+@cli.command()
+@click.option("--variant", default="cauchy", show_default=True, help="A name, or a file.")
+@click.option("--steps", default="8,64", show_default=True, help="T, a list.")
+@click.option("--hidden", type=click.IntRange(1), default=256, show_default=True, help="H.")
+@click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="B.")
+@click.option("--seeds", default="1", show_default=True, help="S, a list: how many seeds at once.")
+@click.option("--precision", default="fp32", show_default=True, help="A list: fp32, tf32, bf16.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--no-reference", is_flag=True, help="Leave the eager loops out.")
+@click.option("--growth", type=click.Path(file_okay=False, path_type=Path), help="Table and figure")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@common
+def bench(
+    variant: str,
+    steps: str,
+    hidden: int,
+    batch: int,
+    seeds: str,
+    precision: str,
+    device: str,
+    no_reference: bool,
+    growth: Path | None,
+    as_json: bool,
+    results: Path,
+) -> None:
+    """Measure the training core beside plain eager loops and this machine's limit."""
+    del results
+    from glas_bench import bench as benchmark
+    from glas_bench import environment
+    from glas_bench import growth as growing
+
+    chosen = environment.choose_device(device)
+    sizes = {"steps": numbers("--steps", steps), "seeds": numbers("--seeds", seeds)}
+    cases = [
+        benchmark.Case(
+            variant=variant,
+            steps=many_steps,
+            hidden=hidden,
+            batch=batch,
+            seeds=many_seeds,
+            precision=each,
+            device=chosen,
+            reference=not no_reference,
+        )
+        for each in precision.split(",")
+        for many_steps in sizes["steps"]
+        for many_seeds in sizes["seeds"]
+    ]
+    if growth is not None:
+        rows = growing.measure(cases[0], growth, lambda line: click.echo(line, err=True))
+        click.echo(json.dumps({"cases": rows}) if as_json else growing.text(rows))
+        return
+    rows = []
+    for case in cases:
+        rows.append(benchmark.measure(case, lambda line: click.echo(line, err=True)))
+        if not as_json:
+            click.echo(benchmark.text(rows[-1:]))
+    if as_json:
+        click.echo(json.dumps({"cases": rows}))
+    elif len(rows) > 1:
+        click.echo("\n" + benchmark.text(rows))
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Parse a list of whole numbers from 1, e.g. `8,64`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text!r}: write numbers from 1 with commas between, e.g. 8,64")
+    return [int(part) for part in parts]
 
 
 # --------------------------------------------------------------------------- the command line

@@ -93,6 +93,14 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def load() -> float | None:
+    """Return how many processes wanted a processor over the last minute, where that is told."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
 def processor() -> str:
     """Return the processor's model name."""
     try:
