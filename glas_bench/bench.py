@@ -323,7 +323,8 @@ class Loop(nn.Module):
         away = torch.arange(self.side, device=offset.device) - centres[:, :, None]
         scale = log_scale.exp()[:, None, None]
         kernel = 1 / (math.pi * scale * (1 + (away / scale) ** 2))
-        return kernel / kernel.sum(2, keepdim=True).clamp(min=1e-3)
+        normalised: Tensor = kernel / kernel.sum(2, keepdim=True).clamp(min=1e-3)
+        return normalised
 
 
 def _gated(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -430,6 +431,7 @@ def _on_gpu(
         tell(plan.text)
     if plan.together < case.seeds:
         raise UsageError(f"{plan.text}; ask for --seeds {plan.together} at most")
+    prepare_torch(1, case.precision)
     torch.cuda.reset_peak_memory_stats(case.device)
     stack = StackedTraining(trainings, segment=plan.segment, tell=tell)
 
@@ -524,6 +526,9 @@ def _process(case: Case, names: Sequence[str]) -> Iterator[Ask]:
         yield ask
     finally:
         process.kill()
+        with contextlib.suppress(OSError):
+            given.close()
+        told.close()
         process.wait()
 
 

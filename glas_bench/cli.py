@@ -84,7 +84,7 @@ def cli() -> None:
 @click.option("--seeds", default="0", show_default=True, help="0, 0-2 or 0,3,5-7.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override; repeatable.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", help="fp32 or bf16, of matrix products.")
+@click.option("--precision", help="fp32, tf32 (a GPU's default) or bf16, of matrix products.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads a seed; 1 unless said.")
 @click.option("--fresh", is_flag=True, help="Start these seeds over, removing what they had.")
 @click.option("--mirror/--no-mirror", default=True, help="Mirror to MLflow (default).")
@@ -359,7 +359,7 @@ def doctor(results: Path) -> None:
 @click.option("--hidden", type=click.IntRange(1), default=256, show_default=True, help="H.")
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="B.")
 @click.option("--seeds", default="1", show_default=True, help="S, a list: how many seeds at once.")
-@click.option("--precision", default="fp32", show_default=True, help="A list: fp32, tf32, bf16.")
+@click.option("--precision", help="A list of fp32, tf32 and bf16; as in training unless said.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--no-reference", is_flag=True, help="Leave the eager loops out.")
 @click.option("--growth", type=click.Path(file_okay=False, path_type=Path), help="Table and figure")
@@ -371,7 +371,7 @@ def bench(
     hidden: int,
     batch: int,
     seeds: str,
-    precision: str,
+    precision: str | None,
     device: str,
     no_reference: bool,
     growth: Path | None,
@@ -397,10 +397,12 @@ def bench(
             device=chosen,
             reference=not no_reference,
         )
-        for each in precision.split(",")
+        for each in (precision or environment.default_precision(chosen)).split(",")
         for many_steps in sizes["steps"]
         for many_seeds in sizes["seeds"]
     ]
+    for case in cases:
+        environment.check_precision(case.precision, chosen)
     if growth is not None:
         rows = growing.measure(cases[0], growth, lambda line: click.echo(line, err=True))
         click.echo(json.dumps({"cases": rows}) if as_json else growing.text(rows))

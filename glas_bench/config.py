@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glas_bench.model import BaseSettings
     from glas_bench.registry import Variant
 
-CORE_VERSION = 2
+CORE_VERSION = 3
 """Version of the training core: raise it whenever the same config would give other numbers."""
 
 PROTOCOL_VERSION = 2

@@ -35,10 +35,20 @@ def measure(case: Case, folder: Path, tell: Callable[[str], None]) -> list[dict[
     folder.mkdir(parents=True, exist_ok=True)
     case = replace(case, reference=False)
     seeds = SEEDS_ON_GPU if case.device.startswith("cuda") else SEEDS
+    measured: dict[Case, dict[str, Any]] = {}  # the series meet in the case itself
+
+    def training(varied: str, size: int, one: Case) -> dict[str, Any]:
+        if one not in measured:
+            measured[one] = bench.measure(one, tell)
+        found = measured[one]
+        tell(f"{varied} = {size}: {found['seconds_per_step']:.4f} s a step")
+        work = found["gflop_per_step"] if varied == "H" else size
+        return {"varied": varied, "size": size, "work": work, "seconds": found["seconds_per_step"]}
+
     series: dict[str, list[dict[str, Any]]] = {
-        "T": [_training(replace(case, steps=size), "T", size, tell) for size in STEPS],
-        "S": [_training(replace(case, seeds=size), "S", size, tell) for size in seeds],
-        "H": [_training(replace(case, hidden=size), "H", size, tell) for size in HIDDEN],
+        "T": [training("T", size, replace(case, steps=size)) for size in STEPS],
+        "S": [training("S", size, replace(case, seeds=size)) for size in seeds],
+        "H": [training("H", size, replace(case, hidden=size)) for size in HIDDEN],
         "K": _scoring(case, tell),
     }
     for rows in series.values():
@@ -61,13 +71,6 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
-
-
-def _training(case: Case, varied: str, size: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    row = bench.measure(case, tell)
-    tell(f"{varied} = {size}: {row['seconds_per_step']:.4f} s a step")
-    work = row["gflop_per_step"] if varied == "H" else size
-    return {"varied": varied, "size": size, "work": work, "seconds": row["seconds_per_step"]}
 
 
 @torch.inference_mode()

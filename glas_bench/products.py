@@ -289,15 +289,15 @@ class _Kernel:
         """Return the gradient of the kernels below each other, [in, out], from some calls."""
         used = self._used(piece)
         given, gradient = self.inputs[piece][:used], self.gradients[piece][:used]
-        if self.dtype == torch.bfloat16:
+        if self.dtype == torch.bfloat16:  # its sums are rounded: one product makes all
             made = given.flatten(0, 1).mT @ gradient.flatten(0, 1)
             return made if len(self.gradients) == 1 else made.float()
         first = min(self.zero_calls, used) if piece == 0 else 0
-        made = times(gradient[first:].flatten(0, 1).mT, given[first:].flatten(0, 1)).mT
+        made = given[first:].flatten(0, 1).mT @ gradient[first:].flatten(0, 1)
         if first:
             end = self.ends[self.zeros_from]
-            early = given[:first, :, :end].flatten(0, 1).contiguous()
-            made[:end] += times(gradient[:first].flatten(0, 1).mT, early).mT
+            early = given[:first, :, :end].flatten(0, 1)
+            made[:end].addmm_(early.mT, gradient[:first].flatten(0, 1))
         return made
 
 

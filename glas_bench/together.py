@@ -49,7 +49,7 @@ def run_together(
     Returns:
         For every seed its status, with a reason where there is one.
     """
-    worker.prepare_torch(config.threads)
+    worker.prepare_torch(config.threads, config.precision)
     sittings: dict[int, Sitting] = {}
     outcomes: dict[int, dict[str, Any]] = {}
     for folder in folders:
