@@ -147,9 +147,10 @@ class _Cell:
             stack.step()
             if stack.epoch_done:
                 _collect(stack, group, clock)
+                found = stack.validate() if stack.phase.generates else None
                 for i, one in enumerate(group):
                     if i not in stack.diverged:
-                        one.end_epoch()
+                        one.end_epoch(found[i] if found else None)
                 stack.go_on()
                 clock.start()
             if stack.finished or time.monotonic() - saved >= group[0].every:

@@ -218,13 +218,17 @@ class Sitting:
                 self.checkpoint()
             self.tell_training()
 
-    def end_epoch(self) -> None:
-        """Validate and close a finished epoch, and write its row."""
+    def end_epoch(self, validated: tuple[str, float] | None = None) -> None:
+        """Validate and close a finished epoch, and write its row.
+
+        Args:
+            validated: what validation measures and its value, where it is known already.
+        """
         training = self.training
         phase, rate = training.phase.name, training.learning_rate
         kind, value = "none", math.nan  # a phase that generates nothing has nothing to validate
         if training.phase.generates:
-            kind, value = training.validate()
+            kind, value = validated or training.validate()
         means = training.end_epoch()
         row = {
             "epoch": training.at.epoch,
