@@ -30,7 +30,7 @@ from glas_bench.model import Glas
 from glas_bench.record import SeedFolder
 from glas_bench.train import scoring
 from glas_bench.unfinished import PerImage, Unfinished, joined
-from glas_bench.weights import ROWS, Images, Tick, Weigher, as_numbers, sweep_sizes
+from glas_bench.weights import Images, Tick, Weigher, as_numbers, rows_on, sweep_sizes
 from glas_bench.weights import NotFinite as NotFinite
 from glas_bench.weights import effective_sample_size as effective_sample_size
 from glas_bench.weights import importance_weighted_nll as importance_weighted_nll
@@ -94,7 +94,7 @@ class Scorer:
         samples: K; the config's own unless given.
         images: size of a seeded random draw from the test split; all of it unless given.
         estimators: of `ESTIMATORS`.
-        rows: how many rows (images x draws) are scored at once.
+        rows: how many rows (images x draws) are scored at once; as the device likes unless said.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class Scorer:
         samples: int | None = None,
         images: int | None = None,
         estimators: Sequence[str] = ESTIMATORS,
-        rows: int = ROWS,
+        rows: int | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.splits = splits
         self.seed = seed
-        self.rows = rows
+        self.rows = rows or rows_on(splits.test.images.device)
         total = len(splits.test.images)
         self.test = _chosen(splits.test, min(images or total, total), "evaluation")
         half = len(splits.validation.images) // 2

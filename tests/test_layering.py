@@ -37,7 +37,8 @@ LAYERS = (
     ("evaluate",),
     ("worker", "tracking.store", "trained"),
     ("together", "tracking.sync"),
-    ("cells",),
+    ("cells", "bench"),
+    ("growth",),
     ("outcome", "tracking.mirror"),
     ("verdict",),
     ("referee",),
@@ -64,7 +65,7 @@ OWNERS = {
     "sqlalchemy": {"sweep.database"},  # comes with optuna
     "pandas": {"tracking.store", "report"},
     "seaborn": {"report"},
-    "matplotlib": {"report", "pictures"},
+    "matplotlib": {"report", "pictures", "growth"},
     "scipy": {"stats", "data.parse"},
     "mlxtend": {"data.parse"},
     "pooch": {"data.download"},
