@@ -198,7 +198,8 @@ def test_nothing_is_lost_and_nothing_done_twice(
         assert [row["epoch"] for row in stormy[name].seeds[0].metrics] == [1, 2]
 
     # MLflow, after sync
-    assert glas("sync", **environment).code == 0
+    code_of_sync, _, err = outcome(glas.start("sync", **environment))
+    assert code_of_sync == 0, err
     client = _client(mlflow_server.uri)
     experiment = client.get_experiment_by_name("storm")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
