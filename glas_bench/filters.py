@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glas_bench import elementwise, products
 from glas_bench.errors import nearest
 
 GRIDS = ("original", "slip-mended", "centred")
@@ -66,12 +67,19 @@ def grid_centres(
     R, L = filter_size, matrix_size
     span = L - 1 / max(R - 1, 1) if grid == "original" else (L - 1) / max(R - 1, 1)
     index_R = torch.arange(R, dtype=offset.dtype, device=offset.device)
+    half = (L + 1) / 2
     if grid == "centred":
-        centre = (L + 1) / 2 * (1 + offset) - 1
+        first = half - 1
         grid_R = index_R - (R - 1) / 2
     else:
-        centre = (L + 1) / 2 * (1 + offset)
+        first = half
         grid_R = index_R - (R + 1) / 2
+    if products.is_recording():
+        made: Tensor = elementwise.GridCentres.apply(  # type: ignore[no-untyped-call]
+            offset, log_stride, span * grid_R, first, half
+        )
+        return made
+    centre = first + half * offset
     stride = span * torch.exp(log_stride)
     return centre[..., None] + grid_R * stride[..., None]
 
@@ -91,6 +99,12 @@ def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> T
     Returns:
         Log kernel of shape `[..., R, L]`.
     """
+    if products.is_recording():
+        cells_L = torch.arange(matrix_size, dtype=centres.dtype, device=centres.device)
+        made: Tensor = elementwise.CauchyLogKernel.apply(  # type: ignore[no-untyped-call]
+            centres, cells_L, log_scale
+        )
+        return made
     distance = _distances(centres, matrix_size)
     log_s = log_scale[..., None, None]
     return log_s - math.log(math.pi) - 2 * torch.log(torch.hypot(distance, torch.exp(log_s)))
@@ -132,6 +146,11 @@ def normalise_rows(log_kernel: Tensor, floor: str) -> Tensor:
     _check_name("floor", floor, FLOORS)
     if floor == "logsumexp":
         return torch.softmax(log_kernel, dim=-1)
+    if products.is_recording():
+        rows: Tensor = elementwise.FlooredRows.apply(  # type: ignore[no-untyped-call]
+            log_kernel, ROW_SUM_FLOOR
+        )
+        return rows
     kernel = torch.exp(log_kernel)
     return kernel / kernel.sum(-1, keepdim=True).clamp(min=ROW_SUM_FLOOR)
 
@@ -171,6 +190,11 @@ def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor
     Returns:
         Read vector of shape `[..., R * R]`, row by row.
     """
+    if products.is_recording() and matrix.dim() == 2 and rows_y.dim() == 3:
+        read: Tensor = elementwise.ReadMatrix.apply(  # type: ignore[no-untyped-call]
+            matrix, rows_y, rows_x, log_gain
+        )
+        return read
     patch = rows_y @ matrix @ rows_x.mT
     return torch.exp(log_gain)[..., None] * patch.flatten(-2)
 

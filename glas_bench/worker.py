@@ -320,10 +320,13 @@ class Sitting:
 
 def prepare_torch(threads: int, precision: str = "fp32") -> None:
     """Set what the numbers and the speed of a process hang on."""
+    import numpy  # noqa: F401 - its BLAS must be there to be limited
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")  # numpy's, see `products`
     torch.set_flush_denormal(True)
     _keep_freed_memory()
 

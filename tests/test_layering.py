@@ -20,12 +20,13 @@ LAYERS = (
         "streams",
         "programs",
         "adam",
-        "divergences",
+        "elementwise",
         "stats",
         "progress",
         "tracking",
     ),
-    ("hmc", "filters", "claims", "products", "data.places", "tracking.addresses"),
+    ("hmc", "claims", "products", "data.places", "tracking.addresses"),
+    ("divergences", "filters"),
     ("annealing", "model", "data.parse", "data.download"),
     ("ais", "registry", "data.packed", "rollout"),
     ("data", "contract"),
@@ -72,6 +73,7 @@ OWNERS = {
     "requests": {"data.download"},  # comes with pooch
     "rich": {"progress", "data.download", "sweep.view"},
     "filelock": {"tracking.addresses", "data.download", "data.packed", "sweep.database"},
+    "threadpoolctl": {"worker"},
     "click": {"cli"},
 }
 ANYWHERE = {"torch", "numpy", "pydantic", "yaml"}
