@@ -67,7 +67,8 @@ def recording(tape: Tape, name: str) -> Iterator[None]:
     """Make products at a precision, for one backward pass by the rules of this file.
 
     Args:
-        tape: what keeps the inputs; one rollout and its backward pass at a time.
+        tape: what keeps the inputs; one rollout and its backward pass at a time. Where gradients
+            are not enabled it keeps none. One that has served in inference mode serves there alone.
         name: the precision.
     """
     tape.begin()
@@ -217,8 +218,9 @@ class _Kernel:
         self.out = kernels[0].shape[1]
         self.bias = None if bias is None else bias.detach()
         self.whole = self._side_by_side(kernels)
+        self.keeps = torch.is_grad_enabled()  # else each call takes the place of the one before
+        self.steps = tape.steps if self.keeps else 1
         self.calls = 0
-        self.rows = 0
         self.zero_calls = 0  # leading calls whose inputs from `zeros_from` on were zeros
         self.zeros_from = 0
         self.inputs: list[Tensor] = []
@@ -242,12 +244,13 @@ class _Kernel:
 
         Inputs that come last and are zeros by construction (a number expanded) are left out.
         """
-        number, self.calls = self.calls, self.calls + 1
-        rows = values[0].shape[0]
-        piece, slot = divmod(number, self.tape.steps)
+        number, rows = self.calls, values[0].shape[0]
+        if self.keeps:
+            self.calls += 1
+        piece, slot = divmod(number, self.steps)
         if slot == 0:
             where = ("inputs", self.key, piece)
-            shape = (self.tape.steps, rows, self.ends[-1])
+            shape = (self.steps, rows, self.ends[-1])
             self.inputs.append(self.tape.space(*where, shape=shape, dtype=self.dtype))
         given = self.inputs[piece][slot]
         count = len(values)
@@ -263,7 +266,7 @@ class _Kernel:
 
     def arrive(self, number: int, gradient: Tensor) -> Tensor:
         """Keep the gradient of a call's result; return it in the dtype of products."""
-        piece, slot = divmod(number, self.tape.steps)
+        piece, slot = divmod(number, self.steps)
         while piece >= len(self.gradients):
             where = ("gradients", self.key, len(self.gradients))
             shape = (*self.inputs[piece].shape[:2], self.out)
@@ -277,7 +280,7 @@ class _Kernel:
         """Return the gradients of the weights, and of the bias last, from all calls at once."""
         found: list[Tensor | None] = [None] * len(wanted)
         for number in sorted(set(range(self.calls)) - set(self.arrived)):
-            piece, slot = divmod(number, self.tape.steps)
+            piece, slot = divmod(number, self.steps)
             if piece < len(self.gradients):
                 self.gradients[piece][slot] = 0
         if not self.gradients:
@@ -297,7 +300,7 @@ class _Kernel:
         return found
 
     def _used(self, piece: int) -> int:
-        return min(self.calls - piece * self.tape.steps, self.tape.steps)
+        return min(self.calls - piece * self.steps, self.steps)
 
     def _gradient(self, piece: int) -> Tensor:
         """Return the gradient of the kernels below each other, [in, out], from some calls."""
@@ -320,7 +323,8 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == torch.bfloat16:
         return left @ right
     made = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype)
-    np.matmul(left.numpy(), right.numpy(), out=made.numpy())
+    with np.errstate(all="ignore"):  # what is not finite is told by whoever trains
+        np.matmul(left.numpy(), right.numpy(), out=made.numpy())
     return made
 
 

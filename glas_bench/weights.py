@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench import programs, rollout, streams
+from glas_bench import products, programs, rollout, streams
 from glas_bench.errors import GlasBenchError
 from glas_bench.model import Glas
 from glas_bench.unfinished import PerImage, Unfinished, joined
@@ -219,12 +219,15 @@ def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callabl
         return state, now._replace(q=None)
 
     take = programs.compiled(step, compile_step)
+    device = next(model.parameters()).device
+    tape = None if compile_step else products.tape_for(device, 1)
 
     def log_w(x: Tensor, noise: Tensor, *others: Tensor) -> Tensor:
         labels, shift = (others[0], others[1:]) if labelled else (None, others)
         if shift:
             model.shift = shift  # type: ignore[assignment]
-        return rollout.rollout(model, x, x, labels, noise, step=take).log_w
+        with products.best_for(tape, "fp32"):
+            return rollout.rollout(model, x, x, labels, noise, step=take).log_w
 
     return log_w
 

@@ -61,8 +61,8 @@ def test_stacked_equals_alone(name):
     whole = together(name, splits=splits, overrides=overrides)
     rows = run_to_end(whole)
     # what standardises its reads has gradients that are nothing but rounding, and Adam's steps
-    # along them: up to the learning rate each
-    close = {"atol": 1e-3 * 6} if name == "uniform-pit" else {}
+    # along them, up to the learning rate each, this way or that
+    close = {"atol": 2 * 1e-3 * 6} if name == "uniform-pit" else {}
     for i, seed in enumerate(SEEDS):
         alone, expected = run_alone(name, seed, splits, **overrides)
         assert_same(whole.trainings[i], alone, **close)
