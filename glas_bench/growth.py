@@ -2,12 +2,14 @@
 
 Each size is varied with the others held; a straight line is fitted to seconds against the size, and
 its worst relative miss is told, so that what does not grow in a line is seen. Against H the line is
-fitted to the operations of a step, which grow with H^2.
+fitted to the operations of a step, which grow with H^2; against S, on a CPU, to the seeds that one
+core has to take, for they stand side by side until the cores are full.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from glas_bench import bench, environment, registry, rollout, streams
+from glas_bench import bench, environment, registry
 from glas_bench.bench import Case
+from glas_bench.model import Glas
 from glas_bench.train import Training, scoring
+from glas_bench.unfinished import Unfinished
+from glas_bench.weights import Images, ModelFor, Weigher, Weights
 
 STEPS = (4, 8, 16, 32)
 SEEDS = (1, 2, 4)
@@ -42,7 +45,7 @@ def measure(case: Case, folder: Path, tell: Callable[[str], None]) -> list[dict[
             measured[one] = bench.measure(one, tell)
         found = measured[one]
         tell(f"{varied} = {size}: {found['seconds_per_step']:.4f} s a step")
-        work = found["gflop_per_step"] if varied == "H" else size
+        work = {"H": found["gflop_per_step"], "S": _turns(case.device, size)}.get(varied, size)
         return {"varied": varied, "size": size, "work": work, "seconds": found["seconds_per_step"]}
 
     series: dict[str, list[dict[str, Any]]] = {
@@ -73,25 +76,24 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-@torch.inference_mode()
 def _scoring(case: Case, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Return seconds to weigh ten images with K draws each."""
     variant = registry.find(case.variant)
     resolved = case.config(variant)
     splits = bench.made_up(case.batch).to(case.device)
     model = Training(variant, resolved, splits, 0).model
-    images = splits.train.images[:10].float()
     labels = None if splits.train.labels is None else splits.train.labels[:10]
+    images = Images(splits.train.images[:10], labels, tuple(range(10)))
+    log_w = Weights()
     times: dict[int, list[float]] = {size: [] for size in SAMPLES}
     wait = bench.waiter(case.device)
     with scoring(model, resolved, splits):
         for _ in range(ROUNDS):
             for size in SAMPLES:
-                shape = (model.steps, size, len(images), model.noise_size)
+                weigher = Weigher(0, "growth", "iw", size, _always(model), log_w=log_w)
                 wait()
                 began = time.perf_counter()
-                noise = streams.normal(shape, 0, "growth", device=case.device)
-                rollout.rollout(model, images, images, labels, noise)
+                weigher(images, Unfinished())
                 wait()
                 times[size].append(time.perf_counter() - began)
     found = []
@@ -102,11 +104,23 @@ def _scoring(case: Case, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     return found
 
 
+def _turns(device: str, seeds: int) -> int:
+    """Return how many seeds a core has to take, one after another; on a GPU all of them."""
+    return seeds if device.startswith("cuda") else math.ceil(seeds / environment.cores())
+
+
+def _always(model: Glas) -> Callable[[Images], ModelFor]:
+    return lambda images: lambda part: model
+
+
 def _fit(rows: list[dict[str, Any]]) -> None:
     """Add the least-squares line's seconds to each row, and how far the row lies from it."""
     x = [float(row["work"]) for row in rows]
     y = [float(row["seconds"]) for row in rows]
-    slope, start = statistics.linear_regression(x, y)
+    if len(set(x)) == 1:
+        slope, start = 0.0, statistics.mean(y)
+    else:
+        slope, start = statistics.linear_regression(x, y)
     for row, at in zip(rows, x, strict=True):
         row["line_seconds"] = start + slope * at
         row["miss"] = row["seconds"] / row["line_seconds"] - 1
@@ -116,9 +130,10 @@ def _draw(series: dict[str, list[dict[str, Any]]], case: Case, path: Path) -> No
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
+    seeds = ", ".join(str(row["size"]) for row in series["S"])
     about = {
         "T": "steps T",
-        "S": "seeds S at once",
+        "S": "seeds S" if case.device.startswith("cuda") else f"seeds a core (S = {seeds})",
         "H": "GFLOP a step (H = " + ", ".join(map(str, HIDDEN)) + ")",
         "K": "draws K, ten images",
     }
