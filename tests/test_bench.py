@@ -100,6 +100,7 @@ def test_what_cannot_be_measured_is_refused(bare_glas):
 def test_growth_is_fitted_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "STEPS", (2, 3))
     monkeypatch.setattr(growth, "SEEDS", (1, 2))
+    monkeypatch.setenv("GLAS_BENCH_CORES", "1")
     monkeypatch.setattr(growth, "HIDDEN", (8, 16))
     monkeypatch.setattr(growth, "SAMPLES", (2, 4))
     monkeypatch.setattr(bench, "SECONDS", 0.0)
