@@ -9,12 +9,13 @@ C chains, B images, R = C * B rows, P pixels, T steps, Z size of a sample, D = T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from glas_bench import rollout
+from glas_bench import hmc, programs, rollout
 from glas_bench.annealing import Annealing
 from glas_bench.hmc import LogLikelihood
 from glas_bench.model import Glas
@@ -26,18 +27,63 @@ MEMORY_ON_CPU = 2**30
 """Bytes that a gradient may keep on a CPU; on a GPU it may keep a quarter of the device."""
 
 
-def log_likelihood_for(model: Glas) -> Callable[[Tensor], LogLikelihood]:
+class DecoderLikelihood:
+    """log p(x|z) of images x [B, P] as a function of noise [C, B, T * Z].
+
+    Args:
+        model: whose generative half it is.
+        x_BP: the images.
+        gradients: by shape of the noise, the programs that give value and gradient; shared by
+            the chunks of a run.
+        ways: what is tried, see `programs`.
+    """
+
+    def __init__(
+        self,
+        model: Glas,
+        x_BP: Tensor,
+        gradients: dict[torch.Size, programs.Program],
+        ways: Sequence[str] | None = None,
+    ) -> None:
+        self.model = model
+        self.x_BP = x_BP
+        self.gradients = gradients
+        self.ways = ways
+
+    def __call__(self, noise_CBD: Tensor) -> Tensor:
+        """Return log p(x|z), [C, B] nats; differentiable."""
+        return self._of(self.x_BP, noise_CBD)
+
+    def value_and_slope(self, noise_CBD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) and its gradient; overwritten by the next call on a GPU."""
+        if noise_CBD.shape not in self.gradients:
+            self.gradients[noise_CBD.shape] = programs.Program(
+                self._build, noise_CBD.device, ways=self.ways or _ways_on(noise_CBD.device)
+            )
+        value_CB, slope_CBD = self.gradients[noise_CBD.shape](self.x_BP, noise_CBD)
+        return value_CB, slope_CBD
+
+    def _build(self, compile_parts: bool) -> programs.Function:
+        del compile_parts
+        return lambda x, noise: hmc.value_and_slope(functools.partial(self._of, x), noise)
+
+    def _of(self, x_BP: Tensor, noise_CBD: Tensor) -> Tensor:
+        C, B, _ = noise_CBD.shape
+        target = x_BP.expand(C, -1, -1).reshape(C * B, -1)
+        return self.model.log_likelihood(canvas(self.model, noise_CBD), target).view(C, B)
+
+
+def _ways_on(device: torch.device) -> list[str]:
+    """Leave the compiler out: T steps at once are too much for it."""
+    return [way for way in programs.ways_on(device) if way != "compiled"]
+
+
+def log_likelihood_for(
+    model: Glas, ways: Sequence[str] | None = None
+) -> Callable[[Tensor], LogLikelihood]:
     """Return the map from images x [B, P] to log p(x|z) as a function of noise [C, B, T * Z]."""
-
-    def of_images(x_BP: Tensor) -> LogLikelihood:
-        def log_likelihood(noise_CBD: Tensor) -> Tensor:
-            C, B, _ = noise_CBD.shape
-            target = x_BP.expand(C, -1, -1).reshape(C * B, -1)
-            return model.log_likelihood(canvas(model, noise_CBD), target).view(C, B)
-
-        return log_likelihood
-
-    return of_images
+    gradients: dict[torch.Size, programs.Program] = {}
+    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients, ways)
 
 
 def canvas(model: Glas, noise_CBD: Tensor) -> Tensor:

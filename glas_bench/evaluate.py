@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from glas_bench.diagnostics import diagnose
 from glas_bench.errors import unknown
 from glas_bench.model import Glas
 from glas_bench.record import SeedFolder
+from glas_bench.stacked_fit import fit_together
 from glas_bench.train import scoring
 from glas_bench.unfinished import PerImage, Unfinished, joined
 from glas_bench.weights import Images, Tick, Weigher, as_numbers, rows_on, sweep_sizes
@@ -82,6 +83,10 @@ def protocol(
 
 def _fit_protocol() -> dict[str, Any]:
     return {**BUDGET.as_protocol(), "validation_images": CHOICE_IMAGES}
+
+
+FIT = f"refit-{protocol_key(_fit_protocol())}"
+"""The name under which a fit is kept."""
 
 
 class Scorer:
@@ -203,14 +208,17 @@ class Scorer:
 
     # ---- refit
 
+    def fit(self) -> refit.Fit:
+        """Return the fit of a recogniser to the model, at its beginning."""
+        return refit.Fit(self.model, self.config, self.splits, self.seed, self.validation, BUDGET)
+
     def _refit(self, unfinished: Unfinished, tick: Tick) -> tuple[PerImage, dict[str, Any]]:
         """Return what the refitted recogniser finds on test, and the choice of `nll`."""
-        name = f"refit-{protocol_key(_fit_protocol())}"
-        with self._timed("refit_fit"):
-            fit = refit.Fit(
-                self.model, self.config, self.splits, self.seed, self.validation, BUDGET
-            )
-            recogniser, report = fit.run(name, unfinished, tick)
+        fit = self.fit()
+        if self.test.pixels_NP.is_cuda:
+            fit_together([fit], FIT, [unfinished], tick)
+        recogniser, report = fit.run(FIT, unfinished, tick)
+        self.seconds["refit_fit"] = fit.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
             return refit.weigher(recogniser, self.seed, purpose, stage, samples, BUDGET, self.rows)
@@ -281,6 +289,41 @@ class Scorer:
         scores["iw_sweep"] = _sweep(found, "", self.samples)
         scores |= {"refit_iw": None, "nll": None, "ais": None, "objective_gap": None}
         return scores | _weight_health(found)
+
+
+def refit_together(
+    scorers: Sequence[Scorer],
+    folders: Sequence[SeedFolder],
+    tick: Tick = lambda stage, done, total: None,
+    every: float = 30,
+    *,
+    segment: int | None = None,
+    tell: Callable[[str], None] = lambda message: None,
+    ways: Sequence[str] | None = None,
+) -> None:
+    """Fit the recognisers of one cell's seeds in one program; `score_into` goes on from there.
+
+    Seeds that have their scores are left alone, and an estimator `refit` that nobody asked for.
+    """
+    waiting = [
+        (scorer, Unfinished(folder.path / "eval", scorer.key, every))
+        for scorer, folder in zip(scorers, folders, strict=True)
+        if scorer.refits and folder.scores(scorer.key) is None
+    ]
+    if not waiting:
+        return
+    with ExitStack() as modes:
+        for scorer, _ in waiting:
+            modes.enter_context(scoring(scorer.model, scorer.config, scorer.splits))
+        fit_together(
+            [scorer.fit() for scorer, _ in waiting],
+            FIT,
+            [unfinished for _, unfinished in waiting],
+            tick,
+            segment=segment,
+            tell=tell,
+            ways=ways,
+        )
 
 
 def score_into(

@@ -45,9 +45,32 @@ class Noise:
         return flat.view(-1, rows, columns).transpose(0, 1).contiguous()
 
 
+def value_and_slope(log_likelihood: LogLikelihood, z_CBD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z) [C, B] and its gradient [C, B, D], both without a graph.
+
+    Raises:
+        ValueError: the value has another shape.
+    """
+    with torch.enable_grad():
+        z_CBD = z_CBD.detach().requires_grad_()
+        value_CB = log_likelihood(z_CBD)
+        if value_CB.shape != z_CBD.shape[:2]:
+            raise ValueError(
+                f"log_likelihood must return [chains, batch] = {list(z_CBD.shape[:2])}, "
+                f"got {list(value_CB.shape)}"
+            )
+        slope = None
+        if value_CB.requires_grad:
+            (slope,) = torch.autograd.grad(value_CB.sum(), z_CBD, allow_unused=True)
+    return value_CB.detach(), torch.zeros_like(z_CBD) if slope is None else slope
+
+
 @dataclass
 class Walkers:
-    """The chains' state: where they are, with log p(x|z) and its gradient there."""
+    """The chains' state: where they are, with log p(x|z) and its gradient there.
+
+    A log likelihood that has a method `value_and_slope` of its own is asked by that.
+    """
 
     log_likelihood: LogLikelihood
     z_CBD: Tensor
@@ -59,19 +82,9 @@ class Walkers:
 
     def look(self, z_CBD: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and its gradient, or -inf and 0 where either is not finite."""
-        with torch.enable_grad():
-            z_CBD = z_CBD.detach().requires_grad_()
-            value_CB = self.log_likelihood(z_CBD)
-            if value_CB.shape != z_CBD.shape[:2]:
-                raise ValueError(
-                    f"log_likelihood must return [chains, batch] = {list(z_CBD.shape[:2])}, "
-                    f"got {list(value_CB.shape)}"
-                )
-            slope = None
-            if value_CB.requires_grad:
-                (slope,) = torch.autograd.grad(value_CB.sum(), z_CBD, allow_unused=True)
-        slope_CBD = torch.zeros_like(z_CBD) if slope is None else slope
-        value_CB = value_CB.detach().double()
+        own = getattr(self.log_likelihood, "value_and_slope", None)
+        value_CB, slope_CBD = own(z_CBD) if own else value_and_slope(self.log_likelihood, z_CBD)
+        value_CB = value_CB.double()
         sound_CB = value_CB.isfinite() & slope_CBD.isfinite().all(-1)
         return value_CB.where(sound_CB, -torch.inf), slope_CBD.where(sound_CB[..., None], 0)
 

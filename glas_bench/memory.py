@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from glas_bench import programs, streams
-from glas_bench.stacked import Rollout, Stack
+from glas_bench.stack import Rollout, Stack
 from glas_bench.train import Training
 
 SHARE = 0.85

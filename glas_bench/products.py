@@ -76,8 +76,10 @@ def recording(tape: Tape, name: str) -> Iterator[None]:
         yield
 
 
-def best_for(tape: Tape | None, name: str) -> contextlib.AbstractContextManager[None]:
-    """Return `recording` where there is a tape, `precision` otherwise."""
+def best_for(tape: Tape | None, name: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """Return `recording` where there is a tape, `precision` otherwise; at the precision of now
+    unless one is named."""
+    name = name or ("bf16" if _current.low else "fp32")
     return precision(name) if tape is None else recording(tape, name)
 
 

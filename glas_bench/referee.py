@@ -129,6 +129,7 @@ class Referee:
     ) -> None:
         self.trained = trained
         self.model = trained.model
+        self.likelihood = log_likelihood_for(trained.model)
         self.test = trained.splits.test
         total = len(self.test.images)
         images = min(IMAGES, total) if images is None else images
@@ -215,7 +216,7 @@ class Referee:
                 if name.startswith(part):
                     self.seconds[part] += float(value)
         at_once = min(self.how.chunk or len(x_BP), len(x_BP))
-        look = log_likelihood_for(self.model)(x_BP[:at_once])
+        look = self.likelihood(x_BP[:at_once])
         a_move = ais.seconds_a_move(look, self.latents, at_once, self.how)
         self.seconds_an_image = a_move / at_once  # of one move
         N, pilot = self.how.temperatures, self.how.moves(0, pilot=True)
@@ -282,7 +283,7 @@ class Referee:
         """
         parts: list[list[AISResult]] = [[] for _ in hows]
         for chunk, s in enumerate(self.how.slices(len(x_BP))):
-            look = log_likelihood_for(self.model)(x_BP[s])
+            look = self.likelihood(x_BP[s])
             pilot = functools.partial(Pilot, look, self.latents, self.how, index[s])
             steps_KB = self._course(f"{part}-{chunk}-pilot", s, pilot)["step_size_KB"]
             for i, how in enumerate(hows):

@@ -16,14 +16,15 @@ Shape suffixes as in `model`. Values are nats per image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from glas_bench import products, rollout, streams
+from glas_bench import products, programs, rollout, streams
 from glas_bench.adam import Adam
 from glas_bench.config import RunConfig
 from glas_bench.data import Splits, binarise
@@ -43,6 +44,9 @@ from glas_bench.weights import Images, NotFinite, Tick, Weigher
 
 CHUNK = 125
 """Images that are refined together; they do not influence one another but by rounding."""
+
+CHUNK_ON_GPU = 2000
+"""The same on a GPU."""
 
 STILL_GAINING = 0.1
 """Nats in the last tenth of a fit above which it is said not to have converged."""
@@ -210,6 +214,7 @@ class Fit:
         self.clip_groups = clip_groups(self.recogniser)
         self.tape = products.tape_for(validation.pixels_NP.device, trained.steps)
         self.step = 0
+        self.seconds = 0.0
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
         self.elbo: list[float] = []
@@ -221,20 +226,38 @@ class Fit:
         Raises:
             NotFinite: the elbo or its gradient is not finite.
         """
-        device = self.validation.pixels_NP.device
-        if (state := unfinished.state(name, device)) is not None:
-            self._load(state)
+        self.take_up(name, unfinished)
         while not self.finished:
+            began = time.perf_counter()
             self._take_step()
             if self.step in self.marks:
-                self._look()
-            if unfinished.due() or self.finished:
-                unfinished.keep_state(name, self._state(), done=self.finished)
+                self.look()
+            self.seconds += time.perf_counter() - began
+            self.keep(name, unfinished)
             tick("fit", self.step, self.total_steps)
+        return self.result()
+
+    def take_up(self, name: str, unfinished: Unfinished) -> None:
+        """Go on from what is kept under this name, if anything is."""
+        state = unfinished.state(name, self.validation.pixels_NP.device)
+        if state is not None:
+            self._load(state)
+
+    def keep(self, name: str, unfinished: Unfinished) -> None:
+        """Keep where the fit stands, if it is finished or it is time to."""
+        if unfinished.due() or self.finished:
+            unfinished.keep_state(name, self._state(), done=self.finished)
+
+    def result(self) -> tuple[Recogniser, Report]:
+        """Return the best recogniser, its parameters frozen, and how the fit went."""
         with torch.no_grad():
             for key, parameter in self.parameters.items():
                 parameter.copy_(self.best[key]).requires_grad_(False)
         return self.recogniser, Report(self.best_step, self.total_steps, self.elbo)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        return self.budget.learning_rate * min(1.0, 2 * (1 - step / self.total_steps))
 
     @property
     def finished(self) -> bool:
@@ -254,15 +277,14 @@ class Fit:
         objective.backward()  # type: ignore[no-untyped-call]
         if not clip_gradients(self.clip_groups, CLIP_NORM):
             raise NotFinite(f"the recogniser's gradient is not finite at step {self.step} of a fit")
-        left = 1 - self.step / self.total_steps
-        self.adam.step(self.budget.learning_rate * min(1.0, 2 * left))
+        self.adam.step(self.learning_rate_at(self.step))
         self.step += 1
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Return binary training images [B, P] and noise [T, 1, B, Z] of the current step."""
         epoch, batch = divmod(self.step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, *self._epoch_images(epoch))
+            self._epoch = (epoch, *self.epoch_images(epoch))
         _, pixels, order = self._epoch
         rows = order[batch * self.batch : (batch + 1) * self.batch]
         model = self.recogniser
@@ -270,7 +292,7 @@ class Fit:
         noise = streams.normal(shape, self.seed, "refit", block=self.step, device=pixels.device)
         return pixels[rows].to(torch.float32), noise
 
-    def _epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return an epoch's images, binary under any binarisation, and their order."""
         pixels = self.splits.train.images
         if self.splits.binarisation != "static":
@@ -280,10 +302,10 @@ class Fit:
         return pixels, torch.randperm(len(pixels), generator=generator).to(pixels.device)
 
     @torch.no_grad()
-    def _look(self) -> None:
+    def look(self) -> None:
         """Note the elbo on the validation images, the same noise each time, and keep the best."""
         total = 0.0
-        for rows in self.validation.split(CHUNK):
+        for rows in self.validation.split(_chunk_on(self.recogniser)):
             here = self.validation[rows]
             noise = here.noise(self.recogniser, self.seed, "refit-validation", 1)
             terms = rollout.rollout(self.recogniser, here.as_float(), here.as_float(), None, noise)
@@ -298,6 +320,7 @@ class Fit:
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "seconds": self.seconds,
             "best_step": self.best_step,
             "elbo": list(self.elbo),
             "best": self.best,
@@ -313,6 +336,7 @@ class Fit:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.step, self.best_step = state["step"], state["best_step"]
+        self.seconds = state["seconds"]
         self.elbo, self.best = list(state["elbo"]), dict(state["best"])
         if "adam" in state:
             with torch.no_grad():
@@ -324,42 +348,85 @@ class Fit:
 # --------------------------------------------------------------------------- an image's own
 
 
-def refine(
-    model: Recogniser, images: Images, seed: int, purpose: str, budget: Budget
-) -> tuple[Tensor, Tensor]:
-    """Return what moves each image's means and log-stds down its own elbo, [B, T, Z] each.
-
-    The noise of these steps is not that of the weights: scoring with it would flatter q.
+class Refiner:
+    """Moves images' own means and log-stds down their own elbo.
 
     Args:
         model: a fitted recogniser, its parameters frozen.
-        images: a chunk; the images do not influence one another.
-        seed: the training seed.
-        purpose: names the noise, together with the images.
         budget: how many steps, and how long.
+        tell: is told of what runs slower than it might.
+        ways: what is tried for the gradients, see `programs`.
     """
-    shape = (len(images), model.steps, model.noise_size)
-    x = images.as_float()
-    moved = {name: x.new_zeros(shape).requires_grad_() for name in ("mean", "log_std")}
-    model.shift = (moved["mean"], moved["log_std"])
-    adam = Adam(moved)
-    for step in range(budget.image_steps):
-        noise = images.noise(model, seed, f"{purpose}-refine", 1, step)
-        terms = rollout.rollout(model, x, x, None, noise)
-        adam.forget_gradients()
-        (terms.recon + terms.charge).sum().backward()  # type: ignore[no-untyped-call]
-        adam.step(budget.image_learning_rate * (1 - step / budget.image_steps))
-    model.shift = None
-    return moved["mean"].detach(), moved["log_std"].detach()
+
+    def __init__(
+        self,
+        model: Recogniser,
+        budget: Budget,
+        tell: Callable[[str], None] = lambda message: None,
+        ways: Sequence[str] | None = None,
+    ) -> None:
+        self.model = model
+        self.budget = budget
+        self.tell = tell
+        self.ways = ways
+        self.programs: dict[torch.Size, programs.Program] = {}
+
+    def __call__(self, images: Images, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+        """Return what is added to each image's means and log-stds, [B, T, Z] each.
+
+        The noise of these steps is not that of the weights: scoring with it would flatter q.
+
+        Args:
+            images: a chunk; the images do not influence one another.
+            seed: the training seed.
+            purpose: names the noise, together with the images.
+        """
+        x, steps = images.as_float(), self.budget.image_steps
+        shape = (len(images), self.model.steps, self.model.noise_size)
+        moved = {name: x.new_zeros(shape) for name in ("mean", "log_std")}
+        adam = Adam(moved)
+        if x.shape not in self.programs:
+            self.programs[x.shape] = programs.Program(
+                self._build, x.device, tell=self.tell, ways=self.ways
+            )
+        for step in range(steps):
+            noise = images.noise(self.model, seed, f"{purpose}-refine", 1, step).contiguous()
+            found = self.programs[x.shape](x, noise, *moved.values())
+            for tensor, gradient in zip(moved.values(), found, strict=True):
+                tensor.grad = gradient
+            adam.step(self.budget.image_learning_rate * (1 - step / steps))
+        return moved["mean"], moved["log_std"]
+
+    def _build(self, compile_step: bool) -> programs.Function:
+        model = self.model
+
+        def one_step(*arguments: Any) -> Any:
+            state, now = model.step(*arguments)
+            return state, now._replace(q=None)
+
+        take = programs.compiled(one_step, compile_step)
+
+        def gradients(x: Tensor, noise: Tensor, *shift: Tensor) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                leaves = [tensor.detach().requires_grad_() for tensor in shift]
+                model.shift = (leaves[0], leaves[1])
+                try:
+                    terms = rollout.rollout(model, x, x, None, noise, step=take)
+                finally:
+                    model.shift = None
+                return torch.autograd.grad((terms.recon + terms.charge).sum(), leaves)
+
+        return gradients
 
 
 def weigher(
     model: Recogniser, seed: int, purpose: str, stage: str, samples: int, budget: Budget, rows: int
 ) -> Weigher:
     """Return what weighs images by a fitted recogniser, refined image by image."""
+    refine = Refiner(model, budget)
 
     def prepare(images: Images) -> Callable[[slice], Glas]:
-        mean, log_std = refine(model, images, seed, purpose, budget)
+        mean, log_std = refine(images, seed, purpose)
 
         def model_for(part: slice) -> Glas:
             model.shift = (mean[part], log_std[part])
@@ -367,4 +434,8 @@ def weigher(
 
         return model_for
 
-    return Weigher(seed, purpose, stage, samples, prepare, chunk=CHUNK, rows=rows)
+    return Weigher(seed, purpose, stage, samples, prepare, chunk=_chunk_on(model), rows=rows)
+
+
+def _chunk_on(model: Glas) -> int:
+    return CHUNK_ON_GPU if next(model.parameters()).is_cuda else CHUNK

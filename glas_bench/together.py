@@ -1,4 +1,4 @@
-"""The seeds of a cell in this process, trained as one stack: what a GPU is given.
+"""The seeds of a cell in this process, trained and refitted as one stack: what a GPU is given.
 
 Each seed keeps its own folder, checkpoints, metrics, status and scores, in the formats of `worker`,
 so that it can be resumed alone, and on another device. Seeds that stand apart catch up: those
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from glas_bench import memory, signals, worker
+from glas_bench import evaluate, memory, signals, worker
 from glas_bench.config import RunConfig
 from glas_bench.data import Splits
 from glas_bench.record import SeedFolder
@@ -63,7 +63,9 @@ def run_together(
         except Exception as error:
             outcomes[seed] = worker.note_failure(folder, error, variant.reference)
     try:
-        _Cell(list(sittings.values()), ways, free).train()
+        cell = _Cell(list(sittings.values()), ways, free)
+        cell.train()
+        cell.fit()
     except Stopped:
         pass  # every sitting has its checkpoint; `conclude` says so
     except Exception as error:
@@ -110,6 +112,33 @@ class _Cell:
             if plan.text:
                 self.note(plan.text)
             self._train_in_groups(behind, until, plan.together, plan.segment)
+
+    def fit(self) -> None:
+        """Fit the recognisers that the seeds are scored with.
+
+        Raises:
+            Stopped: the process was asked to stop.
+        """
+        waiting = [one for one in self.sittings if one.diverged is None]
+        while waiting:
+            plan = memory.plan(waiting[0].training, len(waiting), self.free)
+            group, waiting = waiting[: plan.together], waiting[plan.together :]
+            for one in group:
+                one.set_status("scoring")
+            try:
+                evaluate.refit_together(
+                    [one.scorer() for one in group],
+                    [one.folder for one in group],
+                    group[0].tell_scoring,
+                    group[0].every,
+                    segment=plan.segment,
+                    tell=self.note,
+                    ways=self.ways,
+                )
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                self.note(f"out of memory refitting {len(group)} seeds together: one at a time")
+                return
 
     def _train_in_groups(
         self, behind: list[Sitting], until: int, together: int, segment: int | None

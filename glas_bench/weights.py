@@ -226,7 +226,7 @@ def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callabl
         labels, shift = (others[0], others[1:]) if labelled else (None, others)
         if shift:
             model.shift = shift  # type: ignore[assignment]
-        with products.best_for(tape, "fp32"):
+        with products.best_for(tape):
             return rollout.rollout(model, x, x, labels, noise, step=take).log_w
 
     return log_w

@@ -27,6 +27,7 @@ from glas_bench.errors import GlasBenchError, RunError, UsageError
 
 if TYPE_CHECKING:
     from glas_bench.data import Splits
+    from glas_bench.evaluate import Scorer
     from glas_bench.record import SeedFolder
     from glas_bench.registry import Variant
     from glas_bench.train import Diverged, Training
@@ -292,18 +293,27 @@ class Sitting:
         """Score the last epoch's parameters and store the numbers, last of all."""
         from glas_bench import evaluate
 
-        training = self.training
         self.set_status("scoring")
-        scorer = evaluate.Scorer(training.model, training.config, training.splits, training.seed)
+        evaluate.score_into(self.folder, self.scorer(), self.tell_scoring, self.every)
 
-        def tick(stage: str, done: int, total: int) -> None:
-            if signals.requested():
-                raise Stopped
-            if time.monotonic() - self.told >= TELL_EVERY or done == total:
-                self.told = time.monotonic()
-                self.tell({"event": "score", "stage": stage, "done": done, "total": total})
+    def scorer(self) -> Scorer:
+        """Return what scores the parameters."""
+        from glas_bench import evaluate
 
-        evaluate.score_into(self.folder, scorer, tick, self.every)
+        training = self.training
+        return evaluate.Scorer(training.model, training.config, training.splits, training.seed)
+
+    def tell_scoring(self, stage: str, done: int, total: int) -> None:
+        """Tell how far scoring is, now and then.
+
+        Raises:
+            Stopped: the process was asked to stop.
+        """
+        if signals.requested():
+            raise Stopped
+        if time.monotonic() - self.told >= TELL_EVERY or done == total:
+            self.told = time.monotonic()
+            self.tell({"event": "score", "stage": stage, "done": done, "total": total})
 
     def draw(self) -> None:
         """Draw samples beside the scores, where matplotlib is there to draw with."""

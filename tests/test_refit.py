@@ -99,7 +99,7 @@ def test_the_steps_of_an_image_lower_its_elbo_and_know_no_other_image(monkeypatc
     recogniser = refit.Recogniser.of(found.model, 0)
     for parameter in recogniser.parameters():
         parameter.requires_grad_(False)
-    shift = refit.refine(recogniser, found.test, 0, "test", budget)
+    shift = refit.Refiner(recogniser, budget)(found.test, 0, "test")
     noise = found.test.noise(recogniser, 0, "elsewhere", 100)
     x = found.test.as_float()
 
@@ -110,7 +110,7 @@ def test_the_steps_of_an_image_lower_its_elbo_and_know_no_other_image(monkeypatc
     gain = elbo(None) - elbo(shift)
     assert (gain > 0.05).all()
     recogniser.shift = None
-    alone = refit.refine(recogniser, found.test[3:4], 0, "test", budget)
+    alone = refit.Refiner(recogniser, budget)(found.test[3:4], 0, "test")
     for part, whole in zip(alone, shift, strict=True):
         torch.testing.assert_close(part[0], whole[3], rtol=1e-3, atol=1e-4)
     assert recogniser.shift is None
@@ -155,7 +155,7 @@ def test_the_best_look_is_kept_and_stalling_ends_the_fit():
     assert len(report.elbo) - 1 - int(np.argmin(report.elbo)) == 2
     assert report.elbo[-1] > min(report.elbo)
     one.elbo = []
-    one._look()
+    one.look()
     assert one.elbo == [pytest.approx(min(report.elbo), rel=1e-6)]
     assert not any(parameter.requires_grad for parameter in recogniser.parameters())
 

@@ -57,7 +57,9 @@ def assert_same_seed(one, other, seed):
                 pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
             )
     scores = [next(iter(f.seed(seed).all_scores().values())) for f in (one, other)]
-    assert scores[0]["iw"] == pytest.approx(scores[1]["iw"], rel=1e-4)
+    for name in ("iw", "refit_iw", "validation_refit_iw", "nll"):
+        assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-4), name
+    assert scores[0]["refit_steps"] == scores[1]["refit_steps"] > 0
     statuses = [f.seed(seed).status() for f in (one, other)]
     assert statuses[0]["status"] == statuses[1]["status"] == "complete"
     assert statuses[0]["step"] == statuses[1]["step"]

@@ -1,0 +1,324 @@
+"""Models of one kind with a leading axis, the seeds of a cell: parameters, time and Adam.
+
+`torch.func.vmap` carries the model's own `begin`, `step` and `finish` over the seed axis, so every
+variant runs here without knowing of it; gradients are taken outside vmap, clipping and Adam act on
+the stacks. Nothing here waits for the host.
+
+Shapes: S seeds; otherwise as in `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+from glas_bench import adam, programs, rollout, train
+from glas_bench.adam import BETA_1, BETA_2, EPSILON
+from glas_bench.model import LSTM, Context, Glas, Linear, State, Terms
+
+
+class Stack:
+    """Parameters and buffers of models of one kind, with a leading axis.
+
+    Args:
+        models: alike but for their numbers, on one device; they are left as they are.
+    """
+
+    def __init__(self, models: Sequence[Glas]) -> None:
+        self.skeleton = models[0]
+        self.parameters = {
+            name: torch.stack([dict(m.named_parameters())[name].detach() for m in models])
+            for name, _ in models[0].named_parameters()
+        }
+        self.buffers = {
+            name: torch.stack([dict(m.named_buffers())[name] for m in models])
+            for name, _ in models[0].named_buffers()
+        }
+        for name, parameter in models[0].named_parameters():
+            self.parameters[name].requires_grad_(parameter.requires_grad)
+
+    @torch.no_grad()
+    def unstack(self, models: Sequence[Glas]) -> None:
+        """Copy every slice into its model."""
+        for i, model in enumerate(models):
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                tensor.copy_(self.tensors[name][i])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        return {**self.parameters, **self.buffers}
+
+    def at(self, precision: str) -> dict[str, Tensor]:
+        """Return the tensors as they are multiplied: with bf16 the layers' kernels cast once."""
+        if precision != "bf16":
+            return self.tensors
+        kernels = kernel_names(self.skeleton)
+        return {
+            name: tensor.to(torch.bfloat16) if name in kernels else tensor
+            for name, tensor in self.tensors.items()
+        }
+
+    def call(self, function: Callable[..., Any], *, shared: int = 0) -> Callable[..., Any]:
+        """Return a function of (tensors, arguments...) carried over the leading axis.
+
+        Args:
+            function: takes the model and arguments, which are trees of tensors.
+            shared: so many of the last arguments have no such axis.
+        """
+        module = rollout.Program(self.skeleton, function)
+
+        def one(tensors: dict[str, Tensor], *arguments: Any) -> Any:
+            named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+            return torch.func.functional_call(module, named, arguments)
+
+        def mapped(tensors: dict[str, Tensor], *arguments: Any) -> Any:
+            axes = (0, *[0] * (len(arguments) - shared), *[None] * shared)
+            return torch.func.vmap(one, in_dims=axes)(tensors, *arguments)
+
+        return mapped
+
+
+def kernel_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the weights that `products.add` multiplies by."""
+    names = set()
+    for place, module in model.named_modules():
+        start = f"{place}." if place else ""
+        if isinstance(module, LSTM):
+            names |= {f"{start}kernels.{name}" for name in module.kernels}
+        elif isinstance(module, Linear):
+            names.add(f"{start}weight")
+    return frozenset(names)
+
+
+class Rollout:
+    """The recurrence of all seeds: as `rollout.rollout`, with a leading seed axis.
+
+    Args:
+        stack: the models.
+        compile_step: whether the step is compiled.
+        segment: with a number, activations are kept at every so many steps and computed again in
+            between when gradients are taken: less memory, a third more work.
+        generates: as in `rollout.rollout`.
+        auxiliary: as in `rollout.rollout`.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        compile_step: bool = False,
+        segment: int | None = None,
+        generates: bool = True,
+        auxiliary: rollout.Auxiliary | None = None,
+    ) -> None:
+        self.segment = segment
+        self.generates = generates
+        self.auxiliary = auxiliary
+        self._begin = stack.call(self._begin_one)
+        self._step = programs.compiled(stack.call(self._step_one, shared=1), compile_step)
+        self._finish = stack.call(self._finish_one)
+
+    def __call__(
+        self, tensors: dict[str, Tensor], x: Tensor, labels: Tensor | None, noise: Tensor
+    ) -> Terms:
+        """Return terms [S, K, B] for images [S, B, P], labels [S, B] and noise [S, T, K, B, Z]."""
+        seeds, steps, draws, images, _ = noise.shape
+        noise_TSBZ = noise.transpose(0, 1).flatten(2, 3)
+        seen = (x,) if labels is None else (x, labels)
+        context, state = self._begin(tensors, seen, noise[:, 0, :, 0, 0])
+        # zeros that a state begins with are expanded: give them the strides of every later step
+        context, state = pytree.tree_map(lambda tensor: tensor.contiguous(), (context, state))
+        sums = (x.new_zeros(seeds, draws * images), x.new_zeros(seeds, draws * images))
+        times = torch.arange(steps, device=x.device)
+        length = self.segment or steps
+        for start in range(0, steps, length):
+            part = noise_TSBZ[start : start + length], times[start : start + length]
+            if self.segment is None:
+                state, sums = self._stretch(tensors, context, state, sums, *part)
+            else:
+                state, sums = checkpoint(
+                    self._stretch,
+                    tensors,
+                    context,
+                    state,
+                    sums,
+                    *part,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+        recon, aux = self._finish(tensors, context, state)
+        shape = (seeds, draws, images)
+        return Terms(*(part.reshape(shape) for part in (recon, *sums, aux)))
+
+    def _stretch(
+        self,
+        tensors: dict[str, Tensor],
+        context: Any,
+        state: State,
+        sums: tuple[Tensor, Tensor],
+        noise: Tensor,
+        times: Tensor,
+    ) -> tuple[State, tuple[Tensor, Tensor]]:
+        charge, log_ratio = sums
+        silent = state.generation
+        for noise_SBZ, time in zip(noise.unbind(), times.unbind(), strict=True):
+            state, now = self._step(tensors, context, state, noise_SBZ, time)
+            if self.generates:
+                charge, log_ratio = charge + now[0], log_ratio + now[1]
+            else:
+                state = state._replace(generation=silent)
+        return state, (charge, log_ratio)
+
+    # ---- one seed's part, inside vmap
+
+    @staticmethod
+    def _begin_one(model: Glas, seen: tuple[Tensor, ...], noise_K1: Tensor) -> Any:
+        x, *labels = seen
+        context, state = model.begin(x, x, labels[0] if labels else None)
+        draws = noise_K1.shape[0]
+        if draws > 1:
+            context, state = rollout.repeat_rows((context, state), draws)
+        return (context.x, context.products, *context[2:3][: len(labels)]), state
+
+    @staticmethod
+    def _context(parts: Any) -> Context:
+        x, made, *labels = parts
+        return Context(x, x, labels[0] if labels else None, made)
+
+    @classmethod
+    def _step_one(cls, model: Glas, parts: Any, state: State, noise: Tensor, t: Tensor) -> Any:
+        state, step = model.step(cls._context(parts), state, noise, t)
+        return state, (step.charge, step.log_ratio)
+
+    def _finish_one(self, model: Glas, parts: Any, state: State) -> tuple[Tensor, Tensor]:
+        context = self._context(parts)
+        recon, aux = model.finish(context, state)
+        if self.auxiliary is not None:
+            aux = self.auxiliary(model, context, state)
+        return recon, aux
+
+
+class StackedAdam:
+    """Clips and moves the trained parameters of a stack, each seed as `adam.Adam` would alone.
+
+    Args:
+        stack: what is moved, in place.
+        groups: by name the names of parameters that are clipped as one tensor, see `group_names`.
+    """
+
+    def __init__(self, stack: Stack, groups: Mapping[str, Sequence[str]]) -> None:
+        self.trained = {n: p for n, p in stack.parameters.items() if p.requires_grad}
+        self.groups = groups
+        self.moments = {
+            n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.trained.items()
+        }
+        self.counts = {n: p.new_zeros(len(p)) for n, p in self.trained.items()}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What a step changes."""
+        return programs.tensors_of((self.trained, self.moments, self.counts))
+
+    def load(self, i: int, states: adam.State) -> None:
+        """Let seed i go on from the state of an optimiser of its own."""
+        for name, state in states.items():
+            if name in self.trained:
+                self.moments[name][0][i].copy_(state["exp_avg"])
+                self.moments[name][1][i].copy_(state["exp_avg_sq"])
+                self.counts[name][i] = float(state["step"])
+
+    def state(self, i: int) -> adam.State:
+        """Return the state of seed i; none for what was never moved."""
+        return {
+            name: {
+                "step": self.counts[name][i].clone(),
+                "exp_avg": self.moments[name][0][i].clone(),
+                "exp_avg_sq": self.moments[name][1][i].clone(),
+            }
+            for name in self.trained
+            if float(self.counts[name][i]) > 0
+        }
+
+    def norms(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """Return the norm [S] of every group's gradient, in float64."""
+        norms = {}
+        for group, names in self.groups.items():
+            squares = [
+                gradient.flatten(1).norm(dim=1).double().square()
+                for name in names
+                if (gradient := gradients.get(name)) is not None
+            ]
+            if squares:
+                norms[group] = torch.stack(squares).sum(0).sqrt()
+        return norms
+
+    def step(
+        self,
+        gradients: Mapping[str, Tensor | None],
+        norms: Mapping[str, Tensor],
+        good: Tensor,
+        rate: Tensor,
+        move: programs.Function,
+    ) -> None:
+        """Clip, and move the seeds [S] that are `good`.
+
+        Args:
+            gradients: by name, [S, ...] each.
+            norms: of these, as `norms` returns them.
+            good: which seeds are moved.
+            rate: the learning rate, [].
+            move: `move`, compiled or not.
+        """
+        factors = {
+            name: torch.clamp(train.CLIP_NORM / norm, max=1.0).to(torch.float32)
+            for group, norm in norms.items()
+            for name in self.groups[group]
+        }
+        moved = [
+            Moved(self.trained[name], gradient, *self.moments[name], self.counts[name], factor)
+            for name, factor in factors.items()
+            if (gradient := gradients[name]) is not None
+        ]
+        move(moved, good, rate)
+
+
+def group_names(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of trained parameters in the groups of `train.clip_groups`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(piece)] for piece in group] for group in train.clip_groups(model)]
+    return {group[0]: group for group in groups}
+
+
+class Moved(NamedTuple):
+    """A stack of parameters [S, ...] with all that moves it."""
+
+    parameter: Tensor
+    gradient: Tensor
+    mean: Tensor  # Adam's first moment
+    square: Tensor  # its second
+    steps: Tensor  # [S] taken so far
+    factor: Tensor  # [S] by which the gradient is clipped
+
+
+def move(stacks: list[Moved], good: Tensor, rate: Tensor) -> None:
+    """Take Adam's step in place for the seeds [S] that are `good`; the others stay as they are."""
+    for parameter, gradient, mean, square, steps, factor in stacks:
+        shape = (-1, *[1] * (parameter.dim() - 1))
+        alive = good.view(shape)
+        clipped = gradient * factor.view(shape)
+        now = steps + 1
+        mean_ = torch.lerp(mean, clipped, 1 - BETA_1)
+        square_ = square * BETA_2 + clipped * clipped * (1 - BETA_2)
+        size = (rate / (1 - BETA_1 ** now.double())).to(parameter.dtype).view(shape)
+        root = (1 - BETA_2 ** now.double()).sqrt().to(parameter.dtype).view(shape)
+        change = size * mean_ / (square_.sqrt() / root + EPSILON)
+        parameter.copy_(torch.where(alive, parameter - change, parameter))
+        mean.copy_(torch.where(alive, mean_, mean))
+        square.copy_(torch.where(alive, square_, square))
+        steps.copy_(torch.where(good, now, steps))

@@ -1,0 +1,150 @@
+"""Fits of several seeds in one program: each as it would be alone, to rounding."""
+
+import pytest
+import torch
+from test_refit import fit
+
+from glas_bench import refit, registry, stacked_fit
+from glas_bench.contract import Subject
+from glas_bench.unfinished import Unfinished
+from glas_bench.weights import Images, NotFinite
+
+SEEDS = (0, 1, 2)
+SHORT = refit.Budget(share=6.0, learning_rate=5e-3)
+
+
+def together(fits, unfinished=None, tick=lambda *_: None, **about):
+    unfinished = unfinished or [Unfinished() for _ in fits]
+    stacked_fit.fit_together(fits, "fit", unfinished, tick, **about)
+    return fits
+
+
+def alone(budget=SHORT, seed=0, **about):
+    one = fit(budget, seed, **about)
+    one.run("fit", Unfinished(), lambda *_: None)
+    return one
+
+
+def assert_same(one, other):
+    assert one.step == other.step
+    assert one.best_step == other.best_step
+    assert one.elbo == pytest.approx(other.elbo, rel=1e-4)
+    for name, value in other.best.items():
+        torch.testing.assert_close(one.best[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("binarisation", ["static", "dynamic"])
+@pytest.mark.parametrize("segment", [None, 1])
+def test_each_seed_is_fitted_as_alone(binarisation, segment):
+    fits = together([fit(SHORT, seed, binarisation) for seed in SEEDS], segment=segment)
+    for seed, one in zip(SEEDS, fits, strict=True):
+        assert_same(one, alone(SHORT, seed, binarisation=binarisation))
+        assert one.finished
+        assert one.seconds > 0
+
+
+def test_a_seed_that_stalls_stops_and_the_others_go_on():
+    budget = refit.Budget(share=8.0, learning_rate=5.0, checks=20, patience=2)
+    fits = together([fit(budget, seed) for seed in SEEDS])
+    for seed, one in zip(SEEDS, fits, strict=True):
+        expected = alone(budget, seed)
+        assert one.finished
+        assert (one.step, len(one.elbo)) == (expected.step, len(expected.elbo))
+    assert len({one.step for one in fits}) > 1  # they do not all stop together
+
+
+def test_fits_that_stand_apart_catch_up_from_what_is_kept(tmp_path):
+    places = [Unfinished(tmp_path / str(seed), "key", every=0) for seed in SEEDS]
+    for place in places:
+        place.folder.mkdir()
+
+    class Interrupted(Exception):  # noqa: N818 - no error
+        pass
+
+    def stop(stage, done, total):
+        if done == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(SHORT, 1).run("fit", places[1], stop)
+    seen = []
+    fits = together(
+        [fit(SHORT, seed) for seed in SEEDS], places, lambda stage, done, total: seen.append(done)
+    )
+    assert seen[:4] == [1, 2, 3, 4]  # the two behind come to where the third stood
+    for seed, one, place in zip(SEEDS, fits, places, strict=True):
+        assert_same(one, alone(SHORT, seed))
+        again = fit(SHORT, seed)
+        again.take_up("fit", place)
+        assert again.finished
+        assert again.best_step == one.best_step
+
+
+def test_one_that_is_not_finite_is_left_to_be_told_alone(tmp_path):
+    fits = [fit(SHORT, seed) for seed in SEEDS]
+    with torch.no_grad():
+        fits[1].parameters["mean.bias"].fill_(1e20)  # its square is infinite
+    together(fits)
+    assert [one.finished for one in fits] == [True, False, True]
+    for seed in (0, 2):
+        assert_same(fits[seed], alone(SHORT, seed))
+    with pytest.raises(NotFinite, match="of a fit"):
+        fits[1].run("fit", Unfinished(), lambda *_: None)
+
+
+def test_fits_at_different_steps_are_no_stack():
+    one, other = fit(SHORT), fit(SHORT, 1)
+    other.step = 1
+    with pytest.raises(ValueError, match="stand together"):
+        stacked_fit.StackedFit([one, other])
+
+
+def test_a_gpu_is_given_what_the_registry_finds():
+    """Every variant's decoder can be fitted to under vmap."""
+    for name in registry.names():
+        subject = Subject(registry.find(name))
+        model = subject.model().float()
+        recogniser = refit.Recogniser.of(model, 0)
+        stack = stacked_fit.Stack([recogniser, refit.Recogniser.of(model, 1)])
+        run = stacked_fit.Rollout(stack)
+        x = subject.x.float().expand(2, *subject.x.shape)
+        noise = torch.randn(2, recogniser.steps, 1, x.shape[1], recogniser.noise_size)
+        terms = run(stack.at("fp32"), x, None, noise)
+        with torch.no_grad():
+            from glas_bench import rollout
+
+            plain = rollout.rollout(recogniser, x[0], x[0], None, noise[0])
+        torch.testing.assert_close(terms.recon[0], plain.recon, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(terms.charge[0], plain.charge)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_refining_by_a_compiled_step_is_refining():
+    one = alone()
+    recogniser, _ = one.result()
+    budget = refit.Budget(image_steps=3, image_learning_rate=0.1)
+    images = Images(one.validation.pixels_NP, None, one.validation.names)
+    plain = refit.Refiner(recogniser, budget)(images, 0, "test")
+    compiled = refit.Refiner(recogniser, budget, ways=["compiled"])(images, 0, "test")
+    for a, b in zip(compiled, plain, strict=True):
+        assert a.abs().sum() > 0
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_captured_fits_and_refinements_are_the_eager_ones():
+    found = {}
+    for ways in (["captured"], ["eager"]):
+        fits = []
+        for seed in SEEDS:
+            like = fit(SHORT, seed)
+            images = Images(like.validation.pixels_NP.cuda(), None, like.validation.names)
+            trained, splits = like.recogniser.trained.cuda(), like.splits.to("cuda")
+            fits.append(refit.Fit(trained, like.config, splits, seed, images, SHORT))
+        together(fits, ways=ways)
+        recogniser, _ = fits[0].result()
+        moved = refit.Refiner(recogniser, refit.Budget(image_steps=3), ways=ways)(images, 0, "test")
+        found[ways[0]] = fits, moved
+    for one, other in zip(found["captured"][0], found["eager"][0], strict=True):
+        assert_same(one, other)
+    torch.testing.assert_close(found["captured"][1], found["eager"][1], rtol=1e-3, atol=1e-4)
