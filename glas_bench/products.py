@@ -42,13 +42,16 @@ class _Mode:
     def __init__(self, low: bool, tape: Tape | None) -> None:
         self.low = low
         self.tape = tape
-        self.casts: dict[int, tuple[Tensor, Tensor]] = {}
+        self.casts: dict[tuple[int, int, bool], tuple[Tensor, Tensor]] = {}
 
     def cast(self, weight: Tensor) -> Tensor:
-        """Return a weight in bfloat16, cast once while this mode lasts."""
-        if id(weight) not in self.casts:
-            self.casts[id(weight)] = weight, weight.to(torch.bfloat16)
-        return self.casts[id(weight)][1]
+        """Return a weight in bfloat16, cast once while this mode lasts and the weight stays."""
+        version = 0 if weight.is_inference() else weight._version
+        # what is cast in inference mode cannot be used where gradients are taken
+        key = id(weight), version, torch.is_inference_mode_enabled()
+        if key not in self.casts:
+            self.casts[key] = weight, weight.to(torch.bfloat16)
+        return self.casts[key][1]
 
 
 _PLAIN = _Mode(False, None)

@@ -59,12 +59,14 @@ class ExactPosterior(LinearGaussian):
         return Normal(mean, std), read, recognition
 
 
-def scorer(cls, samples=10, seed=0, rows=None, estimators=("iw",), **sizes):
+def scorer(cls, samples=10, seed=0, rows=None, estimators=("iw",), precision="fp32", **sizes):
     variant = cls if not isinstance(cls, type) else local(cls)
     tiny = {"steps": 2, "hidden": 4, "sample_size": 2, "latent_size": 3, "filter_size": 2, **sizes}
     own = variant.cls.Settings.model_fields
     given = {k: v for k, v in tiny.items() if k in own}
-    resolved = config.resolve(variant, preset="smoke", overrides={**given, "samples": samples})
+    resolved = config.resolve(
+        variant, preset="smoke", overrides={**given, "samples": samples, "precision": precision}
+    )
     splits = tiny_splits(pixels=3)
     model = rollout.build(
         variant.cls, variant.cls.Settings(**resolved.settings), 3, splits.classes, seed
@@ -294,3 +296,16 @@ def test_weights_of_a_program_are_those_of_a_rollout(ways):
             torch.testing.assert_close(plain, rollout.rollout(trained, x, x, None, noise).log_w)
     assert len(log_w.programs) == 2
     assert len(said) == 2 * (len(ways) - 1)
+
+
+def test_a_bf16_run_is_scored_in_bf16_from_its_elbo_to_its_refit():
+    found = {
+        precision: scorer(
+            registry.find("cauchy"), estimators=("iw", "refit"), precision=precision, hidden=16
+        ).score()
+        for precision in ("fp32", "bf16")
+    }
+    for name in ("elbo", "iw", "refit_iw", "nll"):
+        near, exact = (found[precision][1][name] for precision in ("bf16", "fp32"))
+        assert not np.array_equal(near, exact), name
+        np.testing.assert_allclose(near, exact, rtol=3e-2)

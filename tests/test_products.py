@@ -117,3 +117,17 @@ def test_zeros_that_a_state_begins_with_are_not_multiplied():
     assert (kernel.zero_calls, kernel.zeros_from) == (1, 1)
     assert not lstm.kernels["hidden"].grad.any()
     torch.testing.assert_close(lstm.kernels["input"].grad, value.sum(0)[:, None].expand(3, 16))
+
+
+def test_a_cast_weight_is_that_of_now_and_of_this_mode():
+    torch.manual_seed(0)
+    layer, value = Linear(3, 2), torch.randn(4, 3)
+    with products.precision("bf16"):
+        with torch.inference_mode():
+            first = layer(value).clone()
+        layer(value).sum().backward()  # what inference has cast cannot be used here
+        assert layer.bias.grad is not None
+        with torch.no_grad():
+            torch.testing.assert_close(layer(value), first)
+            layer.weight.mul_(2)
+            torch.testing.assert_close(layer(value), 2 * first)  # the bias is 0
