@@ -1,4 +1,4 @@
-"""Models of one kind with a leading axis, the seeds of a cell: parameters, time and Adam.
+"""Models of one kind with a leading axis, the seeds of a cell: parameters, data, time and Adam.
 
 `torch.func.vmap` carries the model's own `begin`, `step` and `finish` over the seed axis, so every
 variant runs here without knowing of it; gradients are taken outside vmap, clipping and Adam act on
@@ -9,6 +9,7 @@ Shapes: S seeds; otherwise as in `model`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from glas_bench import adam, programs, rollout, train
+from glas_bench import adam, programs, rollout, streams, train
 from glas_bench.adam import BETA_1, BETA_2, EPSILON
 from glas_bench.model import LSTM, Context, Glas, Linear, State, Terms
 
@@ -202,6 +203,66 @@ class Rollout:
         if self.auxiliary is not None:
             aux = self.auxiliary(model, context, state)
         return recon, aux
+
+
+class Deck:
+    """Training images on the device, and which of them and what noise a step is dealt.
+
+    The counter lies on the device too, so that a captured step deals anew at every replay.
+
+    Args:
+        keys: of the seeds' noise, int64 [S], on the device.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys = keys
+        self.place = keys.new_zeros(2)  # batch of the epoch, step of the run
+        self.epoch: int | None = None
+
+    def lay(
+        self,
+        epoch: int,
+        found: Sequence[tuple[Tensor, Tensor]],
+        *,
+        shared: bool,
+        batch: int,
+        step: int,
+    ) -> None:
+        """Lay out an epoch.
+
+        Args:
+            epoch: its number.
+            found: pixels [N, P] and order [N] of every seed.
+            shared: whether the pixels are the same for all seeds and epochs.
+            batch: the first that is dealt.
+            step: its number in the run.
+        """
+        orders = torch.stack([order for _, order in found])
+        pixels = found[0][0] if shared else torch.stack([pixels for pixels, _ in found])
+        if self.epoch is None:
+            self.orders, self.pixels = orders, pixels
+        else:
+            self.orders.copy_(orders)
+            if not shared:
+                self.pixels.copy_(pixels)
+        self.place.copy_(torch.tensor([batch, step]))
+        self.epoch = epoch
+
+    def rows(self, size: int) -> Tensor:
+        """Return which images the batch holds, [S, B]."""
+        within = self.place[0] * size + torch.arange(size, device=self.place.device)
+        return self.orders.index_select(1, within)
+
+    def images(self, rows_SB: Tensor) -> Tensor:
+        """Return images as float32, [S, B, P]."""
+        if self.pixels.dim() == 2:
+            return self.pixels[rows_SB].to(torch.float32)
+        seeds = torch.arange(len(rows_SB), device=rows_SB.device)[:, None]
+        return self.pixels[seeds, rows_SB].to(torch.float32)
+
+    def noise(self, *shape: int) -> Tensor:
+        """Return every seed's noise of this step, [S, ...]."""
+        return streams.normals(self.keys, math.prod(shape), self.place[1]).reshape(-1, *shape)
 
 
 class StackedAdam:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from glas_bench import programs, streams, train
-from glas_bench.stack import Rollout, Stack, StackedAdam, group_names, move
+from glas_bench.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
 from glas_bench.train import PARTS, Diverged, Training
 
 REASONS = ("", "the objective is not finite", "a gradient is not finite")
@@ -63,15 +63,13 @@ class StackedTraining:
         self.tell = tell
         self.ways = ways
         seeds = len(self.trainings)
-        self.keys = torch.tensor([streams.derive(one.seed, "noise") for one in self.trainings])
-        self.keys = self.keys.to(self.device)
+        keys = torch.tensor([streams.derive(one.seed, "noise") for one in self.trainings])
+        self.deck = Deck(keys.to(self.device))
         self.alive = torch.ones(seeds, dtype=torch.bool, device=self.device)
         self.failed_step = torch.full((seeds,), -1, dtype=torch.int64, device=self.device)
         self.reason = torch.zeros(seeds, dtype=torch.int64, device=self.device)
         self.sums = torch.zeros(seeds, len(PARTS), dtype=torch.float64, device=self.device)
-        self.place = torch.zeros(2, dtype=torch.int64, device=self.device)  # batch, step
         self.rate = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.epoch: int | None = None
         self.taken = 0
         self.diverged: dict[int, Diverged] = {}
         self._stack()
@@ -95,7 +93,7 @@ class StackedTraining:
 
     def step(self) -> None:
         """Let every seed take one step; on a GPU this returns before it is taken."""
-        if self.epoch != self.first.at.epoch:
+        if self.deck.epoch != self.first.at.epoch:
             self._begin_epoch()
         self.program()
         self.taken += 1
@@ -205,7 +203,7 @@ class StackedTraining:
         for i, one in enumerate(self.trainings):
             values = [one.at.sums[part] for part in PARTS]
             self.sums[i] = torch.tensor(values, dtype=torch.float64)
-        self.epoch = None
+        self.deck.epoch = None
         self.validations: dict[int, programs.Program] = {}
         self.program = programs.Program(
             self._build, self.device, kept=self._kept, tell=self.tell, ways=self.ways
@@ -213,7 +211,7 @@ class StackedTraining:
 
     def _kept(self) -> list[Tensor]:
         """Return what a step changes."""
-        flags = (self.alive, self.failed_step, self.reason, self.sums, self.place)
+        flags = (self.alive, self.failed_step, self.reason, self.sums, self.deck.place)
         return [*self.adam.tensors, *flags]
 
     # ---- data
@@ -221,42 +219,29 @@ class StackedTraining:
     def _begin_epoch(self) -> None:
         """Lay order, pixels, learning rate and counters on the device."""
         at = self.first.at
-        found = [one.epoch_images(at.epoch) for one in self.trainings]
-        orders = torch.stack([order for _, order in found])
-        # one set of pixels for all, unless each seed has drawn its own
-        shared = self.config.binarisation != "dynamic"
-        pixels = found[0][0] if shared else torch.stack([pixels for pixels, _ in found])
-        if self.epoch is None:
-            self.orders, self.pixels = orders.clone(), pixels if shared else pixels.clone()
-        else:
-            self.orders.copy_(orders)
-            if not shared:
-                self.pixels.copy_(pixels)
+        self.deck.lay(
+            at.epoch,
+            [one.epoch_images(at.epoch) for one in self.trainings],
+            # one set of pixels for all, unless each seed has drawn its own
+            shared=self.config.binarisation != "dynamic",
+            batch=at.batch,
+            step=at.step,
+        )
         for i, one in enumerate(self.trainings):
             if i not in self.diverged:
                 values = [one.at.sums[part] for part in PARTS]
                 self.sums[i].copy_(torch.tensor(values, dtype=torch.float64))
-        self.place.copy_(torch.tensor([at.batch, at.step]))
         self.rate.fill_(self.first.learning_rate)
-        self.epoch = at.epoch
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return images [S, B, P], labels [S, B] and noise [S, T, K, B, Z] of the step."""
         batch, model = self.config.batch, self.stack.skeleton
-        within = self.place[0] * batch + torch.arange(batch, device=self.device)
-        rows_SB = self.orders.index_select(1, within)
-        if self.pixels.dim() == 2:
-            images = self.pixels[rows_SB]
-        else:
-            seeds = torch.arange(len(rows_SB), device=self.device)[:, None]
-            images = self.pixels[seeds, rows_SB]
+        rows_SB = self.deck.rows(batch)
         labels = self.first.splits.train.labels
-        shape = (model.steps, model.draws, batch, model.noise_size)
-        noise = streams.normals(self.keys, math.prod(shape), self.place[1])
         return (
-            images.to(torch.float32),
+            self.deck.images(rows_SB),
             None if labels is None else labels[rows_SB],
-            noise.reshape(-1, *shape),
+            self.deck.noise(model.steps, model.draws, batch, model.noise_size),
         )
 
     # ---- one step
@@ -304,9 +289,9 @@ class StackedTraining:
         smooth = torch.stack([torch.isfinite(norm) for norm in norms.values()]).all(0)
         good = self.alive & finite & smooth
         now_failed = self.alive & ~good
-        self.failed_step.copy_(torch.where(now_failed, self.place[1], self.failed_step))
+        self.failed_step.copy_(torch.where(now_failed, self.deck.place[1], self.failed_step))
         self.reason.copy_(torch.where(now_failed, torch.where(finite, 2, 1), self.reason))
         self.alive.copy_(good)
         self.adam.step(gradients, norms, good, self.rate, moves)
         self.sums += torch.where(good[:, None], parts_S4.double(), 0.0)
-        self.place += 1
+        self.deck.place += 1

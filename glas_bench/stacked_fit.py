@@ -11,7 +11,6 @@ Shapes: S seeds, N training images; otherwise as in `model`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from glas_bench import programs, streams
 from glas_bench.refit import Fit
-from glas_bench.stack import Rollout, Stack, StackedAdam, group_names, move
+from glas_bench.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
 from glas_bench.unfinished import Unfinished
 from glas_bench.weights import NotFinite, Tick
 
@@ -52,16 +51,14 @@ class StackedFit:
         self.first = self.fits[0]
         self.segment = segment
         self.device = self.first.validation.pixels_NP.device
-        self.keys = torch.tensor([streams.derive(fit.seed, "refit") for fit in fits])
-        self.keys = self.keys.to(self.device)
+        keys = torch.tensor([streams.derive(fit.seed, "refit") for fit in fits])
+        self.deck = Deck(keys.to(self.device))
         self.stack = Stack([fit.recogniser for fit in fits])
         self.adam = StackedAdam(self.stack, group_names(self.first.recogniser))
         for i, fit in enumerate(fits):
             self.adam.load(i, fit.adam.state)
         self.good = torch.ones(len(self.fits), dtype=torch.bool, device=self.device)
-        self.place = torch.zeros(2, dtype=torch.int64, device=self.device)  # batch, step
         self.rate = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.epoch: int | None = None
         self.step_number = self.first.step
         self.program = programs.Program(
             self._build, self.device, kept=self._kept, tell=tell, ways=ways
@@ -70,7 +67,7 @@ class StackedFit:
     def step(self) -> None:
         """Let every fit take one step; on a GPU this returns before it is taken."""
         epoch, batch = divmod(self.step_number, self.first.steps_per_epoch)
-        if self.epoch != epoch:
+        if self.deck.epoch != epoch:
             self._begin_epoch(epoch, batch)
         self.rate.fill_(self.first.learning_rate_at(self.step_number))
         self.program()
@@ -96,44 +93,26 @@ class StackedFit:
         self.good[self.fits.index(fit)] = False
 
     def _kept(self) -> list[Tensor]:
-        return [*self.adam.tensors, self.good, self.place]
+        return [*self.adam.tensors, self.good, self.deck.place]
 
     def _begin_epoch(self, epoch: int, batch: int) -> None:
-        """Lay order and pixels on the device."""
-        found = [fit.epoch_images(epoch) for fit in self.fits]
-        orders = torch.stack([order for _, order in found])
-        shared = self.first.splits.binarisation == "static"
-        pixels = found[0][0] if shared else torch.stack([pixels for pixels, _ in found])
-        if self.epoch is None:
-            self.orders, self.pixels = orders, pixels
-        else:
-            self.orders.copy_(orders)
-            if not shared:
-                self.pixels.copy_(pixels)
-        self.place.copy_(torch.tensor([batch, self.step_number]))
-        self.epoch = epoch
-
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Return images [S, B, P] and noise [S, T, 1, B, Z] of the step."""
-        size, model = self.first.batch, self.first.recogniser
-        within = self.place[0] * size + torch.arange(size, device=self.device)
-        rows_SB = self.orders.index_select(1, within)
-        if self.pixels.dim() == 2:
-            images = self.pixels[rows_SB]
-        else:
-            seeds = torch.arange(len(rows_SB), device=self.device)[:, None]
-            images = self.pixels[seeds, rows_SB]
-        shape = (model.steps, 1, size, model.noise_size)
-        noise = streams.normals(self.keys, math.prod(shape), self.place[1])
-        return images.to(torch.float32), noise.reshape(-1, *shape)
+        self.deck.lay(
+            epoch,
+            [fit.epoch_images(epoch) for fit in self.fits],
+            shared=self.first.splits.binarisation == "static",
+            batch=batch,
+            step=self.step_number,
+        )
 
     def _build(self, compile_parts: bool) -> Callable[[], None]:
         run = Rollout(self.stack, compile_step=compile_parts, segment=self.segment)
         moves = programs.compiled(move, compile_parts)
         leaves = list(self.adam.trained.values())
+        model = self.first.recogniser
 
         def step() -> None:
-            x, noise = self._batch()
+            x = self.deck.images(self.deck.rows(self.first.batch))
+            noise = self.deck.noise(model.steps, 1, self.first.batch, model.noise_size)
             with torch.enable_grad():
                 terms = run(self.stack.at(self.first.config.precision), x, None, noise)
                 values_S = (terms.recon + terms.charge).mean((1, 2))
@@ -144,7 +123,7 @@ class StackedFit:
                 for norm in norms.values():
                     self.good.logical_and_(torch.isfinite(norm))
                 self.adam.step(gradients, norms, self.good, self.rate, moves)
-                self.place += 1
+                self.deck.place += 1
 
         return step
 
