@@ -151,6 +151,119 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+# --------------------------------------------------------------------------- sweep, status
+
+
+def studied(function: F) -> F:
+    """Add what says which study is meant, and where its database is."""
+    options = (
+        click.argument("study"),
+        click.option("--preset", help="Instead of the study's own: another study, STUDY@PRESET."),
+        click.option("--dataset", help="Instead of the preset's: another study, STUDY@DATASET."),
+        click.option(
+            "--storage",
+            metavar="URL",
+            help="postgresql://user@host/database, shared by machines; OPTUNA_STORAGE, which "
+            "also holds a password, or <results>/optuna.db unless said.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@cli.command()
+@studied
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Processes; one a GPU unless said, or one on a CPU, whose cores they divide.",
+)
+@click.option("--max-trials", type=click.IntRange(min=1), help="Of the study's whole life.")
+@click.option("--dry-run", is_flag=True, help="Print the cells and their number, and run nothing.")
+@click.option("--extend", is_flag=True, help="Take a changed study's plan; run only what is new.")
+@click.option("--retry", type=click.Choice(["failed"]), help="Run failed cells once more.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--mirror/--no-mirror", default=True, help="Mirror to MLflow (default).")
+@common
+def sweep(
+    study: str,
+    preset: str | None,
+    dataset: str | None,
+    storage: str | None,
+    as_json: bool,
+    workers: int | None,
+    max_trials: int | None,
+    dry_run: bool,
+    extend: bool,
+    retry: str | None,
+    device: str,
+    mirror: bool,
+    results: Path,
+) -> None:
+    """Run what is missing of a study: a YAML file, or a shipped study's name.
+
+    The same command elsewhere with the same storage adds workers; again, it goes on with what is
+    left and shows what is finished.
+    """
+    from glas_bench.sweep import sweeping
+
+    sweeping.hide_password(storage)
+    request = sweeping.Request(
+        study=study,
+        preset=preset,
+        dataset=dataset,
+        workers=workers,
+        storage=storage,
+        most=max_trials,
+        extend=extend,
+        retry_failed=retry == "failed",
+        device=device,
+        mirror=mirror,
+        results=results,
+    )
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        answer = sweeping.dry_run(request) if dry_run else sweeping.carry_out(request)
+    click.echo(json.dumps(answer.document, allow_nan=False) if as_json else answer.text)
+    for problem in answer.problems:
+        click.echo(problem, err=True)
+    sys.exit(answer.exit_code)
+
+
+@cli.command()
+@studied
+@common
+def status(
+    study: str,
+    preset: str | None,
+    dataset: str | None,
+    storage: str | None,
+    as_json: bool,
+    results: Path,
+) -> None:
+    """Say where every planned cell of a study stands; from any machine with the same storage."""
+    from glas_bench.sweep import sweeping
+
+    sweeping.hide_password(storage)
+    request = sweeping.Request(
+        study=study,
+        preset=preset,
+        dataset=dataset,
+        workers=None,
+        storage=storage,
+        most=None,
+        extend=False,
+        retry_failed=False,
+        device="cpu",
+        mirror=False,
+        results=results,
+    )
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        answer = sweeping.status(request)
+    click.echo(json.dumps(answer.document, allow_nan=False) if as_json else answer.text)
+
+
 # --------------------------------------------------------------------------- variants, check
 
 
@@ -217,18 +330,26 @@ def report(out: Path | None, results: Path) -> None:
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @common
 def sync(folders: tuple[Path, ...], results: Path) -> None:
-    """Mirror run folders (all of them, unless some are named) to MLflow; twice is harmless."""
+    """Mirror run folders (all of them, unless some are named) to MLflow; twice is harmless.
+
+    What a sweep made goes to its study's experiment.
+    """
     from glas_bench.record import load_run
     from glas_bench.tracking import sync as mirroring
 
     for folder in folders:
         load_run(folder)  # what is no run folder is a mistake of the command
 
-    found = mirroring.sync_all(results, list(folders) or None)
-    click.echo(f"{found.runs} run folder(s) mirrored")
-    for name, message in found.failures:
+    places = {None: list(folders)} if folders else mirroring.by_experiment(results)
+    done, failures = set(), []
+    for experiment, some in places.items():
+        found = mirroring.sync_all(results, some, experiment=experiment)
+        failures += found.failures
+        done |= {str(each) for each in some} - {name for name, _ in found.failures}
+    click.echo(f"{len(done)} run folder(s) mirrored")
+    for name, message in failures:
         click.echo(f"{name}: {message}", err=True)
-    sys.exit(3 if found.failures else 0)
+    sys.exit(3 if failures else 0)
 
 
 # --------------------------------------------------------------------------- finished runs

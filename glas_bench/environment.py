@@ -28,7 +28,15 @@ def child(module: str) -> tuple[list[str], dict[str, str]]:
 
 
 def cores() -> int:
-    """Return the number of processors that this process may use."""
+    """Return the number of processors that this process may use.
+
+    GLAS_BENCH_CORES lowers it: the workers of a sweep divide a machine's processors that way.
+    """
+    most = os.environ.get("GLAS_BENCH_CORES", "")
+    return min(_cores(), max(1, int(most))) if most.isdecimal() else _cores()
+
+
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

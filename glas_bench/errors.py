@@ -29,6 +29,10 @@ class RunError(GlasBenchError):
     """A run that cannot go on: a locked or unwritable folder, a broken record (exit code 1)."""
 
 
+class AlreadyRunning(RunError):  # noqa: N818 - a state of the world
+    """Another process works in the run folder (exit code 1)."""
+
+
 def nearest(got: str, allowed: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the allowed name nearest to ``got``, or nothing."""
     match = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.5)

@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 import yaml
 
 from glas_bench.config import RunConfig
-from glas_bench.errors import RunError, UsageError, nearest
+from glas_bench.errors import AlreadyRunning, RunError, UsageError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -318,7 +318,8 @@ class RunFolder:
         ended, however it ended.
 
         Raises:
-            RunError: another process works in the folder.
+            AlreadyRunning: another process works in the folder.
+            RunError: it cannot be written or locked.
         """
         import fcntl
 
@@ -333,7 +334,7 @@ class RunFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-                raise RunError(
+                raise AlreadyRunning(
                     f"already running: {holder or 'another process'} works in {self.path}. "
                     "Wait for it, or stop it; its work is kept."
                 ) from error

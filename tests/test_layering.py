@@ -25,13 +25,13 @@ LAYERS = (
         "progress",
         "tracking",
     ),
-    ("hmc", "filters", "products", "data.places", "tracking.addresses"),
+    ("hmc", "filters", "products", "claims", "data.places", "tracking.addresses"),
     ("annealing", "model", "data.parse", "data.download"),
     ("ais", "registry", "data.packed", "rollout"),
     ("data", "contract"),
     ("config",),
-    ("train", "record", "environment", "decoder"),
-    ("diagnostics", "stacked", "unfinished", "tracking.entries", "pictures"),
+    ("train", "record", "environment", "decoder", "studyfile"),
+    ("diagnostics", "stacked", "unfinished", "tracking.entries", "pictures", "study"),
     ("weights", "memory"),
     ("refit",),
     ("evaluate",),
@@ -41,7 +41,16 @@ LAYERS = (
     ("outcome", "tracking.mirror"),
     ("verdict",),
     ("referee",),
-    ("explain", "report", "rescore", "doctor", "running"),
+    ("explain", "report", "rescore", "doctor", "running", "sweep", "sweep.owner"),
+    ("sweep.addresses", "sweep.plan"),
+    ("sweep.trials",),
+    ("sweep.database",),
+    ("sweep.ledger",),
+    ("sweep.search",),
+    ("sweep.store",),
+    ("sweep.worker", "sweep.states"),
+    ("sweep.crew", "sweep.view"),
+    ("sweep.sweeping",),
     ("cli",),
     ("__main__",),
 )
@@ -50,7 +59,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Who may import what a bare machine may lack, or what takes long to import.
 OWNERS = {
     "mlflow": {"tracking.store"},
-    "optuna": {"sweep"},
+    "optuna": {f"sweep.{name}" for name in ("database", "trials", "ledger", "search", "store")},
+    "sqlalchemy": {"sweep.database"},  # comes with optuna
     "pandas": {"tracking.store", "report"},
     "seaborn": {"report"},
     "matplotlib": {"report", "pictures"},
@@ -58,8 +68,8 @@ OWNERS = {
     "mlxtend": {"data.parse"},
     "pooch": {"data.download"},
     "requests": {"data.download"},  # comes with pooch
-    "rich": {"progress", "data.download"},
-    "filelock": {"tracking.addresses", "data.download", "data.packed"},
+    "rich": {"progress", "data.download", "sweep.view"},
+    "filelock": {"tracking.addresses", "data.download", "data.packed", "sweep.database"},
     "click": {"cli"},
 }
 ANYWHERE = {"torch", "numpy", "pydantic", "yaml"}

@@ -7,19 +7,18 @@ import json
 import math
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from services import Server, free_port
 
 from glas_bench.config import RunConfig, protocol_key
 from glas_bench.errors import RunError, UsageError
@@ -506,52 +505,6 @@ def test_an_empty_store_has_no_rows(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------- a server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A real MLflow server on loopback."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--workers", "1"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--serve-artifacts"]
-        command += ["--backend-store-uri", f"sqlite:///{self.place / 'server.db'}"]
-        command += ["--artifacts-destination", str(self.place / "files")]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        env["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight processes that we need not
-        with open(self.place / "server.log", "ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=env, start_new_session=True
-            )
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5),
-            ):
-                return
-            assert self.process.poll() is None, (self.place / "server.log").read_text()
-            time.sleep(0.1)
-        raise AssertionError((self.place / "server.log").read_text())
-
-    def stop(self) -> None:
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture(scope="module")

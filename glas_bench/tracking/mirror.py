@@ -91,6 +91,13 @@ class Mirror:
         except OSError as error:
             self.trouble = f"it could not be started: {error}"
 
+    def add(self, folder: Path) -> None:
+        """Mirror one more run folder from the next sync on."""
+        if (folder := folder.resolve()) not in self.folders:
+            self.folders.append(folder)
+            with contextlib.suppress(OSError):
+                self._tell(json.dumps({"folder": str(folder)}))
+
     def finish(self, timeout: float = 30.0) -> SyncReport:
         """Have everything mirrored once more and end the process.
 
@@ -167,7 +174,7 @@ def main() -> None:
         os.nice(10)
     order = json.loads(sys.stdin.buffer.readline())
     finish = threading.Event()
-    threading.Thread(target=_listen, args=(finish,), daemon=True).start()
+    threading.Thread(target=_listen, args=(order, finish), daemon=True).start()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to the log
     out.write(_mirror(order, finish).line() + "\n")
@@ -194,11 +201,13 @@ def _mirror(order: dict[str, Any], finish: threading.Event) -> SyncReport:
         finish.wait(order["every"])
 
 
-def _listen(finish: threading.Event) -> None:
-    """Wait for `finish`; end this process when the other end of stdin is closed."""
+def _listen(order: dict[str, Any], finish: threading.Event) -> None:
+    """Wait for more folders and for `finish`; end this process when stdin is closed."""
     for line in sys.stdin.buffer:
         if line.strip() == b"finish":
             finish.set()
+        else:
+            order["folders"].append(json.loads(line)["folder"])
     os._exit(1)
 
 

@@ -100,6 +100,30 @@ def sync_all(
     return sync(chosen, results, experiment=experiment, known=known, debug=debug)
 
 
+def note_study(results: Path, study: str, folders: Sequence[Path]) -> None:
+    """Write down which run folders belong to a study, so that a later `sync` knows.
+
+    Raises:
+        RunError: the results cannot be written.
+    """
+    names = sorted({folder.name for folder in folders})
+    write_json(results / "studies" / f"{study}.json", {"study": study, "folders": names})
+
+
+def by_experiment(results: Path) -> dict[str | None, list[Path]]:
+    """Return all run folders by the study that they belong to; None: by no study."""
+    rest = {path.name: path for path in find_runs(results)}
+    there = dict(rest)
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted((results / "studies").glob("*.json")):
+        about = read_json(path)
+        names = [name for name in about["folders"] if name in there]
+        found[about["study"]] = [there[name] for name in names]
+        for name in names:
+            rest.pop(name, None)
+    return {**found, None: list(rest.values())}
+
+
 def _sync_folder(store: Store, folder: Path, known: Collection[str] | None) -> bool:
     """Mirror a folder; return whether there was anything new."""
     if not (folder / "config.yaml").is_file():

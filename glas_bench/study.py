@@ -1,0 +1,548 @@
+"""Studies: a question as YAML, the cells that answer it, and the claims that it judges.
+
+    name, question, version   what it is; raise the version whenever its cells or claims change
+    preset, dataset, set      what all cells share
+    variants                  names, file paths, or {variant: NAME, setting: value or [values]}
+    grid                      axes that are crossed with every variant
+    space, trials             axes that are searched, on tuning_seeds of their own
+    baseline                  {variant: NAME, ...}: takes what it does not name from the cell it is
+                              compared with, and is planned where the grid does not hold it
+    skip                      {variant, axis, reason}: planned without an axis it does not have;
+                              {variant, setting: value, reason}: not planned
+    seeds                     0-4
+    claims                    {text, source, expect}, see `claims`
+
+Loading a study checks all of it: every cell's config is resolved and every claim finds its cells,
+before any data is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glas_bench import claims, config, studyfile
+from glas_bench.claims import Claim, Expectation, Pair, Reference
+from glas_bench.config import RunConfig
+from glas_bench.errors import UsageError, nearest, unknown
+from glas_bench.studyfile import Dimension, Loc, Source, StudyFile
+
+if TYPE_CHECKING:
+    from glas_bench.registry import Variant
+
+SHIPPED = Path(__file__).parent / "studies"
+MOST_CORNERS = 4096
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of a study: one variant, one config, all the study's seeds.
+
+    Where axes are searched (`searched`), the config holds their defaults; the values found take
+    their place on the reporting seeds.
+    """
+
+    name: str
+    """Unique in the study: the variant and what tells it from other cells."""
+    variant: Variant
+    params: dict[str, Any]
+    """What tells it from other cells."""
+    config: RunConfig
+    baseline: str | None
+    """Name of the cell that it is compared with; None for a baseline itself."""
+    not_applicable: str | None
+    """Why the variant cannot run on the data set, if it cannot."""
+    searched: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """What makes two cells the same one."""
+        return _identity(self.variant, self.config, self.searched)
+
+    def with_values(self, values: Mapping[str, Any]) -> RunConfig:
+        """Return the config with these settings in place.
+
+        Raises:
+            UsageError: a value is not allowed.
+        """
+        return replaced(self.variant, self.config, values)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A combination that the study does not plan, or an axis that a variant does without."""
+
+    variant: str
+    params: dict[str, Any]
+    axis: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was read, checked and laid out."""
+
+    name: str
+    """The file's name, with `@preset` and `@dataset` where they are not the file's."""
+    question: str
+    version: int
+    preset: str
+    dataset: str
+    path: Path
+    seeds: list[int]
+    tuning_seeds: list[int]
+    trials: int
+    """Trials of every search; 0 where nothing is searched."""
+    space: dict[str, Dimension]
+    cells: list[PlannedCell]
+    skipped: list[Skipped]
+    claims: list[Claim]
+
+    @property
+    def verdicts(self) -> bool:
+        """Whether its preset is one that gives verdicts."""
+        return self.preset not in config.NO_VERDICTS
+
+    @cached_property
+    def by_name(self) -> dict[str, PlannedCell]:
+        """The cells by name."""
+        return {cell.name: cell for cell in self.cells}
+
+
+def load(reference: str, preset: str | None = None, dataset: str | None = None) -> Study:
+    """Read a study and lay it out.
+
+    Args:
+        reference: the path of a study file, or the name of a shipped study.
+        preset: in place of the file's.
+        dataset: in place of the file's and the preset's.
+
+    Raises:
+        UsageError: something in it cannot be used; the message names file and line.
+    """
+    path = find(reference)
+    file, source = studyfile.read(path)
+    if preset is not None and preset not in config.PRESETS:
+        raise unknown("preset", preset, config.PRESETS)
+    return _Planner(file, source, preset or file.preset, dataset).study()
+
+
+def shipped() -> dict[str, Path]:
+    """Return the shipped studies by name."""
+    return {path.stem.replace("_", "-"): path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def find(reference: str) -> Path:
+    """Return the file of a study: a path, or the name of a shipped one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml") or "/" in reference:
+        if path.is_file():
+            return path
+        known = shipped().get(path.stem.replace("_", "-"))
+        if known is not None and path.parts[:-1] in ((), ("studies",)):
+            return known  # as if in the checkout
+        raise UsageError(
+            f"there is no study file {reference}.{nearest(path.stem, shipped())} "
+            f"Shipped: {', '.join(shipped())}."
+        )
+    name = reference.replace("_", "-")
+    if name not in shipped():
+        raise unknown("study", reference, shipped())
+    return shipped()[name]
+
+
+def replaced(variant: Variant, old: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Return a config with other values of some keys, checked again.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+    flat = {key: value for key, value in old.flat().items() if key != "variant"}
+    return config.resolve(variant, study={**flat, **values})
+
+
+def plain(value: Any) -> str:
+    """Return a setting's value as it is written in a cell's name."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _identity(variant: Variant, resolved: RunConfig, searched: tuple[str, ...] = ()) -> str:
+    return json.dumps([variant.source_hash, resolved.model_dump(), searched], sort_keys=True)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(a == b) or str(a) == str(b)
+
+
+# --------------------------------------------------------------------------- laying out
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An item of `variants`, or the baseline: a variant with settings of its own."""
+
+    loc: Loc
+    variant: Variant
+    settings: dict[str, Any]
+
+
+class _Planner:
+    """From a file to its cells and claims."""
+
+    def __init__(self, file: StudyFile, source: Source, preset: str, dataset: str | None) -> None:
+        self.file = file
+        self.source = source
+        self.preset = preset
+        self.dataset = dataset
+        self.cells: dict[str, PlannedCell] = {}  # by identity
+        self.skipped: list[Skipped] = []
+        self.listed: set[str] = set()  # identities of what `variants` asks for
+        self.used: set[int] = set()  # skips that were needed
+        self.baseline = self._baseline()
+        self.entries = [entry for each in self._entries() for entry in self._spread(each)]
+
+    def study(self) -> Study:
+        """Lay out all cells, then find those of every claim."""
+        for entry in self.entries:
+            for settings in self._settings(entry):
+                self._plan(entry, settings)
+        for index, skip in enumerate(self.file.skip):
+            if index not in self.used:
+                raise self.source.error(("skip", index), f"{skip}: it skips nothing")
+        found = [self._claim(index) for index in range(len(self.file.claims))]
+        cells = list(self.cells.values())
+        if not cells:
+            raise self.source.error(("variants",), "everything is skipped")
+        searches = any(cell.searched for cell in cells)
+        return Study(
+            name=self._name(),
+            question=self.file.question,
+            version=self.file.version,
+            preset=self.preset,
+            dataset=cells[0].config.dataset,
+            path=self.source.path,
+            seeds=self.file.seeds,
+            tuning_seeds=self.file.tuning_seeds or [],
+            trials=self._trials() if searches else 0,
+            space=self.file.space,
+            cells=cells,
+            skipped=self.skipped,
+            claims=found,
+        )
+
+    def _name(self) -> str:
+        """Return the study's name; another preset or data set makes another study."""
+        own = self.file.dataset or config.PRESETS[self.preset]["dataset"]
+        parts = [self.file.name]
+        if self.preset != self.file.preset:
+            parts.append(self.preset)
+        if self.dataset is not None and self.dataset != own:
+            parts.append(self.dataset)
+        return "@".join(parts)
+
+    def _trials(self) -> int:
+        every = [len(each.choices or ()) for each in self.file.space.values()]
+        product = 1
+        for count in every:
+            product *= count
+        if product and (self.file.trials is None or self.file.trials > product):
+            return product  # choices alone: each combination once
+        assert self.file.trials is not None  # studyfile sees to it
+        return self.file.trials
+
+    # ---- variants
+
+    def _baseline(self) -> _Entry | None:
+        if self.file.baseline is None:
+            return None
+        return self._entry(("baseline",), self.file.baseline)
+
+    def _entries(self) -> Iterator[_Entry]:
+        for index, item in enumerate(self.file.variants):
+            yield self._entry(("variants", index), item)
+
+    def _entry(self, loc: Loc, item: str | dict[str, Any]) -> _Entry:
+        settings = {} if isinstance(item, str) else dict(item)
+        name = item if isinstance(item, str) else settings.pop("variant", None)
+        if not isinstance(name, str):
+            raise self.source.error(loc, "write a variant's name, or {variant: NAME, key: value}")
+        shared = sorted(set(settings) & {*self.file.grid, *self.file.fixed})
+        if shared and loc[0] != "baseline":
+            raise self.source.error(
+                (*loc, shared[0]), f"{shared[0]} is an axis of the study or set for all of it"
+            )
+        return _Entry(loc, self._find(loc, name), settings)
+
+    def _find(self, loc: Loc, name: str) -> Variant:
+        from glas_bench import registry
+
+        if name.endswith(".py") or "/" in name:
+            beside = self.source.path.parent / name
+            name = str(beside if beside.is_file() else Path(name))
+        try:
+            return registry.find(name)
+        except UsageError as error:
+            raise self.source.error(loc, error) from error
+
+    def _spread(self, entry: _Entry) -> Iterator[_Entry]:
+        """Return an entry for every combination of the values that its settings list."""
+        listed = {k: v if isinstance(v, list) else [v] for k, v in entry.settings.items()}
+        for values in itertools.product(*listed.values()):
+            yield _Entry(entry.loc, entry.variant, dict(zip(listed, values, strict=True)))
+
+    # ---- settings
+
+    def _settings(self, entry: _Entry) -> Iterator[dict[str, Any]]:
+        """Return what is set in every cell of an entry: the study's, the axes', its own."""
+        fixed = {k: v for k, v in self.file.fixed.items() if self._has(entry, ("set", k))}
+        axes = {k: v for k, v in self.file.grid.items() if self._has(entry, ("grid", k))}
+        for values in itertools.product(*axes.values()):
+            at = dict(zip(axes, values, strict=True))
+            params = {**entry.settings, **at}
+            if not self._is_skipped(entry.variant.name, params):
+                yield {**fixed, **params}
+
+    def _has(self, entry: _Entry, loc: Loc) -> bool:
+        """Tell whether a variant has an axis; where it has not, the study must say so."""
+        key = str(loc[1])
+        if key in _own(entry.variant):
+            return True
+        for index, skip in enumerate(self.file.skip):
+            if skip.get("axis") == key and skip.get("variant") == entry.variant.name:
+                if index not in self.used:
+                    reason = self._reason(index)
+                    self.skipped.append(Skipped(entry.variant.name, {}, key, reason))
+                self.used.add(index)
+                return False
+        raise self.source.error(
+            loc,
+            f"{entry.variant.name} has no setting {key!r}."
+            f"{nearest(key, _own(entry.variant))} If it is to run without, list it under skip: "
+            f"{{variant: {entry.variant.name}, axis: {key}, reason: ...}}",
+        )
+
+    def _is_skipped(self, variant: str, params: dict[str, Any]) -> bool:
+        for index, skip in enumerate(self.file.skip):
+            wanted = {k: v for k, v in skip.items() if k not in ("variant", "axis", "reason")}
+            if "axis" in skip or skip.get("variant", variant) != variant:
+                continue
+            if not wanted:
+                raise self.source.error(("skip", index), "name an axis, or settings: key: value")
+            if all(key in params and _same(params[key], value) for key, value in wanted.items()):
+                self.used.add(index)
+                self.skipped.append(Skipped(variant, params, None, self._reason(index)))
+                return True
+        return False
+
+    def _reason(self, index: int) -> str:
+        reason = self.file.skip[index].get("reason")
+        if not isinstance(reason, str) or not reason.strip():
+            raise self.source.error(("skip", index), "a skip gives its reason")
+        return reason
+
+    # ---- cells
+
+    def _plan(self, entry: _Entry, settings: dict[str, Any]) -> None:
+        """Plan a cell, and before it the one that it is compared with."""
+        searched = self._searched(entry)
+        cell = self._cell(entry, settings, searched)
+        if cell.identity in self.listed:
+            raise self.source.error(entry.loc, f"{cell.name} is planned twice")
+        self.listed.add(cell.identity)
+        baseline = self._compared_with(entry, settings)
+        if baseline is not None and baseline.identity != cell.identity:
+            self._add(baseline, entry)
+            cell = dataclasses.replace(cell, baseline=baseline.name)
+        self._add(cell, entry)
+
+    def _add(self, cell: PlannedCell, entry: _Entry) -> None:
+        if cell.identity in self.cells:
+            return
+        if any(known.name == cell.name for known in self.cells.values()):
+            raise self.source.error(entry.loc, f"two cells have the name {cell.name!r}")
+        self.cells[cell.identity] = cell
+
+    def _compared_with(self, entry: _Entry, settings: dict[str, Any]) -> PlannedCell | None:
+        if self.baseline is None:
+            return None
+        given = {**settings, **self.baseline.settings}
+        own = _own(self.baseline.variant)
+        for key in self.baseline.settings:
+            if key not in own:
+                raise self.source.error(("baseline", key), _no_setting(self.baseline.variant, key))
+        taken = {key: value for key, value in given.items() if key in own}
+        baseline = self._cell(self.baseline, taken, self._searched(self.baseline), entry.loc)
+        return self.cells.get(baseline.identity, baseline)
+
+    def _searched(self, entry: _Entry) -> tuple[str, ...]:
+        return tuple(
+            key
+            for key in self.file.space
+            if key not in entry.settings and self._has(entry, ("space", key))
+        )
+
+    def _cell(
+        self,
+        entry: _Entry,
+        settings: dict[str, Any],
+        searched: tuple[str, ...],
+        loc: Loc | None = None,
+    ) -> PlannedCell:
+        from glas_bench import train
+
+        loc = loc or entry.loc
+        resolved = self._resolve(entry.variant, settings, loc)
+        flat = resolved.flat()
+        params = {key: flat[key] for key in settings if key not in self.file.fixed}
+        name = " ".join(
+            [entry.variant.name, *(f"{key}={plain(value)}" for key, value in params.items())]
+        )
+        reason = train.not_applicable(entry.variant, resolved)
+        if reason is None:
+            try:
+                train.check_applicable(entry.variant, resolved)
+            except UsageError as error:
+                raise self.source.error(loc, error) from error
+        cell = PlannedCell(name, entry.variant, params, resolved, None, reason, searched)
+        self._check_corners(cell)
+        return cell
+
+    def _resolve(self, variant: Variant, settings: dict[str, Any], loc: Loc) -> RunConfig:
+        own = {"dataset": self.file.dataset} if self.file.dataset else {}
+        try:
+            return config.resolve(
+                variant, preset=self.preset, study={**own, **settings}, dataset=self.dataset
+            )
+        except UsageError as error:
+            raise self.source.error(self._where(loc, settings, error), error) from error
+
+    def _where(self, loc: Loc, settings: dict[str, Any], error: UsageError) -> Loc:
+        """Return where the setting stands that an error is about, if it names one."""
+        named = [key for key in settings if re.search(rf"\b{re.escape(key)}\b", str(error))]
+        for key in named:
+            for place in ((*loc, key), ("grid", key), ("set", key)):
+                if place in self.source.lines:
+                    return place
+        return loc
+
+    def _check_corners(self, cell: PlannedCell) -> None:
+        """Refuse a range whose ends, in any combination, are not allowed."""
+        ends = []
+        for key in cell.searched:
+            dimension = self.file.space[key]
+            ends.append(dimension.choices or [dimension.low, dimension.high])
+        corners = itertools.islice(itertools.product(*ends), MOST_CORNERS) if ends else ()
+        for corner in corners:
+            values = dict(zip(cell.searched, corner, strict=True))
+            for key in cell.searched:
+                if (most := self.file.space[key].at_most) in values:
+                    values[key] = min(values[key], values[str(most)])
+            try:
+                cell.with_values(values)
+            except UsageError as error:
+                told = ", ".join(f"{key} = {value}" for key, value in values.items())
+                raise self.source.error(("space",), f"{cell.name} at {told}: {error}") from error
+
+    # ---- claims
+
+    def _claim(self, index: int) -> Claim:
+        written = self.file.claims[index]
+        loc = ("claims", index, "expect")
+        try:
+            expectation = claims.parse(written.expect)
+            pairs = tuple(self._pairs(expectation))
+        except UsageError as error:
+            raise self.source.error(loc, error) from error
+        return Claim(written.text, written.source, written.expect, expectation, pairs)
+
+    def _pairs(self, expectation: Expectation) -> Iterator[Pair]:
+        """Return the cells that a claim compares, once per value of every axis left out."""
+        left, right = expectation.left, expectation.right
+        free = [
+            key
+            for key in self.file.grid
+            if any(key not in side.settings and self._goes(side, key) for side in (left, right))
+        ]
+        seen, missing = set(), None
+        for values in itertools.product(*(self.file.grid[key] for key in free)):
+            at = dict(zip(free, values, strict=True))
+            pair = tuple(self._look_up(side, at) for side in (left, right))
+            if None in pair:
+                missing = pair
+                continue
+            if pair[0] == pair[1]:
+                raise UsageError(f"both sides are the same cell, {pair[0]}")
+            if pair not in seen:
+                seen.add(pair)
+                yield Pair(str(pair[0]), str(pair[1]), at)
+        if not seen:
+            assert missing is not None
+            raise UsageError("all that it compares is skipped")
+
+    def _goes(self, side: Reference, key: str) -> bool:
+        return key in _own(self._variant_of(side))
+
+    def _variant_of(self, side: Reference) -> Variant:
+        known = {cell.variant.name: cell.variant for cell in self.cells.values()}
+        if side.variant not in known:
+            raise unknown("variant of this study", side.variant, known)
+        return known[side.variant]
+
+    def _look_up(self, side: Reference, at: dict[str, Any]) -> str | None:
+        """Return the name of the cell that a side means at these values; None if it is skipped."""
+        variant = self._variant_of(side)
+        own = _own(variant)
+        for key in side.settings:
+            if key not in own:
+                raise UsageError(_no_setting(variant, key))
+        values = {key: value for key, value in at.items() if key in own} | side.settings
+        if any(
+            skipped.variant == variant.name
+            and skipped.axis is None
+            and all(_same(values.get(key), value) for key, value in skipped.params.items())
+            for skipped in self.skipped
+        ):
+            return None
+        fixed = {key: value for key, value in self.file.fixed.items() if key in own}
+        own_set = {"dataset": self.file.dataset} if self.file.dataset else {}
+        resolved = config.resolve(
+            variant,
+            preset=self.preset,
+            study={**own_set, **fixed, **values},
+            dataset=self.dataset,
+        )
+        found = [
+            cell
+            for cell in self.cells.values()
+            if _identity(variant, resolved, cell.searched) == cell.identity
+            and not set(cell.searched) & set(side.settings)
+        ]
+        if not found:
+            names = [cell.name for cell in self.cells.values()]
+            raise claims.no_such_cell(Reference(side.variant, values), names)
+        return max(found, key=lambda cell: len(cell.searched)).name
+
+
+def _own(variant: Variant) -> set[str]:
+    """Return the keys that can be set for a variant."""
+    run = set(RunConfig.model_fields) - {"variant", "settings"}
+    return run | set(variant.cls.Settings.model_fields)
+
+
+def _no_setting(variant: Variant, key: str) -> str:
+    own = _own(variant)
+    return (
+        f"{variant.name} has no setting {key!r}.{nearest(key, own)} It has: "
+        f"{', '.join(sorted(own))}."
+    )

@@ -1,0 +1,222 @@
+"""The schema of a study file, and where in the file everything stands.
+
+Every fault is told with its line, in one message; a key that is not known, a key given twice and a
+value of the wrong kind are faults. What the names in it mean is `study`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from glas_bench.config import PRESETS, parse_seeds
+from glas_bench.errors import UsageError, nearest, unknown
+
+Loc = tuple[int | str, ...]
+Number = int | float
+
+
+def _seeds(value: object) -> object:
+    """Read seeds: 0, "0-2", "0,3,5-7" or a list."""
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("write 0, 0-2 or 0,3,5-7")
+    try:
+        return parse_seeds(str(value))
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("--seeds ")) from error
+
+
+Seeds = Annotated[list[int], BeforeValidator(_seeds)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Dimension(_Strict):
+    """An axis to search: a range, whole numbers where both ends are, or choices."""
+
+    low: Number | None = None
+    high: Number | None = None
+    log: bool = False
+    at_most: str | None = Field(None, description="another axis, whose value this stays within")
+    choices: list[Any] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log or self.at_most:
+                raise ValueError("give choices, or low and high, not both")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range begins above 0, got low {self.low}")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+class ClaimText(_Strict):
+    """A claim as it is written."""
+
+    text: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    expect: str = Field(min_length=1)
+
+
+class StudyFile(_Strict):
+    """A study as it is written."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    question: str = Field(min_length=1)
+    version: int = Field(ge=1)
+    preset: str = "quick"
+    dataset: str | None = None
+    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
+    baseline: str | dict[str, Any] | None = None
+    variants: list[str | dict[str, Any]] = Field(min_length=1)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    trials: int | None = Field(None, ge=1)
+    seeds: Seeds
+    tuning_seeds: Seeds | None = None
+    skip: list[dict[str, Any]] = Field(default_factory=list)
+    claims: list[ClaimText] = Field(default_factory=list)
+
+
+class Source:
+    """A YAML file that knows its lines."""
+
+    def __init__(self, path: Path, value: Any, lines: dict[Loc, int]) -> None:
+        self.path = path
+        self.value = value
+        self.lines = lines
+
+    def error(self, loc: Sequence[int | str], message: object) -> UsageError:
+        """Return the error of what stands at `loc`, with its line."""
+        return UsageError(f"{self.path}:{self.line(loc)}: {message}")
+
+    def line(self, loc: Sequence[int | str]) -> int:
+        """Return the line of what stands there, or of what is nearest around it."""
+        found = tuple(loc)
+        while found not in self.lines:
+            found = found[:-1]
+        return self.lines[found]
+
+
+def read(path: Path) -> tuple[StudyFile, Source]:
+    """Read a study file.
+
+    Raises:
+        UsageError: it cannot be read, or is not of this schema; every fault with its line.
+    """
+    source = _read_yaml(path)
+    if not isinstance(source.value, dict):
+        raise source.error(
+            (), "a study is a mapping: name, question, version, variants, seeds, ..."
+        )
+    try:
+        file = StudyFile(**source.value)
+    except ValidationError as error:
+        told = [_fault(source, fault) for fault in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(told))) from error
+    if file.preset not in PRESETS:
+        raise source.error(("preset",), unknown("preset", file.preset, PRESETS))
+    _check_search(file, source)
+    return file, source
+
+
+def _check_search(file: StudyFile, source: Source) -> None:
+    """Refuse a search without its seeds or its number of trials, and the other way round."""
+    if not file.space:
+        for key in ("trials", "tuning_seeds"):
+            if key in source.value:
+                raise source.error((key,), f"{key} belongs to a search, and there is no space")
+        return
+    if file.tuning_seeds is None:
+        raise source.error(("space",), "a search takes tuning_seeds of its own, e.g. 1000-1002")
+    if shared := set(file.tuning_seeds) & set(file.seeds):
+        raise source.error(
+            ("tuning_seeds",),
+            f"seeds {', '.join(map(str, sorted(shared)))} are reported on; tune on others",
+        )
+    if file.trials is None and any(each.choices is None for each in file.space.values()):
+        raise source.error(("space",), "a search takes a number of trials, e.g. trials: 40")
+    for key, dimension in file.space.items():
+        if dimension.at_most is not None and dimension.at_most not in file.space:
+            raise source.error(
+                ("space", key, "at_most"), unknown("axis of space", dimension.at_most, file.space)
+            )
+
+
+def _read_yaml(path: Path) -> Source:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Loc, int] = {(): 1}
+        if node is not None:
+            _mark(path, node, (), lines)
+        return Source(path, yaml.safe_load(text), lines)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: it is no UTF-8 text") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{line}: no YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: no YAML: {error}") from error
+
+
+def _mark(path: Path, node: yaml.Node, loc: Loc, lines: dict[Loc, int]) -> None:
+    """Note the line of a node and of all below it; refuse a key that is given twice."""
+    lines.setdefault(loc, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if (*loc, key.value) in lines:
+                raise UsageError(
+                    f"{path}:{line}: {key.value!r} is given twice, first on line "
+                    f"{lines[(*loc, key.value)]}"
+                )
+            lines[(*loc, key.value)] = line
+            _mark(path, value, (*loc, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _mark(path, value, (*loc, index), lines)
+
+
+def _fault(source: Source, fault: Any) -> str:
+    """Return a line for a fault that pydantic found."""
+    loc: Loc = tuple(fault["loc"])
+    name = ".".join(str(part) for part in loc)
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        allowed = _keys(loc)
+        key = str(loc[-1])
+        message = f"unknown key.{nearest(key, allowed)} Allowed: {', '.join(sorted(allowed))}."
+    elif fault["type"] == "missing":
+        message = "missing"
+    elif fault["type"] != "value_error":
+        message += f", got {fault['input']!r}"
+    return f"{source.path}:{source.line(loc)}: {name}: {message}"
+
+
+def _keys(loc: Loc) -> list[str]:
+    """Return the keys that are allowed beside an unknown one."""
+    models: dict[str, type[BaseModel]] = {"space": Dimension, "claims": ClaimText}
+    model = models[str(loc[0])] if len(loc) > 1 else StudyFile
+    return [field.alias or name for name, field in model.model_fields.items()]

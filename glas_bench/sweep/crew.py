@@ -1,0 +1,142 @@
+"""Several workers side by side: one a GPU, or processes that divide the processors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import IO, Any
+
+from glas_bench import environment, signals
+from glas_bench.sweep import addresses
+from glas_bench.sweep.worker import Job
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Crew:
+    """Worker processes and what they tell.
+
+    Args:
+        jobs: one a worker.
+        url: the database's; handed over in the environment.
+        tell: called with their events.
+    """
+
+    def __init__(self, jobs: list[Job], url: str, tell: Tell) -> None:
+        self.tell = tell
+        self.events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        self.problems: list[tuple[int, str]] = []
+        """Exit code and reason of workers that ended before their time."""
+        self.doing: dict[int, str] = {}
+        self.running: dict[int, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self.told: set[int] = set()
+        cores = max(1, environment.cores() // len(jobs))
+        for index, job in enumerate(jobs):
+            self._start(index, job, url, cores)
+
+    def _start(self, index: int, job: Job, url: str, cores: int) -> None:
+        command, surroundings = environment.child("glas_bench.sweep.worker")
+        surroundings |= {addresses.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)}
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        process = subprocess.Popen(
+            command,
+            env=surroundings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):  # one that dies at once is told of by its exit
+            process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+            process.stdin.flush()
+        self.running[index] = (process, errors)
+        threading.Thread(target=self._listen, args=(index, process), daemon=True).start()
+
+    def _listen(self, index: int, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                self.events.put((index, json.loads(line)))
+        process.wait()
+        self.events.put((index, None))
+
+    def wait(self) -> None:
+        """Pass events on until the last worker has ended."""
+        stopped = False
+        try:
+            while self.running:
+                if signals.requested() and not stopped:
+                    stopped = True
+                    for process, _ in self.running.values():
+                        process.terminate()
+                with contextlib.suppress(queue.Empty):
+                    self._take(*self.events.get(timeout=0.2))
+        finally:
+            for process, _ in self.running.values():
+                process.kill()
+
+    def _take(self, index: int, event: dict[str, Any] | None) -> None:
+        if event is None:
+            self._ended(index)
+            return
+        if event["event"] == "begin":
+            self.doing[index] = event["name"]
+        elif event["event"] in ("end", "back", "wait", "done"):
+            self.doing.pop(index, None)
+        if event["event"] in ("stopped", "done"):
+            self.told.add(index)
+        if event["event"] == "stopped":
+            self.problems.append((event["code"], event["reason"]))
+        self.tell({**event, "worker": index})
+
+    def _ended(self, index: int) -> None:
+        process, errors = self.running.pop(index)
+        code = process.returncode
+        if index not in self.told and not (signals.requested() and code == -signal.SIGTERM):
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            doing = (
+                f" over {self.doing[index]}, which others take over" if index in self.doing else ""
+            )
+            reason = f"worker {index} {how}{doing}" + (f": {last[0]}" if last else "")
+            self.problems.append((1, reason))
+            self.tell({"event": "lost", "worker": index, "reason": reason})
+        errors.close()
+
+
+def devices(device: str, workers: int) -> list[str]:
+    """Return the device of every worker: GPUs in turn where any may be taken.
+
+    Args:
+        device: as `environment.choose_device` returns it.
+        workers: how many.
+    """
+    if device != "cuda":
+        return [device] * workers
+    import torch
+
+    count = max(1, torch.cuda.device_count())
+    return [f"cuda:{index % count}" for index in range(workers)]
+
+
+def default_workers(device: str) -> int:
+    """Return how many workers a machine gets unless told: one a GPU, else one."""
+    if device != "cuda":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def jobs(job: Job, workers: int) -> list[Job]:
+    """Return a job for every worker."""
+    return [replace(job, device=device) for device in devices(job.device, workers)]

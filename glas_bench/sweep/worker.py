@@ -1,0 +1,254 @@
+"""A worker: claims a cell, runs it, tells what came of it, and again, until nothing is left.
+
+In the command's own process where there is one worker, else as processes (`crew`) that read a job
+from stdin, one JSON line, tell events in JSON lines on stdout, and end when stdin closes. The
+database's address comes in the environment, since it may hold a password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glas_bench import cells, environment, outcome, signals
+from glas_bench.cells import Cell
+from glas_bench.errors import AlreadyRunning, GlasBenchError, RunError
+from glas_bench.sweep.plan import Plan, digest
+from glas_bench.sweep.store import Store
+from glas_bench.sweep.trials import Result, Task, Wait
+
+Tell = Callable[[dict[str, Any]], None]
+
+POLL = 2.0
+"""Seconds between two looks while others run what is left; less where beats are shorter."""
+
+NUMBERS = ("nll", "elbo", "iw", "refit_iw", "objective")
+"""What a trial shows of its cell: means over seeds, nats per image."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told."""
+
+    study: str
+    preset: str | None
+    dataset: str | None
+    results: str
+    device: str
+    digest: str
+    """Of the plan: a study file edited since is noticed."""
+    most: int | None
+
+
+def work(plan: Plan, store: Store, job: Job, tell: Tell) -> None:
+    """Run tasks until nothing is left, or the process is asked to stop.
+
+    Args:
+        plan: the study.
+        store: its database.
+        job: as given.
+        tell: called with events: `{"event": "begin" | "end" | "seed" | "wait", "cell", ...}`.
+
+    Raises:
+        StorageDown: the database has not answered for too long; run folders have all results.
+        RunError: the results folder cannot be written.
+    """
+    busy: list[str] = []  # cells that another process works on, outside of this study
+    while not signals.requested():
+        cells.check_results(plan.results)
+        claimed = store.claim(plan, job.most, busy)
+        if claimed is None:
+            return
+        if isinstance(claimed, Wait):
+            tell({"event": "wait"})
+            _rest(min(POLL, 2 * store.beat))
+            busy.clear()
+            continue
+        tell({"event": "begin", "cell": claimed.cell, "name": claimed.name})
+        try:
+            with store.beating(claimed):
+                result = run_task(plan, claimed, job.device, tell)
+        except AlreadyRunning as error:
+            store.give_back(claimed)
+            busy.append(claimed.cell)
+            tell({"event": "back", "cell": claimed.cell, "reason": str(error)})
+            _rest(1.0)
+            continue
+        except (GlasBenchError, KeyboardInterrupt):
+            store.give_back(claimed)
+            raise
+        if result is None:
+            store.give_back(claimed)
+            tell({"event": "back", "cell": claimed.cell, "reason": "asked to stop"})
+            continue
+        store.finish(claimed, result)
+        tell({"event": "end", "cell": claimed.cell, "name": claimed.name, **asdict(result)})
+
+
+def _rest(seconds: float) -> None:
+    """Sleep, unless asked to stop."""
+    until = time.monotonic() + seconds * (0.75 + random.random() / 2)
+    while time.monotonic() < until and not signals.requested():
+        time.sleep(0.05)
+
+
+def run_task(plan: Plan, task: Task, device: str, tell: Tell) -> Result | None:
+    """Run a cell's seeds; return what came of it, or None where it was asked to stop.
+
+    Raises:
+        AlreadyRunning: another process works in the cell's folder.
+        RunError: the folder cannot be written.
+    """
+    cell = plan.cell(task.cell, task.values)
+    splits = plan.splits(cell.config)
+    began = time.monotonic()
+
+    def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
+        tell({"event": "seed", "cell": task.cell, "name": task.name, "seed": seed, "of": event})
+
+    outcomes: dict[Any, dict[str, Any]] = {}
+    for seeds in _sittings(task.seeds, device, cell):
+        outcomes |= cells.run_cells(
+            [(cell, seeds)], splits, device=device, preset=plan.study.preset, watch=watch
+        )
+    by_seed = {seed: outcomes[cell.key, seed] for seed in task.seeds}
+    if any(each["status"] == "interrupted" for each in by_seed.values()):
+        return None
+    return result_of(cell, by_seed, time.monotonic() - began, strict=task.is_search)
+
+
+def _sittings(seeds: Sequence[int], device: str, cell: Cell) -> list[list[int]]:
+    """Return seeds as they are given to `run_cells`.
+
+    A worker that has no processors for two seeds at once runs one after another in its own process,
+    which saves each the start of a process of its own.
+    """
+    if device == "cpu" and environment.cores() < 2 * cell.config.threads:
+        return [[seed] for seed in seeds]
+    return [list(seeds)]
+
+
+def finished(cell: Cell, seeds: Sequence[int]) -> Result | None:
+    """Return the result of a cell that its run folder has already, or None."""
+    from glas_bench import worker
+
+    by_seed = {}
+    for seed in seeds:
+        status = worker.finished(cell.folder.seed(seed), cell.config)
+        if status is None:
+            return None
+        by_seed[seed] = {"status": status}
+    return result_of(cell, by_seed, 0.0)
+
+
+def result_of(
+    cell: Cell, by_seed: Mapping[int, dict[str, Any]], seconds: float, *, strict: bool = False
+) -> Result:
+    """Return what a cell's seeds amount to; a diverged seed counts as finished.
+
+    Args:
+        cell: what was run.
+        by_seed: statuses, with reasons, by seed.
+        seconds: how long it took.
+        strict: no value unless every seed has one: a search is not won by a setting that diverges.
+    """
+    statuses = {str(seed): str(each["status"]) for seed, each in by_seed.items()}
+    rows = [outcome.seed_row(cell, seed, each) for seed, each in by_seed.items()]
+    numbers = {}
+    for name in NUMBERS:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            numbers[name] = sum(values) / len(values)
+    reasons = [
+        f"seed {row['seed']} {row['status']}: {row['reason'] or 'no reason told'}"
+        for row in rows
+        if row["status"] not in ("complete", "not_applicable")
+    ]
+    failed = [seed for seed, status in statuses.items() if status == "failed"]
+    values = [_validation(cell, seed) for seed, status in statuses.items() if status == "complete"]
+    known = [value for value in values if value is not None]
+    enough = len(known) == len(by_seed) if strict else bool(known)
+    return Result(
+        status="failed" if failed else "complete",
+        value=sum(known) / len(known) if enough else None,
+        reason="; ".join(reasons) or None,
+        outcomes=statuses,
+        numbers=numbers,
+        seconds=seconds,
+    )
+
+
+def _validation(cell: Cell, seed: str) -> float | None:
+    """Return a seed's validation nll, nats per image; where it has none, its last validation."""
+    folder = cell.folder.seed(int(seed))
+    scores = folder.scores(outcome.protocol_key(cell)) or {}
+    if scores.get("validation_nll") is not None:
+        return float(scores["validation_nll"])
+    rows = folder.metrics()
+    return rows[-1].get("validation") if rows else None
+
+
+# --------------------------------------------------------------------------- as a process
+
+
+def main() -> None:
+    """Do the job given on stdin."""
+    signals.install()
+    with signals.graceful():
+        stdin = sys.stdin.buffer
+        job = Job(**json.loads(stdin.readline()))
+        threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
+        out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+        os.dup2(2, 1)  # whatever else prints goes to stderr
+        lock = threading.Lock()
+
+        def tell(event: dict[str, Any]) -> None:
+            try:
+                with lock:
+                    out.write(json.dumps(event) + "\n")
+            except OSError:
+                os._exit(1)
+
+        try:
+            _do(job, tell)
+        except GlasBenchError as error:
+            tell({"event": "stopped", "reason": str(error), "code": error.exit_code})
+        except Exception as error:
+            traceback.print_exc()
+            tell({"event": "stopped", "reason": f"{type(error).__name__}: {error}", "code": 1})
+        else:
+            tell({"event": "done"})
+        os._exit(signals.exit_code() if signals.requested() else 0)
+
+
+def _do(job: Job, tell: Tell) -> None:
+    from glas_bench import study
+    from glas_bench.sweep import addresses
+
+    results = Path(job.results)
+    plan = Plan(study.load(job.study, job.preset, job.dataset), results)
+    if digest(plan.document()) != job.digest:
+        raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
+    with contextlib.closing(Store(addresses.storage_url(None, results))) as store:
+        work(plan, store, job, tell)
+
+
+def _die_with_parent(stdin: Any) -> None:
+    """End this process when the other end of stdin is closed."""
+    while stdin.read(1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

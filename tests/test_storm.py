@@ -1,0 +1,215 @@
+"""A sweep in a storm: workers killed, database and tracking server restarted, nothing lost.
+
+Real processes, a real PostgreSQL, a real MLflow server. Moments are drawn at random;
+GLAS_BENCH_STORMS says how many storms there are, one unless set.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from conftest import Glas, children, until
+from services import Postgres, Server
+
+from glas_bench.record import RunRecord, load_run
+from glas_bench.sweep.addresses import storage_url
+
+STORMS = int(os.environ.get("GLAS_BENCH_STORMS", "1"))
+CELLS = 24
+
+STUDY = """\
+name: storm
+question: Is anything lost?
+version: 1
+preset: smoke
+set: {steps: 2, hidden: 16, samples: 10}
+baseline: cauchy
+variants: [cauchy, gaussian, hellinger, chi2]
+grid:
+  filter_size: [1, 2, 3]
+  grid: [original, centred]
+seeds: 0
+"""
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="finds its processes in /proc"
+)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, packed: Any) -> Path:
+    """The results of the same study on sqlite, nothing amiss."""
+    command = Glas(tmp_path_factory.mktemp("undisturbed"))
+    (command.folder / "storm.yaml").write_text(STUDY)
+    ended = command("sweep", "storm.yaml", "--workers", 2, "--no-mirror")
+    assert ended.code == 0, ended.err
+    return command.results
+
+
+def records(results: Path) -> dict[str, RunRecord]:
+    return {path.name: load_run(path) for path in (results / "runs").iterdir()}
+
+
+def complete(results: Path) -> int:
+    return len(list(results.glob("runs/*/seed-0/eval/*.json")))
+
+
+def numbers(record: RunRecord) -> tuple[Any, ...]:
+    """Return all that a cell's only seed has, clocks left out."""
+    seed = record.seeds[0]
+    clocks = {"seconds", "time", "images_per_second"}
+    rows = [{k: v for k, v in row.items() if k not in clocks} for row in seed.metrics]
+    scores = {
+        key: {k: v for k, v in found.items() if k not in clocks}
+        for key, found in seed.scores.items()
+    }
+    images = {key: np.asarray(values).tobytes() for key, values in seed.per_image().items()}
+    return seed.status, rows, scores, images
+
+
+class Weather:
+    """What happens to a sweep, in an order and at moments drawn at random."""
+
+    def __init__(self, seed: int, glas: Glas, postgres: Postgres, mlflow: Server) -> None:
+        self.rng = random.Random(seed)
+        self.glas, self.postgres, self.mlflow = glas, postgres, mlflow
+        self.killed: list[int] = []
+        self.log: list[str] = []
+        self.began = time.monotonic()
+
+    def events(self) -> list[tuple[int, str]]:
+        """Return what happens, each once so many cells are complete."""
+        kinds = ["kill", "kill", "restart", "restart", "mlflow down"]
+        self.rng.shuffle(kinds)
+        return sorted((self.rng.randrange(0, CELLS - 6), kind) for kind in kinds)
+
+    def happen(self, kind: str, sweep: Any) -> None:
+        time.sleep(self.rng.random())
+        if kind == "kill":
+            victim = self.rng.choice(workers_of(sweep))
+            os.kill(victim, signal.SIGKILL)
+            self.killed.append(victim)
+        elif kind == "restart":
+            self.postgres.stop()
+            time.sleep(self.rng.uniform(0, 3))
+            self.postgres.start()
+        else:
+            self.mlflow.stop()
+        at = time.monotonic() - self.began
+        self.log.append(f"{at:.1f} s: {kind} at {complete(self.glas.results)} complete")
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def workers_of(sweep: Any) -> list[int]:
+    return [pid for pid in children(sweep.pid) if b"sweep.worker" in command_of(pid)]
+
+
+@pytest.mark.parametrize("storm", range(STORMS))
+def test_nothing_is_lost_and_nothing_done_twice(
+    storm: int,
+    glas: Glas,
+    undisturbed: Path,
+    postgres: Postgres,
+    mlflow_server: Server,
+) -> None:
+    if mlflow_server.process is None:
+        mlflow_server.start()
+    seed = random.SystemRandom().randrange(10**6)
+    weather = Weather(seed, glas, postgres, mlflow_server)
+    url = postgres.fresh()
+    (glas.folder / "storm.yaml").write_text(STUDY)
+    environment: dict[str, object] = {
+        "OPTUNA_STORAGE": url,
+        "MLFLOW_TRACKING_URI": mlflow_server.uri,
+        "NO_PROXY": "127.0.0.1",
+        "GLAS_BENCH_CHECKPOINT_SECONDS": 0.1,
+    }
+    sweep = glas.start("sweep", "storm.yaml", "--workers", 4, **environment)
+    until(
+        lambda: sum(b"sweep.worker" in command_of(pid) for pid in children(sweep.pid)) == 4, sweep
+    )
+    for after, kind in weather.events():
+        until(lambda after=after: complete(glas.results) >= after, sweep)
+        assert sweep.poll() is None
+        weather.happen(kind, sweep)
+        cells_of = [command_of(pid) for pid in children(sweep.pid)]
+        assert not any(Postgres.PASSWORD.encode() in each for each in cells_of)
+    back = weather.rng.random() < 0.5  # else it comes back when the sweep is over
+    if back:
+        mlflow_server.start()
+    ended = glas.ended(sweep)
+    if not back:
+        mlflow_server.start()
+    took = time.monotonic() - weather.began
+    assert ended.code in ((0, 3) if back else (3,)), ended.err
+    assert Postgres.PASSWORD not in ended.out + ended.err
+
+    # Optuna: every cell complete, exactly once
+    storage = optuna.storages.RDBStorage(storage_url(url, glas.results))
+    trials = optuna.load_study(study_name="storm", storage=storage).get_trials(deepcopy=False)
+    storage.engine.dispose()
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    by_cell = Counter(trial.user_attrs["cell"] for trial in trials)
+    assert (len(by_cell), set(by_cell.values())) == (CELLS, {1})
+    lost = sum(trial.system_attrs.get("glas_bench:lost", 0) for trial in trials)
+
+    # run folders: the numbers of an undisturbed sweep, to the bit
+    calm, stormy = records(undisturbed), records(glas.results)
+    assert set(calm) == set(stormy)
+    for name, record in calm.items():
+        assert numbers(stormy[name]) == numbers(record), name
+        assert [row["epoch"] for row in stormy[name].seeds[0].metrics] == [1, 2]
+
+    # MLflow, after sync
+    assert glas("sync", **environment).code == 0
+    client = _client(mlflow_server.uri)
+    experiment = client.get_experiment_by_name("storm")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    kinds = Counter(run.data.tags["glas_bench.kind"] for run in runs)
+    assert kinds == {"cell": CELLS, "seed": CELLS}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+    print(
+        f"storm {storm} (seed {seed}): {len(trials)} trials, {len(by_cell)} cells complete once, "
+        f"{len(stormy)} run folders equal to the bit, "
+        f"{kinds['cell']} + {kinds['seed']} MLflow runs; "
+        f"{len(weather.killed)} workers killed, {lost} cells taken over; {took:.1f} s, "
+        f"exit {ended.code}; {'; '.join(weather.log)}"
+    )
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)

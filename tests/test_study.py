@@ -1,0 +1,438 @@
+"""Study files: what they plan, what they refuse and on which line; what their claims compare."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from glas_bench import claims, config, registry, study
+from glas_bench.errors import UsageError
+from glas_bench.study import Study
+
+HEAD = """\
+name: some
+question: Which?
+version: 1
+preset: smoke
+"""
+
+
+def write(folder: Path, body: str, head: str = HEAD) -> Path:
+    path = folder / "some.yaml"
+    path.write_text(head + textwrap.dedent(body))
+    return path
+
+
+def load(folder: Path, body: str, **about: str) -> Study:
+    return study.load(str(write(folder, body)), **about)
+
+
+def names(found: Study) -> list[str]:
+    return [cell.name for cell in found.cells]
+
+
+def refusal(folder: Path, body: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(folder, body)
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------- what is planned
+
+
+def test_a_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """\
+        variants: [cauchy, fixed-random]
+        grid: {filter_size: [1, 5], grid: [original, centred]}
+        seeds: 0-2
+        """,
+    )
+    expected = [
+        f"{variant} filter_size={size} grid={grid}"
+        for variant, size, grid in itertools.product(
+            ["cauchy", "fixed-random"], [1, 5], ["original", "centred"]
+        )
+    ]
+    assert names(found) == expected
+    assert found.seeds == [0, 1, 2]
+    first = found.cells[0]
+    assert first.params == {"filter_size": 1, "grid": "original"}
+    assert first.config == config.resolve(
+        registry.find("cauchy"), preset="smoke", study={"filter_size": 1, "grid": "original"}
+    )
+    assert all(cell.baseline is None for cell in found.cells)
+
+
+def test_a_baseline_is_matched_and_planned_where_the_grid_does_not_hold_it(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """\
+        baseline: {variant: cauchy, charge_weight: 1}
+        variants: [hellinger, {variant: masked-progressive, rate: [0.5, 2]}]
+        grid: {filter_size: [2, 5]}
+        seeds: 0
+        """,
+    )
+    by = {cell.name: cell.baseline for cell in found.cells}
+    assert by == {
+        "cauchy filter_size=2 charge_weight=1.0": None,
+        "cauchy filter_size=5 charge_weight=1.0": None,
+        "hellinger filter_size=2": "cauchy filter_size=2 charge_weight=1.0",
+        "hellinger filter_size=5": "cauchy filter_size=5 charge_weight=1.0",
+        "masked-progressive rate=0.5 filter_size=2": "cauchy filter_size=2 charge_weight=1.0",
+        "masked-progressive rate=0.5 filter_size=5": "cauchy filter_size=5 charge_weight=1.0",
+        "masked-progressive rate=2.0 filter_size=2": "cauchy filter_size=2 charge_weight=1.0",
+        "masked-progressive rate=2.0 filter_size=5": "cauchy filter_size=5 charge_weight=1.0",
+    }
+    assert len(names(found)) == len(set(names(found)))
+
+
+def test_a_baseline_in_the_grid_is_planned_once(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """\
+        baseline: {variant: cauchy, charge_weight: 1}
+        variants: [cauchy, {variant: cauchy, charge_weight: 0.25}]
+        seeds: 0
+        """,
+    )
+    assert {cell.name: cell.baseline for cell in found.cells} == {
+        "cauchy": None,
+        "cauchy charge_weight=0.25": "cauchy",
+    }
+
+
+def test_skips(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """\
+        variants: [cauchy, content, gaussian]
+        grid: {filter_size: [2, 5], grid: [original, centred]}
+        skip:
+          - {variant: content, axis: filter_size, reason: no filter}
+          - {variant: content, axis: grid, reason: no grid}
+          - {variant: gaussian, filter_size: 2, grid: centred, reason: too long}
+        seeds: 0
+        """,
+    )
+    assert "content" in names(found)
+    assert "gaussian filter_size=2 grid=centred" not in names(found)
+    assert len(names(found)) == 4 + 1 + 3
+    assert [(one.variant, one.axis, one.reason) for one in found.skipped] == [
+        ("content", "filter_size", "no filter"),
+        ("content", "grid", "no grid"),
+        ("gaussian", None, "too long"),
+    ]
+
+
+def test_another_preset_or_data_set_makes_another_study(tmp_path: Path) -> None:
+    body = "variants: [cauchy, fixed-supervised]\nseeds: 0\n"
+    assert load(tmp_path, body).name == "some"
+    assert load(tmp_path, body, preset="smoke").name == "some"
+    assert load(tmp_path, body, dataset="mnist-5k").name == "some"
+    assert load(tmp_path, body, preset="laptop").name == "some@laptop"
+    both = load(tmp_path, body, preset="paper", dataset="omniglot")
+    assert both.name == "some@paper@omniglot"
+    assert {cell.config.dataset for cell in both.cells} == {"omniglot"}
+    assert not load(tmp_path, body).verdicts
+    assert both.verdicts
+
+
+def test_what_is_not_applicable_is_listed(tmp_path: Path) -> None:
+    found = load(tmp_path, "variants: [cauchy, fixed-supervised]\nseeds: 0\n", preset="laptop")
+    assert found.by_name["cauchy"].not_applicable is None
+    assert "needs labels" in str(found.by_name["fixed-supervised"].not_applicable)
+
+
+def test_set_dataset_and_a_file_beside_the_study(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        '"""Mine."""\nfrom glas_bench.model import Glas\n\n\nclass Mine(Glas):\n    """Mine."""\n'
+    )
+    found = load(
+        tmp_path,
+        """\
+        dataset: omniglot
+        set: {steps: 2, learning_rate: 3e-4}
+        variants: [./mine.py]
+        seeds: [3, 1]
+        """,
+    )
+    (cell,) = found.cells
+    assert cell.variant.path == (tmp_path / "mine.py").resolve()
+    assert (cell.config.dataset, cell.config.learning_rate) == ("omniglot", 3e-4)
+    assert cell.config.settings["steps"] == 2
+    assert (cell.name, cell.params, found.seeds) == ("mine", {}, [1, 3])
+
+
+def test_a_search(tmp_path: Path) -> None:
+    body = """\
+    baseline: {variant: cauchy, latent_size: 9, filter_size: 5}
+    variants: [cauchy, gaussian]
+    space:
+      latent_size: {low: 8, high: 32}
+      filter_size: {low: 1, high: 16, at_most: latent_size}
+    trials: 7
+    tuning_seeds: 1000-1001
+    seeds: 0
+    claims:
+      - {text: t, source: s, expect: nll(cauchy) < nll(gaussian)}
+      - {text: t, source: s, expect: "nll(cauchy, latent_size=9, filter_size=5) > nll(cauchy)"}
+    """
+    found = load(tmp_path, body)
+    assert {cell.name: cell.searched for cell in found.cells} == {
+        "cauchy latent_size=9 filter_size=5": (),
+        "cauchy": ("latent_size", "filter_size"),
+        "gaussian": ("latent_size", "filter_size"),
+    }
+    assert (found.trials, found.tuning_seeds) == (7, [1000, 1001])
+    assert found.claims[0].pairs[0].left == "cauchy"
+    assert found.claims[1].pairs[0].left == "cauchy latent_size=9 filter_size=5"
+    assert "filter_size 16 is larger" in refusal(
+        tmp_path, body.replace(", at_most: latent_size", "")
+    )
+    changed = found.by_name["cauchy"].with_values({"latent_size": 16, "filter_size": 3})
+    assert (changed.settings["latent_size"], changed.epochs) == (16, 2)
+
+
+def test_choices_alone_are_gone_through_once(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """\
+        variants: [cauchy]
+        space: {learning_rate: {choices: [3e-4, 1e-3, 3e-3]}}
+        tuning_seeds: 1000
+        seeds: 0
+        """,
+    )
+    assert found.trials == 3
+
+
+# --------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "told"),
+    [
+        ("variants: [cauchy]\nseeds: 0\nnmae: x\n", 7, "Did you mean 'name'?"),
+        ("variants: [cauchy]\n", 1, "seeds: missing"),
+        ("variants: [cauchy]\nseeds: 0\nseeds: 1\n", 7, "'seeds' is given twice, first on line 6"),
+        ("variants: [cauchy]\nseeds: 3-1\n", 6, "an empty or too long range"),
+        ("variants: [cauchy]\nseeds: true\n", 6, "write 0, 0-2 or 0,3,5-7"),
+        ("variants:\n  - cauchy\n  - cauch\nseeds: 0\n", 7, "Did you mean 'cauchy'?"),
+        ("variants:\n  - cauchy\n  - cauchy\nseeds: 0\n", 7, "cauchy is planned twice"),
+        ("variants:\n  - {varint: cauchy}\nseeds: 0\n", 6, "write a variant's name"),
+        ("variants: [cauchy]\ngrid:\n  filtersize: [1]\nseeds: 0\n", 7, "mean 'filter_size'?"),
+        ("variants: [cauchy]\ngrid:\n  filter_size: [1, 12]\nseeds: 0\n", 7, "larger than latent"),
+        ("variants: [cauchy]\ngrid:\n  grid: [centered]\nseeds: 0\n", 7, "Did you mean 'centred'?"),
+        ("variants: [cauchy]\ngrid: {grid: []}\nseeds: 0\n", 6, "at least 1 item"),
+        (
+            "variants: [cauchy, content]\ngrid: {grid: [original]}\nseeds: 0\n",
+            6,
+            "list it under skip",
+        ),
+        (
+            "variants: [cauchy]\nseeds: 0\nskip:\n  - {variant: gaussian, grid: x, reason: y}\n",
+            8,
+            "it skips nothing",
+        ),
+        (
+            "variants: [content]\ngrid: {grid: [original]}\nseeds: 0\n"
+            "skip:\n  - {variant: content, axis: grid}\n",
+            9,
+            "a skip gives its reason",
+        ),
+        ("variants: [cauchy]\nset: {batch: 5000}\nseeds: 0\n", 5, "batch 5000 is larger"),
+        (
+            "baseline: {variant: cauchy, rate: 1}\nvariants: [hellinger]\nseeds: 0\n",
+            5,
+            "no setting",
+        ),
+        ("variants: [cauchy]\nseeds: 0\ntrials: 3\n", 7, "there is no space"),
+        (
+            "variants: [cauchy]\nspace: {learning_rate: {low: 1e-4, high: 1e-3}}\nseeds: 0\n",
+            6,
+            "tuning_seeds",
+        ),
+        (
+            "variants: [cauchy]\nspace:\n  learning_rate: {low: 1e-4, high: 1e-3, logg: true}\n"
+            "seeds: 0\n",
+            7,
+            "Did you mean 'log'?",
+        ),
+        (
+            "variants: [cauchy]\nspace: {learning_rate: {low: 1e-4, high: 1e-3}}\nseeds: 0-2\n"
+            "trials: 3\ntuning_seeds: 2-3\n",
+            9,
+            "seeds 2 are reported on",
+        ),
+        ("variants: [cauchy]\nseeds: [0\n", 7, "no YAML"),
+        ("preset: smok\nvariants: [cauchy]\nseeds: 0\n", 5, "given twice"),
+    ],
+)
+def test_faults_are_told_with_their_line(tmp_path: Path, body: str, line: int, told: str) -> None:
+    message = refusal(tmp_path, body)
+    assert message.startswith(f"{tmp_path / 'some.yaml'}:{line}: "), message
+    assert told in message
+
+
+def test_all_faults_of_the_schema_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "variants: []\nseeds: x\nclaims: [{text: a, sorce: b}]\n")
+    assert len(message.splitlines()) == 5  # of them a missing source and a missing expect
+    assert "Did you mean 'source'?" in message
+
+
+def test_no_study_of_that_name(tmp_path: Path) -> None:
+    for reference, told in (
+        ("filtersize", "Did you mean 'filter-size'?"),
+        ("studies/filtr_size.yaml", "Did you mean 'filter-size'?"),
+        (str(tmp_path / "none.yaml"), "there is no study file"),
+    ):
+        with pytest.raises(UsageError, match=r".") as caught:
+            study.find(reference)
+        assert told in str(caught.value)
+
+
+# --------------------------------------------------------------------------- claims
+
+
+def test_an_axis_left_out_is_gone_through_value_by_value(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """\
+        variants: [cauchy, fixed-random, content]
+        grid: {filter_size: [1, 2], grid: [original, centred]}
+        skip:
+          - {variant: content, axis: filter_size, reason: none}
+          - {variant: content, axis: grid, reason: none}
+          - {variant: fixed-random, filter_size: 2, grid: centred, reason: why not}
+        seeds: 0
+        claims:
+          - text: a
+            source: b
+            expect: failed_share(fixed-random, filter_size=1) < failed_share(cauchy, filter_size=2)
+          - {text: a, source: b, expect: elbo(fixed-random) > elbo(cauchy)}
+          - {text: a, source: b, expect: "elbo(content) > elbo(cauchy, filter_size=1)"}
+          - text: a
+            source: b
+            expect: nll(cauchy, grid=centred) < nll(cauchy, grid=original)
+        """,
+    )
+    first, second, third, fourth = found.claims
+    assert (first.metric, first.direction) == ("failed_share", -1)
+    assert [(pair.left, pair.right, pair.at) for pair in first.pairs] == [
+        (
+            f"fixed-random filter_size=1 grid={grid}",
+            f"cauchy filter_size=2 grid={grid}",
+            {"grid": grid},
+        )
+        for grid in ("original", "centred")
+    ]
+    assert second.direction == 1
+    assert [pair.at for pair in second.pairs] == [
+        {"filter_size": 1, "grid": "original"},
+        {"filter_size": 1, "grid": "centred"},
+        {"filter_size": 2, "grid": "original"},  # the fourth is skipped
+    ]
+    assert [(pair.left, pair.right) for pair in third.pairs] == [
+        ("content", "cauchy filter_size=1 grid=original"),
+        ("content", "cauchy filter_size=1 grid=centred"),
+    ]
+    assert [pair.at for pair in fourth.pairs] == [{"filter_size": 1}, {"filter_size": 2}]
+
+
+@pytest.mark.parametrize(
+    ("expect", "told"),
+    [
+        ("nll(cauchy) < nll(gaussian", "cannot be read; write METRIC(VARIANT"),
+        ("nl(cauchy) < nl(gaussian)", "Did you mean 'nll'?"),
+        ("objective(cauchy) < objective(gaussian)", "objectives are not comparable"),
+        ("nll(cauchy) < elbo(gaussian)", "nll and elbo cannot be compared"),
+        ("nll(cauchy) < nll(gausian)", "Did you mean 'gaussian'?"),
+        ("nll(cauchy) < nll(hellinger)", "Allowed: cauchy, gaussian."),
+        ("nll(cauchy) < nll(cauchy)", "both sides are the same cell"),
+        ("nll(cauchy, filter_size=3) < nll(gaussian)", "is no cell of this study"),
+        ("nll(cauchy, filter_size) < nll(gaussian)", "is no setting=value"),
+        ("nll(cauchy, filtersize=2) < nll(gaussian)", "Did you mean 'filter_size'?"),
+        ("nll(cauchy, grid=2, grid=1) < nll(gaussian)", "named twice"),
+    ],
+)
+def test_claims_are_checked_when_a_study_is_loaded(tmp_path: Path, expect: str, told: str) -> None:
+    body = f"""\
+    variants: [cauchy, gaussian]
+    grid: {{filter_size: [2, 5]}}
+    seeds: 0
+    claims:
+      - text: a
+        source: b
+        expect: {expect}
+    """
+    message = refusal(tmp_path, body)
+    assert message.startswith(f"{tmp_path / 'some.yaml'}:11: "), message
+    assert told in message
+
+
+# --------------------------------------------------------------------------- what is shipped
+
+SHIPPED = {
+    "smoke": 4,
+    "unsuccessful": 35,
+    "attention": 13,
+    "grid-slip": 6,
+    "filter-size": 24,
+    "latent-init": 16,
+    "uniform-prior": 4,
+    "divergence": 10,
+    "depth": 6,
+    "original-search": 3,
+}
+
+
+def test_what_is_shipped() -> None:
+    assert set(study.shipped()) == set(SHIPPED)
+    assert study.SHIPPED.resolve() == (Path(__file__).parents[1] / "studies").resolve()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_studies(name: str) -> None:
+    found = study.load(name.replace("-", "_"), "smoke")
+    assert found.name == (name if name == "smoke" else f"{name}@smoke")
+    assert len(found.cells) == SHIPPED[name]
+    assert found.question.endswith("?")
+    for claim in found.claims:
+        assert claim.source.startswith("GLAS README")
+        assert claim.pairs
+    baselines = {cell.baseline for cell in found.cells} - {None}
+    assert {found.by_name[str(each)].variant.name for each in baselines} <= {"cauchy"}
+    for preset in ("quick", "laptop", "paper"):  # at home, and where there are no labels
+        assert study.load(name, preset).cells
+
+
+def test_claims_about_attention_masks_and_fixed_latents_are_judged_on_their_own_q() -> None:
+    """They change q alone (design: "poor optimisation" is elbo, "cannot reconstruct" a share)."""
+    of_q = {"gaussian", "sigmoid", "softmax", "content", "masked-progressive", "masked-canvas"}
+    for name in study.shipped():
+        for claim in study.load(name).claims:
+            left = claim.expectation.left.variant
+            if left == "fixed-random":
+                assert claim.metric in claims.SHARES
+            else:
+                assert claim.metric == ("elbo" if left in of_q else "nll")
+
+
+def test_the_headline_is_judged_on_every_grid() -> None:
+    (claim,) = study.load("grid-slip").claims
+    assert [pair.at["grid"] for pair in claim.pairs] == ["original", "slip-mended", "centred"]
+    assert all(pair.left.startswith("gaussian") for pair in claim.pairs)
+
+
+def test_importing_studies_imports_neither_torch_nor_optuna() -> None:
+    code = "import sys, glas_bench.study; print({'torch', 'optuna'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,726 @@
+"""Sweeps on sqlite and PostgreSQL: planned once, run once, given back, taken over, extended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import Ended, Glas, children, until
+from optuna.trial import TrialState
+from services import Postgres
+
+from glas_bench import environment, study
+from glas_bench.errors import RunError, UsageError
+from glas_bench.record import load_run
+from glas_bench.sweep import addresses, owner, states, worker
+from glas_bench.sweep.database import StorageDown
+from glas_bench.sweep.ledger import MOST_LOST
+from glas_bench.sweep.plan import Plan
+from glas_bench.sweep.store import Store
+from glas_bench.sweep.trials import Result, Task, Wait
+
+HEAD = """\
+name: tiny
+question: Does it?
+version: 1
+preset: smoke
+set: {steps: 1, hidden: 8, samples: 5}
+"""
+TINY = HEAD + "variants: [cauchy, gaussian]\nseeds: 0\n"
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="watches /proc")
+
+
+def write(glas: Glas, text: str) -> Path:
+    path = glas.folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def sweep(glas: Glas, text: str | None = None, *arguments: object) -> Ended:
+    """Sweep inside this process, without a mirror; print JSON."""
+    if text is not None:
+        write(glas, text)
+    return glas.here("sweep", glas.folder / "tiny.yaml", "--json", "--no-mirror", *arguments)
+
+
+def cells(ended: Ended) -> dict[str, dict[str, Any]]:
+    return {cell["cell"]: cell for cell in ended.json["cells"]}
+
+
+def statuses(ended: Ended) -> dict[str, str]:
+    return {name: cell["status"] for name, cell in cells(ended).items()}
+
+
+def seeds_of(cell: dict[str, Any]) -> dict[int, str]:
+    return {each["seed"]: each["status"] for each in cell["seeds"]}
+
+
+def trials(glas: Glas, name: str = "tiny") -> list[optuna.trial.FrozenTrial]:
+    return trials_at(addresses.storage_url(None, glas.results), name)
+
+
+def trials_at(url: str, name: str = "tiny") -> list[optuna.trial.FrozenTrial]:
+    """Return a study's trials as anyone with optuna reads them."""
+    storage = optuna.storages.RDBStorage(url)
+    try:
+        return optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    finally:
+        storage.engine.dispose()
+
+
+def times(glas: Glas) -> dict[str, int]:
+    """Return when each score was written, by run folder and seed."""
+    found = sorted(glas.results.glob("runs/*/seed-*/eval/*.json"))
+    return {f"{path.parts[-4]}/{path.parts[-3]}": path.stat().st_mtime_ns for path in found}
+
+
+@pytest.fixture(autouse=True)
+def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+
+
+OPEN: list[Store] = []
+
+
+@pytest.fixture(autouse=True)
+def _stores() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+# --------------------------------------------------------------------------- from first to last
+
+
+def test_a_study_is_run_to_its_last_cell_and_then_nothing_is_left(glas: Glas) -> None:
+    ended = sweep(glas, TINY)
+    assert ended.code == 0, ended.err
+    assert ended.json["study"] == "tiny"
+    assert ended.json["counts"] == {"complete": 2}
+    first = cells(ended)["cauchy"]
+    assert seeds_of(first) == {0: "complete"}
+    assert (first["variant"], first["params"], first["reason"]) == ("cauchy", {}, None)
+    assert (glas.results / "runs" / f"cauchy-{first['config_key']}").is_dir()
+    assert "gaussian: running" in ended.err
+    before = times(glas)
+    again = sweep(glas)
+    assert again.code == 0
+    assert "running" not in again.err
+    assert times(glas) == before
+    assert cells(again) == cells(ended)
+    status = glas.here("status", glas.folder / "tiny.yaml", "--json")
+    assert status.json["cells"] == ended.json["cells"]
+    (trial, _) = trials(glas)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.user_attrs["cell"] == trial.user_attrs["variant"] == "cauchy"
+    assert trial.user_attrs["seeds"] == "0"
+    assert str(os.getpid()) in trial.user_attrs["worker"]
+    assert trial.user_attrs["elbo"] == pytest.approx(first["elbo"])
+    assert trial.value is not None
+    assert 100 < trial.value < 600
+
+
+def test_status_before_the_first_sweep_and_of_no_study(glas: Glas) -> None:
+    write(glas, TINY)
+    ended = glas.here("status", glas.folder / "tiny.yaml", "--json")
+    assert set(statuses(ended).values()) == {"waiting"}
+    assert not glas.results.exists()
+    text = glas.here("status", "filter_size", "--preset", "smoke")
+    assert "24 cells: 24 waiting" in text.out
+    wrong = glas.here("status", "filtr-size")
+    assert wrong.code == 2
+    assert "Did you mean 'filter-size'?" in wrong.err
+
+
+def test_a_dry_run_prints_the_cells_and_opens_nothing(glas: Glas) -> None:
+    ended = glas.here("sweep", "filter_size", "--dry-run", "--preset", "smoke")
+    assert ended.code == 0
+    assert "against cauchy filter_size=9 grid=centred" in ended.out
+    assert ended.out.rstrip().endswith("filter-size@smoke: 24 cells, 384 runs of a seed")
+    assert not glas.results.exists()
+    document = glas.here("sweep", "filter_size", "--dry-run", "--json").json
+    assert (document["count"], len(document["cells"])) == (24, 24)
+
+
+def test_what_run_has_made_counts_at_once(glas: Glas) -> None:
+    made = glas.here(
+        "run", "--variant", "cauchy", "--preset", "smoke", "--set", "steps=1", "--set", "hidden=8",
+        "--set", "samples=5", "--no-mirror", "--json",
+    )  # fmt: skip
+    assert made.code == 0
+    before = times(glas)
+    ended = sweep(glas, TINY)
+    assert ended.code == 0
+    assert "cauchy: running" not in ended.err
+    assert before.items() <= times(glas).items()
+    assert cells(ended)["cauchy"]["config_key"] == made.json["config_key"]
+    other = sweep(glas, TINY.replace("name: tiny", "name: other"))  # nor is another study's run
+    assert other.code == 0
+    assert "running" not in other.err
+
+
+def test_not_applicable_is_listed_and_complete(glas: Glas) -> None:
+    text = TINY.replace("[cauchy, gaussian]", "[fixed-supervised]") + "dataset: mnist-static\n"
+    ended = sweep(glas, text)
+    assert ended.code == 0, ended.err
+    (cell,) = ended.json["cells"]
+    assert cell["status"] == "not_applicable"
+    assert "needs labels" in cell["reason"]
+
+
+def test_a_diverged_seed_counts_as_finished(glas: Glas) -> None:
+    ended = sweep(glas, TINY.replace("gaussian]", "{variant: gaussian, learning_rate: 1e30}]"))
+    assert ended.code == 0, ended.err
+    cell = cells(ended)["gaussian learning_rate=1e+30"]
+    assert (cell["status"], seeds_of(cell)) == ("complete", {0: "diverged"})
+    assert "seed 0 diverged" in cell["reason"]
+    assert [trial.value for trial in trials(glas)][1] == math.inf
+
+
+# --------------------------------------------------------------------------- failures
+
+FRAGILE = '''\
+"""Fails while a file is there."""
+from pathlib import Path
+
+from glas_bench.model import Glas
+
+
+class Fragile(Glas):
+    """Fails while a file is there."""
+
+    bounds_nll = True
+    why = "it is the control"
+
+    def build_recognition(self):
+        if Path({path!r}).exists():
+            raise RuntimeError("a cable is loose")
+        super().build_recognition()
+'''
+
+
+def test_a_failed_cell_keeps_its_reason_and_is_run_again_when_asked(glas: Glas) -> None:
+    broken = glas.folder / "broken"
+    broken.touch()
+    (glas.folder / "fragile.py").write_text(FRAGILE.format(path=str(broken)))
+    ended = sweep(glas, TINY.replace("cauchy,", "./fragile.py,"))
+    assert ended.code == 3
+    assert statuses(ended) == {"fragile": "failed", "gaussian": "complete"}
+    assert "a cable is loose" in cells(ended)["fragile"]["reason"]
+    broken.unlink()
+    again = sweep(glas)
+    assert (again.code, statuses(again)["fragile"]) == (3, "failed")  # not without being asked
+    retried = sweep(glas, None, "--retry", "failed")
+    assert (retried.code, statuses(retried)["fragile"]) == (0, "complete")
+    assert cells(retried)["fragile"]["reason"] is None
+    assert Counter(t.state.name for t in trials(glas)) == {"COMPLETE": 2, "FAIL": 1}
+    assert sweep(glas, None, "--retry", "failed").code == 0
+    assert len(trials(glas)) == 3
+
+
+def test_a_cell_over_which_workers_die_fails_at_last(glas: Glas) -> None:
+    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    for _ in range(MOST_LOST):
+        task = store.claim(plan)
+        assert isinstance(task, Task)
+        gone = {**store.owner, "began": "0", "token": "of another"}  # its process has ended since
+        store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", gone)
+    assert store.claim(plan) is None
+    read = store.read("tiny")
+    assert read is not None
+    (state,) = states.states(*read)
+    assert state.status == "failed"
+    assert f"{MOST_LOST} workers died over it" in str(state.reason)
+
+
+# --------------------------------------------------------------------------- changed studies
+
+
+def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> None:
+    assert sweep(glas, TINY).code == 0
+    before = times(glas)
+    wider = TINY.replace("gaussian]", "gaussian, hellinger]").replace("seeds: 0", "seeds: 0-1")
+    refused = sweep(glas, wider)
+    assert refused.code == 2
+    assert "new cells: hellinger" in refused.err
+    assert "cells with other seeds: cauchy, gaussian" in refused.err
+    assert "--extend" in refused.err
+    assert times(glas) == before
+    extended = sweep(glas, wider, "--extend")
+    assert extended.code == 0, extended.err
+    assert list(cells(extended)) == ["cauchy", "gaussian", "hellinger"]
+    assert all(
+        seeds_of(cell) == {0: "complete", 1: "complete"} for cell in cells(extended).values()
+    )
+    assert before.items() <= times(glas).items()  # what was there was not run again
+    assert len(times(glas)) == 6
+    by_cell = Counter((t.user_attrs["cell"], t.user_attrs["seeds"]) for t in trials(glas))
+    assert by_cell == {
+        ("cauchy", "0"): 1, ("cauchy", "1"): 1, ("gaussian", "0"): 1, ("gaussian", "1"): 1,
+        ("hellinger", "0-1"): 1,
+    }  # fmt: skip
+    assert sweep(glas).code == 0
+    assert "planned already" in sweep(glas, TINY).err
+
+
+def test_texts_may_change_and_claims_may_not(glas: Glas) -> None:
+    claim = "claims: [{text: a, source: b, expect: nll(cauchy) < nll(gaussian)}]\n"
+    assert sweep(glas, TINY + claim, "--max-trials", 1).code == 0
+    assert sweep(glas, TINY.replace("Does it?", "Well?") + claim, "--max-trials", 1).code == 0
+    turned = sweep(glas, TINY + claim.replace("<", ">"))
+    assert turned.code == 2
+    assert "other claims" in turned.err
+
+
+def test_what_is_no_longer_wanted_is_not_run(glas: Glas) -> None:
+    assert sweep(glas, TINY, "--max-trials", 1).code == 0
+    fewer = sweep(glas, TINY.replace(", gaussian", ""), "--extend")
+    assert (fewer.code, list(cells(fewer))) == (0, ["cauchy"])
+    assert len(times(glas)) == 1
+    back = sweep(glas, TINY, "--extend")
+    assert statuses(back) == {"cauchy": "complete", "gaussian": "complete"}
+
+
+def test_max_trials_is_the_total_of_the_study(glas: Glas) -> None:
+    text = TINY.replace("gaussian]", "gaussian, hellinger]")
+    for most, expected in ((1, 1), (1, 1), (2, 2), (3, 3)):
+        ended = sweep(glas, text, "--max-trials", most)
+        assert ended.code == 0
+        assert ended.json["counts"].get("complete") == expected
+
+
+# --------------------------------------------------------------------------- searches
+
+SEARCH = (
+    HEAD
+    + """\
+baseline: {variant: cauchy, latent_size: 9, filter_size: 5}
+variants: [cauchy, gaussian]
+space:
+  latent_size: {low: 4, high: 12}
+  filter_size: {low: 1, high: 6, at_most: latent_size}
+trials: 3
+tuning_seeds: 1000-1001
+seeds: 0
+"""
+)
+
+
+def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seeds(
+    glas: Glas,
+) -> None:
+    some = sweep(glas, SEARCH, "--max-trials", 4)
+    assert some.code == 0, some.err
+    assert [len(trials(glas, f"tiny/{name}")) for name in ("cauchy", "gaussian")] == [2, 2]
+    assert statuses(some)["cauchy"] == "waiting"
+    assert cells(some)["cauchy"]["reason"] == "search: 2 of 3 trials"
+    ended = sweep(glas)
+    assert ended.code == 0, ended.err
+    assert set(statuses(ended).values()) == {"complete"}
+    for name in ("cauchy", "gaussian"):
+        tried = trials(glas, f"tiny/{name}")
+        assert [trial.state for trial in tried] == [TrialState.COMPLETE] * 3
+        for trial in tried:
+            assert trial.params["filter_size"] <= min(6, trial.params["latent_size"])
+            assert trial.user_attrs["seeds"] == "1000-1001"
+        best = min(tried, key=lambda trial: (trial.value, trial.number))
+        (reported,) = (t for t in trials(glas) if t.user_attrs["cell"] == name)
+        assert reported.user_attrs["seeds"] == "0"
+        for key, value in best.params.items():
+            assert f"{key}={value}" in reported.user_attrs["settings"].split()
+        run = load_run(
+            glas.results / "runs" / f"{name}-{reported.system_attrs['glas_bench:about']['key']}"
+        )
+        assert set(run.seeds) == {0}
+        assert {key: run.config.settings[key] for key in best.params} == best.params
+    assert "running" not in sweep(glas).err
+
+
+def test_choices_alone_are_each_tried_once(glas: Glas) -> None:
+    ended = sweep(
+        glas,
+        HEAD + "variants: [cauchy]\nspace: {learning_rate: {choices: [3e-4, 3e-3]}}\n"
+        "tuning_seeds: 1000\nseeds: 0\n",
+    )
+    assert ended.code == 0, ended.err
+    tried = trials(glas, "tiny/cauchy")
+    assert [trial.params["learning_rate"] for trial in tried] == [3e-4, 3e-3]
+    assert trials(glas)[0].user_attrs["settings"] == "learning_rate=0.003"
+
+
+# --------------------------------------------------------------------------- stopped and killed
+
+SLOW = TINY.replace("samples: 5}", "samples: 5, epochs: 12}")
+
+
+def is_training(glas: Glas) -> Callable[[], bool]:
+    return lambda: bool(list(glas.results.glob("runs/*/seed-0/checkpoint-*.pt")))
+
+
+@linux
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_gives_cells_back_and_they_go_on(glas: Glas, workers: int) -> None:
+    write(glas, SLOW)
+    command = ("sweep", "tiny.yaml", "--workers", workers, "--no-mirror")
+    often = {"GLAS_BENCH_CHECKPOINT_SECONDS": 0}
+    first = glas.start(*command, **often)
+    until(is_training(glas), first)
+    first.terminate()
+    ended = glas.ended(first)
+    assert ended.code == 75, ended.err
+    assert "given back" in ended.err
+    assert {trial.state for trial in trials(glas)} == {TrialState.WAITING}
+    assert all(t.system_attrs.get("glas_bench:lost", 0) == 0 for t in trials(glas))
+    (path, *_) = glas.results.glob("runs/*/seed-0/status.json")
+    stopped = json.loads(path.read_text())
+    assert stopped["status"] == "interrupted"
+    assert stopped["step"] > 0
+    again = glas(*command)
+    assert again.code == 0, again.err
+    assert Counter(trial.state.name for trial in trials(glas)) == {"COMPLETE": 2}
+
+
+@linux
+def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
+    write(glas, SLOW)
+    first = glas.start("sweep", "tiny.yaml", "--no-mirror", GLAS_BENCH_CHECKPOINT_SECONDS=0)
+    until(is_training(glas), first)
+    first.kill()
+    first.wait()
+    assert [t.state.name for t in trials(glas)] == ["RUNNING", "WAITING"]
+    again = sweep(glas)
+    assert again.code == 0, again.err
+    assert [t.system_attrs.get("glas_bench:lost", 0) for t in trials(glas)] == [1, 0]
+    assert len(trials(glas)) == 2
+    (folder,) = glas.results.glob("runs/cauchy-*")
+    rows = load_run(folder).seeds[0].metrics
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
+
+
+@linux
+def test_a_worker_that_is_killed_is_told_of_and_the_others_go_on(glas: Glas) -> None:
+    write(glas, SLOW)
+    running = glas.start("sweep", "tiny.yaml", "--workers", 2, "--no-mirror")
+    until(is_training(glas), running)
+    (victim, *_) = (pid for pid in children(running.pid))
+    os.kill(victim, signal.SIGKILL)
+    ended = glas.ended(running)
+    assert ended.code == 0, ended.err
+    assert "was killed by signal 9" in ended.err
+    assert Counter(trial.state.name for trial in trials(glas)) == {"COMPLETE": 2}
+
+
+def test_a_cell_that_another_command_runs_is_left_to_it(glas: Glas) -> None:
+    store, plan = planned(glas, TINY)
+    del store
+    with plan.cell("cauchy").folder.locked():
+        began = time.monotonic()
+        running = glas.start("sweep", "tiny.yaml", "--no-mirror")
+        until(lambda: len(times(glas)) == 1, running)  # gaussian, meanwhile
+        assert time.monotonic() > began
+    ended = glas.ended(running)
+    assert ended.code == 0, ended.err
+    assert "cauchy: given back, already running" in ended.err
+
+
+def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLAS_BENCH_CORES", "1")
+    assert environment.cores() == 1
+    monkeypatch.setenv("GLAS_BENCH_CORES", "100000")
+    assert environment.cores() == len(os.sched_getaffinity(0))
+
+
+# --------------------------------------------------------------------------- the store itself
+
+
+def planned(glas: Glas, text: str, url: str | None = None) -> tuple[Store, Plan]:
+    plan = Plan(study.load(str(write(glas, text))), glas.results)
+    OPEN.append(store := Store(addresses.storage_url(url, glas.results)))
+    store.plan(plan, extend=False, retry_failed=False)
+    return store, plan
+
+
+def _start(plan: Plan, url: str, gate: Any, out: Any) -> None:
+    """Be one of many first starts: plan, then claim until nothing is left."""
+    gate.wait()
+    try:
+        store = Store(url)
+        store.plan(plan, extend=False, retry_failed=False)
+        claimed = []
+        while isinstance(task := store.claim(plan), Task | Wait):
+            if isinstance(task, Wait):
+                time.sleep(0.05)
+                continue
+            claimed.append(task.cell)
+            store.finish(task, Result("complete", value=1.0))
+        out.put(claimed)
+    except BaseException as error:
+        out.put(repr(error))
+        raise
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_ten_first_starts_plan_and_claim_each_cell_once(
+    glas: Glas, kind: str, request: pytest.FixtureRequest
+) -> None:
+    text = TINY.replace("seeds: 0", "grid: {filter_size: [1, 2, 3, 4, 5, 6]}\nseeds: 0")
+    plan = Plan(study.load(str(write(glas, text))), glas.results)
+    given = request.getfixturevalue("postgres").fresh() if kind == "postgresql" else None
+    url = addresses.storage_url(given, glas.results)
+    several = multiprocessing.get_context("fork")
+    gate, out = several.Barrier(10), several.Queue()
+    workers = [several.Process(target=_start, args=(plan, url, gate, out)) for _ in range(10)]
+    for each in workers:
+        each.start()
+    told = [out.get(timeout=120) for _ in workers]
+    for each in workers:
+        each.join()
+    assert all(isinstance(each, list) for each in told), told
+    claimed = Counter(cell for each in told for cell in each)
+    assert claimed == dict.fromkeys(plan.items, 1)
+    found = trials_at(url)
+    assert Counter(t.user_attrs["cell"] for t in found) == dict.fromkeys(plan.items, 1)
+    assert {t.state for t in found} == {TrialState.COMPLETE}
+
+
+def abandon(store: Store, task: Task, seconds: float) -> None:
+    """Make a task one of another machine, which has beaten last so many seconds ago."""
+    import sqlalchemy
+
+    other = {**owner.me(), "host": "elsewhere", "room": "elsewhere", "token": "theirs"}
+    store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", other)
+    past = "UPDATE trial_heartbeats SET heartbeat = datetime('now', :ago) WHERE trial_id = :id"
+    with store.storage.engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.text(past), {"ago": f"-{seconds} seconds", "id": task.trial_id}
+        )
+
+
+def test_a_trial_of_another_machine_is_watched_before_it_is_taken_over(
+    glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "0.4")
+    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    task = store.claim(plan)
+    assert isinstance(task, Task)
+    abandon(store, task, 1)
+    time.sleep(1.1)
+    assert isinstance(store.claim(plan), Wait)  # two seconds old: it may be alive
+    abandon(store, task, 60)
+    assert isinstance(store.claim(plan), Wait)  # old, but this is the first look
+    time.sleep(0.5)
+    assert isinstance(store.claim(plan), Wait)
+    store.forget()  # as after an outage: the looks before it do not count
+    time.sleep(0.7)
+    assert isinstance(store.claim(plan), Wait)
+    store.storage.record_heartbeat(task.trial_id)  # it lives after all
+    assert isinstance(store.claim(plan), Wait)
+    abandon(store, task, 60)
+    assert isinstance(store.claim(plan), Wait)
+    time.sleep(1.1)
+    taken = store.claim(plan)
+    assert isinstance(taken, Task)
+    assert taken.trial_id == task.trial_id
+
+
+def test_what_was_taken_over_is_not_told_by_the_one_that_lost_it(glas: Glas) -> None:
+    store, plan = planned(glas, TINY)
+    task = store.claim(plan)
+    assert isinstance(task, Task)
+    OPEN.append(other := Store(store.url))
+    abandon(store, task, 0)
+    store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", other.owner)
+    store.finish(task, Result("failed", reason="late"))
+    store.give_back(task)
+    assert store.storage.get_trial(task.trial_id).state == TrialState.RUNNING
+    other.finish(task, Result("complete", value=1.0))
+    store.finish(task, Result("failed", reason="late"))
+    assert store.storage.get_trial(task.trial_id).state == TrialState.COMPLETE
+
+
+def test_a_claim_whose_answer_got_lost_is_taken_up(glas: Glas) -> None:
+    store, plan = planned(glas, TINY)
+    first, second = store.claim(plan), store.claim(plan)
+    assert first == second
+
+
+def test_a_claim_cut_short_is_free_again(glas: Glas) -> None:
+    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    (trial,) = trials(glas)
+    store.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # and then killed
+    task = store.claim(plan)
+    assert isinstance(task, Task)
+
+
+def test_beating_goes_on_through_an_outage(
+    postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sqlalchemy
+
+    monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "0.2")
+    store, plan = planned(glas, TINY, postgres.fresh())
+    task = store.claim(plan)
+    assert isinstance(task, Task)
+
+    def last() -> Any:
+        with store.storage.engine.connect() as connection:
+            query = "SELECT heartbeat FROM trial_heartbeats"
+            return connection.execute(sqlalchemy.text(query)).scalar()
+
+    with store.beating(task):
+        before = last()
+        until(lambda: last() > before)
+        postgres.stop()
+        time.sleep(0.5)
+        postgres.start()
+        with contextlib.suppress(sqlalchemy.exc.OperationalError):
+            last()
+        after = last()
+        until(lambda: last() > after)
+    store.finish(task, Result("complete", value=1.0))
+    assert isinstance(store.claim(plan), Task)
+
+
+def test_a_database_that_stays_away_is_told_of(
+    postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, plan = planned(glas, TINY, postgres.fresh())
+    monkeypatch.setattr("glas_bench.sweep.database.PATIENCE", 0.5)
+    monkeypatch.setattr(Store.through, "__defaults__", (0.5,))
+    postgres.stop()
+    try:
+        with pytest.raises(StorageDown, match="does not answer") as caught:
+            store.claim(plan)
+    finally:
+        postgres.start()
+    assert Postgres.PASSWORD not in str(caught.value)
+
+
+# --------------------------------------------------------------------------- addresses
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert addresses.storage_url(None, tmp_path) == f"sqlite:///{tmp_path / 'optuna.db'}"
+    here = "postgresql+psycopg://me:pw@h/d"
+    for text in ("postgres://me:pw@h/d", "postgresql://me:pw@h/d", here):
+        assert addresses.storage_url(text, tmp_path) == here
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://h/d")
+    assert addresses.storage_url(None, tmp_path) == "postgresql+psycopg://h/d"
+    assert addresses.storage_url("sqlite:////a/b.db", tmp_path) == "sqlite:////a/b.db"
+    for wrong in ("mysql://me:secret@h/d", "optuna.db", "sqlite://", "redis://h"):
+        with pytest.raises(UsageError, match="postgresql://user@host") as caught:
+            addresses.storage_url(wrong, tmp_path)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(UsageError, match="wants a file"):
+        addresses.storage_url("sqlite:///:memory:", tmp_path)
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /home rw,relatime shared:5 - nfs4 server:/home rw,vers=4.2
+31 30 8:2 / /home/local rw - xfs /dev/sdb1 rw
+32 22 0:41 / /mnt/two\\040words rw - cifs //nas/share rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/optuna.db", "ext4"),
+        ("/home/me/results/optuna.db", "nfs4"),
+        ("/home/local/optuna.db", "xfs"),
+        ("/homework/optuna.db", "ext4"),
+        ("/mnt/two words/optuna.db", "cifs"),
+    ],
+)
+def test_file_systems(path: str, kind: str) -> None:
+    assert addresses.file_system(Path(path), MOUNTS) == kind
+
+
+def test_sqlite_on_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "file_system", lambda path: "nfs4")
+    with pytest.raises(UsageError, match=r"network file system \(nfs4\).*--storage postgresql"):
+        addresses.storage_url(None, tmp_path)
+    assert addresses.storage_url("postgresql://h/d", tmp_path)
+
+
+def test_a_password_is_taken_off_the_command_line(postgres: Postgres, glas: Glas) -> None:
+    write(glas, SLOW)
+    url = postgres.fresh()
+    for given in (["--storage", url], [f"--storage={url}"]):
+        running = glas.start("sweep", "tiny.yaml", "--workers", 2, "--no-mirror", *given)
+        until(lambda running=running: len(children(running.pid)) == 2, running)
+        for pid in (running.pid, *children(running.pid)):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert Postgres.PASSWORD.encode() not in line
+        running.terminate()
+        ended = glas.ended(running)
+        assert ended.code == 75
+        assert Postgres.PASSWORD not in ended.out + ended.err
+
+
+def test_a_wrong_password_is_told_at_once_and_not_repeated(postgres: Postgres, glas: Glas) -> None:
+    write(glas, TINY)
+    began = time.monotonic()
+    ended = glas.here(
+        "sweep", glas.folder / "tiny.yaml", "--storage", postgres.url(password="s3same")
+    )
+    assert ended.code == 1
+    assert "authentication failed" in ended.err
+    assert "s3same" not in ended.err + ended.out
+    assert time.monotonic() - began < 10
+
+
+def test_a_file_that_is_no_database(glas: Glas) -> None:
+    write(glas, TINY)
+    glas.results.mkdir()
+    (glas.results / "optuna.db").write_text("x" * 5000)
+    ended = sweep(glas)
+    assert ended.code == 1
+    assert "not a database" in ended.err
+
+
+# --------------------------------------------------------------------------- small parts
+
+
+def test_owners() -> None:
+    me = owner.me()
+    assert not owner.is_gone(me)
+    assert owner.is_gone({**me, "began": "1"})
+    assert not owner.is_gone({**me, "room": "another machine", "began": "1"})
+    assert str(os.getpid()) in owner.told(me)
+
+
+def test_a_beat_that_is_no_number_is_refused(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "often")
+    ended = sweep(glas, TINY)
+    assert ended.code == 2
+    assert "GLAS_BENCH_BEAT_SECONDS=often" in ended.err
+
+
+def test_a_study_edited_under_its_workers_is_noticed(glas: Glas) -> None:
+    path = write(glas, TINY)
+    job = worker.Job(str(path), None, None, str(glas.results), "cpu", "of another plan", None)
+    with pytest.raises(RunError, match="has changed since"):
+        worker._do(job, lambda event: None)
