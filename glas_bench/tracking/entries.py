@@ -208,8 +208,9 @@ def _numbers(
 ) -> Iterator[Point]:
     """Return the final numbers; a mapping by number (`iw_sweep`) is a curve over that number."""
     epoch = int(seed.about.get("epoch") or (seed.metrics[-1]["epoch"] if seed.metrics else 0))
-    if _is(seed.about.get("seconds")):
-        yield Point("seconds", float(seed.about["seconds"]), end, epoch)
+    for name in ("seconds", "peak_memory_bytes", "parameters"):
+        if _is(seed.about.get(name)):
+            yield Point(name, float(seed.about[name]), end, epoch)
     if protocol is None:
         return
     time = _modified(seed.folder.path / "eval" / f"{protocol}.json")
