@@ -156,9 +156,7 @@ class Referee:
         }
         self.key = protocol_key(self.protocol)
 
-    def score(
-        self, path: Path, tell: Tell = lambda event: None
-    ) -> tuple[dict[str, Any], PerImage]:
+    def score(self, path: Path, tell: Tell = lambda event: None) -> tuple[dict[str, Any], PerImage]:
         """Return scores (JSON-ready, null where there is no number) and per-image values.
 
         Args:

@@ -110,13 +110,14 @@ def of_seed(record: RunRecord, seed: SeedRecord) -> Entry:
             "protocol_key": protocol,
             **_score_tags(scores),
             "ais_status": _text(_newest_ais(seed).get("ais_status")),
+            "ais_protocol_key": _ais_protocol(seed),
             "scores": json.dumps(sorted({point.name for point in numbers})) if scores else None,
         },
         rows=[_points(row) for row in seed.metrics],
         numbers=numbers,
         files=[
             *_there(folder / "eval", [f"{key}.json" for key in seed.scores], "eval"),
-            *_there(folder, ["environment.json", "per_image.npz", "samples.png"]),
+            *_there(folder, ["environment.json", "per_image.npz", "samples.png", "filter.png"]),
         ],
         began=seed.metrics[0]["time"] if seed.metrics else None,
     )
@@ -264,6 +265,12 @@ def _newest_ais(seed: SeedRecord) -> Mapping[str, Any]:
     """Return the newest scoring by AIS, or nothing."""
     found = [scores for scores in seed.scores.values() if _by_ais(scores)]
     return max(found, key=lambda scores: scores.get("time", 0.0), default={})
+
+
+def _ais_protocol(seed: SeedRecord) -> str | None:
+    """Return the key of the newest scoring by AIS."""
+    newest = _newest_ais(seed)
+    return next((key for key, scores in seed.scores.items() if scores is newest), None)
 
 
 def _by_ais(scores: Mapping[str, Any]) -> bool:
