@@ -91,13 +91,13 @@ class Cell:
     @property
     def title(self) -> str:
         """Its variant and settings, as markdown."""
-        told = ", ".join(f"{key} = {value}" for key, value in self.settings.items())
+        told = ", ".join(f"{key} = {short(value)}" for key, value in self.settings.items())
         return f"`{self.variant}`" + (f" ({told})" if told else "")
 
     @property
     def label(self) -> str:
         """The same as plain text, for figures."""
-        told = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        told = ", ".join(f"{key}={short(value)}" for key, value in self.settings.items())
         return self.variant + (f" ({told})" if told else "")
 
     def says(self, column: str) -> str:
@@ -139,6 +139,11 @@ class Section:
 
     common: dict[str, str]
     cells: list[Cell] = field(default_factory=list)
+
+
+def short(value: str) -> str:
+    """Return a setting's value as a reader writes it: 1 for 1.0."""
+    return value.removesuffix(".0")
 
 
 def cells(rows: Sequence[Row]) -> list[Cell]:

@@ -1,6 +1,6 @@
 """`--fail-if`: a number that a page must not have, in the grammar of claims.
 
-elbo(cauchy) > 90        nll(gaussian, grid=centred) > 95        failed_share(fixed-random) > 0.2
+`elbo(cauchy) > 90`, `nll(gaussian, grid=centred) > 95`, `failed_share(fixed-random) > 0.2`.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from glas_bench.report.cells import Cell, Row, cells, number, sections
-from glas_bench.report.page import claims_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,16 +60,16 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def blank(width: float, height: float, rows: int = 1, columns: int = 1, **about: Any) -> Any:
+def blank(
+    width: float, height: float, rows: int = 1, columns: int = 1, **about: Any
+) -> tuple[Figure, Any]:
     """Return a figure and its axes [rows][columns], in the style of all figures."""
     style: dict[str, Any] = {
         **sns.axes_style("whitegrid"),
         **sns.plotting_context("paper"),
         "font.family": ["DejaVu Sans"],
     }
-    import matplotlib as mpl
-
-    with mpl.rc_context(style):
+    with mpl.rc_context(style):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **about)
     return figure, axes
@@ -131,7 +132,7 @@ def _forest(told: Mapping[str, Sequence[Cell]]) -> Figure:
             axis.plot([low, high], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
             face = colour if p is not None and p < 0.05 else "white"
             axis.plot([estimate], [y], "o", color=colour, markerfacecolor=face, markersize=4.5)
-        axis.set_xlabel(f"{metric} minus the baseline's, {NATS}")
+        axis.set_xlabel(f"{metric} - baseline, {NATS}")
         _wide(axis, [number(cell.first, f"{metric}_difference") for cell in some])
         axis.grid(axis="y", linewidth=0.4)
     axes[0][0].set_yticks(list(places.values()), [cell.label for cell in order])
@@ -170,7 +171,7 @@ def _axes_of_numbers(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[Dra
         lines = _lines(told, key)
         if not any(len({cell.settings[key] for cell in some}) > 1 for some in lines.values()):
             continue
-        shares = any(one["metric"] == "failed_share" for one in claims_of(found))
+        shares = any(row.get("failed") == "true" for cell in told for row in cell.finished)
         yield Drawing(
             f"axis-{key}",
             f"Along {key}",
@@ -231,6 +232,8 @@ def _along(key: str, lines: Mapping[str, Sequence[Cell]], shares: bool) -> Figur
             )
         axis.set_xlabel(key)
         axis.set_xticks(sorted({float(cell.settings[key]) for s in lines.values() for cell in s}))
+        if metric == "failed":
+            axis.set_ylim(-0.05, 1.05)
         axis.set_ylabel("share of seeds that failed" if metric == "failed" else f"{metric}, {NATS}")
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
@@ -295,7 +298,9 @@ def _objective(told: Sequence[Cell]) -> Figure:
     axis.set_ylim(min(ys) - pad, max(ys) + pad)
     axis.set_xlabel(f"objective, {NATS}")
     axis.set_ylabel(f"nll, {NATS}")
-    axis.legend(loc="upper left", frameon=True)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+    )
     return figure
 
 
@@ -311,22 +316,13 @@ def _name_outliers(axis: Axes, told: Sequence[Cell]) -> None:
         objective, nll = cell.mean("objective"), cell.mean("nll")
         if objective is not None and nll is not None and nll - objective > 1:
             hidden.append((nll, objective, cell))
-    heights = [nll for nll, _, _ in hidden]
-    gap = 0.035 * ((max(heights) - min(heights)) if len(heights) > 1 else 1)
+    heights = [nll for cell in told for nll in cell.values("nll")]
+    gap = 0.035 * (max(heights) - min(heights) or 1)
     last = -math.inf
     for nll, objective, cell in sorted(hidden, key=lambda each: (each[0], each[1], each[2].name)):
         y = max(nll, last + gap)
         last = y
-        axis.annotate(
-            cell.label,
-            (objective, nll),
-            (objective, y),
-            fontsize=6.5,
-            xytext=(objective, y),
-            textcoords="data",
-            va="center",
-            ha="left",
-        )
+        axis.text(objective, y, f"  {cell.label}", fontsize=6.5, va="center", ha="left")
 
 
 # --------------------------------------------------------------------------- charges
@@ -372,6 +368,9 @@ def _charge(told: Sequence[Cell]) -> Figure:
     if every:
         axis.set_xscale("log")
         axis.set_yscale("log")
+        for side in (axis.xaxis, axis.yaxis):
+            for ticks in (side.set_major_formatter, side.set_minor_formatter):
+                ticks(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
         axis.axline((1, 2.725), (10, 27.25), color="0.3", linewidth=0.9, dashes=(4, 2))
         flat = [value for pair in every for value in pair]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from glas_bench.errors import GlasBenchError
 from glas_bench.report import page, sheet
-from glas_bench.report.cells import cells
+from glas_bench.report.cells import KEYS, cells
 
-COLUMNS = ("question", "claims", "ended", "look", "data_hash", "verdicts")
+COLUMNS = ("question", "claims", "ended", *KEYS.values())
+"""What the index is made from."""
 
 
 def render(out: Path) -> tuple[str, list[str]]:

@@ -49,8 +49,8 @@ def write_verdicts(study: Study, found: Sequence[Cell], made: Comparisons) -> No
                 "right": right.title,
                 "right_cell": right.name,
                 "verdict": judged.word if isinstance(judged, Verdict) else NONE,
-                "why": judged.why if isinstance(judged, Verdict) else judged,
-                "untuned": [each.label for each in (left, right) if not each.first.get("tuned")],
+                "why": _sides(judged.why) if isinstance(judged, Verdict) else judged,
+                "untuned": _untuned(left, right),
                 **_numbers(comparison),
             }
         )
@@ -59,6 +59,23 @@ def write_verdicts(study: Study, found: Sequence[Cell], made: Comparisons) -> No
             text = json.dumps(told[id(cell)], sort_keys=True)
             for row in cell.seeds:
                 row["claims"] = text
+
+
+def _sides(why: str) -> str:
+    """Return a reason with the sides named as the page names them."""
+    return why.replace("seeds only in a", "seeds only on the left").replace(
+        "only in b", "only on the right"
+    )
+
+
+def _untuned(left: Cell, right: Cell) -> str:
+    """Say which arms had no search of their own."""
+    some = [each.label for each in (left, right) if not each.first.get("tuned")]
+    return (
+        "both arms are untuned"
+        if len(some) == 2
+        else "".join(f"{each} is untuned" for each in some)
+    )
 
 
 def judge(study: Study, claim: Claim, found: Comparison) -> Verdict | str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from glas_bench.report.cells import Cell
+from glas_bench.report.cells import Cell, short
 from glas_bench.report.figures import DASHES, NATS, Drawing, blank, colours, png
 from glas_bench.report.rows import Run
 from glas_bench.tracking import store
@@ -21,8 +21,8 @@ Series = Mapping[Key, Sequence[tuple[float, float]]]
 
 CURVES = ("validation/elbo", "validation/recon")
 COLUMNS = 4
-MOST_LINES = 5
-"""Curves in one panel; with more cells of a variant the further ones go to panels of their own."""
+MOST_LINES = 6
+"""Curves in one panel; a variant with more cells has several."""
 MOST_PICTURES = 8
 FILTERS = ("cauchy", "gaussian", "grid")
 
@@ -98,11 +98,11 @@ class Looks:
             if baseline is not None and baseline not in some:
                 _band(axis, baseline, series, "0.45", (3, 2), None)
             for i, cell in enumerate(some):
-                told = ", ".join(f"{key}={value}" for key, value in cell.settings.items())
+                told = ", ".join(f"{key}={short(value)}" for key, value in cell.settings.items())
                 _band(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], told or title)
             axis.set_title(title, fontsize=8)
             if len(some) > 1 or some[0].settings:
-                axis.legend(fontsize=5.5, frameon=False, loc="best", handlelength=2.2)
+                axis.legend(fontsize=6, frameon=False, loc="best", handlelength=2.2)
         for axis in flat[len(panels) :]:
             axis.set_visible(False)
         figure.supxlabel(x, fontsize=9)
@@ -213,9 +213,11 @@ def _panels(found: Sequence[Cell], series: Series) -> Iterator[tuple[str, list[C
     names = list(dict.fromkeys(cell.variant for cell in there))
     for name in names:
         some = [cell for cell in there if cell.variant == name]
-        for start in range(0, len(some), MOST_LINES):
-            more = f" ({start // MOST_LINES + 1})" if len(some) > MOST_LINES else ""
-            yield name + more, some[start : start + MOST_LINES]
+        count = -(-len(some) // MOST_LINES)
+        size = -(-len(some) // count)
+        for place in range(count):
+            more = f" ({place + 1})" if count > 1 else ""
+            yield name + more, some[place * size : (place + 1) * size]
 
 
 def _keys(cell: Cell) -> list[Key]:

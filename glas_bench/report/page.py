@@ -32,6 +32,9 @@ STATISTICS = (
     "seeds, of which at most one in five may have diverged."
 )
 
+NBSP = "\u00a0"
+"""Keeps a number and its error on one line."""
+
 NOT_COVERED = (
     "- Text: applying the model to a text data set is future work in the write-up and is in no "
     "version of its code; images alone are covered.\n"
@@ -64,11 +67,10 @@ class Notes:
 def render(rows: Sequence[Row]) -> str:
     """Return the markdown of a page."""
     found = cells(rows)
-    groups = sections(found)
     parts = [
         _head(rows, found),
         _claims(found),
-        _tables(groups),
+        _tables(found),
         _figures(rows),
         _reproduction(found),
         _coverage(rows, found),
@@ -96,7 +98,7 @@ def _head(rows: Sequence[Row], found: Sequence[Cell]) -> str:
         lines += ["Runs that were made by hand, one by one; no study plans them.", ""]
     if any(row.get("look") for row in rows):
         lines += [
-            "**A look at the harness, no verdicts**: the preset is for trying things out.",
+            "**A look at the harness, no verdicts**: the preset is for trials.",
             "",
         ]
     lines += [
@@ -120,10 +122,11 @@ def _facts(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[tuple[str, st
         if row.get("commit")
     }
     yield "commit", ", ".join(sorted(commits)) or "unknown"
+    ran = [row for row in rows if row["status"] == "complete"] or rows
     yield "devices", _every(rows, "device")
-    yield "data", "; ".join(sorted({_data(row) for row in rows}))
-    yield "estimators", _estimators(rows)
-    yield "budget", "; ".join(sorted({budget(row) for row in rows}))
+    yield "data", "; ".join(sorted({_data(row) for row in ran}))
+    yield "estimators", _estimators(ran)
+    yield "budget", "; ".join(sorted({budget(row) for row in ran}))
     yield "seeds", first.get("seeds") or _seeds_of(rows)
 
 
@@ -231,12 +234,12 @@ def _measured(one: Mapping[str, Any], notes: Notes) -> str:
 def _why(one: Mapping[str, Any]) -> str:
     why = str(one["why"])
     if one["verdict"] != NONE and one["untuned"]:
-        why += f"; untuned: {', '.join(one['untuned'])}"
+        why += f"; {one['untuned']}"
     return why
 
 
 def _interval(estimate: float, low: float, high: float, p: float | None) -> str:
-    return f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}], p = {_p(p)}"
+    return f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}], p{NBSP}={NBSP}{_p(p)}"
 
 
 def _p(value: float | None) -> str:
@@ -266,8 +269,12 @@ def verdicts(found: Sequence[Cell]) -> str:
 # --------------------------------------------------------------------------- tables
 
 
-def _tables(groups: Sequence[Section]) -> str:
+def _tables(found: Sequence[Cell]) -> str:
+    """Return a table for each section, of the cells that have been begun."""
+    groups = sections([cell for cell in found if cell.key])
     lines = ["## Tables", ""]
+    if not groups:
+        return "\n".join([*lines, "No cell has been begun.", ""])
     if len(groups) > 1:
         lines += [
             f"{len(groups)} tables: rows that differ in {differing(groups)} are not comparable "
@@ -291,6 +298,7 @@ def _section(place: int, section: Section) -> list[str]:
     columns = ["#", "variant", f"{metric} (K = {common['K']})"]
     columns += [f"{name} minus baseline [95 %]" for name in compared]
     columns += ["elbo", "iw", "v", "objective", "gap", "aux", "seeds", "failed", "tuned"]
+    names = {cell.name: cell.title for cell in order}
     rows = []
     for cell in order:
         rows.append(
@@ -298,7 +306,7 @@ def _section(place: int, section: Section) -> list[str]:
                 cell.first.get("rank", "") + ("=" if cell.first.get("tied") else ""),
                 cell.title,
                 _ranked(cell, metric, notes),
-                *(_difference(cell, name, notes) for name in compared),
+                *(_difference(cell, name, names, notes) for name in compared),
                 _estimate(cell, "elbo", notes),
                 _estimate(cell, "iw", notes),
                 _v(cell),
@@ -354,10 +362,10 @@ def _estimate(cell: Cell, metric: str, notes: Notes) -> str:
         )
     if status == "undefined" and mean is None:
         return "undefined" + notes.mark(f"undefined {metric}: the recogniser has no density")
-    return plain(mean) + (f" ± {spread:.2f}" if spread is not None else "")
+    return plain(mean) + (f"{NBSP}±{NBSP}{spread:.2f}" if spread is not None else "")
 
 
-def _difference(cell: Cell, metric: str, notes: Notes) -> str:
+def _difference(cell: Cell, metric: str, names: Mapping[str, str], notes: Notes) -> str:
     first = cell.first
     if not first.get("compared_with"):
         return "baseline" if first.get("is_baseline") else "–"
@@ -365,10 +373,10 @@ def _difference(cell: Cell, metric: str, notes: Notes) -> str:
     estimate, low, high, p = told
     if estimate is None or low is None or high is None:
         why = first.get(f"{metric}_apart")
-        return "–" + (
-            notes.mark(f"no difference in {metric}: {why}") if why and cell.finished else ""
-        )
-    beside = notes.mark(f"paired over {first[f'{metric}_pairs']}, against {first['compared_with']}")
+        known = bool(why and cell.finished)
+        return "–" + (notes.mark(f"no difference in {metric}: {why}") if known else "")
+    pairs = first[f"{metric}_pairs"]
+    beside = notes.mark(f"paired over {pairs}, against {names[first['compared_with']]}")
     return _interval(estimate, low, high, p) + beside
 
 
@@ -379,18 +387,18 @@ def _v(cell: Cell) -> str:
 
 
 def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
-    """Return what was optimised, struck through where it bounds nothing, its gap to nll, and aux."""
+    """Return what was optimised, struck through where it bounds nothing, its gap, and aux."""
     objective, nll = cell.mean("objective"), cell.mean("nll")
-    gap = plain(nll - objective, signed=True) if None not in (objective, nll) else "–"  # type: ignore[operator]
+    gap = None if objective is None or nll is None else nll - objective
     aux = plain(cell.mean("aux")) if cell.mean("aux") else "–"
     text = plain(objective)
     if text == "–" or cell.says("bounds_nll") == "yes":
-        return text, gap, aux
+        return text, plain(gap, signed=True), aux
     reason = cell.says("bound_reason").rstrip(".")
     why = f": {reason}" if reason else ""
     word = "does not bound" if cell.says("bounds_nll") == "no" else "is not shown to bound"
     mark = notes.mark(f"the objective of {cell.title} {word} the negative log-likelihood{why}")
-    return f"~~{text}~~{mark}", gap, aux
+    return f"~~{text}~~{mark}", plain(gap, signed=True), aux
 
 
 def _seeds(cell: Cell, notes: Notes) -> str:

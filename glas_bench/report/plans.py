@@ -31,7 +31,7 @@ class Plan:
             return ""
         base, *others = self.name.split("@")
         shipped = study.shipped().get(base)
-        own = shipped is not None and shipped.resolve() == self.study.path.resolve()
+        own = shipped is not None and shipped.read_bytes() == self.study.path.read_bytes()
         parts = ["glas-bench sweep", base if own else self.study.path.name]
         parts += [f"--preset {word}" for word in others if word in PRESETS]
         parts += [f"--dataset {word}" for word in others if word not in PRESETS]

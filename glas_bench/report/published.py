@@ -96,11 +96,11 @@ _BY_VARIANT: dict[str, tuple[Number, ...]] = {
                 87.40,
                 "variational bound",
                 "test",
-                "Rolfe, arXiv 1609.02200, table 1",
+                "Rolfe, arXiv 1609.02200",
             ),
             verified=False,
             bound=True,
-            remark="given there as DRAW's; that it is DRAW without attention, z = 100, is unverified",
+            remark="given there as DRAW's; that this is DRAW without attention is unverified",
         ),
     ),
 }

@@ -6,6 +6,7 @@ nothing: what is written to the csv is what everything else is made from.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -218,10 +219,8 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
         name = str(run["variant"])
         if name not in variants:
             variants[name] = {}
-            try:
+            with contextlib.suppress(GlasBenchError):  # a file of the user's own, elsewhere
                 variants[name] = _of_variant(registry.find(name))
-            except GlasBenchError:  # a file of the user's own, elsewhere
-                pass
         settings = {
             key.removeprefix("params."): _text(run, key) for key in differ if _text(run, key)
         }
