@@ -105,7 +105,7 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
     if names:
         wanted = plans.asked(names, results)
     else:
-        problems += _sync(request, [*plans.noted(results), None], set())
+        problems += _sync(request, [*plans.noted(results), None], set())[0]
         ours, foreign = store.experiments(results, debug=debug)
         wanted, unplanned = plans.everything(ours, results)
         problems += unplanned
@@ -115,8 +115,10 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
     frame = store.read_runs(results, experiments, missing_ok=True, debug=debug)
     if names:
         own = [None if name == experiment_name() else name for name in experiments]
-        problems += _sync(request, own, set(frame.attrs["known"]))
-        frame = store.read_runs(results, experiments, missing_ok=True, debug=debug)
+        failures, changed = _sync(request, own, set(frame.attrs["known"]))
+        problems += failures
+        if changed:
+            frame = store.read_runs(results, experiments, missing_ok=True, debug=debug)
     runs: dict[str, list[Run]] = {}
     for run in frame.to_dict("records"):
         runs.setdefault(str(run["experiment"]), []).append(run)  # type: ignore[arg-type]
@@ -134,9 +136,16 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
     return made
 
 
-def _sync(request: Request, experiments: Sequence[str | None], known: set[str]) -> list[str]:
-    """Bring these experiments' run folders up to date in MLflow; return what went wrong."""
+def _sync(
+    request: Request, experiments: Sequence[str | None], known: set[str]
+) -> tuple[list[str], int]:
+    """Bring these experiments' run folders up to date in MLflow.
+
+    Returns:
+        What went wrong, and how many folders had something new.
+    """
     failures: list[str] = []
+    changed = 0
     places = by_experiment(request.results)
     for name in experiments:
         if not places.get(name):
@@ -148,8 +157,9 @@ def _sync(request: Request, experiments: Sequence[str | None], known: set[str]) 
             known=known or None,
             debug=request.debug,
         )
+        changed += found.changed
         failures += [f"{Path(folder).name}: {message}" for folder, message in found.failures]
-    return [f"not mirrored, so it may be missing: {text}" for text in failures]
+    return [f"not mirrored, so it may be missing: {text}" for text in failures], changed
 
 
 def _make(
