@@ -173,7 +173,7 @@ def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
     text = render(
         row("cauchy"),
         row("cauchy", 1, status="failed", reason="killed", **none),
-        row("vae", params_steps=None, params_hidden=None),
+        row("vae", params_steps=None, params_hidden=200),
     )
     assert text.count("\n### ") == 1
     assert [cut[1] for cut in table_rows(text)] == ["`cauchy`", "`vae`"]
@@ -600,7 +600,7 @@ def test_a_study_from_sweep_to_report(glas: Glas) -> None:
     study_file = glas.folder / "tiny.yaml"
     first = glas.here("report", study_file, "--out", glas.folder / "out")
     assert first.code == 3, first.err  # filter_size 2 has not been run, and by hand is not swept
-    done = glas.here("sweep", study_file, "--json")
+    done = glas("sweep", study_file, "--json")
     assert done.code == 0, done.err
     told = glas.here("report", "--fail-if", "elbo(cauchy) > 9000")
     assert told.code == 0, told.err

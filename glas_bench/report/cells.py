@@ -151,9 +151,9 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
 
     A seed without scores has no K of its own, one without a run no data: they belong where their
     cell's other seeds do, or where the page has but one place for them. A variant without
-    recurrence has no T and no H, and stands beside those that agree with it in all else.
+    recurrence has neither T nor H, and stands beside those that agree with it in all else.
     """
-    known = [tuple(row.get(column, "") for column in KEYS.values()) for row in rows]
+    known = [_common(row) for row in rows]
     whole: dict[str, set[tuple[str, ...]]] = {}
     for row, common in zip(rows, known, strict=True):
         if all(common[:-1]):
@@ -167,6 +167,14 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
         cell = found.setdefault((row["cell"], place), Cell(row["cell"], row["variant"], [], place))
         cell.seeds.append(row)
     return list(found.values())
+
+
+def _common(row: Row) -> tuple[str, ...]:
+    """Return a row's values of `KEYS`; H is the size of a recurrence, where there is one."""
+    told = {name: row.get(column, "") for name, column in KEYS.items()}
+    if not told["T"]:
+        told["H"] = ""
+    return tuple(told.values())
 
 
 def _placed(

@@ -294,7 +294,7 @@ def _objective(told: Sequence[Cell]) -> Figure:
     _name_outliers(axis, told)
     xs = [x for x, _ in every]
     ys = [y for _, y in every]
-    axis.set_xlim(min(xs) - pad, max(xs) + 3 * pad)
+    axis.set_xlim(min(*xs, *ys) - pad, max(xs) + 3 * pad)  # some of the diagonal is seen
     axis.set_ylim(min(ys) - pad, max(ys) + pad)
     axis.set_xlabel(f"objective, {NATS}")
     axis.set_ylabel(f"nll, {NATS}")

@@ -24,6 +24,8 @@ COLUMNS = 4
 MOST_LINES = 6
 """Curves in one panel; a variant with more cells has several."""
 MOST_PICTURES = 8
+TITLE_PIXELS = 60
+"""What is lower than this, at the top of a picture of `pictures`, is a line of its title."""
 FILTERS = ("cauchy", "gaussian", "grid")
 
 
@@ -252,7 +254,7 @@ def _beside(told: Sequence[tuple[Cell, bytes]], columns: int) -> Figure:
     """Put pictures that were drawn of runs beside one another, each under its cell's name."""
     from matplotlib.image import imread
 
-    images = [imread(io.BytesIO(content), format="png") for _, content in told]
+    images = [_without_title(imread(io.BytesIO(content), format="png")) for _, content in told]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
@@ -265,6 +267,16 @@ def _beside(told: Sequence[tuple[Cell, bytes]], columns: int) -> Figure:
     for axis in flat:
         axis.axis("off")
     return figure
+
+
+def _without_title(image: np.ndarray) -> np.ndarray:
+    """Cut off the lines of text above a picture: it is named anew."""
+    ink = (image[..., :3] < 0.98).any((1, 2))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ink.view(np.int8), [0]])))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        if end - start >= TITLE_PIXELS:
+            return image[max(start - 4, 0) :]
+    return image
 
 
 def _grids(size: int, filters: Sequence[int]) -> Figure:
