@@ -84,8 +84,8 @@ class Lines:
             )
         elif kind in ("train", "score") and self._due(name):
             what = "training" if kind == "train" else f"scoring, {event['stage']}"
-            left = f", {duration(event['seconds_left'])} left" if kind == "score" else ""
-            left = left if "seconds_left" in event else ""
+            known = kind == "score" and "seconds_left" in event
+            left = f", {duration(event['seconds_left'])} left" if known else ""
             self._line(f"{name}: {what}, {event['done']} of {event['total']}{left}")
         elif kind == "note":
             self._line(f"{name}: {event['text']}")

@@ -13,7 +13,7 @@
     claims                    {text, source, expect}, see `claims`
 
 Loading a study checks all of it: every cell's config is resolved and every claim finds its cells,
-before any data is opened.
+before any data is opened. Laying out and checking are one walk over the file, and one file here.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=env, start_new_session=True
             )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while time.monotonic() < until:
             with (
                 contextlib.suppress(OSError),
@@ -122,5 +122,5 @@ class Postgres:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=True,
-            timeout=60,
+            timeout=240,
         )

@@ -93,6 +93,12 @@ def test_it_is_scored_and_drawn(name, tmp_path):
     has_density = run.model.has_density
     assert (scores["elbo_status"] == "undefined") != has_density
     assert (scores["iw"] is None) == (scores["iw_status"] != "finite")
+    assert np.isfinite(per_image["nll"]).all()
+    assert np.array_equal(per_image["nll"], per_image[scores["nll_from"]])
+    assert (per_image["refit_iw_1"] >= per_image["refit_iw"] - 1e-9).all(), "Jensen"
+    assert scores["refit_elbo"] >= scores["refit_iw"]
+    bounds = run.model.bound(run.model.settings).holds
+    assert (scores["objective_gap"] is None) == (bounds is True)
     subject = pictures.Subject(name, run.model, run.config, SPLITS, 0)
     drawn = {path.name for path in pictures.draw(tmp_path, subject, 2)}
     assert {"samples.png", "reconstructions.png"} <= drawn

@@ -7,7 +7,10 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,9 +23,10 @@ from conftest import Ended, Glas, children, until
 from optuna.trial import TrialState
 from services import Postgres
 
-from glas_bench import environment, study
+from glas_bench import environment, evaluate, study
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
+from glas_bench.refit import Budget
 from glas_bench.sweep import addresses, owner, states, worker
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.ledger import MOST_LOST
@@ -91,6 +95,16 @@ def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
 
 
+@pytest.fixture
+def quick_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit recognisers for a moment: what is swept here is not looked at. In this process alone."""
+    budget = Budget(share=0.02, checks=1, image_steps=1)
+    monkeypatch.setattr(evaluate, "BUDGET", budget)
+    monkeypatch.setenv("GLAS_BENCH_CORES", "1")  # seeds one after another, in this process
+
+
+quick = pytest.mark.usefixtures("quick_scoring")
+
 OPEN: list[Store] = []
 
 
@@ -111,6 +125,7 @@ def postgres() -> Iterator[Postgres]:
 # --------------------------------------------------------------------------- from first to last
 
 
+@quick
 def test_a_study_is_run_to_its_last_cell_and_then_nothing_is_left(glas: Glas) -> None:
     ended = sweep(glas, TINY)
     assert ended.code == 0, ended.err
@@ -161,6 +176,7 @@ def test_a_dry_run_prints_the_cells_and_opens_nothing(glas: Glas) -> None:
     assert (document["count"], len(document["cells"])) == (24, 24)
 
 
+@quick
 def test_what_run_has_made_counts_at_once(glas: Glas) -> None:
     made = glas.here(
         "run", "--variant", "cauchy", "--preset", "smoke", "--set", "steps=1", "--set", "hidden=8",
@@ -187,6 +203,7 @@ def test_not_applicable_is_listed_and_complete(glas: Glas) -> None:
     assert "needs labels" in cell["reason"]
 
 
+@quick
 def test_a_diverged_seed_counts_as_finished(glas: Glas) -> None:
     ended = sweep(glas, TINY.replace("gaussian]", "{variant: gaussian, learning_rate: 1e30}]"))
     assert ended.code == 0, ended.err
@@ -218,6 +235,7 @@ class Fragile(Glas):
 '''
 
 
+@quick
 def test_a_failed_cell_keeps_its_reason_and_is_run_again_when_asked(glas: Glas) -> None:
     broken = glas.folder / "broken"
     broken.touch()
@@ -255,6 +273,7 @@ def test_a_cell_over_which_workers_die_fails_at_last(glas: Glas) -> None:
 # --------------------------------------------------------------------------- changed studies
 
 
+@quick
 def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> None:
     assert sweep(glas, TINY).code == 0
     before = times(glas)
@@ -282,6 +301,7 @@ def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> 
     assert "planned already" in sweep(glas, TINY).err
 
 
+@quick
 def test_texts_may_change_and_claims_may_not(glas: Glas) -> None:
     claim = "claims: [{text: a, source: b, expect: nll(cauchy) < nll(gaussian)}]\n"
     assert sweep(glas, TINY + claim, "--max-trials", 1).code == 0
@@ -291,6 +311,7 @@ def test_texts_may_change_and_claims_may_not(glas: Glas) -> None:
     assert "other claims" in turned.err
 
 
+@quick
 def test_what_is_no_longer_wanted_is_not_run(glas: Glas) -> None:
     assert sweep(glas, TINY, "--max-trials", 1).code == 0
     fewer = sweep(glas, TINY.replace(", gaussian", ""), "--extend")
@@ -300,6 +321,7 @@ def test_what_is_no_longer_wanted_is_not_run(glas: Glas) -> None:
     assert statuses(back) == {"cauchy": "complete", "gaussian": "complete"}
 
 
+@quick
 def test_max_trials_is_the_total_of_the_study(glas: Glas) -> None:
     text = TINY.replace("gaussian]", "gaussian, hellinger]")
     for most, expected in ((1, 1), (1, 1), (2, 2), (3, 3)):
@@ -325,6 +347,7 @@ seeds: 0
 )
 
 
+@quick
 def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seeds(
     glas: Glas,
 ) -> None:
@@ -350,11 +373,12 @@ def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seed
         run = load_run(
             glas.results / "runs" / f"{name}-{reported.system_attrs['glas_bench:about']['key']}"
         )
-        assert set(run.seeds) == {0}
+        assert {0} <= set(run.seeds) <= {0, 1000, 1001}
         assert {key: run.config.settings[key] for key in best.params} == best.params
     assert "running" not in sweep(glas).err
 
 
+@quick
 def test_choices_alone_are_each_tried_once(glas: Glas) -> None:
     ended = sweep(
         glas,
@@ -407,7 +431,7 @@ def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
     first.kill()
     first.wait()
     assert [t.state.name for t in trials(glas)] == ["RUNNING", "WAITING"]
-    again = sweep(glas)
+    again = glas("sweep", "tiny.yaml", "--no-mirror")
     assert again.code == 0, again.err
     assert [t.system_attrs.get("glas_bench:lost", 0) for t in trials(glas)] == [1, 0]
     assert len(trials(glas)) == 2
@@ -430,13 +454,10 @@ def test_a_worker_that_is_killed_is_told_of_and_the_others_go_on(glas: Glas) -> 
 
 
 def test_a_cell_that_another_command_runs_is_left_to_it(glas: Glas) -> None:
-    store, plan = planned(glas, TINY)
-    del store
+    plan = Plan(study.load(str(write(glas, TINY))), glas.results)
     with plan.cell("cauchy").folder.locked():
-        began = time.monotonic()
         running = glas.start("sweep", "tiny.yaml", "--no-mirror")
         until(lambda: len(times(glas)) == 1, running)  # gaussian, meanwhile
-        assert time.monotonic() > began
     ended = glas.ended(running)
     assert ended.code == 0, ended.err
     assert "cauchy: given back, already running" in ended.err
@@ -724,3 +745,55 @@ def test_a_study_edited_under_its_workers_is_noticed(glas: Glas) -> None:
     job = worker.Job(str(path), None, None, str(glas.results), "cpu", "of another plan", None)
     with pytest.raises(RunError, match="has changed since"):
         worker._do(job, lambda event: None)
+
+
+def test_the_batch_script() -> None:
+    script = Path(__file__).parents[1] / "slurm" / "sweep.sbatch"
+    lines = [line for line in script.read_text().splitlines() if line and line[0] != "#"]
+    assert len(lines) <= 12
+    done = subprocess.run([_tool("shellcheck"), script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
+def test_the_batch_script_passes_the_signal_on_and_requeues_on_75(
+    tmp_path: Path, code: int, requeued: bool
+) -> None:
+    """With stand-ins for Slurm and for the sweep, which ends so when it is asked to stop."""
+    for name, text in (
+        ("scontrol", f'echo "$*" > {tmp_path}/requeued'),
+        (
+            "glas-bench",
+            f"trap 'sleep 0.3; exit {code}' TERM; echo \"$*\" > {tmp_path}/started\n"
+            "while :; do sleep 0.05; done",
+        ),
+    ):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = Path(__file__).parents[1] / "slurm" / "sweep.sbatch"
+    process = subprocess.Popen(
+        ["bash", script, "some-study", "--preset", "short"],
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "12",
+            "SLURM_ARRAY_JOB_ID": "11",
+            "SLURM_ARRAY_TASK_ID": "3",
+        },
+    )
+    until(lambda: (tmp_path / "started").is_file())
+    assert (tmp_path / "started").read_text().strip() == "sweep some-study --preset short"
+    process.terminate()
+    assert process.wait(timeout=30) == code
+    assert (tmp_path / "requeued").is_file() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text().strip() == "requeue 11_3"
+
+
+def _tool(name: str) -> str:
+    """Return the path of a tool that a package of the test extra has installed."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found

@@ -321,6 +321,43 @@ def test_the_referee_s_scores_displace_no_run_s_own(results: Path) -> None:
     assert "metrics.elbo" in row
 
 
+def told(folder: RunFolder) -> tuple[dict[str, float], dict[str, str | None]]:
+    """Return the final numbers and tags of seed 0."""
+    record = load_run(folder.path)
+    entry = entries.of_seed(record, record.seeds[0])
+    return {point.name: point.value for point in entry.numbers}, entry.tags
+
+
+def test_ais_is_told_beside_them_and_its_number_only_if_accepted(results: Path) -> None:
+    folder = finished(results)
+    about = {"protocol": {"estimators": ["ais"]}, "ais": 99.0, "ais_error": 1.25, "gap": 0.75}
+    for status, accepted in (("refused", {}), ("accepted", {"ais": 99.0})):
+        folder.seed(0).save_scores("0" * 12, {**about, "ais_status": status}, {})
+        numbers, tags = told(folder)
+        found = {name: value for name, value in numbers.items() if name.startswith("ais")}
+        assert found == {"ais_error": 1.25, "ais_gap": 0.75, **accepted}
+        assert tags["ais_status"] == status
+        assert numbers["iw"] == 148.5
+
+
+@pytest.mark.parametrize(
+    ("later", "iw"),
+    [
+        ({"protocol": {"images": 5}, "iw": 1.0, "nll": 1.0}, 148.5),
+        ({"protocol": {"images": "all"}, "iw": 2.0, "nll": 1.5}, 2.0),
+        ({"protocol": {"images": "all"}, "iw": 2.0, "nll": None}, 2.0),
+    ],
+)
+def test_what_stands_for_a_seed(results: Path, later: dict[str, Any], iw: float) -> None:
+    """A scoring of some images never does; one that ranks it goes before one that does not."""
+    folder = finished(results)
+    folder.seed(0).save_scores("1" * 12, later, {})
+    assert told(folder)[0]["iw"] == iw
+    folder.seed(0).save_scores("2" * 12, {"protocol": {"images": "all"}, "iw": 3.0}, {})
+    expected = iw if later["nll"] == 1.5 else 3.0
+    assert told(folder)[0]["iw"] == expected
+
+
 def test_nothing_that_is_not_finite_is_logged(results: Path) -> None:
     folder = finished(results)
     path = next((folder.seed(0).path / "eval").glob("*.json"))

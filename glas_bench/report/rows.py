@@ -35,6 +35,9 @@ BASELINE = "cauchy"
 _SIZES = frozenset({"steps", "hidden"})
 """Settings that are budget: another value makes no other variant."""
 
+_CLOCKS = ("metrics.time", "metrics.learning_rate")
+"""What says nothing of a result."""
+
 _TAGS = (
     *("dataset", "binarisation", "data_hash", "data_origin", "source_hash", "core_version"),
     *("protocol_key", "protocol", "bounds_nll", "bound_reason", "elbo_status", "iw_status"),
@@ -259,7 +262,7 @@ def _of_run(run: Run) -> Row:
     row |= {
         name.removeprefix("metrics."): _text(run, name)
         for name in run
-        if name.startswith("metrics.") and "/" not in name
+        if name.startswith("metrics.") and "/" not in name and name not in _CLOCKS
     }
     row["variant"] = str(run["variant"])
     row["config_key"] = str(run["config_key"])

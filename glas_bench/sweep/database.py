@@ -45,6 +45,9 @@ HOPELESS = re.compile(
 )
 """What a database says that no waiting mends."""
 
+VALUE = "validation nll"
+"""What a dashboard calls a trial's value: nats per image, mean over the seeds."""
+
 LOCK_SECONDS = 120
 ADVISORY_KEY = 0x67_6C_61_73  # "glas"
 
@@ -200,7 +203,9 @@ class Database:
         try:
             return self.study_id(name)
         except KeyError:
-            self._ids[name] = self.storage.create_new_study([StudyDirection.MINIMIZE], name)
+            study_id = self.storage.create_new_study([StudyDirection.MINIMIZE], name)
+            self.storage.set_study_system_attr(study_id, "study:metric_names", [VALUE])
+            self._ids[name] = study_id
             return self._ids[name]
 
     def rows(self, name: str) -> list[tuple[FrozenTrial, Row]]:

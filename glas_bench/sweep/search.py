@@ -17,7 +17,7 @@ from glas_bench.sweep.plan import Plan, words
 from glas_bench.sweep.trials import ABOUT, BEGUN, Row, Task, begun, spans, task_of
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
+    from optuna.trial import FrozenTrial, Trial
 
 
 class Searches:
@@ -31,11 +31,10 @@ class Searches:
         from itertools import product
 
         space = {key: plan.study.space[key] for key in plan.items[name].searched}
-        study_name = f"{plan.name}/{name}"
         if any(each.choices is None for each in space.values()):
             return
         distributions, keys = self._choices(plan, name), list(space)
-        have = [row.values for _, row in self.store.rows(study_name)]
+        have = [row.values for _, row in self._valid(plan, name)]
         every = product(*(distributions[key].choices for key in keys))
         for values in list(every)[: plan.study.trials]:
             params = dict(zip(keys, values, strict=True))
@@ -76,13 +75,10 @@ class Searches:
         study_name = f"{plan.name}/{name}"
         rows = self.store.rows(study_name)
         for trial, row in rows:
-            if (
-                row.state == "running"
-                and (row.owner or {}).get("token") == self.store.owner["token"]
-            ):
+            if self.store.is_own(row):
                 return task_of(trial, row), False
         busy = self.store.revive(study_name, rows)
-        rows = [each for each in self.store.rows(study_name) if each[1].cell]
+        rows = self._valid(plan, name)
         count = begun(rows)
         wanted = plan.study.trials
         if most is not None:
@@ -98,6 +94,12 @@ class Searches:
         self._report(plan, name, [row for _, row in rows])
         return self.store.claim_waiting(plan, None, ()), busy
 
+    def _valid(self, plan: Plan, name: str) -> list[tuple[FrozenTrial, Row]]:
+        """Return the trials of a search that are about what its cell now is."""
+        key = plan.items[name].key
+        found = self.store.rows(f"{plan.name}/{name}")
+        return [(trial, row) for trial, row in found if row.cell and row.key == key]
+
     def _ask(self, plan: Plan, name: str) -> Task:
         """Return a trial with values drawn by TPE, which is told of running ones as bad ones."""
         import optuna
@@ -112,8 +114,10 @@ class Searches:
             warnings.simplefilter("ignore")
             trial = study.ask()
         values = self._draw(plan, name, trial)
-        about = {"seeds": plan.study.tuning_seeds, "key": None, "protocol": None, "is_search": True}
-        self.store.storage.set_trial_system_attr(trial._trial_id, ABOUT, about)
+        about = {"seeds": plan.study.tuning_seeds, "key": item.key, "protocol": item.protocol}
+        self.store.storage.set_trial_system_attr(
+            trial._trial_id, ABOUT, {**about, "is_search": True}
+        )
         for key, value in (
             ("cell", item.cell),
             ("variant", item.variant),

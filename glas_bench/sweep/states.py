@@ -100,7 +100,7 @@ def _searching(
     document: Document, item: Item, rows: Sequence[Row]
 ) -> tuple[str, list[str], list[Row]]:
     """Return status, reason and running trials of a cell whose best values are sought."""
-    trials = [row for row in rows if row.is_search and row.cell == item.cell]
+    trials = [row for row in rows if row.is_search and (row.cell, row.key) == (item.cell, item.key)]
     running = [row for row in trials if row.state == "running"]
     count = Counter(row.state for row in trials if row.retry_of is None)
     done = count["complete"] + count["failed"]

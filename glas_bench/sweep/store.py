@@ -95,7 +95,7 @@ class Store(Ledger):
         rows = [row for _, row in self.rows(name)]
         again = {row.retry_of for row in rows}
         for trial, row in self.rows(name):
-            if row.state == "failed" and row.number not in again and not row.withdrawn:
+            if row.state == "failed" and row.cell and row.number not in again:
                 item = item_of(trial, row)
                 self.add(
                     self.study_id(name),

@@ -22,7 +22,7 @@ from typing import Any
 
 from glas_bench import cells, environment, outcome, signals
 from glas_bench.cells import Cell
-from glas_bench.errors import AlreadyRunning, GlasBenchError, RunError
+from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
 from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.store import Store
 from glas_bench.sweep.trials import Result, Task, Wait
@@ -84,9 +84,12 @@ def work(plan: Plan, store: Store, job: Job, tell: Tell) -> None:
             tell({"event": "back", "cell": claimed.cell, "reason": str(error)})
             _rest(1.0)
             continue
-        except (GlasBenchError, KeyboardInterrupt):
+        except (RunError, DataError):  # this machine's trouble: another may do better
             store.give_back(claimed)
             raise
+        except Exception as error:
+            traceback.print_exc()
+            result = Result("failed", reason=f"{type(error).__name__}: {error}")
         if result is None:
             store.give_back(claimed)
             tell({"event": "back", "cell": claimed.cell, "reason": "asked to stop"})

@@ -231,7 +231,7 @@ def _numbers(
 def _ais(scores: Mapping[str, Any]) -> Iterator[Point]:
     """Return what AIS found, each name beginning with `ais`; `ais` itself only if accepted."""
     for name, value in scores.items():
-        if _is(value) and name != "schema" and (name != "ais" or _accepted(scores)):
+        if _is(value) and name not in ("schema", "time") and (name != "ais" or _accepted(scores)):
             full = name if name.startswith("ais") else f"ais_{name}"
             yield Point(full, float(value), round(scores.get("time", 0.0) * 1000), 0)
 

@@ -1,0 +1,45 @@
+"""What the displays say of every kind of event that training, scoring and the referee send."""
+
+import pytest
+
+from glas_bench import progress
+
+EVENTS = [
+    {"event": "train", "done": 3, "total": 62, "epoch": 1, "epochs": 2, "images_per_second": 900.0}
+    | {"seconds_left": 61.0},
+    {"event": "epoch", "epoch": 1, "epochs": 2, "objective": 207.5, "validation": None}
+    | {"validation_kind": "elbo", "images_per_second": 900.0, "seconds": 5.0},
+    {"event": "score", "stage": "own-q", "done": 20, "total": 500},
+    {"event": "score", "stage": "annealing", "done": 7, "total": 90, "seconds_left": 3700.0},
+    {"event": "note", "text": "about 2:00 ahead"},
+    {"event": "end", "status": "failed", "reason": "no disk"},
+]
+
+
+@pytest.fixture
+def always_due(monkeypatch):
+    monkeypatch.setattr(progress.Lines, "EVERY", -1.0)
+
+
+def test_lines(always_due, capsys):
+    with progress.Lines() as display:
+        for event in EVENTS:
+            display.show("cauchy seed 0", event)
+    lines = [line.removeprefix("cauchy seed 0: ") for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "training, 3 of 62",
+        "epoch 1/2, objective 207.50, validation elbo -, 900 images/s, 5 s left",
+        "scoring, own-q, 20 of 500",
+        "scoring, annealing, 7 of 90, 1:01:40 left",
+        "about 2:00 ahead",
+        "failed: no disk",
+    ]
+
+
+def test_bars(capsys):
+    with progress.Bars() as display:
+        for event in EVENTS:
+            display.show("cauchy seed 0", event)
+    told = capsys.readouterr().err
+    assert "about 2:00 ahead" in told
+    assert "failed: no disk" in told
