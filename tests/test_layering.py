@@ -49,8 +49,7 @@ LAYERS = (
     ("outcome", "tracking.mirror"),
     ("verdict",),
     ("referee",),
-<<<<<<< HEAD
-    ("explain", "report", "rescore", "doctor", "running", "sweep", "sweep.owner"),
+    ("explain", "report", "rescore", "doctor", "running"),
     ("report.cells", "report.plans", "report.published"),
     ("report.rows", "report.compare", "report.condition"),
     ("report.judge", "report.sheet"),
@@ -58,10 +57,7 @@ LAYERS = (
     ("report.figures", "report.index"),
     ("report.looks",),
     ("report.making",),
-=======
-    ("explain", "report", "rescore", "doctor", "running"),
     ("sweep", "sweep.owner"),
->>>>>>> sweep
     ("sweep.addresses", "sweep.plan"),
     ("sweep.trials",),
     ("sweep.database",),
