@@ -15,7 +15,7 @@ from glas_bench.report.cells import Cell, Row, cells
 from glas_bench.report.plans import Plan
 from glas_bench.report.rows import Run, planned_rows
 from glas_bench.tracking import store
-from glas_bench.tracking.addresses import experiment_name
+from glas_bench.tracking.addresses import experiment_name, sqlite_file, tracking_uri
 from glas_bench.tracking.sync import by_experiment, sync_all
 
 Tell = Callable[[str], None]
@@ -106,11 +106,13 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
         wanted = plans.asked(names, results)
     else:
         problems += _sync(request, [*plans.noted(results), None], set())[0]
-        ours, foreign = store.experiments(results, debug=debug)
+        ours, foreign = store.experiments(results, debug=debug) if _is_begun(results) else ([], [])
         wanted, unplanned = plans.everything(ours, results)
         problems += unplanned
         for name in foreign:
             request.tell(f"experiment {name}: none of its runs is of glas-bench; left out")
+    if not wanted:
+        return []
     experiments = [plan.name for plan in wanted]
     frame = store.read_runs(results, experiments, missing_ok=True, debug=debug)
     if names:
@@ -134,6 +136,12 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
         else:
             made.append(one)
     return made
+
+
+def _is_begun(results: Path) -> bool:
+    """Tell whether there is a store: a report makes none where nothing was run."""
+    file = sqlite_file(tracking_uri(results))
+    return file is None or file.is_file()
 
 
 def _sync(

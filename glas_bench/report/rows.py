@@ -240,16 +240,16 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Return the parameters, sizes aside, that two runs of a page have otherwise."""
+    """Return the parameters, sizes aside, that two runs of one variant and data have otherwise."""
     no_axes = {"variant", "seed", "samples", "dataset", "binarisation", "precision", "threads"}
     no_axes |= {"epochs", "batch", *_SIZES}
-    names = sorted({name for run in runs for name in run if name.startswith("params.")})
-    return [
-        name
-        for name in names
-        if name.removeprefix("params.") not in no_axes
-        and len({_text(run, name) for run in runs if _text(run, name)}) > 1
-    ]
+    values: dict[tuple[str, str, str], set[str]] = {}
+    for run in runs:
+        for name in run:
+            if name.startswith("params.") and name.removeprefix("params.") not in no_axes:
+                alike = str(run["variant"]), _text(run, "tags.dataset"), name
+                values.setdefault(alike, set()).add(_text(run, name))
+    return sorted({name for (_, _, name), found in values.items() if len(found) > 1})
 
 
 # --------------------------------------------------------------------------- one run
