@@ -158,6 +158,12 @@ def _wide(axis: Axes, values: Sequence[float | None]) -> None:
     sizes = sorted(abs(value) for value in values if value is not None)
     if len(sizes) > 2 and sizes[-1] > 20 * max(sizes[len(sizes) // 2], 0.5):
         axis.set_xscale("symlog", linthresh=max(2.0, 2 * sizes[len(sizes) // 2]))
+        axis.xaxis.set_major_formatter(FuncFormatter(_round))
+
+
+def _round(value: float, _: object) -> str:
+    """Return the label of a tick of a logarithmic scale: of 1, 2, 5, 10, 20 and so on alone."""
+    return f"{value:g}" if f"{abs(value):e}"[0] in "0125" else ""
 
 
 # --------------------------------------------------------------------------- numeric axes
@@ -370,7 +376,7 @@ def _charge(told: Sequence[Cell]) -> Figure:
         axis.set_yscale("log")
         for side in (axis.xaxis, axis.yaxis):
             for ticks in (side.set_major_formatter, side.set_minor_formatter):
-                ticks(FuncFormatter(lambda value, _: f"{value:g}"))
+                ticks(FuncFormatter(_round))
         axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
         axis.axline((1, 2.725), (10, 27.25), color="0.3", linewidth=0.9, dashes=(4, 2))
         flat = [value for pair in every for value in pair]

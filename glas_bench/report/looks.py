@@ -258,7 +258,7 @@ def _beside(told: Sequence[tuple[Cell, bytes]], columns: int) -> Figure:
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
-    width = 6.4 if columns == 1 else 5.2 * columns
+    width = (7.0 if ratio < 0.9 else 3.8) * columns
     figure, axes = blank(width, (width / columns * ratio + 0.25) * rows, rows, columns)
     flat = [axis for row in axes for axis in row]
     for axis, image, (cell, _) in zip(flat, images, told, strict=False):

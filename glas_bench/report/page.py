@@ -106,7 +106,8 @@ def _head(rows: Sequence[Row], found: Sequence[Cell]) -> str:
         "over finished seeds, ± their standard deviation.",
         "",
     ]
-    return "\n".join([*lines, *table(["", ""], list(_facts(rows, found)))])
+    lines += [f"- {name}: {value}" for name, value in _facts(rows, found)]
+    return "\n".join([*lines, ""])
 
 
 def _facts(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[tuple[str, str]]:
@@ -297,7 +298,7 @@ def _section(place: int, section: Section) -> list[str]:
     compared = [name for name in ("nll", "elbo", "iw", "refit_iw") if _is_compared(order, name)]
     columns = ["#", "variant", f"{metric} (K = {common['K']})"]
     columns += [f"{name} minus baseline [95 %]" for name in compared]
-    columns += ["elbo", "iw", "v", "objective", "gap", "aux", "seeds", "failed", "tuned"]
+    columns += ["elbo", "iw", "v (over 10)", "objective", "gap", "aux", "seeds", "failed", "tuned"]
     names = {cell.name: cell.title for cell in order}
     rows = []
     for cell in order:
@@ -382,7 +383,7 @@ def _difference(cell: Cell, metric: str, names: Mapping[str, str], notes: Notes)
 
 def _v(cell: Cell) -> str:
     share = cell.mean("v_over_10_share")
-    wide = f" ({100 * share:.0f} % over 10)" if share else ""
+    wide = f"{NBSP}({100 * share:.0f}{NBSP}%)" if share else ""
     return plain(cell.mean("v_mean")) + wide
 
 
