@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from glas_bench.report.cells import Cell, short
 from glas_bench.report.figures import DASHES, NATS, Drawing, blank, colours, png
@@ -105,6 +106,7 @@ class Looks:
             axis.set_title(title, fontsize=8)
             if len(some) > 1 or some[0].settings:
                 axis.legend(fontsize=6, frameon=False, loc="best", handlelength=2.2)
+        flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         for axis in flat[len(panels) :]:
             axis.set_visible(False)
         figure.supxlabel(x, fontsize=9)
