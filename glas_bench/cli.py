@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from glas_bench import __version__
-from glas_bench.errors import GlasBenchError, unknown
+from glas_bench.errors import GlasBenchError, UsageError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,7 +85,7 @@ def cli() -> None:
 @click.option("--seeds", default="0", show_default=True, help="0, 0-2 or 0,3,5-7.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override; repeatable.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", help="fp32 or bf16, of matrix products.")
+@click.option("--precision", help="fp32, tf32 (a GPU's default) or bf16, of matrix products.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads a seed; 1 unless said.")
 @click.option("--fresh", is_flag=True, help="Start these seeds over, removing what they had.")
 @click.option("--mirror/--no-mirror", default=True, help="Mirror to MLflow (default).")
@@ -530,6 +530,83 @@ def doctor(results: Path) -> None:
         click.echo(f"{line.what.ljust(width)}  {line.found}")
         if line.mend:
             click.echo(f"{' ' * width}  -> {line.mend}")
+
+
+@cli.command()
+@click.option("--variant", default="cauchy", show_default=True, help="A name, or a file.")
+@click.option("--steps", default="8,64", show_default=True, help="T, a list.")
+@click.option("--hidden", type=click.IntRange(1), default=256, show_default=True, help="H.")
+@click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="B.")
+@click.option("--seeds", default="1", show_default=True, help="S, a list: how many seeds at once.")
+@click.option("--precision", help="A list of fp32, tf32 and bf16; as in training unless said.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--no-reference", is_flag=True, help="Leave the eager loops out.")
+@click.option("--growth", type=click.Path(file_okay=False, path_type=Path), help="Table and figure")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@common
+def bench(
+    variant: str,
+    steps: str,
+    hidden: int,
+    batch: int,
+    seeds: str,
+    precision: str | None,
+    device: str,
+    no_reference: bool,
+    growth: Path | None,
+    as_json: bool,
+    results: Path,
+) -> None:
+    """Measure the training core beside plain eager loops and this machine's limit."""
+    del results
+    from glas_bench import bench as benchmark
+    from glas_bench import environment
+    from glas_bench import growth as growing
+
+    chosen = environment.choose_device(device)
+    sizes = {"steps": numbers("--steps", steps), "seeds": numbers("--seeds", seeds)}
+    cases = [
+        benchmark.Case(
+            variant=variant,
+            steps=many_steps,
+            hidden=hidden,
+            batch=batch,
+            seeds=many_seeds,
+            precision=each,
+            device=chosen,
+            reference=not no_reference,
+        )
+        for each in (precision or environment.default_precision(chosen)).split(",")
+        for many_steps in sizes["steps"]
+        for many_seeds in sizes["seeds"]
+    ]
+    for case in cases:
+        environment.check_precision(case.precision, chosen)
+    if growth is not None:
+        rows = growing.measure(cases[0], growth, lambda line: click.echo(line, err=True))
+        click.echo(json.dumps({"cases": rows}) if as_json else growing.text(rows))
+        return
+    rows = []
+    for case in cases:
+        rows.append(benchmark.measure(case, lambda line: click.echo(line, err=True)))
+        if not as_json:
+            click.echo(benchmark.text(rows[-1:]))
+    if as_json:
+        click.echo(json.dumps({"cases": rows}))
+    elif len(rows) > 1:
+        click.echo("\n" + benchmark.text(rows))
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Parse a list of whole numbers from 1, e.g. `8,64`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text!r}: write numbers from 1 with commas between, e.g. 8,64")
+    return [int(part) for part in parts]
 
 
 # --------------------------------------------------------------------------- the command line

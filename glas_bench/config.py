@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glas_bench.model import BaseSettings
     from glas_bench.registry import Variant
 
-CORE_VERSION = 2
+CORE_VERSION = 3
 """Version of the training core: raise it whenever the same config would give other numbers."""
 
 PROTOCOL_VERSION = 2
@@ -81,7 +81,9 @@ class RunConfig(BaseModel):
     epochs: int = Field(250, ge=1, description="passes over the training images")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's, x0.1 every decay_epochs")
     decay_epochs: int = Field(75, ge=1, description="epochs between learning-rate steps")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of matrix products; tf32 on a GPU alone"
+    )
     threads: int = Field(1, ge=1, description="CPU threads a seed; more than 1 changes the bits")
     samples: int = Field(1000, ge=1, description="K, importance weights an image in scoring")
     settings: dict[str, Any] = Field(description="the variant's own parameters, all of them")

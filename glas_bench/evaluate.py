@@ -30,7 +30,7 @@ from glas_bench.model import Glas
 from glas_bench.record import SeedFolder
 from glas_bench.train import scoring
 from glas_bench.unfinished import PerImage, Unfinished, joined
-from glas_bench.weights import ROWS, Images, Tick, Weigher, as_numbers, sweep_sizes
+from glas_bench.weights import Images, Tick, Weigher, as_numbers, rows_on, sweep_sizes
 from glas_bench.weights import NotFinite as NotFinite
 from glas_bench.weights import effective_sample_size as effective_sample_size
 from glas_bench.weights import importance_weighted_nll as importance_weighted_nll
@@ -40,7 +40,8 @@ ESTIMATORS = ("iw", "refit")
 
 CHOICE_IMAGES = 1000
 CHOICE_SAMPLES = 50
-"""Validation images (half of the split where it is smaller) and draws that choose `nll`."""
+"""Validation images (a fifth of the test split's size where that is less) and draws that choose
+`nll`; the same images stop a fit early."""
 
 WIDE = 10.0
 """Var(log w) above which K weights leave more than a fraction of a nat of bias."""
@@ -94,7 +95,7 @@ class Scorer:
         samples: K; the config's own unless given.
         images: size of a seeded random draw from the test split; all of it unless given.
         estimators: of `ESTIMATORS`.
-        rows: how many rows (images x draws) are scored at once.
+        rows: how many rows (images x draws) are scored at once; as the device likes unless said.
     """
 
     def __init__(
@@ -106,17 +107,17 @@ class Scorer:
         samples: int | None = None,
         images: int | None = None,
         estimators: Sequence[str] = ESTIMATORS,
-        rows: int = ROWS,
+        rows: int | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.splits = splits
         self.seed = seed
-        self.rows = rows
+        self.rows = rows or rows_on(splits.test.images.device)
         total = len(splits.test.images)
         self.test = _chosen(splits.test, min(images or total, total), "evaluation")
-        half = len(splits.validation.images) // 2
-        self.validation = _chosen(splits.validation, min(CHOICE_IMAGES, half or 1), "choice")
+        fifth = max(1, total // 5)  # the choice must not cost more than what it is for
+        self.validation = _chosen(splits.validation, min(CHOICE_IMAGES, fifth), "choice")
         drawn = images if len(self.test) < total else None
         self.protocol = protocol(config, samples, drawn, estimators)
         self.key = protocol_key(self.protocol)

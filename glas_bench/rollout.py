@@ -18,6 +18,7 @@ from glas_bench.model import BaseSettings, Context, Generation, Glas, State, Ste
 
 Trace = Callable[[int, State, Step], None]
 Auxiliary = Callable[[Any, Context, State], Tensor]
+StepOf = Callable[[Context, State, Tensor, Tensor], tuple[State, Step]]
 
 
 def build(
@@ -65,6 +66,7 @@ def rollout(
     generates: bool = True,
     auxiliary: Auxiliary | None = None,
     trace: Trace | None = None,
+    step: StepOf | None = None,
 ) -> Terms:
     """Run K trajectories an image through time.
 
@@ -78,6 +80,8 @@ def rollout(
             phase, in which q may be anything).
         auxiliary: a phase's auxiliary loss in place of the model's own, [B] nats.
         trace: called after each step with (t, state, step) for diagnostics and pictures.
+        step: takes a step in place of the model's own, e.g. compiled; the q that it returns is not
+            looked at.
 
     Returns:
         Terms of shape [K, B] each, nats.
@@ -91,23 +95,24 @@ def rollout(
     if draws > 1:
         context, state = repeat_rows(context, draws), repeat_rows(state, draws)
     silent = state.generation
+    take = step or model.step
     times = torch.arange(steps, device=x_BP.device)
     charge = log_ratio = context.target.new_zeros(draws * images)
     for t, (time, noise_BZ) in enumerate(zip(times.unbind(), noise_TBZ.unbind(), strict=True)):
-        state, step = model.step(context, state, noise_BZ, time)
-        for name, value in (("charge", step.charge), ("log_ratio", step.log_ratio)):
+        state, now = take(context, state, noise_BZ, time)
+        for name, value in (("charge", now.charge), ("log_ratio", now.log_ratio)):
             if value.shape != charge.shape:
                 raise ValueError(
                     f"{name} must have shape [B] = {list(charge.shape)}, one number a row, got "
                     f"{list(value.shape)}" + "; is .sum(-1) missing?" * (value.dim() == 2)
                 )
         if generates:
-            charge = charge + step.charge
-            log_ratio = log_ratio + step.log_ratio
+            charge = charge + now.charge
+            log_ratio = log_ratio + now.log_ratio
         else:
             state = state._replace(generation=silent)
         if trace is not None:
-            trace(t, state, step)
+            trace(t, state, now)
     recon, aux = model.finish(context, state)
     if auxiliary is not None:
         aux = auxiliary(model, context, state)

@@ -95,10 +95,11 @@ def carry_out(request: Request) -> Answer:
     """
     worker.checkpoint_seconds()  # refused now rather than by every seed
     variants = _variants(request)
-    configs = [_resolve(variant, variants[0], request) for variant in variants]
+    device = environment.choose_device(request.device)
+    configs = [_resolve(variant, variants[0], request, device) for variant in variants]
     for variant, resolved in zip(variants, configs, strict=True):
         train.check_applicable(variant, resolved)
-    device = environment.choose_device(request.device)
+        environment.check_precision(resolved.precision, device)
     cells.check_results(request.results)
     first = configs[0]
     splits = data.load(first.dataset, first.binarisation, request.data_file, progress=True)
@@ -121,9 +122,9 @@ def _variants(request: Request) -> list[Variant]:
     return found
 
 
-def _resolve(variant: Variant, first: Variant, request: Request) -> RunConfig:
+def _resolve(variant: Variant, first: Variant, request: Request, device: str) -> RunConfig:
     """Resolve a config; a baseline takes those overrides that it has a setting for."""
-    overrides = request.overrides
+    overrides = {"precision": environment.default_precision(device), **request.overrides}
     if variant is not first:
         own = set(variant.cls.Settings.model_fields) | set(RunConfig.model_fields)
         overrides = {key: value for key, value in overrides.items() if key in own}

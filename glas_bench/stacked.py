@@ -32,6 +32,9 @@ from glas_bench.train import PARTS, Diverged, Training
 
 REASONS = ("", "the objective is not finite", "a gradient is not finite")
 
+VALIDATION_ROWS = 250
+"""Images of a seed that are validated at once."""
+
 
 class Stack:
     """Parameters and buffers of models of one kind, with a leading axis.
@@ -325,6 +328,58 @@ class StackedTraining:
             if self.first.phase is not self.phase:
                 self._stack()
 
+    def validate(self) -> list[tuple[str, float]]:
+        """Return of every seed what `Training.validate` does, of all in one program.
+
+        Seeds with running statistics are validated one by one: each freezes its own.
+        """
+        first, model = self.first, self.stack.skeleton
+        if model.statistics_of:
+            return [one.validate() for one in self.trainings]
+        x, labels = train.chosen(
+            first.splits, first.splits.validation, train.VALIDATION_IMAGES, "validation"
+        )
+        seeds = [streams.derive(one.seed, "validation") for one in self.trainings]
+        shape = (model.steps, 1, len(x), model.noise_size)
+        noise = streams.normals(torch.tensor(seeds, device=self.device), math.prod(shape))
+        noise = noise.reshape(-1, *shape)
+        total = torch.zeros(len(seeds), dtype=torch.float64, device=self.device)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for rows in torch.split(torch.arange(len(x), device=self.device), VALIDATION_ROWS):
+                given = [x[rows], noise[:, :, :, rows]]
+                given += [] if labels is None else [labels[rows]]
+                total += self._validation_of(len(rows))(*given)
+        model.train(was_training)
+        kind = "elbo" if model.has_density else "recon"
+        return [(kind, value / len(x)) for value in total.tolist()]
+
+    def _validation_of(self, rows: int) -> programs.Program:
+        """Return the program that sums over so many images, [S]."""
+        if rows in self.validations:
+            return self.validations[rows]
+
+        def build(compile_step: bool) -> programs.Function:
+            run = Rollout(self.stack, compile_step=compile_step)
+            seeds = len(self.trainings)
+
+            def validation(x: Tensor, noise: Tensor, *labels: Tensor) -> Tensor:
+                seen = x.expand(seeds, *x.shape)
+                marks = labels[0].expand(seeds, -1) if labels else None
+                terms = run(self.stack.at(self.config.precision), seen, marks, noise)
+                values = terms.recon
+                if self.stack.skeleton.has_density:
+                    values = values + terms.log_ratio
+                return values.double().sum((1, 2))
+
+            return validation
+
+        self.validations[rows] = programs.Program(
+            build, self.device, tell=self.tell, ways=self.ways
+        )
+        return self.validations[rows]
+
     # ---- the stack
 
     def _stack(self) -> None:
@@ -348,6 +403,7 @@ class StackedTraining:
             values = [one.at.sums[part] for part in PARTS]
             self.sums[i] = torch.tensor(values, dtype=torch.float64)
         self.epoch = None
+        self.validations: dict[int, programs.Program] = {}
         self.program = programs.Program(
             self._build, self.device, kept=self._kept, tell=self.tell, ways=self.ways
         )

@@ -49,7 +49,7 @@ def run_together(
     Returns:
         For every seed its status, with a reason where there is one.
     """
-    worker.prepare_torch(config.threads)
+    worker.prepare_torch(config.threads, config.precision)
     sittings: dict[int, Sitting] = {}
     outcomes: dict[int, dict[str, Any]] = {}
     for folder in folders:
@@ -147,9 +147,10 @@ class _Cell:
             stack.step()
             if stack.epoch_done:
                 _collect(stack, group, clock)
+                found = stack.validate() if stack.phase.generates else None
                 for i, one in enumerate(group):
                     if i not in stack.diverged:
-                        one.end_epoch()
+                        one.end_epoch(found[i] if found else None)
                 stack.go_on()
                 clock.start()
             if stack.finished or time.monotonic() - saved >= group[0].every:

@@ -10,21 +10,26 @@ sample size.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench import rollout, streams
+from glas_bench import programs, rollout, streams
 from glas_bench.errors import GlasBenchError
 from glas_bench.model import Glas
 from glas_bench.unfinished import PerImage, Unfinished, joined
 
 ROWS = 1024
-"""Rows (images x draws) that are scored at once."""
+"""Rows (images x draws) that are scored at once on a CPU."""
+
+ROWS_ON_GPU = 32 * ROWS
+"""The same on a GPU."""
 
 NOISE_BLOCK = 100
 """Draws of an image that share a block of noise: the first k of K draws do not depend on K."""
@@ -125,6 +130,7 @@ class Weigher:
     prepare: Callable[[Images], ModelFor]
     chunk: int = ROWS
     rows: int = ROWS
+    log_w: Weights = field(default_factory=lambda: Weights(), repr=False, compare=False)
 
     def __call__(
         self, images: Images, unfinished: Unfinished, tick: Tick = lambda stage, done, total: None
@@ -157,7 +163,7 @@ class Weigher:
         for start in range(0, self.samples, at_once):
             draws = min(at_once, self.samples - start)
             noise = images.noise(model, self.seed, self.purpose, draws, start // NOISE_BLOCK)
-            parts.append(rollout.rollout(model, x, x, images.labels_N, noise).log_w)
+            parts.append(self.log_w(model, x, images.labels_N, noise))
         log_w_KB = torch.cat(parts).double()
         found = {
             "iw": importance_weighted_nll(log_w_KB),
@@ -167,6 +173,65 @@ class Weigher:
         for size in sweep_sizes(self.samples):
             found[f"iw_{size}"] = _grouped(log_w_KB, size)
         return as_numbers(found, images)
+
+
+class Weights:
+    """Log importance weights of rollouts of the same shapes, many times: see `programs`.
+
+    A model whose recogniser holds an image's own parameters (`shift`) is told of them anew at every
+    call; all else that it holds must stay where it is.
+
+    Args:
+        tell: is told of what runs slower than it might.
+        ways: what is tried; `programs.ways_on` the device unless said.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[str], None] = lambda message: None,
+        ways: Sequence[str] | None = None,
+    ) -> None:
+        self.tell = tell
+        self.ways = ways
+        self.programs: dict[tuple[object, ...], programs.Program] = {}
+
+    def __call__(self, model: Glas, x: Tensor, labels: Tensor | None, noise_TKBZ: Tensor) -> Tensor:
+        """Return log w [K, B]."""
+        given: list[Tensor] = [x, noise_TKBZ.contiguous()]
+        given += [] if labels is None else [labels]
+        shift: tuple[Tensor, ...] | None = getattr(model, "shift", None)
+        given += shift or ()
+        key = (id(model), shift is None, *(tensor.shape for tensor in given))
+        if key not in self.programs:
+            build = functools.partial(_weights_program, model, labels is not None)
+            self.programs[key] = programs.Program(build, x.device, tell=self.tell, ways=self.ways)
+        try:
+            log_w: Tensor = self.programs[key](*given)
+        finally:
+            if shift is not None:
+                model.shift = shift  # type: ignore[assignment]
+        return log_w.clone()
+
+
+def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callable[..., Tensor]:
+    def step(*arguments: Any) -> Any:
+        state, now = model.step(*arguments)
+        return state, now._replace(q=None)
+
+    take = programs.compiled(step, compile_step)
+
+    def log_w(x: Tensor, noise: Tensor, *others: Tensor) -> Tensor:
+        labels, shift = (others[0], others[1:]) if labelled else (None, others)
+        if shift:
+            model.shift = shift  # type: ignore[assignment]
+        return rollout.rollout(model, x, x, labels, noise, step=take).log_w
+
+    return log_w
+
+
+def rows_on(device: torch.device) -> int:
+    """Return the rows that are scored at once: on a GPU as many as fill it."""
+    return ROWS_ON_GPU if device.type == "cuda" else ROWS
 
 
 def as_numbers(found: dict[str, Tensor], images: Images) -> PerImage:

@@ -91,7 +91,7 @@ def run_seed(
     Raises:
         GlasBenchError: the folder cannot be written, or the like.
     """
-    prepare_torch(config.threads)
+    prepare_torch(config.threads, config.precision)
     if status := finished(folder, config):
         return status
     return conclude(sit_down(folder, variant, config, splits, tell))
@@ -219,13 +219,17 @@ class Sitting:
                 self.checkpoint()
             self.tell_training()
 
-    def end_epoch(self) -> None:
-        """Validate and close a finished epoch, and write its row."""
+    def end_epoch(self, validated: tuple[str, float] | None = None) -> None:
+        """Validate and close a finished epoch, and write its row.
+
+        Args:
+            validated: what validation measures and its value, where it is known already.
+        """
         training = self.training
         phase, rate = training.phase.name, training.learning_rate
         kind, value = "none", math.nan  # a phase that generates nothing has nothing to validate
         if training.phase.generates:
-            kind, value = training.validate()
+            kind, value = validated or training.validate()
         means = training.end_epoch()
         row = {
             "epoch": training.at.epoch,
@@ -315,10 +319,11 @@ class Sitting:
             pictures.draw(self.folder.path, subject)
 
 
-def prepare_torch(threads: int) -> None:
+def prepare_torch(threads: int, precision: str = "fp32") -> None:
     """Set what the numbers and the speed of a process hang on."""
     import torch
 
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     _keep_freed_memory()
@@ -369,7 +374,7 @@ def _run_job(job: Job, tell: Tell) -> dict[str, Any]:
     folder = RunFolder(Path(job.results), job.config["variant"], job.key).seed(job.seed)
     try:
         config = RunConfig(**job.config)
-        prepare_torch(config.threads)
+        prepare_torch(config.threads, config.precision)
         data_file = Path(job.data_file) if job.data_file else None
         splits = data.load(config.dataset, config.binarisation, data_file)
         variant = registry.find(job.variant)

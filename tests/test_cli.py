@@ -91,7 +91,7 @@ def test_every_command_explains_itself(bare_glas: Glas, name: str) -> None:
         ([*RUN, "--set", "filter_size=12"], ["filter_size 12", "latent_size 9"]),
         ([*RUN, "--set", "batch=5000"], ["batch 5000", "4000 training images"]),
         ([*RUN, "--set", "binarisation=soft"], ["'soft'", "dynamic, static"]),
-        ([*RUN, "--precision", "fp8"], ["precision", "'fp32' or 'bf16'", "'fp8'"]),
+        ([*RUN, "--precision", "fp8"], ["precision", "'tf32' or 'bf16'", "'fp8'"]),
         ([*RUN, "--device", "gpu"], ["'gpu'", "auto, cpu, cuda and cuda:N"]),
         ([*RUN, "--device", "cuda:99"], ["cuda:99", "CUDA device", "--device cpu"]),
         ([*RUN, "--seeds", "2-0"], ["'2-0'", "empty"]),

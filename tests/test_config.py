@@ -144,7 +144,7 @@ def test_pairs_that_are_none(pair: str, words: list[str]) -> None:
         ({"latent_init": True}, ["latent_init", "got true"]),
         ({"learning_rate": "nan"}, ["learning_rate", "finite"]),
         ({"learning_rate": -1}, ["learning_rate", "greater than 0", "got -1"]),
-        ({"precision": "bf61"}, ["'fp32' or 'bf16'", "got 'bf61'", "Did you mean 'bf16'?"]),
+        ({"precision": "bf61"}, ["'tf32' or 'bf16'", "got 'bf61'", "Did you mean 'bf16'?"]),
         ({"grid": "centerd"}, ["'original'", "'slip-mended'", "Did you mean 'centred'?"]),
         ({"filter_size": 10}, ["filter_size 10", "latent_size 9"]),
         ({"charge_weight": -1}, ["charge_weight", "greater than or equal to 0"]),

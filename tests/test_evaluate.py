@@ -59,7 +59,7 @@ class ExactPosterior(LinearGaussian):
         return Normal(mean, std), read, recognition
 
 
-def scorer(cls, samples=10, seed=0, rows=evaluate.ROWS, estimators=("iw",), **sizes):
+def scorer(cls, samples=10, seed=0, rows=None, estimators=("iw",), **sizes):
     variant = cls if not isinstance(cls, type) else local(cls)
     tiny = {"steps": 2, "hidden": 4, "sample_size": 2, "latent_size": 3, "filter_size": 2, **sizes}
     own = variant.cls.Settings.model_fields
@@ -267,3 +267,30 @@ def test_weights_against_plain_arithmetic(log_w, shift):
     )
     moved = evaluate.importance_weighted_nll(log_w_KB + shift)
     torch.testing.assert_close(moved, torch.tensor([nll - shift], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("ways", [("eager",), ("captured", "eager")])
+def test_weights_of_a_program_are_those_of_a_rollout(ways):
+    """What an image's own recogniser holds goes in at every call, and is there after it."""
+    from glas_bench import refit, registry, rollout, weights
+
+    cls = registry.find("cauchy").cls
+    sizes = {"steps": 2, "hidden": 6, "sample_size": 3, "latent_size": 4, "filter_size": 2}
+    trained = rollout.build(cls, cls.Settings(**sizes), 20, 0, 0)
+    recogniser = refit.Recogniser.of(trained, 0)
+    torch.manual_seed(0)
+    x = (torch.rand(4, 20) < 0.5).float()
+    said = []
+    log_w = weights.Weights(said.append, ways)
+    with torch.inference_mode():
+        for _ in range(3):
+            noise = torch.randn(2, 5, 4, 3)
+            shift = (torch.randn(4, 2, 3), torch.randn(4, 2, 3))
+            recogniser.shift = shift
+            found = log_w(recogniser, x, None, noise)
+            assert recogniser.shift is shift
+            torch.testing.assert_close(found, rollout.rollout(recogniser, x, x, None, noise).log_w)
+            plain = log_w(trained, x, None, noise)
+            torch.testing.assert_close(plain, rollout.rollout(trained, x, x, None, noise).log_w)
+    assert len(log_w.programs) == 2
+    assert len(said) == 2 * (len(ways) - 1)

@@ -37,7 +37,8 @@ LAYERS = (
     ("evaluate",),
     ("worker", "tracking.store", "trained"),
     ("together", "tracking.sync"),
-    ("cells",),
+    ("cells", "bench"),
+    ("growth",),
     ("outcome", "tracking.mirror"),
     ("verdict",),
     ("referee",),
@@ -71,7 +72,7 @@ OWNERS = {
     "sqlalchemy": {"sweep.database"},  # comes with optuna
     "pandas": {"tracking.store", "report.sheet", "report.figures"},
     "seaborn": {"report.figures"},
-    "matplotlib": {"report.figures", "report.looks", "pictures"},
+    "matplotlib": {"report.figures", "report.looks", "pictures", "growth"},
     "scipy": {"stats", "data.parse"},
     "mlxtend": {"data.parse"},
     "pooch": {"data.download"},

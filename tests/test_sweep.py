@@ -659,7 +659,7 @@ MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 30 22 0:40 / /home rw,relatime shared:5 - nfs4 server:/home rw,vers=4.2
 31 30 8:2 / /home/local rw - xfs /dev/sdb1 rw
-32 22 0:41 / /mnt/two\\040words rw - cifs //nas/share rw
+32 22 0:41 / /media/two\\040words rw - cifs //nas/share rw
 """
 
 
@@ -670,7 +670,7 @@ MOUNTS = """\
         ("/home/me/results/optuna.db", "nfs4"),
         ("/home/local/optuna.db", "xfs"),
         ("/homework/optuna.db", "ext4"),
-        ("/mnt/two words/optuna.db", "cifs"),
+        ("/media/two words/optuna.db", "cifs"),
     ],
 )
 def test_file_systems(path: str, kind: str) -> None:

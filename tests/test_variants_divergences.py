@@ -275,9 +275,8 @@ def test_the_draws_of_its_setting_are_what_the_core_rolls_out():
     found = scorer(registry.find("hellinger-renyi"), draws=3)
     assert found.model.draws == 3
     x = found.splits.test.images.float()
-    rows = torch.arange(len(x))
     with torch.no_grad():
-        noise = found._noise("elbo", rows, 3, 0)
+        noise = found.test.noise(found.model, 0, "evaluation-elbo", 3)
         expected = found.model.objective(rollout.rollout(found.model, x, x, None, noise))
     assert found.score()[0]["objective"] == pytest.approx(float(expected.mean()), rel=1e-6)
 

@@ -1,0 +1,564 @@
+"""The speed of the training core, beside what it should be compared with.
+
+Three programs train the same model at the same precision, in one run, in turns: the core; an eager
+loop that computes the product of x once and fuses the gates; and the plain eager loop as public
+DRAW code has it, which concatenates its inputs and multiplies all of them at every step. Both loops
+are written here, for the published model. Beside them stands the limit: the floating-point
+operations and bytes that a step cannot do without, over the rates that this machine reaches in
+products of the model's own shapes and in copying.
+
+A step trains every seed on one batch. On a CPU every seed is a process with one thread, all side by
+side, as in training; on a GPU the core is one program and the loops train one seed. Medians of
+rounds; a round gives each program its turn.
+
+The programs, their measurement and what is said of it are one file, so that the comparison can be
+read in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from glas_bench import config, environment, memory, registry, rollout, streams
+from glas_bench.config import RunConfig
+from glas_bench.data import Split, Splits
+from glas_bench.errors import RunError, UsageError
+from glas_bench.registry import Variant
+from glas_bench.stacked import StackedTraining
+from glas_bench.train import CLIP_NORM, Training
+from glas_bench.worker import prepare_torch
+
+PIXELS, CLASSES = 784, 10
+BATCHES = 8
+"""Batches of made-up images that a bench trains on."""
+
+PROGRAMS = ("core", "reference", "plain")
+ROUNDS = 9
+SECONDS = 12.0
+"""A case is measured for about so long, but for three rounds at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured."""
+
+    variant: str
+    steps: int | None
+    hidden: int | None
+    batch: int
+    seeds: int
+    precision: str
+    device: str
+    reference: bool = True
+
+    def config(self, variant: Variant) -> RunConfig:
+        """Return the cell that is trained.
+
+        Raises:
+            UsageError: the variant has no such setting.
+        """
+        given = {"steps": self.steps, "hidden": self.hidden}
+        own = variant.cls.Settings.model_fields
+        sizes = {key: value for key, value in given.items() if value is not None and key in own}
+        return config.resolve(
+            variant,
+            preset="paper",
+            dataset="mnist-5k",
+            overrides={
+                **sizes,
+                "batch": self.batch,
+                "precision": self.precision,
+                "epochs": 10_000,
+            },
+        )
+
+
+def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
+    """Measure a case; return a JSON-ready row, rates in GFLOP/s and GB/s.
+
+    Raises:
+        UsageError: the variant or a setting is unknown.
+        RunError: a process of the bench ended.
+    """
+    variant = registry.find(case.variant)
+    resolved = case.config(variant)
+    names = PROGRAMS if case.reference and variant.name == "cauchy" else PROGRAMS[:1]
+    measured = _on_gpu if case.device.startswith("cuda") else _side_by_side
+    rounds, about = measured(case, names, tell)
+    medians = {name: statistics.median(times) for name, times in rounds.items()}
+    work = count_work(variant, resolved)
+    # at once on this machine: every seed on a CPU, the whole card on a GPU
+    matmul, copy = statistics.median(about["matmul"]), statistics.median(about["copy"])
+    core = medians["core"]
+    flops = work["flops"] * case.seeds / core / 1e9
+    limit = case.seeds * max(work["flops"] / matmul / 1e9, work["bytes"] / copy / 1e9)
+    images = case.batch * case.seeds
+    row: dict[str, Any] = {
+        "variant": variant.name,
+        "steps": resolved.settings.get("steps", 1),
+        "hidden": resolved.settings.get("hidden"),
+        "batch": case.batch,
+        "seeds": case.seeds,
+        "precision": case.precision,
+        "device": environment.device_name(case.device),
+        "way": about["way"],
+        "seconds_per_step": core,
+        "images_per_second": images / core,
+        "rounds": len(rounds["core"]),
+        "gflop_per_step": work["flops"] * case.seeds / 1e9,
+        "gflop_per_second": flops,
+        "matmul_ceiling": matmul,
+        "share_of_matmul_ceiling": flops / matmul,
+        "gbytes_per_step": work["bytes"] * case.seeds / 1e9,
+        "copy_ceiling": copy,
+        "share_of_copy_ceiling": work["bytes"] * case.seeds / core / 1e9 / copy,
+        "limit_seconds": limit,
+        "share_of_limit": limit / core,
+        "peak_memory_bytes": max(about["peak"]),
+        "load": environment.load(),
+    }
+    for name in PROGRAMS[1:]:
+        # the loops on a GPU train one seed: seconds for as many seeds, one after another
+        times = rounds.get(name)
+        many = case.seeds if case.device.startswith("cuda") else 1
+        row[f"{name}_seconds"] = None if times is None else many * medians[name]
+        ratios = [many * b / a for a, b in zip(rounds["core"], times or [], strict=False)]
+        row[f"ratio_to_{name}"] = statistics.median(ratios) if ratios else None
+    return row
+
+
+def text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as a table, ratios first."""
+    columns = (
+        ("T", "steps", "d"),
+        ("S", "seeds", "d"),
+        ("precision", "precision", "s"),
+        ("x reference", "ratio_to_reference", ".2f"),
+        ("x plain", "ratio_to_plain", ".2f"),
+        ("of limit", "share_of_limit", ".0%"),
+        ("of matmul", "share_of_matmul_ceiling", ".0%"),
+        ("of copy", "share_of_copy_ceiling", ".0%"),
+        ("s/step", "seconds_per_step", ".4f"),
+        ("images/s", "images_per_second", ".0f"),
+        ("GFLOP/s", "gflop_per_second", ".0f"),
+        ("matmul GFLOP/s", "matmul_ceiling", ".0f"),
+        ("copy GB/s", "copy_ceiling", ".1f"),
+    )
+    lines = [[head for head, _, _ in columns] + ["peak memory"]]
+    for row in rows:
+        cells = [format(row[key], how) if row[key] is not None else "-" for _, key, how in columns]
+        lines.append([*cells, memory.size(row["peak_memory_bytes"])])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+# --------------------------------------------------------------------------- what must be done
+
+
+def count_work(variant: Variant, resolved: RunConfig) -> dict[str, int]:
+    """Return the operations and bytes of one seed's step that no way of doing it avoids.
+
+    Operations are those of its matrix products, forward and backward, x's product once. Bytes are
+    every parameter with its gradient and Adam's two moments read and written once, and what the
+    steps keep for their gradients written and read once.
+    """
+    splits = made_up(resolved.batch)
+    training = Training(variant, resolved, splits, 0)
+    model = training.model
+    counted = {}
+    for steps in (1, 2, 3):
+        x = splits.train.images[: resolved.batch].float()
+        labels = None if splits.train.labels is None else splits.train.labels[: resolved.batch]
+        shape = (steps, model.draws, resolved.batch, model.noise_size)
+        with FlopCounterMode(display=False) as counter:
+            terms = rollout.rollout(model, x, x, labels, streams.normal(shape, 0, "bench"))
+            model.objective(terms).mean().backward()  # type: ignore[no-untyped-call]
+        counted[steps] = counter.get_total_flops()
+    a_step = counted[3] - counted[2]  # the first has no gradient to hand back
+    need = memory.need(training)
+    parameters = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    narrow = 2 if resolved.precision == "bf16" else 1
+    return {
+        "flops": counted[1] + max(0, model.steps - 1) * a_step,
+        "bytes": 7 * parameters + 2 * model.steps * need.step // narrow,
+    }
+
+
+def made_up(batch: int) -> Splits:
+    """Return random binary images, enough for a few batches."""
+    generator = streams.generator(0, "bench")
+    count = BATCHES * batch
+    images = (torch.rand(count, PIXELS, generator=generator) < 0.13).to(torch.uint8)
+    split = Split(images, torch.arange(count) % CLASSES, None)
+    few = Split(images[:2], torch.arange(2), None)
+    return Splits(
+        name="mnist-5k",
+        binarisation="static",
+        origin="made up",
+        hash="0" * 64,
+        classes=CLASSES,
+        pixels=PIXELS,
+        image_shape=(28, 28),
+        train=split,
+        validation=few,
+        test=few,
+    )
+
+
+# --------------------------------------------------------------------------- the loops beside it
+
+
+class Loop(nn.Module):
+    """The published model as an eager loop, with torch's own optimiser.
+
+    Args:
+        resolved: the cell; its sizes are taken.
+        device: where.
+        once: whether the product of x is computed once, with all other inputs of an LSTM in one
+            product; else inputs are concatenated and multiplied at every step, a product for the
+            input and one for the hidden state, as `nn.LSTMCell` does.
+    """
+
+    def __init__(self, resolved: RunConfig, device: str, once: bool) -> None:
+        super().__init__()
+        sizes = resolved.settings
+        self.steps, self.hidden, self.latents = (
+            sizes["steps"],
+            sizes["hidden"],
+            sizes["sample_size"],
+        )
+        self.side, self.reads = sizes["latent_size"], sizes["filter_size"]
+        self.precision, self.batch, self.once = resolved.precision, resolved.batch, once
+        hidden = self.hidden
+        if once:
+            self.from_x = nn.Linear(PIXELS, 4 * hidden)
+            self.encoder: nn.Module = nn.Linear(PIXELS + 2 * hidden, 4 * hidden, bias=False)
+            self.decoder: nn.Module = nn.Linear(self.latents + hidden, 4 * hidden)
+        else:
+            self.encoder = nn.LSTMCell(2 * PIXELS + hidden, hidden)
+            self.decoder = nn.LSTMCell(self.latents, hidden)
+        self.filter = nn.Linear(hidden, 5)
+        self.matrix = nn.Parameter(torch.rand(self.side, self.side) * 1e-3)
+        self.mean = nn.Linear(self.reads**2, self.latents)
+        self.log_std = nn.Linear(self.reads**2, self.latents)
+        self.write = nn.Linear(hidden, PIXELS)
+        self.to(device)
+        self.adam = torch.optim.Adam(self.parameters(), lr=1e-3)
+        self.images = made_up(self.batch).train.images.to(device)
+        self.taken = 0
+
+    def step(self) -> None:
+        """Train on one batch."""
+        start = self.taken % BATCHES * self.batch
+        x = self.images[start : start + self.batch].float()
+        self.adam.zero_grad()
+        low = self.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            loss = self.loss(x)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.parameters():
+            nn.utils.clip_grad_norm_([parameter], CLIP_NORM)
+        self.adam.step()
+        self.taken += 1
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Return the mean over the batch of -log p(x|z) + KL, nats."""
+        zeros = x.new_zeros(len(x), self.hidden)
+        encoder, decoder = (zeros, zeros), (zeros, zeros)
+        canvas = torch.zeros_like(x)
+        divergences = []
+        fixed = self.from_x(x) if self.once else None
+        for _ in range(self.steps):
+            error = x - torch.sigmoid(canvas)
+            if fixed is not None:
+                seen = torch.cat([error, decoder[0], encoder[0]], 1)
+                encoder = _gated(fixed + self.encoder(seen), encoder[1])
+            else:
+                encoder = self.encoder(torch.cat([x, error, decoder[0]], 1), encoder)
+            read = self.attend(encoder[0])
+            mean, log_std = self.mean(read), self.log_std(read)
+            z = mean + log_std.exp() * torch.randn_like(mean)
+            divergence = 0.5 * (mean**2 + (2 * log_std).exp() - 1) - log_std
+            divergences.append(divergence.sum(1))
+            if fixed is not None:
+                decoder = _gated(self.decoder(torch.cat([z, decoder[0]], 1)), decoder[1])
+            else:
+                decoder = self.decoder(z, decoder)
+            canvas = canvas + self.write(decoder[0])
+        missed = F.binary_cross_entropy_with_logits(canvas, x, reduction="none").sum(1)
+        mean_loss: Tensor = (missed + torch.stack(divergences).sum(0)).mean()
+        return mean_loss
+
+    def attend(self, hidden: Tensor) -> Tensor:
+        """Read the latent matrix through a Cauchy filter, [B, R * R]."""
+        g_x, g_y, log_stride, log_scale, log_gain = self.filter(hidden).float().unbind(1)
+        rows_y, rows_x = (self.rows(g, log_stride, log_scale) for g in (g_y, g_x))
+        patch = rows_y @ self.matrix @ rows_x.mT
+        read: Tensor = log_gain.exp()[:, None] * patch.flatten(1)
+        return read
+
+    def rows(self, offset: Tensor, log_stride: Tensor, log_scale: Tensor) -> Tensor:
+        """Return the rows of one axis, [B, R, L]."""
+        centre = (self.side + 1) / 2 * (offset + 1)
+        stride = (self.side - 1 / max(self.reads - 1, 1)) * log_stride.exp()
+        grid = torch.arange(self.reads, device=offset.device) - (self.reads + 1) / 2
+        centres = centre[:, None] + grid * stride[:, None]
+        away = torch.arange(self.side, device=offset.device) - centres[:, :, None]
+        scale = log_scale.exp()[:, None, None]
+        kernel = 1 / (math.pi * scale * (1 + (away / scale) ** 2))
+        normalised: Tensor = kernel / kernel.sum(2, keepdim=True).clamp(min=1e-3)
+        return normalised
+
+
+def _gated(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    enter, forget, candidate, leave = gates.chunk(4, 1)
+    cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
+    return torch.sigmoid(leave) * torch.tanh(cell), cell
+
+
+# --------------------------------------------------------------------------- taking turns
+
+
+class Ceilings:
+    """How fast this device multiplies and copies.
+
+    Products have the shapes of the model's: of a step's inputs with a kernel, of its gradient with
+    the kernel, and of the inputs of eight steps with their gradients.
+    """
+
+    def __init__(self, resolved: RunConfig, device: str) -> None:
+        hidden, rows = resolved.settings.get("hidden", 256), resolved.batch
+        dtype = torch.bfloat16 if resolved.precision == "bf16" else torch.float32
+        inputs, gates = PIXELS + 2 * hidden, 4 * hidden
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, device=device).to(dtype)
+
+        self.pairs = [
+            (draw(rows, inputs), draw(inputs, gates)),
+            (draw(rows, gates), draw(gates, inputs)),
+            (draw(gates, 8 * rows), draw(8 * rows, inputs)),
+        ]
+        many = 2**28 if device.startswith("cuda") else 2**24
+        self.source = torch.zeros(many, device=device)
+        self.target = torch.zeros(many, device=device)
+        self.wait = waiter(device)
+
+    def matmul(self) -> float:
+        """Return GFLOP/s."""
+        spent = flops = 0.0
+        for left, right in self.pairs:
+            repeats = max(1, 8 * len(self.pairs[2][1]) // (left.shape[0] * 8))
+            self.wait()
+            began = time.perf_counter()
+            for _ in range(repeats):
+                torch.mm(left, right)
+            self.wait()
+            spent += time.perf_counter() - began
+            flops += repeats * 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        return flops / spent / 1e9
+
+    def copy(self) -> float:
+        """Return GB/s, read and written."""
+        self.wait()
+        began = time.perf_counter()
+        self.target.copy_(self.source)
+        self.wait()
+        return 2 * self.source.nbytes / (time.perf_counter() - began) / 1e9
+
+
+def waiter(device: str) -> Callable[[], None]:
+    """Return what waits until the device has done all that it was given."""
+    if device.startswith("cuda"):
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None
+
+
+def _advance(training: Training) -> None:
+    training.step()
+    if training.at.batch == training.steps_per_epoch:
+        training.end_epoch()
+
+
+def _programs(case: Case, names: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """Return one seed's step by every program."""
+    variant = registry.find(case.variant)
+    resolved = case.config(variant)
+    made: dict[str, Callable[[], None]] = {}
+    if "core" in names:
+        training = Training(variant, resolved, made_up(case.batch).to(case.device), 0)
+        made["core"] = lambda: _advance(training)
+    for name in (name for name in names if name != "core"):
+        made[name] = Loop(resolved, case.device, once=name == "reference").step
+    return made
+
+
+def _rounds(began: float, done: int) -> bool:
+    """Tell whether another round is taken."""
+    return done < 3 or (done < ROUNDS and time.monotonic() - began < SECONDS)
+
+
+def _on_gpu(
+    case: Case, names: Sequence[str], tell: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Measure one stack of all seeds, and the loops with one, on a GPU."""
+    variant = registry.find(case.variant)
+    resolved = case.config(variant)
+    splits = made_up(case.batch).to(case.device)
+    trainings = [Training(variant, resolved, splits, seed) for seed in range(case.seeds)]
+    plan = memory.plan(trainings[0], case.seeds)
+    if plan.text:
+        tell(plan.text)
+    if plan.together < case.seeds:
+        raise UsageError(f"{plan.text}; ask for --seeds {plan.together} at most")
+    prepare_torch(1, case.precision)
+    torch.cuda.reset_peak_memory_stats(case.device)
+    stack = StackedTraining(trainings, segment=plan.segment, tell=tell)
+
+    def core() -> None:
+        stack.step()
+        if stack.epoch_done:
+            stack.collect()
+            stack.end_epoch()
+
+    made = {"core": core, **_programs(case, [name for name in names if name != "core"])}
+    wait = waiter(case.device)
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    ceilings = Ceilings(resolved, case.device)
+    about: dict[str, Any] = {"matmul": [], "copy": [], "peak": []}
+    for name in names:
+        made[name]()
+    peak = environment.peak_bytes(case.device)
+    began = time.monotonic()
+    while _rounds(began, len(rounds["core"])):
+        for name in names:
+            wait()
+            start = time.perf_counter()
+            for _ in range(BATCHES):
+                made[name]()
+            wait()
+            rounds[name].append((time.perf_counter() - start) / BATCHES)
+        about["matmul"].append(ceilings.matmul())
+        about["copy"].append(ceilings.copy())
+    return rounds, {**about, "way": stack.program.way, "peak": [peak]}
+
+
+def _side_by_side(
+    case: Case, names: Sequence[str], tell: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Measure a process a seed, all at once, on a CPU."""
+    del tell
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    about: dict[str, Any] = {"matmul": [], "copy": [], "way": "eager, a process a seed"}
+    with contextlib.ExitStack() as stack:
+        seeds = [stack.enter_context(_process(case, names)) for _ in range(case.seeds)]
+        for ask in seeds:
+            ask(None)  # wait until it is ready
+        began = time.monotonic()
+        while _rounds(began, len(rounds["core"])):
+            for name in names:
+                rounds[name].append(max(_together(seeds, name)))
+            about["matmul"].append(statistics.mean(_together(seeds, "matmul")) * case.seeds)
+            about["copy"].append(statistics.mean(_together(seeds, "copy")) * case.seeds)
+        about["peak"] = [sum(_together(seeds, "peak"))]
+    return rounds, about
+
+
+Ask = Callable[[str | None], Callable[[], float]]
+
+
+def _together(seeds: Sequence[Ask], what: str) -> list[float]:
+    """Ask every process at once; return their answers."""
+    return [answer() for answer in [ask(what) for ask in seeds]]
+
+
+@contextlib.contextmanager
+def _process(case: Case, names: Sequence[str]) -> Iterator[Ask]:
+    command, surroundings = environment.child("glas_bench.bench")
+    process = subprocess.Popen(
+        command,
+        env={**surroundings, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    given, told = process.stdin, process.stdout
+
+    def answer() -> float:
+        line = told.readline()
+        if not line:
+            raise RunError(f"a process of the bench ended with exit code {process.wait()}")
+        return float(line)
+
+    def ask(what: str | None) -> Callable[[], float]:
+        if what is None:
+            answer()
+            return answer
+        given.write(what + "\n")
+        given.flush()
+        return answer
+
+    try:
+        given.write(json.dumps({**asdict(case), "names": list(names)}) + "\n")
+        given.flush()
+        yield ask
+    finally:
+        process.kill()
+        with contextlib.suppress(OSError):
+            given.close()
+        told.close()
+        process.wait()
+
+
+def main() -> None:
+    """Serve as one seed: a case on stdin, then a line for every turn; seconds or rates back."""
+    about = json.loads(sys.stdin.readline())
+    names = about.pop("names")
+    case = Case(**about)
+    prepare_torch(1)
+    made = _programs(case, names)
+    ceilings = Ceilings(case.config(registry.find(case.variant)), case.device)
+    for _ in range(2):
+        for step in made.values():
+            step()
+    # once each, and no more: what comes first is slower
+    answers: dict[str, Callable[[], float]] = {
+        "matmul": ceilings.matmul,
+        "copy": ceilings.copy,
+        "peak": lambda: float(environment.peak_bytes(case.device)),
+    }
+    sys.stdout.write("0\n")
+    sys.stdout.flush()
+    for line in iter(sys.stdin.readline, ""):
+        name = line.strip()
+        if name in made:
+            began = time.perf_counter()
+            made[name]()
+            value = time.perf_counter() - began
+        else:
+            value = answers[name]()
+        sys.stdout.write(f"{value}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

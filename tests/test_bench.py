@@ -1,0 +1,114 @@
+"""The bench: what it counts, what it compares with, what it prints."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from glas_bench import bench, growth, registry
+
+
+def case(**about):
+    given = {
+        "variant": "cauchy",
+        "steps": 2,
+        "hidden": 16,
+        "batch": 4,
+        "seeds": 1,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    return bench.Case(**{**given, **about})
+
+
+def test_operations_are_those_of_the_layers_products():
+    variant = registry.find("cauchy")
+    steps, hidden, batch, z = 5, 16, 4, 25
+    one = case(steps=steps, hidden=hidden, batch=batch).config(variant)
+    found = bench.count_work(variant, one)
+    gates = 4 * hidden
+    products = (
+        (784 + 2 * hidden) * gates + (z + hidden) * gates + hidden * 784 + hidden * 5 + 2 * z * 25
+    )
+    attention = 2 * (
+        5 * 9 * 9 + 5 * 9 * 5
+    )  # what is read, counted apart: it has no weights but one
+    a_step = 3 * 2 * batch * products
+    assert found["flops"] == pytest.approx(steps * a_step + 2 * 2 * batch * 784 * gates, rel=0.15)
+    longer = bench.count_work(variant, case(steps=2 * steps).config(variant))
+    assert longer["flops"] - found["flops"] == pytest.approx(
+        steps * (a_step + batch * attention * 3), rel=0.05
+    )
+    assert longer["bytes"] > found["bytes"]
+
+
+def test_the_loops_train_the_same_model_with_the_operations_they_are_said_to_have():
+    resolved = case(steps=3).config(registry.find("cauchy"))
+    spent = {}
+    for once in (True, False):
+        torch.manual_seed(0)
+        loop = bench.Loop(resolved, "cpu", once)
+        with FlopCounterMode(display=False) as counter:
+            first = float(loop.loss(loop.images[:4].float()).detach())
+        spent[once] = counter.get_total_flops()
+        for _ in range(30):
+            loop.step()
+        assert first == pytest.approx(784 * 0.693, rel=0.05)
+        assert float(loop.loss(loop.images[:4].float()).detach()) < first - 10
+    # beside one product with x at each of the further steps they differ in nothing
+    assert spent[False] - spent[True] == 2 * 4 * 784 * 4 * 16 * 2
+
+
+def test_the_command_measures_and_prints_one_document(bare_glas):
+    ended = bare_glas(
+        "bench", "--steps", 2, "--hidden", 16, "--batch", 4, "--seeds", "1,2", "--json"
+    )
+    assert ended.code == 0, ended.err
+    rows = ended.json["cases"]
+    assert [(row["steps"], row["seeds"]) for row in rows] == [(2, 1), (2, 2)]
+    for row in rows:
+        assert row["precision"] == "fp32"
+        assert row["images_per_second"] == pytest.approx(4 * row["seeds"] / row["seconds_per_step"])
+        assert row["ratio_to_reference"] > 0
+        assert row["ratio_to_plain"] > 0
+        assert 0 < row["share_of_limit"] < 1.5
+        assert row["peak_memory_bytes"] > 2**20
+        assert row["limit_seconds"] > 0
+    assert bench.text(rows).splitlines()[0].split()[:6] == [
+        "T",
+        "S",
+        "precision",
+        "x",
+        "reference",
+        "x",
+    ]
+
+
+def test_what_cannot_be_measured_is_refused(bare_glas):
+    for arguments, said in (
+        (["--steps", "8,x"], "--steps"),
+        (["--variant", "cauchi"], "cauchy"),
+        (["--precision", "tf32", "--device", "cpu"], "a GPU's alone"),
+        (["--precision", "fp16"], "fp32"),
+    ):
+        ended = bare_glas("bench", *arguments, "--hidden", 8, "--batch", 2)
+        assert ended.code == 2, ended.err
+        assert said in ended.err
+
+
+def test_growth_is_fitted_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "STEPS", (2, 3))
+    monkeypatch.setattr(growth, "SEEDS", (1, 2))
+    monkeypatch.setattr(growth, "HIDDEN", (8, 16))
+    monkeypatch.setattr(growth, "SAMPLES", (2, 4))
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    said = []
+    rows = growth.measure(case(hidden=8), tmp_path, said.append)
+    assert [row["varied"] for row in rows] == ["T", "T", "S", "S", "H", "H", "K", "K"]
+    assert all(abs(row["miss"]) < 1e-6 for row in rows)  # a line goes through any two points
+    table = (tmp_path / "growth.csv").read_text().splitlines()
+    assert table[0] == "varied,size,work,seconds,line_seconds,miss"
+    assert len(table) == 9
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+    assert json.loads(json.dumps(rows)) == rows
