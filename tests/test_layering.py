@@ -193,7 +193,7 @@ def files() -> list[Path]:
             and not name.startswith(("__", "."))
             and not name.endswith(".egg-info")
         ]
-        found += [Path(folder, name) for name in names]
+        found += [Path(folder, name) for name in names if name != ".git"]  # of a work tree
     return [*found, *(path for path in (ROOT / ".ci").glob("*") if path.is_file())]
 
 

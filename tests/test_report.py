@@ -580,7 +580,7 @@ def test_which_figures_there_are(made: tuple[making.Answer, list[str]]) -> None:
     found = {path.name for path in (made[0].out / "figures").glob("golden-*")}
     assert found >= {
         f"golden-{name}.png"
-        for name in ("differences-1", "objective", "curves", "kl-per-step", "canvas-variance",
+        for name in ("differences", "objective", "curves", "kl-per-step", "canvas-variance",
                      "footprint-perplexity-per-step", "centres")
     }  # fmt: skip
 

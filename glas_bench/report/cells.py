@@ -32,6 +32,9 @@ KEYS = {
 }
 """What rows of one table have in common, and the column that says it."""
 
+DRAWN = 6
+"""Tables of a page that have figures: of what was run by hand there may be very many."""
+
 IN_WORDS = {
     "contents": "the data's contents",
     "scoring": "the scoring protocol",
@@ -202,6 +205,11 @@ def sections(found: Sequence[Cell]) -> list[Section]:
         Section(dict(zip(KEYS, common, strict=True)), groups[common])
         for common in sorted(groups, key=lambda values: tuple(map(_order, values)))
     ]
+
+
+def tables(found: Sequence[Cell]) -> list[Section]:
+    """Return a page's tables, in their order: the sections of the cells that have been begun."""
+    return sections([cell for cell in found if cell.key])
 
 
 def differing(found: Sequence[Section]) -> str:

@@ -7,9 +7,10 @@ The same numbers give the same bytes: nothing is drawn at random, and a PNG carr
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -18,7 +19,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from glas_bench.report.cells import Cell, Row, cells, number, sections
+from glas_bench.report.cells import DRAWN, Cell, Row, cells, number, tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,8 @@ DASHES = ((), (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1))
 DPI = 150
 MOST_ROWS = 60
 """Rows that a figure of one row a cell can take."""
+MOST_NAMES = 25
+"""Points of a figure that can have their names beside them."""
 
 
 @dataclass(frozen=True)
@@ -83,47 +86,64 @@ def colours(count: int) -> list[Any]:
 
 def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
     """Yield the figures that the rows of a csv have the data for."""
-    found = cells(rows)
-    yield from _forests(found)
-    yield from _axes_of_numbers(rows, found)
-    yield from _objectives(found)
-    yield from _charges(found)
+    axes = json.loads(rows[0].get("axes") or "[]")
+
+    def of_table(some: Sequence[Cell]) -> Iterator[Drawing]:
+        yield from _forest_of(some)
+        for key in axes:
+            yield from _axis_of(key, some)
+        yield from _objectives(some)
+        yield from _charges(some)
+
+    yield from by_table(cells(rows), of_table)
+
+
+def by_table(
+    found: Sequence[Cell], draw: Callable[[Sequence[Cell]], Iterator[Drawing]]
+) -> Iterator[Drawing]:
+    """Yield the figures of each table, for what cannot share a table shares no figure either."""
+    groups = tables(found)
+    for place, section in enumerate(groups[:DRAWN], 1):
+        for drawing in draw(section.cells):
+            if len(groups) == 1:
+                yield drawing
+            else:
+                title = f"{drawing.title} (table {place})"
+                yield replace(drawing, name=f"{drawing.name}-{place}", title=title)
 
 
 # --------------------------------------------------------------------------- differences
 
 
-def _forests(found: Sequence[Cell]) -> Iterator[Drawing]:
-    metrics = ("nll", "elbo", "iw", "refit_iw")
-    groups = sections(found)
-    for place, section in enumerate(groups, 1):
-        told = {
-            metric: [cell for cell in section.cells if cell.first.get(f"{metric}_difference")]
-            for metric in metrics
-        }
-        told = {metric: some for metric, some in told.items() if some}
-        if not told:
-            continue
-        which = f" (table {place})" if len(groups) > 1 else ""
-        yield Drawing(
-            f"differences-{place}",
-            f"Differences from the baseline{which}",
-            "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by "
-            "seed and image. Left of zero is better than the baseline; the grey band is the margin "
-            "of 0.5 nats that a verdict asks for. Hollow: Holm-adjusted p >= .05.",
-            lambda told=told: _forest(told),  # type: ignore[misc]
-        )
-
-
-def _forest(told: Mapping[str, Sequence[Cell]]) -> Figure:
+def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
+    told = {
+        metric: [cell for cell in some if cell.first.get(f"{metric}_difference")]
+        for metric in ("nll", "elbo", "iw", "refit_iw")
+    }
+    told = {metric: those for metric, those in told.items() if those}
+    if not told:
+        return
     order = _by_difference(told)
+    cut = f" The best {MOST_ROWS} of {len(order)} cells." if len(order) > MOST_ROWS else ""
+    yield Drawing(
+        "differences",
+        "Differences from the baseline",
+        "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by "
+        "seed and image. Left of zero is better than the baseline; the grey band is the margin "
+        f"of 0.5 nats that a verdict asks for. Hollow: Holm-adjusted p >= .05.{cut}",
+        lambda: _forest(told, order[:MOST_ROWS]),
+    )
+
+
+def _forest(told: Mapping[str, Sequence[Cell]], order: Sequence[Cell]) -> Figure:
     height = 0.9 + 0.24 * len(order)
     figure, axes = blank(3.2 + 3.0 * len(told), height, 1, len(told), sharey=True)
     places = {cell.name: len(order) - i for i, cell in enumerate(order)}
     for axis, (metric, some), colour in zip(axes[0], told.items(), colours(len(told)), strict=True):
         axis.axvspan(-0.5, 0.5, color="0.9", zorder=0)
         axis.axvline(0, color="0.3", linewidth=0.8)
-        for cell in some:
+        shown = [cell for cell in some if cell.name in places]
+        for cell in shown:
             estimate, low, high = (
                 number(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high")
             )
@@ -133,7 +153,7 @@ def _forest(told: Mapping[str, Sequence[Cell]]) -> Figure:
             face = colour if p is not None and p < 0.05 else "white"
             axis.plot([estimate], [y], "o", color=colour, markerfacecolor=face, markersize=4.5)
         axis.set_xlabel(f"{metric} - baseline, {NATS}")
-        _wide(axis, [number(cell.first, f"{metric}_difference") for cell in some])
+        _wide(axis, [number(cell.first, f"{metric}_difference") for cell in shown])
         axis.grid(axis="y", linewidth=0.4)
     axes[0][0].set_yticks(list(places.values()), [cell.label for cell in order])
     axes[0][0].set_ylim(0.3, len(order) + 0.7)
@@ -149,7 +169,7 @@ def _by_difference(told: Mapping[str, Sequence[Cell]]) -> list[Cell]:
         value = number(cell.first, f"{metric}_difference")
         return math.inf if value is None else value, cell.name
 
-    return sorted(every.values(), key=order)[:MOST_ROWS]
+    return sorted(every.values(), key=order)
 
 
 def _wide(axis: Axes, values: Sequence[float | None]) -> None:
@@ -169,22 +189,19 @@ def _round(value: float, _: object) -> str:
 # --------------------------------------------------------------------------- numeric axes
 
 
-def _axes_of_numbers(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[Drawing]:
-    import json
-
-    for key in json.loads(rows[0].get("axes") or "[]"):
-        told = [cell for cell in found if key in cell.settings and cell.finished]
-        lines = _lines(told, key)
-        if not any(len({cell.settings[key] for cell in some}) > 1 for some in lines.values()):
-            continue
-        shares = any(row.get("failed") == "true" for cell in told for row in cell.finished)
-        yield Drawing(
-            f"axis-{key}",
-            f"Along {key}",
-            f"Means over seeds along `{key}` (dots: single seeds), nats per image"
-            + ("; and the share of seeds that could not reconstruct." if shares else "."),
-            lambda key=key, lines=lines, shares=shares: _along(key, lines, shares),  # type: ignore[misc]
-        )
+def _axis_of(key: str, some: Sequence[Cell]) -> Iterator[Drawing]:
+    told = [cell for cell in some if key in cell.settings and cell.finished]
+    lines = _lines(told, key)
+    if not any(len({cell.settings[key] for cell in those}) > 1 for those in lines.values()):
+        return
+    shares = any(row.get("failed") == "true" for cell in told for row in cell.finished)
+    yield Drawing(
+        f"axis-{key}",
+        f"Along {key}",
+        f"Means over seeds along `{key}` (dots: single seeds), nats per image"
+        + ("; and the share of seeds that could not reconstruct." if shares else "."),
+        lambda: _along(key, lines, shares),
+    )
 
 
 def _lines(told: Sequence[Cell], key: str) -> dict[str, list[Cell]]:
@@ -325,7 +342,8 @@ def _name_outliers(axis: Axes, told: Sequence[Cell]) -> None:
     heights = [nll for cell in told for nll in cell.values("nll")]
     gap = 0.035 * (max(heights) - min(heights) or 1)
     last = -math.inf
-    for nll, objective, cell in sorted(hidden, key=lambda each: (each[0], each[1], each[2].name)):
+    worst = sorted(hidden, key=lambda each: (each[1] - each[0], each[2].name))[:MOST_NAMES]
+    for nll, objective, cell in sorted(worst, key=lambda each: (each[0], each[1], each[2].name)):
         y = max(nll, last + gap)
         last = y
         axis.text(objective, y, f"  {cell.label}", fontsize=6.5, va="center", ha="left")

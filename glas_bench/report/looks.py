@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from glas_bench.report.cells import Cell, short
-from glas_bench.report.figures import DASHES, NATS, Drawing, blank, colours, png
+from glas_bench.report.figures import DASHES, NATS, Drawing, blank, by_table, colours
 from glas_bench.report.rows import Run
 from glas_bench.tracking import store
 
@@ -24,6 +24,7 @@ CURVES = ("validation/elbo", "validation/recon")
 COLUMNS = 4
 MOST_LINES = 6
 """Curves in one panel; a variant with more cells has several."""
+MOST_PANELS = 32
 MOST_PICTURES = 8
 TITLE_PIXELS = 60
 """What is lower than this, at the top of a picture of `pictures`, is a line of its title."""
@@ -35,88 +36,65 @@ class Looks:
 
     Args:
         found: the page's cells.
-        runs: the MLflow rows that they were made from.
+        runs: the MLflow rows of their finished seeds.
         results: the results folder.
     """
 
     def __init__(self, found: Sequence[Cell], runs: Sequence[Run], results: Path) -> None:
-        self.found = [cell for cell in found if cell.finished]
-        keys = {(row["config_key"], int(row["seed"])) for c in self.found for row in c.finished}
-        self.runs = [run for run in runs if (run["config_key"], int(run["seed"])) in keys]
+        self.found = found
+        self.runs = runs
         self.results = results
 
     def drawings(self) -> Iterator[Drawing]:
         """Yield the figures that there is data for."""
         if not self.runs:
             return
-        yield from self._curves()
-        yield from self._steps()
-        yield from self._samples()
-        yield from self._filters()
+        yield from by_table(self.found, self._of_table)
         yield from self._centres()
+
+    def _of_table(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+        yield from self._curves(some)
+        yield from self._steps(some)
+        yield from self._samples(some)
+        yield from self._filters(some)
 
     # ---- curves
 
-    def _curves(self) -> Iterator[Drawing]:
-        found = store.curves(self.runs, self.results, CURVES)
+    def _runs(self, some: Sequence[Cell]) -> list[Run]:
+        """Return the runs of cells' finished seeds."""
+        keys = {key for cell in some for key in _keys(cell)}
+        return [run for run in self.runs if (run["config_key"], int(run["seed"])) in keys]
+
+    def _curves(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+        found = store.curves(self._runs(some), self.results, CURVES)
         series: dict[Key, list[tuple[float, float]]] = {}
         for key, curves in found.items():
             points = next((curves[name] for name in CURVES if curves.get(name)), [])
             if len(points) > 1:
                 series[key] = [(float(x), y) for x, y in points]
-        if series:
-            yield Drawing(
-                "curves",
-                "Learning curves",
-                "Validation, nats per image, over epochs: the -ELBO of one draw, or the "
-                "reconstruction alone where the recogniser has no density. Lines are means over "
-                "seeds, bands their range; the dashed grey line is the baseline in every panel.",
-                lambda: self._panels(series, "epoch", f"validation, {NATS}"),
-            )
+        yield from _panelled(
+            "curves",
+            "Learning curves",
+            "Validation, nats per image, over epochs: the -ELBO of one draw, or the reconstruction "
+            "alone where the recogniser has no density.",
+            ("epoch", f"validation, {NATS}"),
+            some,
+            series,
+        )
 
-    def _steps(self) -> Iterator[Drawing]:
-        scores = store.scores(self.runs, self.results)
+    def _steps(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+        scores = store.scores(self._runs(some), self.results)
         for name, title, axis, caption in _PER_STEP:
             series = {key: _per_step(document, name) for key, document in scores.items()}
             series = {key: points for key, points in series.items() if points}
-            if series:
-                yield Drawing(
-                    name.replace("_", "-"),
-                    title,
-                    caption + " Lines are means over seeds, bands their range; dashed grey is the "
-                    "baseline.",
-                    lambda series=series, axis=axis: self._panels(series, "time step t", axis),  # type: ignore[misc]
-                )
-
-    def _panels(self, series: Series, x: str, y: str) -> Figure:
-        """Draw small panels, one a variant, the baseline in each."""
-        panels = list(_panels(self.found, series))
-        columns = min(COLUMNS, len(panels))
-        rows = -(-len(panels) // columns)
-        width = 2.6 * columns + 0.4 if columns > 1 else 4.6
-        figure, axes = blank(width, 2.3 * rows + 0.5, rows, columns, sharex=True, sharey=True)
-        flat = [axis for row in axes for axis in row]
-        baseline = next((cell for cell in self.found if _is_baseline(cell)), None)
-        for axis, (title, some) in zip(flat, panels, strict=False):
-            if baseline is not None and baseline not in some:
-                _band(axis, baseline, series, "0.45", (3, 2), None)
-            for i, cell in enumerate(some):
-                told = ", ".join(f"{key}={short(value)}" for key, value in cell.settings.items())
-                _band(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], told or title)
-            axis.set_title(title, fontsize=8)
-            if len(some) > 1 or some[0].settings:
-                axis.legend(fontsize=6, frameon=False, loc="best", handlelength=2.2)
-        flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        for axis in flat[len(panels) :]:
-            axis.set_visible(False)
-        figure.supxlabel(x, fontsize=9)
-        figure.supylabel(y, fontsize=9)
-        return figure
+            named = name.replace("_", "-")
+            yield from _panelled(named, title, caption, ("time step t", axis), some, series)
 
     # ---- pictures
 
-    def _samples(self) -> Iterator[Drawing]:
-        chosen = [cell for cell in map(self._as_published, ("cauchy", "draw")) if cell is not None]
+    def _samples(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+        published = [_as_published(variant, some) for variant in ("cauchy", "draw")]
+        chosen = [cell for cell in published if cell is not None]
         yield from self._mosaic(
             chosen,
             "samples.png",
@@ -128,11 +106,12 @@ class Looks:
             columns=2,
         )
 
-    def _filters(self) -> Iterator[Drawing]:
+    def _filters(self, some: Sequence[Cell]) -> Iterator[Drawing]:
         chosen: list[Cell] = []
-        for variant in dict.fromkeys([*FILTERS, *(cell.variant for cell in self.found)]):
-            some = [cell for cell in self.found if cell.variant == variant]
-            chosen += some[: 3 if variant in FILTERS else 1]
+        done = [cell for cell in some if cell.finished]
+        for variant in dict.fromkeys([*FILTERS, *(cell.variant for cell in done)]):
+            own = [cell for cell in done if cell.variant == variant]
+            chosen += own[: 3 if variant in FILTERS else 1]
         yield from self._mosaic(
             chosen[: 2 * MOST_PICTURES],
             "filter.png",
@@ -146,22 +125,17 @@ class Looks:
     def _mosaic(
         self, some: Sequence[Cell], file: str, name: str, title: str, caption: str, columns: int
     ) -> Iterator[Drawing]:
-        first = {(c.finished[0]["config_key"], int(c.finished[0]["seed"])): c for c in some}
+        first = {_keys(cell)[0]: cell for cell in some}
         runs = [run for run in self.runs if (run["config_key"], int(run["seed"])) in first]
         there = store.pictures(runs, self.results, file)
         told = [(first[key], there[key]) for key in first if key in there][:MOST_PICTURES]
         if told:
             yield Drawing(name, title, caption, lambda: _beside(told, columns))
 
-    def _as_published(self, variant: str) -> Cell | None:
-        some = [cell for cell in self.found if cell.variant == variant]
-        own = [cell for cell in some if cell.first.get("as_published") == "yes"]
-        return next(iter([*own, *some]), None)
-
     # ---- grids
 
     def _centres(self) -> Iterator[Drawing]:
-        with_grid = [cell for cell in self.found if cell.first.get("params.grid")]
+        with_grid = [c for c in self.found if c.finished and c.first.get("params.grid")]
         if not with_grid:
             return
         first = with_grid[0].first
@@ -207,8 +181,70 @@ def _per_step(document: Mapping[str, Any], name: str) -> list[tuple[float, float
     return [(float(t), float(value)) for t, value in enumerate(values, 1)] if values else []
 
 
-def _is_baseline(cell: Cell) -> bool:
-    return bool(cell.first.get("is_baseline"))
+def _as_published(variant: str, some: Sequence[Cell]) -> Cell | None:
+    """Return a variant's cell with its own settings, or any that there is."""
+    there = [cell for cell in some if cell.variant == variant and cell.finished]
+    own = [cell for cell in there if cell.first.get("as_published") == "yes"]
+    return next(iter([*own, *there]), None)
+
+
+def _panelled(
+    name: str,
+    title: str,
+    caption: str,
+    axes: tuple[str, str],
+    some: Sequence[Cell],
+    series: Series,
+) -> Iterator[Drawing]:
+    """Yield a figure of small panels, one a variant, the baseline in each; none without data.
+
+    Args:
+        axes: labels of x and y.
+        some: the cells of one table.
+        series: the curves that there are.
+    """
+    if not series:
+        return
+    panels = list(_panels(some, series))
+    told = " Lines are means over seeds, bands their range"
+    baseline = next((cell for cell in some if cell.first.get("is_baseline")), None)
+    if baseline is not None and len(panels) > 1:
+        told += f"; dashed grey, in every panel, is {baseline.title}, the baseline"
+    cut = f" The first {MOST_PANELS} of {len(panels)} panels." if len(panels) > MOST_PANELS else ""
+    yield Drawing(
+        name,
+        title,
+        f"{caption}{told}.{cut}",
+        lambda: _draw_panels(panels[:MOST_PANELS], baseline, axes, series),
+    )
+
+
+def _draw_panels(
+    panels: Sequence[tuple[str, list[Cell]]],
+    baseline: Cell | None,
+    labels: tuple[str, str],
+    series: Series,
+) -> Figure:
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 2.6 * columns + 0.4 if columns > 1 else 4.6
+    figure, axes = blank(width, 2.3 * rows + 0.5, rows, columns, sharex=True, sharey=True)
+    flat = [axis for row in axes for axis in row]
+    for axis, (title, some) in zip(flat, panels, strict=False):
+        if baseline is not None and baseline not in some:
+            _band(axis, baseline, series, "0.45", (3, 2), None)
+        for i, cell in enumerate(some):
+            told = ", ".join(f"{key}={short(value)}" for key, value in cell.settings.items())
+            _band(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], told or title)
+        axis.set_title(title, fontsize=8)
+        if len(some) > 1 or some[0].settings:
+            axis.legend(fontsize=6, frameon=False, loc="best", handlelength=2.2)
+    flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    for axis in flat[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel(labels[0], fontsize=9)
+    figure.supylabel(labels[1], fontsize=9)
+    return figure
 
 
 def _panels(found: Sequence[Cell], series: Series) -> Iterator[tuple[str, list[Cell]]]:
@@ -303,9 +339,3 @@ def _grids(size: int, filters: Sequence[int]) -> Figure:
     axis.set_ylim(0.4, len(rows) + 0.6)
     axis.set_xlabel("position along one axis of the latent matrix, cells")
     return figure
-
-
-def written(drawings: Sequence[Drawing], study: str, write: Callable[[str, bytes], None]) -> None:
-    """Draw and write figures."""
-    for drawing in drawings:
-        write(drawing.file(study), png(drawing.draw()))

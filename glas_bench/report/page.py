@@ -12,14 +12,15 @@ from typing import Any
 
 from glas_bench.progress import duration
 from glas_bench.report.cells import (
+    DRAWN,
     Cell,
     Row,
     Section,
     cells,
     differing,
     number,
-    sections,
     statuses,
+    tables,
 )
 from glas_bench.report.judge import NONE
 
@@ -71,7 +72,7 @@ def render(rows: Sequence[Row]) -> str:
         _head(rows, found),
         _claims(found),
         _tables(found),
-        _figures(rows),
+        _figures(rows, found),
         _reproduction(found),
         _coverage(rows, found),
         "## Not covered\n\n" + NOT_COVERED,
@@ -272,7 +273,7 @@ def verdicts(found: Sequence[Cell]) -> str:
 
 def _tables(found: Sequence[Cell]) -> str:
     """Return a table for each section, of the cells that have been begun."""
-    groups = sections([cell for cell in found if cell.key])
+    groups = tables(found)
     lines = ["## Tables", ""]
     if not groups:
         return "\n".join([*lines, "No cell has been begun.", ""])
@@ -470,12 +471,14 @@ def figures_of(rows: Sequence[Row]) -> list[dict[str, str]]:
     return found
 
 
-def _figures(rows: Sequence[Row]) -> str:
+def _figures(rows: Sequence[Row], found: Sequence[Cell]) -> str:
     lines = []
+    if len(tables(found)) > DRAWN:
+        lines += [f"Of the first {DRAWN} tables alone.", ""]
     for one in figures_of(rows):
         lines += [f"### {one['title']}", "", f"![{one['title']}](figures/{one['file']})", ""]
         lines += [one["caption"], ""]
-    return "\n".join(["## Figures", "", *lines]) if lines else ""
+    return "\n".join(["## Figures", "", *lines]) if figures_of(rows) else ""
 
 
 # --------------------------------------------------------------------------- reproduction
@@ -518,6 +521,11 @@ def _beside(cell: Cell, one: Mapping[str, Any], notes: Notes) -> list[str]:
     reasons = []
     if first["dataset"] != one["dataset"]:
         reasons.append(f"{first['dataset']} here, {one['dataset']} there")
+    if one["grey"] and first["binarisation"] != "soft":
+        reasons.append(f"{first['binarisation']} targets here, grey ones there")
+    if not one["is_elbo"]:
+        ours = plain(cell.mean("objective"))
+        reasons.append(f"it is what is called objective here, which is {ours}")
     if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
         reasons.append(f"T = {first['params.steps']} here, {one['steps']} there")
     if first.get("params.epochs") not in ("", None, "250"):

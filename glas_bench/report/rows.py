@@ -71,6 +71,9 @@ class _Study:
         self.runs = runs
         self.taken: set[str] = set()
         self.baselines = {cell.baseline for cell in study.cells}
+        self.by_key: dict[str, list[Run]] = {}
+        for run in runs:
+            self.by_key.setdefault(str(run["config_key"]), []).append(run)
         self.hashes = sorted(
             {(_text(run, "tags.dataset"), _text(run, "tags.data_hash")) for run in runs}
         )
@@ -111,10 +114,11 @@ class _Study:
         for dataset, data_hash in self.hashes:
             if dataset != cell.config.dataset:
                 continue
-            keyed = self._searched(cell, data_hash)
-            if not cell.searched:
+            if cell.searched:
+                keyed = self._searched(cell, data_hash)
+            else:
                 key = config_key(cell.config, cell.variant.source_hash, data_hash)
-                keyed = [run for run in self.runs if run["config_key"] == key]
+                keyed = self.by_key.get(key, [])
             by_seed = {int(run["seed"]): run for run in keyed}
             if set(by_seed) & set(self.study.seeds):
                 found.append(by_seed)
@@ -122,8 +126,6 @@ class _Study:
 
     def _searched(self, cell: PlannedCell, data_hash: str) -> list[Run]:
         """Return the runs of a search's best values: on the reporting seeds, the newest of them."""
-        if not cell.searched:
-            return []
         wanted = {
             f"params.{key}": _told(value)
             for key, value in cell.config.flat().items()
@@ -218,7 +220,7 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
     """Yield the rows of runs that no study planned."""
     differ = _differing(runs)
     variants: dict[str, Row] = {}
-    for run in sorted(runs, key=lambda run: (run["variant"], run["config_key"], run["seed"])):
+    for run in sorted(runs, key=_by_settings):
         name = str(run["variant"])
         if name not in variants:
             variants[name] = {}
@@ -237,6 +239,13 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
             "verdicts": "no",
             **variants[name],
         }
+
+
+def _by_settings(run: Run) -> tuple[str, list[tuple[str, str]], str, int]:
+    """Return what sorts runs by what they are: a key's hash changes with the code."""
+    about = [(name, _text(run, name)) for name in sorted(run) if name.startswith("params.")]
+    settings = [(name, text) for name, text in about if name != "params.seed"]
+    return str(run["variant"]), settings, str(run["config_key"]), int(run["seed"])
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
