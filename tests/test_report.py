@@ -177,7 +177,7 @@ def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
     )
     assert text.count("\n### ") == 1
     assert [cut[1] for cut in table_rows(text)] == ["`cauchy`", "`vae`"]
-    assert table_rows(text)[0][9].startswith("1 of 2, 1 failed[^1-")
+    assert table_rows(text)[0][8].startswith("1 of 2, 1 failed[^1-")
     assert any("seed 1: failed, killed" in note for note in notes(text))
 
 

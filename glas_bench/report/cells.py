@@ -13,6 +13,9 @@ from functools import cached_property
 
 Row = dict[str, str]
 
+NBSP = "\u00a0"
+"""Keeps what belongs together on one line of a page."""
+
 FINISHED = frozenset({"complete", "diverged", "not_applicable"})
 """Statuses of a seed of which nothing more is to come."""
 
@@ -94,8 +97,8 @@ class Cell:
     @property
     def title(self) -> str:
         """Its variant and settings, as markdown."""
-        told = ", ".join(f"{key} = {short(value)}" for key, value in self.settings.items())
-        return f"`{self.variant}`" + (f" ({told})" if told else "")
+        told = (f"{key}{NBSP}={NBSP}{short(value)}" for key, value in self.settings.items())
+        return f"`{self.variant}`" + (f" ({', '.join(told)})" if self.settings else "")
 
     @property
     def label(self) -> str:

@@ -153,7 +153,7 @@ def _forest(told: Mapping[str, Sequence[Cell]], order: Sequence[Cell]) -> Figure
             face = colour if p is not None and p < 0.05 else "white"
             axis.plot([estimate], [y], "o", color=colour, markerfacecolor=face, markersize=4.5)
         axis.set_xlabel(f"{metric} - baseline, {NATS}")
-        _wide(axis, [number(cell.first, f"{metric}_difference") for cell in shown])
+        _wide(axis, [_reach(cell, metric) for cell in shown])
         axis.grid(axis="y", linewidth=0.4)
     axes[0][0].set_yticks(list(places.values()), [cell.label for cell in order])
     axes[0][0].set_ylim(0.3, len(order) + 0.7)
@@ -172,10 +172,16 @@ def _by_difference(told: Mapping[str, Sequence[Cell]]) -> list[Cell]:
     return sorted(every.values(), key=order)
 
 
-def _wide(axis: Axes, values: Sequence[float | None]) -> None:
+def _reach(cell: Cell, metric: str) -> float:
+    """Return how far from zero a difference's interval goes."""
+    ends = (number(cell.first, f"{metric}_{end}") for end in ("low", "high"))
+    return max(abs(end) for end in ends if end is not None)
+
+
+def _wide(axis: Axes, values: Sequence[float]) -> None:
     """Take a scale that is linear near zero and logarithmic beyond, where one outlier would
     press all others together."""
-    sizes = sorted(abs(value) for value in values if value is not None)
+    sizes = sorted(values)
     if len(sizes) > 2 and sizes[-1] > 20 * max(sizes[len(sizes) // 2], 0.5):
         axis.set_xscale("symlog", linthresh=max(2.0, 2 * sizes[len(sizes) // 2]))
         axis.xaxis.set_major_formatter(FuncFormatter(_round))

@@ -22,7 +22,7 @@ Series = Mapping[Key, Sequence[tuple[float, float]]]
 
 CURVES = ("validation/elbo", "validation/recon")
 COLUMNS = 4
-MOST_LINES = 6
+MOST_LINES = 4
 """Curves in one panel; a variant with more cells has several."""
 MOST_PANELS = 32
 MOST_PICTURES = 8
@@ -285,7 +285,7 @@ def _band(
         markersize=3,
     )
     if len(curves) > 1:
-        axis.fill_between(xs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(xs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def _beside(told: Sequence[tuple[Cell, bytes]], columns: int) -> Figure:

@@ -13,6 +13,7 @@ from typing import Any
 from glas_bench.progress import duration
 from glas_bench.report.cells import (
     DRAWN,
+    NBSP,
     Cell,
     Row,
     Section,
@@ -32,9 +33,6 @@ STATISTICS = (
     "else *undecided*; shares of seeds by exact McNemar, without a margin. Verdicts take five "
     "seeds, of which at most one in five may have diverged."
 )
-
-NBSP = "\u00a0"
-"""Keeps a number and its error on one line."""
 
 NOT_COVERED = (
     "- Text: applying the model to a text data set is future work in the write-up and is in no "
@@ -85,6 +83,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     cut = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return [*lines, *("| " + " | ".join(row) + " |" for row in cut), ""]
+
+
+def _without(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
+) -> tuple[list[str], list[list[str]]]:
+    """Return a table without a column, which says the same in every row."""
+    place = columns.index(name)
+    narrow = [[*row[:place], *row[place + 1 :]] for row in (columns, *rows)]
+    return narrow[0], narrow[1:]
 
 
 # --------------------------------------------------------------------------- head
@@ -219,7 +226,12 @@ def _claims(found: Sequence[Cell]) -> str:
             ]
         )
     columns = ["", "claim", "as a comparison", "metric", "left minus right [95 %]", "verdict"]
-    lines = ["## Claims", "", *table([*columns, "budget"], rows), STATISTICS, ""]
+    columns.append("budget")
+    lines = ["## Claims", ""]
+    if len({row[-1] for row in rows}) == 1:
+        lines += [f"At this budget: {rows[0][-1]}.", ""]
+        columns, rows = _without(columns, rows, "budget")
+    lines += [*table(columns, rows), STATISTICS, ""]
     return "\n".join([*lines, *notes.lines()])
 
 
@@ -318,6 +330,11 @@ def _section(place: int, section: Section) -> list[str]:
                 "tuned" + notes.mark(cell.first["tuned"]) if cell.first.get("tuned") else "untuned",
             ]
         )
+    if not any(cell.first.get("tuned") for cell in order):
+        lines += ["Every row is untuned: nobody searched its learning rate.", ""]
+        columns, rows = _without(columns, rows, "tuned")
+    if not any(cell.mean("aux") for cell in order):
+        columns, rows = _without(columns, rows, "aux")
     lines += table(columns, rows)
     if any(cell.first.get("tied") for cell in order):
         lines += [
