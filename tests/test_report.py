@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,19 @@ from fabricated import Arm
 from glas_bench import config, registry, study
 from glas_bench.claims import Claim, Pair, parse
 from glas_bench.errors import UsageError
-from glas_bench.report import compare, condition, index, judge, making, page, plans, rows, sheet
+from glas_bench.report import (
+    compare,
+    condition,
+    figures,
+    index,
+    judge,
+    making,
+    page,
+    plans,
+    published,
+    rows,
+    sheet,
+)
 from glas_bench.report.cells import Cell, Row, cells
 from glas_bench.tracking import addresses, store
 from glas_bench.tracking.sync import note_study
@@ -204,6 +217,54 @@ def test_infinite_and_undefined_are_told_and_objectives_that_bound_nothing_struc
 @pytest.mark.parametrize("look", ["look", ""])
 def test_a_look_says_so(look: str) -> None:
     assert ("A look at the harness, no verdicts" in render(row(look=look))) == bool(look)
+
+
+def test_what_all_rows_say_alike_has_no_column() -> None:
+    plain = render(row("cauchy"), row("vae", aux=0.0))
+    assert "| aux |" not in plain
+    assert "| tuned |" not in plain
+    assert "Every row is untuned" in plain
+    told = render(row("cauchy", tuned="20 trials"), row("vae", aux=1.5))
+    assert [cut[8:] for cut in table_rows(told)] == [
+        ["–", "1 of 1", "–", "tuned[^1-1]"],
+        ["1.50", "1 of 1", "–", "untuned"],
+    ]
+
+
+def test_what_cannot_share_a_table_shares_no_figure() -> None:
+    given = [row("cauchy"), row("vae"), row("cauchy", cell="c", params_steps=64)]
+    names = [each.name for each in figures.from_csv(given)]
+    assert names == ["objective-1", "objective-2"]
+    assert [each.name for each in figures.from_csv(given[:2])] == ["objective"]
+
+
+def test_more_cells_than_a_figure_can_take() -> None:
+    about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "objective": 70.0}
+    given = [row("vae", cell=str(i), nll_difference=0.01 * i, **about) for i in range(70)]
+    (differences, objective) = figures.from_csv(given)
+    assert differences.caption.endswith("The best 60 of 70 cells.")
+    (axis,) = differences.draw().axes
+    assert len(axis.get_yticks()) == 60
+    assert len(objective.draw().axes[0].texts) == figures.MOST_NAMES
+
+
+def test_what_was_published_is_set_against_what_is_alike() -> None:
+    """Grey targets are those of `soft` alone, and a charge that bounds nothing is no elbo."""
+    alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot"}
+
+    def last(variant: str, binarisation: str) -> tuple[str, str]:
+        told = published.of_variant(variant, {})
+        text = render(row(variant, binarisation=binarisation, published=json.dumps(told), **alike))
+        first = table_rows(text, "| variant | published |")[0]
+        return first[7], " ".join(notes(text))
+
+    assert last("cauchy", "soft")[0] == "-27.63"  # 92.00 for 119.63
+    apart, why = last("cauchy", "dynamic")
+    assert apart.startswith("not alike")
+    assert "dynamic targets here, grey ones there" in why
+    apart, why = last("min-chi2", "soft")
+    assert apart.startswith("not alike")
+    assert "it is what is called objective here, which is 92.00" in why
 
 
 # --------------------------------------------------------------------------- verdicts
