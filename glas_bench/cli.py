@@ -1,7 +1,8 @@
 """The commands: parse, call, print. Heavy imports happen inside them.
 
 Exit codes: 0 all that was asked is complete; 1 it failed; 2 usage or config; 3 finished, but some
-seeds failed or could not be mirrored; 75 checkpointed after SIGTERM; 130 after Ctrl-C.
+seeds failed or could not be mirrored; 4 a --fail-if holds; 75 checkpointed after SIGTERM; 130 after
+Ctrl-C.
 
 One file, though it grows with the commands: what a user can type is read in one place, and what a
 command does beyond parsing and printing stands in a module of its own.
@@ -309,21 +310,43 @@ def check(variant: str, results: Path) -> None:
 
 
 @cli.command()
+@click.argument("references", nargs=-1, metavar="[STUDY ... | FILE.csv]")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the pages go; <results>/report unless said.",
 )
+@click.option(
+    "--fail-if",
+    "fail_if",
+    multiple=True,
+    metavar="EXPR",
+    help="Exit with 4 where it holds, e.g. 'elbo(cauchy) > 90'; repeatable.",
+)
 @common
-def report(out: Path | None, results: Path) -> None:
-    """Write tables of all that the record holds, and print where they are."""
-    from glas_bench import report as pages
+def report(
+    references: tuple[str, ...], out: Path | None, fail_if: tuple[str, ...], results: Path
+) -> None:
+    """Write pages: tables, a verdict on each claim, figures; of all studies, or of those named.
 
-    path = pages.write(
-        results, out or results / "report", tell=lambda message: click.echo(message, err=True)
+    A study is a name (unsuccessful@smoke), or its file; a page's csv is rendered again without the
+    record. Exits with 3 where a planned cell is not complete.
+    """
+    from glas_bench.report import making
+
+    request = making.Request(
+        references=references,
+        results=results,
+        out=out,
+        fail_if=fail_if,
+        tell=lambda message: click.echo(message, err=True),
+        debug=click.get_current_context().find_root().obj == "debug",
     )
-    click.echo(path.read_text(encoding="utf-8"))
-    click.echo(f"written to {path}", err=True)
+    answer = making.carry_out(request)
+    for line in answer.lines:
+        click.echo(line)
+    click.echo(f"written to {answer.out / 'README.md'}", err=True)
+    sys.exit(answer.exit_code)
 
 
 @cli.command()

@@ -135,7 +135,7 @@ def _grid(
 def _footprints(about: str, footprints_TLL: Tensor) -> Figure:
     """Return one row of heat maps, a column a time step, with one colour scale."""
     steps = _columns(len(footprints_TLL))
-    title = f"{about}: where the filter looks on the latent matrix"
+    title = f"{about}:\nwhere the filter looks on the latent matrix"
     names = [f"t={t + 1}" for t in steps]
     figure, axis = _mosaic(title, footprints_TLL[steps].numpy()[None], names)
     axis.images[0].set(cmap="viridis", clim=(0, float(footprints_TLL.max())))

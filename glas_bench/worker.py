@@ -181,7 +181,7 @@ class Sitting:
         self.folder.truncate_metrics(self.training.at.epoch)
 
     def set_status(self, status: str, **about: Any) -> None:
-        """Write where the seed stands, with its speed and the most memory that was held."""
+        """Write where the seed stands, with its speed, memory at most held, and parameters."""
         from glas_bench.environment import peak_bytes
 
         at = self.training.at
@@ -189,6 +189,7 @@ class Sitting:
         about["device"] = str(self.training.device)
         about["images_per_second"] = self._speed()
         about["peak_memory_bytes"] = peak_bytes(str(self.training.device))
+        about["parameters"] = sum(each.numel() for each in self.training.model.parameters())
         self.folder.set_status(status, **about)
 
     # ---- training

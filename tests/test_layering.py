@@ -45,6 +45,13 @@ LAYERS = (
     ("verdict",),
     ("referee",),
     ("explain", "report", "rescore", "doctor", "running"),
+    ("report.cells", "report.plans", "report.published"),
+    ("report.rows", "report.compare", "report.condition"),
+    ("report.judge", "report.sheet"),
+    ("report.page",),
+    ("report.figures", "report.index"),
+    ("report.looks",),
+    ("report.making",),
     ("sweep", "sweep.owner"),
     ("sweep.addresses", "sweep.plan"),
     ("sweep.trials",),
@@ -65,9 +72,9 @@ OWNERS = {
     "mlflow": {"tracking.store"},
     "optuna": {f"sweep.{name}" for name in ("database", "trials", "ledger", "search", "store")},
     "sqlalchemy": {"sweep.database"},  # comes with optuna
-    "pandas": {"tracking.store", "report"},
-    "seaborn": {"report"},
-    "matplotlib": {"report", "pictures", "growth"},
+    "pandas": {"tracking.store", "report.sheet", "report.figures"},
+    "seaborn": {"report.figures"},
+    "matplotlib": {"report.figures", "report.looks", "pictures", "growth"},
     "scipy": {"stats", "data.parse"},
     "mlxtend": {"data.parse"},
     "pooch": {"data.download"},
@@ -189,7 +196,7 @@ def files() -> list[Path]:
             and not name.startswith(("__", "."))
             and not name.endswith(".egg-info")
         ]
-        found += [Path(folder, name) for name in names]
+        found += [Path(folder, name) for name in names if name != ".git"]  # of a work tree
     return [*found, *(path for path in (ROOT / ".ci").glob("*") if path.is_file())]
 
 

@@ -1,19 +1,41 @@
-"""The first report: what shares a table, what is marked, and that the bytes are the same."""
+"""The report: what shares a table, what is marked and judged, and that the bytes are the same."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import numpy as np
-import pandas as pd
 import pytest
-from test_tracking import finished, make_run, score, train
+from conftest import Glas
+from fabricated import Arm
 
-from glas_bench import report
-from glas_bench.tracking import store
-from glas_bench.tracking.sync import sync_all
+from glas_bench import config, registry, study
+from glas_bench.claims import Claim, Pair, parse
+from glas_bench.errors import UsageError
+from glas_bench.report import (
+    compare,
+    condition,
+    figures,
+    index,
+    judge,
+    making,
+    page,
+    plans,
+    published,
+    rows,
+    sheet,
+)
+from glas_bench.report.cells import Cell, Row, cells
+from glas_bench.tracking import addresses, store
+from glas_bench.tracking.sync import note_study
+
+GOLDEN = Path(__file__).with_name("golden_report.md")
 
 
 @pytest.fixture(autouse=True)
@@ -22,228 +44,660 @@ def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def row(variant: str = "cauchy", seed: int = 0, key: str = "", **values: Any) -> dict[str, Any]:
-    """A seed as `read_runs` gives it; `tags_x`, `params_x` and `metrics_x` name columns."""
+# --------------------------------------------------------------------------- rows made by hand
+
+
+def row(variant: str = "cauchy", seed: int = 0, cell: str = "", **values: Any) -> Row:
+    """A seed as the csv has it; `params_x` names the column `params.x`."""
     given = {
-        "run_id": f"{variant}{key}{seed}",
+        "schema": rows.SCHEMA,
+        "study": "mine",
+        "cell": cell or variant,
         "variant": variant,
-        "config_key": key or f"key-{variant}",
+        "config_key": f"key-{cell or variant}",
         "seed": seed,
         "status": "complete",
-        "start": 1_760_000_000_000,
-        "end": 1_760_000_100_000,
-        "tags.dataset": "mnist-static",
-        "tags.binarisation": "static",
-        "tags.bounds_nll": "yes",
-        "tags.elbo_status": "finite",
-        "tags.iw_status": "finite",
+        "dataset": "mnist-static",
+        "data_hash": "d1",
+        "binarisation": "static",
+        "core_version": "2",
+        "samples": 100,
+        "protocol_key": "p1",
+        "bounds_nll": "yes",
+        "elbo_status": "finite",
+        "iw_status": "finite",
+        "is_baseline": "yes" if variant == "cauchy" else "",
         "params.precision": "fp32",
-        "params.samples": "100",
-        "params.epochs": "10",
-        "params.steps": "8",
-        "params.hidden": "256",
-        "params.batch": "128",
-        "params.seed": str(seed),
-        "metrics.iw": 90.0,
-        "metrics.elbo": 92.0,
-        "metrics.objective": 92.0,
-        "metrics.samples": 100.0,
-        "metrics.v_mean": 1.25,
-        "metrics.seconds": 61.0,
+        "params.epochs": 10,
+        "params.steps": 8,
+        "params.hidden": 256,
+        "params.batch": 128,
+        "nll": 90.0,
+        "nll_from": "refit_iw",
+        "iw": 90.5,
+        "elbo": 92.0,
+        "objective": 92.0,
+        "v_mean": 1.25,
+        "seconds": 61.0,
+        "ended": "2026-01-01",
     }
     named = {
-        name.replace("_", ".", 1) if name.startswith(("tags_", "params_", "metrics_")) else name: v
-        for name, v in values.items()
+        name.replace("_", ".", 1) if name.startswith("params_") else name: value
+        for name, value in values.items()
     }
-    return {**given, **named}
+    return {name: "" if value is None else str(value) for name, value in {**given, **named}.items()}
 
 
-def page(*rows: dict[str, Any], **per_image: Any) -> str:
-    return report.table(pd.DataFrame(rows), per_image)
+def render(*given: Row, **values: Any) -> str:
+    """Rank the rows and return the page."""
+    made = list(given)
+    compare.write_ranks(cells(made), values)
+    return page.render(made)
 
 
-def lines(text: str, start: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith(start)]
+def table_rows(text: str, head: str = "| # |") -> list[list[str]]:
+    """The cells of the rows of all tables with this head."""
+    found: list[list[str]] = []
+    inside = False
+    for line in text.splitlines():
+        inside = line.startswith(head) or (inside and line.startswith("|"))
+        if inside and not line.startswith((head, "|---")):
+            cut = re.split(r"(?<!\\)\|", line.strip()[1:-1])
+            found.append([part.strip().replace("\u00a0", " ") for part in cut])
+    return found
 
 
-def rows_of(text: str) -> list[list[str]]:
-    """The cells of all table rows but the heads."""
-    cut = [[part.strip() for part in line[1:-1].split("|")] for line in lines(text, "|")]
-    return [cells for cells in cut if cells[0] not in ("#", "---")]
+def notes(text: str) -> list[str]:
+    return [line for line in text.splitlines() if re.match(r"\[\^[\w-]+\]: ", line)]
 
 
-def test_rows_are_ranked_by_iw_and_means_are_over_seeds() -> None:
-    text = page(
-        row("vae", metrics_iw=95.0),
-        row("cauchy", 0, metrics_iw=90.0),
-        row("cauchy", 1, metrics_iw=91.0),
-        row("hellinger", metrics_iw=89.0, tags_bound_only="true"),
+def test_rows_are_ranked_by_nll_and_means_are_over_seeds() -> None:
+    text = render(
+        row("vae", nll=95.0),
+        row("cauchy", 0, nll=90.0),
+        row("cauchy", 1, nll=91.0),
+        row("hellinger", nll=89.0, nll_bound_only="true", nll_from="iw"),
     )
-    ranks = [(cells[0], cells[1], cells[2].partition("[")[0]) for cells in rows_of(text)]
-    assert ranks == [
-        ("1", "`hellinger`", "**89.00"),
-        ("2", "`cauchy`", "**90.50 ± 0.71**"),
-        ("3", "`vae`", "**95.00**"),
+    found = [(cut[0], cut[1], cut[2]) for cut in table_rows(text)]
+    assert found[0][:2] == ("1", "`hellinger`")
+    assert found[0][2].startswith("**89.00 iw**[^1-")
+    assert found[1:] == [
+        ("2", "`cauchy`", "**90.50 ± 0.71 refit_iw**"),
+        ("3", "`vae`", "**95.00 refit_iw**"),
     ]
-    assert "| iw (K = 100) |" in text
-    assert "a bound only" in lines(text, "[^1-1]:")[0]
-    assert len(lines(text, "## ")) == 1
+    assert any("a bound only" in note for note in notes(text))
 
 
-def test_nll_ranks_where_every_row_has_it() -> None:
-    rows = [row("cauchy", metrics_nll=89.5), row("vae", metrics_iw=89.9, metrics_nll=88.0)]
-    assert [cells[1] for cells in rows_of(page(*rows))] == ["`vae`", "`cauchy`"]
-    del rows[1]["metrics.nll"]
-    rows[1]["metrics.iw"] = 95.0
-    text = page(*rows)
+def test_iw_ranks_where_a_row_with_weights_lacks_nll() -> None:
+    text = render(row("cauchy", iw=95.0, nll=80.0), row("vae", iw=90.0, nll=None))
     assert "| iw (K = 100) |" in text
-    assert [cells[1] for cells in rows_of(text)] == ["`cauchy`", "`vae`"]
+    assert [cut[1] for cut in table_rows(text)] == ["`vae`", "`cauchy`"]
+
+
+def test_ties_are_shown_as_ties() -> None:
+    rng = np.random.default_rng(0)
+    base_B = rng.normal(90, 10, 200)
+    arms = {"cauchy": 0.0, "vae": 0.01, "hellinger": 2.0, "gaussian": 2.01}
+    values = {
+        (f"key-{name}", seed): base_B + off + rng.normal(0, 1, 200)
+        for name, off in arms.items()
+        for seed in range(3)
+    }
+    text = render(
+        *(row(name, seed, nll=90 + off) for name, off in arms.items() for seed in range(3)),
+        nll=values,
+    )
+    assert [(cut[0], cut[1]) for cut in table_rows(text)] == [
+        ("1=", "`cauchy`"),
+        ("1=", "`vae`"),
+        ("3=", "`hellinger`"),
+        ("3=", "`gaussian`"),
+    ]
+    assert "not told apart" in text
 
 
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        ({"tags_dataset": "omniglot"}, "data"),
-        ({"tags_data_hash": "other"}, "the data's contents"),
-        ({"tags_binarisation": "dynamic"}, "binarisation"),
+        ({"dataset": "omniglot"}, "data"),
+        ({"data_hash": "other"}, "the data's contents"),
+        ({"binarisation": "dynamic"}, "binarisation"),
         ({"params_precision": "bf16"}, "precision"),
-        ({"metrics_samples": 1000.0}, "K"),
-        ({"params_epochs": "250"}, "epochs"),
-        ({"params_steps": "64"}, "T"),
-        ({"params_hidden": "64"}, "H"),
-        ({"params_batch": "32"}, "B"),
-        ({"tags_core_version": "2"}, "version of the core"),
-        ({"tags_preset": "quick"}, "preset"),
+        ({"samples": 1000}, "K"),
+        ({"protocol_key": "p2"}, "the scoring protocol"),
+        ({"params_epochs": 250}, "epochs"),
+        ({"params_steps": 64}, "T"),
+        ({"params_hidden": 64}, "H"),
+        ({"params_batch": 32}, "B"),
+        ({"core_version": 1}, "version of the core"),
+        ({"look": "look"}, "preset"),
     ],
 )
 def test_what_is_not_comparable_never_shares_a_table(other: dict[str, Any], why: str) -> None:
-    text = page(row("cauchy"), row("vae"), row("hellinger", **other))
-    assert len(lines(text, "## ")) == 2
+    text = render(row("cauchy"), row("vae"), row("hellinger", **other))
+    assert text.count("\n### ") == 2
     assert f"differ in {why} are" in text
-    tables = [[cells[1] for cells in rows_of(part)] for part in text.split("## ")[1:]]
-    assert sorted(tables) == [["`cauchy`", "`vae`"], ["`hellinger`"]]
+    parts = [[cut[1] for cut in table_rows(part)] for part in text.split("\n### ")[1:]]
+    assert sorted(parts) == [["`cauchy`", "`vae`"], ["`hellinger`"]]
 
 
-def test_one_cell_scored_with_two_k_is_not_averaged() -> None:
-    text = page(row(seed=0), row(seed=1, metrics_samples=1000.0, metrics_iw=80.0))
-    assert [cells[2] for cells in rows_of(text)] == ["**90.00**", "**80.00**"]
-
-
-@pytest.mark.parametrize("preset", ["smoke", "quick", "laptop"])
-def test_a_look_gives_no_verdicts(preset: str) -> None:
-    heading = lines(page(row(tags_preset=preset)), "## ")[0]
-    assert heading.endswith("a look at the harness, no verdicts") == (preset != "laptop")
-
-
-def test_infinite_and_undefined_are_told_and_not_ranked() -> None:
-    none = {"metrics_elbo": None, "metrics_iw": None}
-    infinite = row("uniform", tags_elbo_status="infinite", tags_iw_status="infinite", **none)
-    undefined = row("pit", tags_elbo_status="undefined", tags_iw_status="undefined", **none)
-    text = page(row("cauchy"), undefined, infinite)
-    first, second, third = rows_of(text)
-    assert first[1] == "`cauchy`"
-    assert (second[0], second[1], third[0], third[1]) == ("", "`pit`", "", "`uniform`")
-    assert second[2].startswith("undefined[^1-")
-    assert third[2].startswith("∞[^1-")
-    assert third[4].startswith("∞[^1-")
-    assert any("leaves the prior's support" in line for line in lines(text, "[^1-"))
-    assert any("has no density" in line for line in lines(text, "[^1-"))
-
-
-def test_an_objective_that_bounds_nothing_is_struck_through() -> None:
-    text = page(
+def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
+    none = {"nll": None, "iw": None, "elbo": None, "objective": None, "protocol_key": None}
+    text = render(
         row("cauchy"),
-        row("hellinger", tags_bounds_nll="no", tags_bound_reason="2 H^2 <= KL."),
-        row("mine", tags_bounds_nll="not shown"),
+        row("cauchy", 1, status="failed", reason="killed", **none),
+        row("vae", params_steps=None, params_hidden=200),
     )
-    objective = {cells[1]: cells[6] for cells in rows_of(text)}
-    assert objective["`cauchy`"] == "92.00"
-    assert objective["`hellinger`"].startswith("~~92.00~~[^1-")
-    assert objective["`mine`"].startswith("~~92.00~~[^1-")
-    assert "does not bound the negative log-likelihood: 2 H^2 <= KL\n" in text
-    assert "`mine` is not shown to bound" in text
+    assert text.count("\n### ") == 1
+    assert [cut[1] for cut in table_rows(text)] == ["`cauchy`", "`vae`"]
+    assert table_rows(text)[0][8].startswith("1 of 2, 1 failed[^1-")
+    assert any("seed 1: failed, killed" in note for note in notes(text))
 
 
-def test_failed_and_diverged_seeds_stay_and_are_no_numbers() -> None:
-    lost = {"metrics_iw": None, "metrics_elbo": None, "metrics_objective": None}
-    text = page(
-        row(seed=0),
-        row(seed=1, status="diverged", tags_diverged_step="17", tags_reason="loss is nan", **lost),
-        row("vae", status="failed", tags_reason="disk\nfull", **lost),
-    )
-    cauchy, vae = rows_of(text)
-    assert cauchy[2] == "**90.00**"
-    assert cauchy[7].startswith("1 of 2, 1 diverged[^1-")
-    assert (vae[0], vae[2], vae[4], vae[6]) == ("", "–", "–", "–")
-    assert vae[7].startswith("0 of 1, 1 failed[^1-")
-    assert "`cauchy`, seed 1: diverged, step 17, loss is nan\n" in text
-    assert "`vae`, seed 0: failed, disk full\n" in text
+def test_infinite_and_undefined_are_told_and_objectives_that_bound_nothing_struck_through() -> None:
+    gone = {"elbo": None, "iw": None}
+    text = render(
+        row("cauchy"),
+        row("uniform-pit", elbo_status="undefined", iw_status="undefined", nll=95.0, **gone),
+        row("uniform-chi2", elbo_status="infinite", iw_status="infinite", nll=94.0,
+            bounds_nll="no", bound_reason="it | leaves.", objective=70.0, **gone),
+    )  # fmt: skip
+    found = {cut[1]: cut for cut in table_rows(text)}
+    assert found["`uniform-pit`"][3].startswith("undefined[^1-")
+    assert found["`uniform-chi2`"][3].startswith("∞[^1-")
+    assert found["`cauchy`"][6] == "92.00"
+    assert found["`uniform-chi2`"][6].startswith("~~70.00~~[^1-")
+    assert found["`uniform-chi2`"][7] == "+24.00"
+    told = " ".join(notes(text))
+    assert "leaves the prior's support" in told
+    assert "has no density" in told
+    assert "does not bound the negative log-likelihood: it | leaves" in told
 
 
-def test_settings_that_differ_are_told_and_the_baseline_shares_them() -> None:
-    same = {"params_charge_weight": "1.0"}
-    cells = [
-        row("cauchy", key="a", params_grid="original", **same),
-        row("cauchy", key="b", params_grid="centred", metrics_iw=88.0, **same),
-        row("gaussian", key="c", params_grid="centred", metrics_iw=89.0, **same),
+@pytest.mark.parametrize("look", ["look", ""])
+def test_a_look_says_so(look: str) -> None:
+    assert ("A look at the harness, no verdicts" in render(row(look=look))) == bool(look)
+
+
+def test_what_all_rows_say_alike_has_no_column() -> None:
+    plain = render(row("cauchy"), row("vae", aux=0.0))
+    assert "| aux |" not in plain
+    assert "| tuned |" not in plain
+    assert "Every row is untuned" in plain
+    told = render(row("cauchy", tuned="20 trials"), row("vae", aux=1.5))
+    assert [cut[8:] for cut in table_rows(told)] == [
+        ["–", "1 of 1", "–", "tuned[^1-1]"],
+        ["1.50", "1 of 1", "–", "untuned"],
     ]
-    images = {("a", 0): np.full(5, 90.0), ("b", 0): np.arange(5.0), ("c", 0): np.arange(5.0) + 1}
-    found = {cells[1]: cells[3] for cells in rows_of(page(*cells, iw=images))}
-    assert found["`cauchy` (grid = original)"] == "baseline"
-    assert found["`gaussian` (grid = centred)"].startswith("+1.00 [+1.00, +1.00], p = 0")
-    images["c", 0] = np.full(5, np.inf)
-    found = {cells[1]: cells[3] for cells in rows_of(page(*cells, iw=images))}
-    assert found["`gaussian` (grid = centred)"] == "–"
 
 
-def test_a_difference_pairs_the_seeds_that_both_finished() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(90, 5, (3, 50)), rng.normal(89, 5, (3, 50))
-    rows = [row("cauchy", seed) for seed in (0, 1, 2)]
-    rows += [row("vae", seed, status="complete" if seed else "diverged") for seed in (0, 1, 2)]
-    images = {("key-cauchy", s): b[s] for s in range(3)} | {("key-vae", s): a[s] for s in range(3)}
-    text = page(*rows, iw=images)
-    told = next(cells[3] for cells in rows_of(text) if cells[1] == "`vae`")
-    assert told.startswith(f"{(a - b)[1:].mean():+.2f} [")
-    assert "2 seeds x 50 images" in text
+def test_what_cannot_share_a_table_shares_no_figure() -> None:
+    given = [row("cauchy"), row("vae"), row("cauchy", cell="c", params_steps=64)]
+    names = [each.name for each in figures.from_csv(given)]
+    assert names == ["objective-1", "objective-2"]
+    assert [each.name for each in figures.from_csv(given[:2])] == ["objective"]
 
 
-def test_the_page_is_made_of_the_record_and_is_the_same_twice(tmp_path: Path) -> None:
-    finished(tmp_path, seeds=2)
-    finished(tmp_path, variant="hellinger")
-    failed = make_run(tmp_path, variant="vae")
-    train(failed.seed(0), range(1, 2))
-    failed.seed(0).set_status("diverged", step=40, reason="the loss is not finite", epoch=1)
+def test_more_cells_than_a_figure_can_take() -> None:
+    about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "objective": 70.0}
+    given = [row("vae", cell=str(i), nll_difference=0.01 * i, **about) for i in range(70)]
+    (differences, objective) = figures.from_csv(given)
+    assert differences.caption.endswith("The best 60 of 70 cells.")
+    (axis,) = differences.draw().axes
+    assert len(axis.get_yticks()) == 60
+    assert len(objective.draw().axes[0].texts) == figures.MOST_NAMES
+
+
+def test_what_was_published_is_set_against_what_is_alike() -> None:
+    """Grey targets are those of `soft` alone, and a charge that bounds nothing is no elbo."""
+    alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot"}
+
+    def last(variant: str, binarisation: str) -> tuple[str, str]:
+        told = published.of_variant(variant, {})
+        text = render(row(variant, binarisation=binarisation, published=json.dumps(told), **alike))
+        first = table_rows(text, "| variant | published |")[0]
+        return first[7], " ".join(notes(text))
+
+    assert last("cauchy", "soft")[0] == "-27.63"  # 92.00 for 119.63
+    apart, why = last("cauchy", "dynamic")
+    assert apart.startswith("not alike")
+    assert "dynamic targets here, grey ones there" in why
+    apart, why = last("min-chi2", "soft")
+    assert apart.startswith("not alike")
+    assert "it is what is called objective here, which is 92.00" in why
+
+
+# --------------------------------------------------------------------------- verdicts
+
+
+def arms(difference: float, noise: float = 0.3, seeds: int = 5, images: int = 200) -> Any:
+    """Two arms' values by (config_key, seed), the left one this much above the right one."""
+    rng = np.random.default_rng(3)
+    base_B = rng.normal(90, 10, images)
+    return {
+        "nll": {
+            (f"key-{name}", seed): base_B + off + rng.normal(0, noise) + rng.normal(0, 1, images)
+            for name, off in (("left", difference), ("right", 0.0))
+            for seed in range(seeds)
+        }
+    }
+
+
+def judged(
+    values: Any, left: list[Row], right: list[Row], expect: str, preset: str = "laptop"
+) -> Any:
+    expectation = parse(expect)
+    claim = Claim("text", "source", expect, expectation, (Pair("left", "right", {}),))
+    plan = study.load("smoke", preset)
+    made = compare.Comparisons(values)
+    found = cells([*left, *right])
+    comparison = made.of(claim.metric, *found)
+    made.correct()
+    return judge.judge(plan, claim, comparison)
+
+
+def seeds_of(name: str, count: int = 5, **values: Any) -> list[Row]:
+    return [row(name, seed, **values) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("difference", "noise", "word"),
+    [(3.0, 0.1, "reproduced"), (-3.0, 0.1, "not reproduced"), (0.1, 0.05, "not reproduced"),
+     (0.6, 0.8, "undecided")],
+)  # fmt: skip
+def test_all_three_verdicts(difference: float, noise: float, word: str) -> None:
+    found = judged(
+        arms(difference, noise), seeds_of("left"), seeds_of("right"), "nll(left) > nll(right)"
+    )
+    assert found.word == word
+    assert word != "undecided" or "seeds would" in found.why
+
+
+def test_a_verdict_takes_five_seeds_and_few_diverged_ones() -> None:
+    few = judged(arms(9.0), seeds_of("left", 3), seeds_of("right", 3), "nll(left) > nll(right)")
+    assert (few.word, "takes 5 seeds" in few.why) == ("undecided", True)
+    left = seeds_of("left")
+    for one in left[:2]:
+        one["status"] = "diverged"
+    lost = judged(arms(9.0), left, seeds_of("right"), "nll(left) > nll(right)")
+    assert (lost.word, "2 of 5 seeds diverged" in lost.why) == ("undecided", True)
+
+
+def test_smoke_and_quick_give_no_verdicts() -> None:
+    for preset in ("smoke", "quick"):
+        told = judged(
+            arms(9.0), seeds_of("left"), seeds_of("right"), "nll(left) > nll(right)", preset
+        )
+        assert told.startswith(f"{preset} is a look at the harness")
+
+
+def test_what_cannot_be_compared_is_undecided_and_says_why() -> None:
+    wide = seeds_of("right", params_steps=64)
+    found = judged(arms(9.0), seeds_of("left"), wide, "nll(left) > nll(right)")
+    assert (found.word, "differ in T" in found.why) == ("undecided", True)
+    infinite = seeds_of("left", elbo_status="infinite", elbo=None)
+    found = judged({}, infinite, seeds_of("right"), "elbo(left) > elbo(right)")
+    assert "elbo of left is infinite" in found.why
+
+
+@pytest.mark.parametrize(("failed", "word"), [(16, "reproduced"), (3, "undecided")])
+def test_shares_are_judged_by_mcnemar(failed: int, word: str) -> None:
+    left = [row("left", seed, failed="true" if seed < failed else "false") for seed in range(16)]
+    right = seeds_of("right", 16, failed="false")
+    found = judged({}, left, right, "failed_share(left) > failed_share(right)")
+    assert found.word == word
+
+
+def test_holm_is_over_every_comparison_of_the_metric_once() -> None:
+    made = compare.Comparisons(arms(0.4, 0.2))
+    a, b = cells([*seeds_of("left"), *seeds_of("right")])
+    there, back = made.of("nll", a, b), made.of("nll", b, a)
+    made.correct()
+    assert there.p_holm == back.p_holm == there.p  # one comparison, asked for twice
+    c = Cell("other", "other", [row("left", seed, cell="left") for seed in range(5)], a.common)
+    third = made.of("nll", c, b)
+    made.correct()
+    assert third.p is not None
+    assert there.p_holm == pytest.approx(2 * third.p)
+
+
+# --------------------------------------------------------------------------- csv
+
+
+def test_a_csv_comes_back_as_it_was(tmp_path: Path) -> None:
+    given = [
+        row(reason='a "quoted", | odd\treason'),
+        row("vae", nll=0.1 + 0.2, reason="NA"),
+        row("x", nll=None),
+    ]
+    path = tmp_path / "mine.csv"
+    path.write_bytes(sheet.write(given))
+    found = sheet.read(path)
+    assert [{k: v for k, v in one.items() if v} for one in found] == [
+        {k: v for k, v in one.items() if v} for one in given
+    ]
+    assert sheet.write(found) == path.read_bytes()
+    assert page.render(found) == page.render(given)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a,b\n1,2\n", "no csv of `glas-bench report`: it lacks schema"),
+        ("", "cannot be read as csv"),
+        ('a,b\n"1,2\n', "cannot be read as csv"),
+        ("schema,study,cell,variant,seed,status\n", "it has no rows"),
+        ("schema,study,cell,variant,seed,status\n9,s,c,v,0,complete\n", "another version"),
+        ("schema,study,cell,variant,seed,status\n1,s,c,v,x,complete\n", ":2: seed 'x'"),
+    ],
+)
+def test_a_file_that_is_none_of_ours(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=re.escape(told)):
+        sheet.read(path)
+
+
+# --------------------------------------------------------------------------- --fail-if
+
+
+def test_fail_if() -> None:
+    found = cells(
+        [
+            row("cauchy", elbo=92.0, settings='{"grid": "original"}', failed="true"),
+            row("cauchy", cell="b", elbo=89.0, settings='{"grid": "centred"}', params_rate="1.0"),
+            row("u", elbo=None, elbo_status="infinite"),
+            row("w", status="failed", elbo=None),
+        ]
+    )
+    for text, count in [
+        ("elbo(cauchy) > 90", 1),
+        ("elbo(cauchy) < 95", 2),
+        ("elbo(cauchy, grid=centred) > 90", 0),
+        ("elbo(cauchy, rate=1) < 90", 1),
+        ("failed_share(cauchy, grid=original) > 0.5", 1),
+        ("elbo(u) > 1e6", 1),
+        ("elbo(w) > 90", 1),
+    ]:
+        assert len(condition.tripped(condition.read(text), found)) == count, text
+    for wrong, told in [
+        ("elbo(cauchy) == 90", "write METRIC"),
+        ("elbo(cauchy) > many", "write METRIC"),
+        ("loss(cauchy) > 90", "unknown metric 'loss'"),
+        ("objective(cauchy) > 90", "objectives are not comparable"),
+    ]:
+        with pytest.raises(UsageError, match=re.escape(told)):
+            condition.read(wrong)
+    with pytest.raises(UsageError, match="Did you mean 'cauchy'"):
+        condition.tripped(condition.read("elbo(couchy) > 1"), found)
+    with pytest.raises(UsageError, match="no cell of cauchy has grid=other"):
+        condition.tripped(condition.read("elbo(cauchy, grid=other) > 1"), found)
+
+
+# --------------------------------------------------------------------------- a whole store
+
+STUDY = """
+name: golden
+question: Does the report tell all?
+version: 1
+preset: laptop
+set: {epochs: 2}
+baseline: cauchy
+variants: [cauchy, gaussian, hellinger, uniform-chi2, masked-canvas, chi2]
+seeds: 0-4
+claims:
+  - {text: Gaussian is worse., source: nobody, expect: elbo(gaussian) > elbo(cauchy)}
+  - {text: Hellinger is better., source: nobody, expect: nll(hellinger) < nll(cauchy)}
+  - {text: Masks fail., source: nobody, expect: failed_share(masked-canvas) > failed_share(cauchy)}
+"""
+
+ARMS = {
+    "cauchy": Arm(90.0),
+    "gaussian": Arm(95.0, gap=4.0),
+    "hellinger": Arm(93.0, objective=80.0, scores={"charge": 6.0}),
+    "uniform-chi2": Arm(
+        99.0,
+        objective=70.0,
+        scores={"elbo": None, "elbo_status": "infinite", "iw": None, "iw_status": "infinite"},
+    ),
+    "masked-canvas": Arm(91.0, scores={"failed": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of a study and by hand, on two data sets, with all that can be amiss."""
+    results = tmp_path_factory.mktemp("golden")
+    file = results / "golden.yaml"
+    file.write_text(STUDY)
+    plan = study.load(str(file))
+    folders = []
+    for cell in plan.cells:
+        arm = ARMS.get(cell.variant.name)
+        if arm is None:
+            continue  # chi2 has not been begun
+        folder = fabricated.cell(results, cell.variant, cell.config)
+        folders.append(folder.path)
+        seeds = {"gaussian": [0, 1, 2, 3], "hellinger": [0, 1, 2, 4]}.get(cell.variant.name)
+        fabricated.finish(folder, cell.config, arm, plan.seeds if seeds is None else seeds)
+        if cell.variant.name == "gaussian":
+            fabricated.train(folder.seed(4), cell.config)
+            fabricated.status(folder.seed(4), "diverged", step=77, reason="not\nfinite")
+        if cell.variant.name == "masked-canvas":
+            shutil.rmtree(folder.seed(3).path)
+            fabricated.status(folder.seed(3), "failed", reason="its process ended by signal 9")
+    about = {"file": str(file), "preset": plan.preset, "dataset": plan.dataset}
+    note_study(results, plan.name, folders, **about)
+    for dataset, data in (("mnist-static", "d1"), ("omniglot", "o1")):
+        for name in ("cauchy", "vae"):
+            variant = registry.find(name)
+            resolved = config.resolve(
+                variant, preset="short", dataset=dataset, overrides={"epochs": 2}
+            )
+            folder = fabricated.cell(results, variant, resolved, "short", data)
+            fabricated.finish(folder, resolved, Arm(100.0 if name == "vae" else 99.0), [0])
+    with addresses.manners(), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        there = store.Store(results)
+        there.use("somebody-elses")
+        there.client.create_run(there.experiment_id, run_name="a stranger")
+        there.use("golden")
+        there.client.create_run(there.experiment_id, run_name="a stranger")
+        there.client.create_run(
+            there.experiment_id, run_name="broken", tags={"glas_bench.schema": "1"}
+        )
+    return results
+
+
+@pytest.fixture(scope="module")
+def made(golden: Path) -> tuple[making.Answer, list[str]]:
+    """The pages of that store, made once, and what was said meanwhile."""
     told: list[str] = []
-    first = report.write(tmp_path, tmp_path / "report", tell=told.append)
-    text = first.read_text()
-    assert told == []
-    assert "newest run: 20" in text
-    assert "commit: c0ffee with uncommitted changes" in text
-    assert {cells[1] for cells in rows_of(text)} == {"`cauchy`", "`hellinger`", "`vae`"}
-    assert "iw (K = 10)" in text
-    assert "`vae`, seed 0: diverged, step 40, the loss is not finite" in text
-    with_tracking = store.read_runs(tmp_path)
-    assert len(with_tracking) == 4
-    second = report.write(tmp_path, tmp_path / "again")
-    assert second.read_bytes() == first.read_bytes()
-    (tmp_path / "mlflow.db").unlink()  # rebuilt by the implicit sync
-    assert report.write(tmp_path, tmp_path / "third").read_bytes() == first.read_bytes()
-    # A new scoring is seen without asking, and what cannot be mirrored is told.
-    more = make_run(tmp_path, filter_size=3)
-    train(more.seed(0), range(1, 4))
-    score(more.seed(0))
-    (failed.path / "tracking.json").unlink()
-    (failed.path / "tracking.json").mkdir()
-    page = report.write(tmp_path, tmp_path / "report", tell=told.append)
-    assert len(told) == 1
-    assert failed.path.name in told[0]
-    assert "Not mirrored, so not here:" in page.read_text()
-    assert "`cauchy`" in page.read_text()
-    assert len(store.read_runs(tmp_path)) == 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        answer = making.carry_out(
+            making.Request(references=(), results=golden, out=None, tell=told.append)
+        )
+    return answer, told
 
 
-def test_no_runs_yet(tmp_path: Path) -> None:
-    assert sync_all(tmp_path).runs == 0
-    assert "No runs yet" in report.head(store.read_runs(tmp_path))
-    assert report.table(store.read_runs(tmp_path)) == ""
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_golden_pages(made: tuple[making.Answer, list[str]]) -> None:
+    """To take new pages: GOLDEN_REPORT=1 python -m pytest tests/test_report.py -k golden."""
+    answer, told = made
+    names = ("README.md", "golden.md", "glas-bench.md")
+    text = "\n\n".join((answer.out / name).read_text(encoding="utf-8") for name in names)
+    if os.environ.get("GOLDEN_REPORT"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+    assert answer.exit_code == 3
+    assert any("somebody-elses" in line for line in told)
+    assert any("a stranger is not of glas-bench" in line for line in told)
+    assert any("broken is broken" in line for line in told)
+
+
+def test_every_planned_cell_is_on_the_page(made: tuple[making.Answer, list[str]]) -> None:
+    text = (made[0].out / "golden.md").read_text()
+    for variant in ("cauchy", "gaussian", "hellinger", "uniform-chi2", "masked-canvas"):
+        assert any(f"`{variant}`" in cut[1] for cut in table_rows(text)), variant
+    status = {cut[0]: cut[1:] for cut in table_rows(text, "| cell |")}
+    assert status["`chi2`"][:2] == ["waiting", "5 waiting"]
+    assert status["`masked-canvas`"][:2] == ["failed", "4 complete, 1 failed"]
+    assert status["`hellinger`"][:2] == ["waiting", "4 complete, 1 waiting"]
+    assert status["`gaussian`"][1] == "4 complete, 1 diverged"
+    found = sheet.read(made[0].out / "golden.csv")
+    assert len(found) == 6 * 5  # one row a planned seed
+
+
+def test_two_data_sets_are_two_tables(made: tuple[making.Answer, list[str]]) -> None:
+    text = (made[0].out / "glas-bench.md").read_text()
+    parts = text.split("\n### ")[1:3]
+    assert parts[0].startswith("1. mnist-static")
+    assert parts[1].startswith("2. omniglot")
+    assert "differ in data, the data's contents, binarisation are" in text
+
+
+def test_markdown_is_well_formed(made: tuple[making.Answer, list[str]]) -> None:
+    for path in made[0].out.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        marks = set(re.findall(r"\[\^([\w-]+)\](?!:)", text))
+        told = re.findall(r"^\[\^([\w-]+)\]: ", text, re.M)
+        assert marks == set(told)
+        assert len(told) == len(set(told))
+        width = 0
+        for line in text.splitlines():
+            if not line.startswith("|"):
+                width = 0
+                continue
+            count = len(re.findall(r"(?<!\\)\|", line))
+            assert width in (0, count), line
+            width = count
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+            assert (path.parent / name).read_bytes().startswith(b"\x89PNG"), name
+        for name in re.findall(r"(?<!!)\[[^]^]+\]\(([^)]+)\)", text):
+            assert (path.parent / name).is_file(), name
+
+
+def test_two_reports_are_the_same_bytes(
+    golden: Path, made: tuple[making.Answer, list[str]], tmp_path: Path
+) -> None:
+    request = making.Request(references=("golden",), results=golden, out=tmp_path)
+    making.carry_out(request)
+    again = files(tmp_path)
+    once = files(made[0].out)
+    assert {name for name in again if name.endswith(".png")}
+    for name, content in again.items():
+        if name != "README.md":  # the index knows one study less here
+            assert content == once[name], name
+
+
+def test_the_page_from_the_csv_is_the_page_from_mlflow(
+    made: tuple[making.Answer, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_store(*_: object, **__: object) -> None:
+        raise AssertionError("the csv is all that it takes")
+
+    monkeypatch.setattr(store, "Store", no_store)
+    request = making.Request(
+        references=[str(made[0].out / "golden.csv"), str(made[0].out / "glas-bench.csv")],
+        results=tmp_path / "nowhere",
+        out=tmp_path / "out",
+    )
+    answer = making.carry_out(request)
+    assert answer.exit_code == 3
+    assert files(tmp_path / "out") == files(made[0].out)
+
+
+def test_the_index_keeps_pages_that_were_not_asked_for(
+    made: tuple[making.Answer, list[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made[0].out, out)
+    (out / "other.csv").write_text("a\n1\n")
+    text, problems = index.render(out)
+    assert "[golden](golden.md)" in text
+    assert "[glas-bench](glas-bench.md)" in text
+    assert "5 of 6" not in text
+    assert len(problems) == 1
+
+
+def test_numbers_of_others_stand_beside_ours(made: tuple[making.Answer, list[str]]) -> None:
+    text = (made[0].out / "golden.md").read_text()
+    found = [cut for cut in table_rows(text, "| variant | published |") if cut[0] == "`cauchy`"]
+    assert found[0][1].startswith("89.67 *unverified*")
+    assert found[0][3] == "not established"
+    assert found[0][5].startswith("92.")
+    assert any("T = 8 here, 64 there; 2 epochs here" in note for note in notes(text))
+
+
+def test_which_figures_there_are(made: tuple[making.Answer, list[str]]) -> None:
+    found = {path.name for path in (made[0].out / "figures").glob("golden-*")}
+    assert found >= {
+        f"golden-{name}.png"
+        for name in ("differences", "objective", "curves", "kl-per-step", "canvas-variance",
+                     "footprint-perplexity-per-step", "centres")
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------- as a user
+
+
+def test_a_study_from_sweep_to_report(glas: Glas) -> None:
+    (glas.folder / "tiny.yaml").write_text(
+        "name: tiny\nquestion: Does it?\nversion: 1\npreset: smoke\n"
+        "set: {steps: 2, hidden: 16, epochs: 1, samples: 3}\nbaseline: cauchy\n"
+        "variants: [cauchy]\ngrid: {filter_size: [2, 5]}\nseeds: 0\n"
+    )
+    study_file = glas.folder / "tiny.yaml"
+    first = glas.here("report", study_file, "--out", glas.folder / "out")
+    assert first.code == 3, first.err
+    assert "tiny: 0 of 2 cells complete (seeds: 2 waiting)" in first.out
+    done = glas("sweep", study_file, "--json")
+    assert done.code == 0, done.err
+    told = glas.here("report", "--fail-if", "elbo(cauchy) > 9000")
+    assert told.code == 0, told.err
+    assert "tiny: 2 of 2 cells complete (seeds: 2 complete)" in told.out
+    out = glas.results / "report"
+    text = (out / "tiny.md").read_text()
+    assert "`glas-bench sweep tiny.yaml`" in text
+    assert "tiny-samples.png" in text
+    assert "tiny-filter.png" in text
+    assert "tiny-axis-filter_size.png" in text
+    tripped = glas.here("report", "tiny", "--fail-if", "nll(cauchy, filter_size=2) > 1")
+    assert tripped.code == 4
+    assert "tripped: nll(cauchy, filter_size=2) > 1" in tripped.out
+    for arguments, words in [
+        (("nothing",), "unknown study 'nothing'"),
+        (("tiny", "--fail-if", "elbo(cauchy)"), "write METRIC"),
+        (("tiny", "--fail-if", "elbo(vae) > 1"), "unknown variant of these pages 'vae'"),
+        (("smoke@nopreset",), "unknown preset or data set"),
+        (("none.csv",), "there is no file none.csv"),
+    ]:
+        wrong = glas.here("report", *arguments)
+        assert wrong.code == 2, wrong.err
+        assert words in wrong.err
+
+
+def test_nothing_yet(bare_glas: Glas) -> None:
+    found = bare_glas.here("report")
+    assert found.code == 0, found.err
+    assert "No runs yet" in (bare_glas.results / "report" / "README.md").read_text()
+
+
+def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
+    (one,) = plans.asked(["grid_slip@laptop"], tmp_path)
+    assert (one.name, one.command) == (
+        "grid-slip@laptop",
+        "glas-bench sweep grid-slip --preset laptop",
+    )
+    (two,) = plans.asked(["glas-bench"], tmp_path)
+    assert two.study is None
+    with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):
+        plans.asked(["grid-slop"], tmp_path)

@@ -106,7 +106,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         mirror = None
         folders = [plan.cell(name).folder.path for name in _plain(plan)]
-        note_study(plan.results, plan.name, folders)
+        _note(plan, folders)
         if with_mirror:
             mirror = stack.enter_context(Mirror(plan.results, folders, experiment=plan.name))
         with make_view() as view, _refreshing(plan, store, view):
@@ -126,13 +126,20 @@ def _run(
             except StorageDown as error:
                 problems.append((3, f"{error}; the run folders have everything: sweep again"))
         if searched := list(_searched_folders(plan, store)):
-            note_study(plan.results, plan.name, [*folders, *searched])
+            _note(plan, [*folders, *searched])
         if mirror is not None:
             for folder in searched:
                 mirror.add(folder)
             report = mirror.finish(PATIENCE_WHEN_STOPPED if signals.requested() else PATIENCE)
             problems += [(3, message) for _, message in report.failures[:1]]
     return problems
+
+
+def _note(plan: Plan, folders: Sequence[Path]) -> None:
+    """Write down what the study is and which run folders are its own."""
+    found = plan.study
+    where = {"file": str(found.path.resolve()), "preset": found.preset, "dataset": found.dataset}
+    note_study(plan.results, plan.name, folders, **where)
 
 
 def _plain(plan: Plan) -> list[str]:

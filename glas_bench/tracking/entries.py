@@ -110,13 +110,14 @@ def of_seed(record: RunRecord, seed: SeedRecord) -> Entry:
             "protocol_key": protocol,
             **_score_tags(scores),
             "ais_status": _text(_newest_ais(seed).get("ais_status")),
+            "ais_protocol_key": _ais_protocol(seed),
             "scores": json.dumps(sorted({point.name for point in numbers})) if scores else None,
         },
         rows=[_points(row) for row in seed.metrics],
         numbers=numbers,
         files=[
             *_there(folder / "eval", [f"{key}.json" for key in seed.scores], "eval"),
-            *_there(folder, ["environment.json", "per_image.npz", "samples.png"]),
+            *_there(folder, ["environment.json", "per_image.npz", "samples.png", "filter.png"]),
         ],
         began=seed.metrics[0]["time"] if seed.metrics else None,
     )
@@ -208,8 +209,9 @@ def _numbers(
 ) -> Iterator[Point]:
     """Return the final numbers; a mapping by number (`iw_sweep`) is a curve over that number."""
     epoch = int(seed.about.get("epoch") or (seed.metrics[-1]["epoch"] if seed.metrics else 0))
-    if _is(seed.about.get("seconds")):
-        yield Point("seconds", float(seed.about["seconds"]), end, epoch)
+    for name in ("seconds", "peak_memory_bytes", "parameters"):
+        if _is(seed.about.get(name)):
+            yield Point(name, float(seed.about[name]), end, epoch)
     if protocol is None:
         return
     time = _modified(seed.folder.path / "eval" / f"{protocol}.json")
@@ -263,6 +265,12 @@ def _newest_ais(seed: SeedRecord) -> Mapping[str, Any]:
     """Return the newest scoring by AIS, or nothing."""
     found = [scores for scores in seed.scores.values() if _by_ais(scores)]
     return max(found, key=lambda scores: scores.get("time", 0.0), default={})
+
+
+def _ais_protocol(seed: SeedRecord) -> str | None:
+    """Return the key of the newest scoring by AIS."""
+    newest = _newest_ais(seed)
+    return next((key for key, scores in seed.scores.items() if scores is newest), None)
 
 
 def _by_ais(scores: Mapping[str, Any]) -> bool:

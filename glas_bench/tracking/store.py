@@ -141,6 +141,25 @@ class Store:
                 )
         return {str(e.experiment_id): name for name, e in found.items() if e is not None}
 
+    def names(self) -> list[str]:
+        """Return the names of all active experiments, page by page."""
+        found: list[str] = []
+        token = None
+        while True:
+            page = self.client.search_experiments(max_results=PAGE, page_token=token)
+            found += [str(each.name) for each in page]
+            token = page.token
+            if not token:
+                return sorted(found)
+
+    def holds(self, name: str, query: str = "") -> bool:
+        """Tell whether an experiment has a run, or one that a filter lets through."""
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            return False
+        ids = [str(experiment.experiment_id)]
+        return bool(self.client.search_runs(ids, filter_string=query, max_results=1))
+
     def answers(self) -> bool:
         """Tell whether the store is still there."""
         try:
@@ -217,8 +236,42 @@ def _relocate(database: Path, old: str, new: str) -> None:
 # --------------------------------------------------------------------------- store to frame
 
 
+def experiments(results: Path, *, debug: bool = False) -> tuple[list[str], list[str]]:
+    """Return the experiments that hold runs of ours, and those that hold others' alone.
+
+    Raises:
+        RunError: the store cannot be read.
+    """
+    ours, foreign = [], []
+    with _reading(results, debug):
+        store = Store(results)
+        for name in store.names():
+            if store.holds(name, f"tags.`glas_bench.schema` = '{entries.SCHEMA}'"):
+                ours.append(name)
+            elif store.holds(name):
+                foreign.append(name)
+    return ours, foreign
+
+
+@contextlib.contextmanager
+def _reading(results: Path, debug: bool) -> Iterator[None]:
+    """Turn whatever goes wrong into an error that says which store it was."""
+    with manners(debug):
+        try:
+            yield
+        except UsageError:
+            raise
+        except Exception as error:
+            where = redact(tracking_uri(results))
+            raise RunError(f"cannot read the runs in {where}: {explain(error)}") from error
+
+
 def read_runs(
-    results: Path, experiments: Sequence[str] | None = None, *, debug: bool = False
+    results: Path,
+    experiments: Sequence[str] | None = None,
+    *,
+    missing_ok: bool = False,
+    debug: bool = False,
 ) -> pd.DataFrame:
     """Return one row a seed, from one paged search.
 
@@ -230,6 +283,7 @@ def read_runs(
     Args:
         results: the results folder, for the default store.
         experiments: their names; `experiment_name()` unless given.
+        missing_ok: pass over experiments that the store does not have.
         debug: let mlflow's own messages through to stderr.
 
     Raises:
@@ -240,19 +294,15 @@ def read_runs(
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     left_out: list[str] = []
     known: list[str] = []
-    with manners(debug), _without_collector():
-        try:
-            store = Store(results)
-            names = store.experiments(experiments)
-            for run in store.search(list(names)) if names else ():
-                known.append(str(run.info.run_id))
-                _take(rows, left_out, run, names[str(run.info.experiment_id)])
-        except UsageError:
-            raise
-        except Exception as error:
-            raise RunError(
-                f"cannot read the runs in {redact(tracking_uri(results))}: {explain(error)}"
-            ) from error
+    with _reading(results, debug), _without_collector():
+        store = Store(results)
+        if experiments is not None and missing_ok:
+            there = set(store.names())
+            experiments = [name for name in experiments if name in there]
+        names = store.experiments(experiments)
+        for run in store.search(list(names)) if names else ():
+            known.append(str(run.info.run_id))
+            _take(rows, left_out, run, names[str(run.info.experiment_id)])
     frame = pd.DataFrame([rows[key] for key in sorted(rows)], columns=None if rows else _COLUMNS)
     frame.attrs.update(left_out=sorted(left_out), known=known)
     return frame
@@ -331,28 +381,106 @@ def per_image(
 ) -> dict[str, dict[tuple[str, int], np.ndarray]]:
     """Return, by metric and (config_key, seed), the per-image values that rows of `read_runs` have.
 
-    They come from the run folder where it is here, else from the run's artifacts; a run whose
-    values cannot be had, or were not scored, is left out.
+    They are nats [images]; `ais` and `image`, which images those are, come from the newest AIS. A
+    run whose values cannot be had, or were not scored, is left out.
     """
     import numpy as np
 
     found: dict[str, dict[tuple[str, int], np.ndarray]] = {metric: {} for metric in metrics}
-    with manners(debug), tempfile.TemporaryDirectory() as scratch:
-        store: Store | None = None
+    with _Files(results, debug) as files:
         for row in rows:
-            key, seed = str(row["config_key"]), int(row["seed"])
-            path = results / "runs" / f"{row['variant']}-{key}" / f"seed-{seed}" / "per_image.npz"
+            where = str(row["config_key"]), int(row["seed"])
             try:
-                if not path.is_file():
-                    store = store or Store(results)
-                    target = Path(scratch, row["run_id"])
-                    target.mkdir()
-                    fetched = store.client.download_artifacts(row["run_id"], path.name, str(target))
-                    path = Path(fetched)
-                with np.load(path, allow_pickle=False) as stored:
+                with np.load(files.path(row, "per_image.npz"), allow_pickle=False) as stored:
+                    there = set(stored.files)
                     for metric in metrics:
-                        if (name := f"{row['tags.protocol_key']}/{metric}") in stored.files:
-                            found[metric][key, seed] = stored[name]
+                        by_ais = metric in ("ais", "image")
+                        protocol = row.get(f"tags.{'ais_' if by_ais else ''}protocol_key")
+                        if (name := f"{protocol}/{metric}") in there:
+                            found[metric][where] = stored[name]
             except Exception:  # unreachable or broken: the report goes without this difference
                 continue
     return found
+
+
+def scores(
+    rows: Sequence[Mapping[str, Any]], results: Path, *, debug: bool = False
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return, by (config_key, seed), the whole JSON of the scoring that stands for a run."""
+    found = {}
+    with _Files(results, debug) as files:
+        for row in rows:
+            try:
+                path = files.path(row, f"eval/{row['tags.protocol_key']}.json")
+                document = json.loads(path.read_text(encoding="utf-8"))
+            except Exception:  # unreachable or broken: a figure goes without this seed
+                continue
+            if isinstance(document, dict):
+                found[str(row["config_key"]), int(row["seed"])] = document
+    return found
+
+
+def pictures(
+    rows: Sequence[Mapping[str, Any]], results: Path, name: str, *, debug: bool = False
+) -> dict[tuple[str, int], bytes]:
+    """Return, by (config_key, seed), a picture that was drawn of a run, where there is one."""
+    found = {}
+    with _Files(results, debug) as files:
+        for row in rows:
+            with contextlib.suppress(Exception):  # unreachable: a figure goes without
+                found[str(row["config_key"]), int(row["seed"])] = files.path(row, name).read_bytes()
+    return found
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], results: Path, names: Sequence[str], *, debug: bool = False
+) -> dict[tuple[str, int], dict[str, list[tuple[int, float]]]]:
+    """Return, by (config_key, seed), the points (epoch, value) of the curves that a run has."""
+    found = {}
+    with _reading(results, debug):
+        store = Store(results)
+        for row in rows:
+            there = [name for name in names if _is_there(row.get(f"metrics.{name}"))]
+            found[str(row["config_key"]), int(row["seed"])] = {
+                name: sorted(
+                    {
+                        point.step: float(point.value)
+                        for point in store.client.get_metric_history(row["run_id"], name)
+                    }.items()
+                )
+                for name in there
+            }
+    return found
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and value == value  # pandas fills up with nan
+
+
+class _Files:
+    """Files of runs: from the run folder where it is here, else from the run's artifacts."""
+
+    def __init__(self, results: Path, debug: bool) -> None:
+        self.results = results
+        self.debug = debug
+        self.store: Store | None = None
+
+    def __enter__(self) -> _Files:
+        self.stack = contextlib.ExitStack()
+        self.stack.enter_context(manners(self.debug))
+        self.scratch = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def path(self, row: Mapping[str, Any], name: str) -> Path:
+        """Return where a run's file lies now."""
+        cell = f"{row['variant']}-{row['config_key']}"
+        path = self.results / "runs" / cell / f"seed-{row['seed']}" / name
+        if path.is_file():
+            return path
+        self.store = self.store or Store(self.results)
+        target = self.scratch / str(row["run_id"])
+        target.mkdir(exist_ok=True)
+        return Path(self.store.client.download_artifacts(row["run_id"], name, str(target)))

@@ -100,14 +100,21 @@ def sync_all(
     return sync(chosen, results, experiment=experiment, known=known, debug=debug)
 
 
-def note_study(results: Path, study: str, folders: Sequence[Path]) -> None:
-    """Write down which run folders belong to a study, so that a later `sync` knows.
+def note_study(results: Path, study: str, folders: Sequence[Path], **about: str) -> None:
+    """Write down which run folders belong to a study, so that a later `sync` or `report` knows.
+
+    Args:
+        results: the results folder.
+        study: its name.
+        folders: its run folders.
+        about: what lays the study out again: `file`, `preset` and `dataset`.
 
     Raises:
         RunError: the results cannot be written.
     """
     names = sorted({folder.name for folder in folders})
-    write_json(results / "studies" / f"{study}.json", {"study": study, "folders": names})
+    document = {"study": study, **about, "folders": names}
+    write_json(results / "studies" / f"{study}.json", document)
 
 
 def by_experiment(results: Path) -> dict[str | None, list[Path]]:

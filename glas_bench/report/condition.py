@@ -1,0 +1,113 @@
+"""`--fail-if`: a number that a page must not have, in the grammar of claims.
+
+`elbo(cauchy) > 90`, `nll(gaussian, grid=centred) > 95`, `failed_share(fixed-random) > 0.2`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glas_bench.claims import METRICS, SHARES, Reference, parse
+from glas_bench.errors import UsageError, nearest, unknown
+from glas_bench.report.cells import Cell
+from glas_bench.study import plain
+
+FORM = "METRIC(VARIANT, setting=value, ...) > NUMBER, or the same with <"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A parsed expression."""
+
+    text: str
+    metric: str
+    reference: Reference
+    above: bool
+    limit: float
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a value is on the wrong side."""
+        return value > self.limit if self.above else value < self.limit
+
+
+def read(text: str) -> Condition:
+    """Parse an expression.
+
+    Raises:
+        UsageError: it has not that form, or names a metric that there is not.
+    """
+    match = re.fullmatch(rf"\s*([^<>]*\))\s*([<>])\s*({_NUMBER})\s*", text)
+    if match is None:
+        raise UsageError(
+            f"--fail-if {text!r} cannot be read; write {FORM}, e.g. 'elbo(cauchy) > 90'. "
+            f"Metrics: {', '.join(sorted(METRICS))}."
+        )
+    side, sign, limit = match.groups()
+    try:
+        parsed = parse(f"{side} {sign} {side}")
+    except UsageError as error:
+        raise UsageError(f"--fail-if {text!r}: {error}") from error
+    return Condition(text, parsed.metric, parsed.left, sign == ">", float(limit))
+
+
+def tripped(condition: Condition, found: Sequence[Cell]) -> list[str]:
+    """Return why a condition holds, a line for each cell in which it does; nothing: it does not.
+
+    A cell without the number trips it: what cannot be shown to be right is not.
+
+    Raises:
+        UsageError: it means no cell of the pages.
+    """
+    reference = condition.reference
+    own = [cell for cell in found if cell.variant == reference.variant]
+    if not own:
+        raise UsageError(
+            f"--fail-if {condition.text!r}: "
+            f"{unknown('variant of these pages', reference.variant, {c.variant for c in found})}"
+        )
+    meant = [cell for cell in own if _fits(cell, reference)]
+    if not meant:
+        got = ", ".join(f"{key}={plain(value)}" for key, value in reference.settings.items())
+        there = [cell.label for cell in own]
+        raise UsageError(
+            f"--fail-if {condition.text!r}: no cell of {reference.variant} has {got}."
+            f"{nearest(f'{reference.variant} ({got})', there)} There are: {', '.join(there)}."
+        )
+    lines = []
+    for cell in meant:
+        value = _value(cell, condition.metric)
+        if value is None:
+            lines.append(f"{condition.text}: {condition.metric} of {cell.label} has no number")
+        elif condition.holds(value):
+            shown = "infinite" if math.isinf(value) else f"{value:.4g}"
+            lines.append(f"{condition.text}: {condition.metric} of {cell.label} is {shown}")
+    return lines
+
+
+def _fits(cell: Cell, reference: Reference) -> bool:
+    def value_of(key: str) -> str:
+        return cell.settings.get(key, cell.first.get(f"params.{key}", ""))
+
+    return all(_same(value_of(key), value) for key, value in reference.settings.items())
+
+
+def _same(told: str, value: object) -> bool:
+    if told == plain(value):
+        return True
+    try:
+        return float(told) == float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
+def _value(cell: Cell, metric: str) -> float | None:
+    if metric in SHARES:
+        failed, known = cell.failed_share()
+        return failed / known if known else None
+    if cell.finished and cell.status(metric) == "infinite":
+        return math.inf
+    return cell.mean(metric)

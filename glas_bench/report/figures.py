@@ -1,0 +1,412 @@
+"""Figures that are drawn from the csv alone, and how every figure is drawn.
+
+Colours are seaborn's `colorblind`, doubled by markers and dashes, so that a grey print is read too.
+The same numbers give the same bytes: nothing is drawn at random, and a PNG carries no date.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from glas_bench.report.cells import DRAWN, Cell, Row, cells, number, tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NATS = "nats per image"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ((), (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1))
+DPI = 150
+MOST_ROWS = 60
+"""Rows that a figure of one row a cell can take."""
+MOST_NAMES = 25
+"""Points of a figure that can have their names beside them."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a page."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+
+    def about(self, study: str) -> dict[str, str]:
+        """Return what the page says of it."""
+        return {"file": self.file(study), "title": self.title, "caption": self.caption}
+
+    def file(self, study: str) -> str:
+        """Return its file's name."""
+        return f"{study}-{self.name}.png"
+
+    def png(self) -> bytes:
+        """Draw it."""
+        return png(self.draw())
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG, without date and version."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def blank(
+    width: float, height: float, rows: int = 1, columns: int = 1, **about: Any
+) -> tuple[Figure, Any]:
+    """Return a figure and its axes [rows][columns], in the style of all figures."""
+    style: dict[str, Any] = {
+        **sns.axes_style("whitegrid"),
+        **sns.plotting_context("paper"),
+        "font.family": ["DejaVu Sans"],
+    }
+    with mpl.rc_context(style):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **about)
+    return figure, axes
+
+
+def colours(count: int) -> list[Any]:
+    """Return so many colours that the colour-blind can tell apart, as far as there are."""
+    palette = sns.color_palette("colorblind")
+    return [palette[i % len(palette)] for i in range(count)]
+
+
+def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
+    """Yield the figures that the rows of a csv have the data for."""
+    axes = json.loads(rows[0].get("axes") or "[]")
+
+    def of_table(some: Sequence[Cell]) -> Iterator[Drawing]:
+        yield from _forest_of(some)
+        for key in axes:
+            yield from _axis_of(key, some)
+        yield from _objectives(some)
+        yield from _charges(some)
+
+    yield from by_table(cells(rows), of_table)
+
+
+def by_table(
+    found: Sequence[Cell], draw: Callable[[Sequence[Cell]], Iterator[Drawing]]
+) -> Iterator[Drawing]:
+    """Yield the figures of each table, for what cannot share a table shares no figure either."""
+    groups = tables(found)
+    for place, section in enumerate(groups[:DRAWN], 1):
+        for drawing in draw(section.cells):
+            if len(groups) == 1:
+                yield drawing
+            else:
+                title = f"{drawing.title} (table {place})"
+                yield replace(drawing, name=f"{drawing.name}-{place}", title=title)
+
+
+# --------------------------------------------------------------------------- differences
+
+
+def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
+    told = {
+        metric: [cell for cell in some if cell.first.get(f"{metric}_difference")]
+        for metric in ("nll", "elbo", "iw", "refit_iw")
+    }
+    told = {metric: those for metric, those in told.items() if those}
+    if not told:
+        return
+    order = _by_difference(told)
+    cut = f" The best {MOST_ROWS} of {len(order)} cells." if len(order) > MOST_ROWS else ""
+    yield Drawing(
+        "differences",
+        "Differences from the baseline",
+        "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by "
+        "seed and image. Left of zero is better than the baseline; the grey band is the margin "
+        f"of 0.5 nats that a verdict asks for. Hollow: Holm-adjusted p >= .05.{cut}",
+        lambda: _forest(told, order[:MOST_ROWS]),
+    )
+
+
+def _forest(told: Mapping[str, Sequence[Cell]], order: Sequence[Cell]) -> Figure:
+    height = 0.9 + 0.24 * len(order)
+    figure, axes = blank(3.2 + 3.0 * len(told), height, 1, len(told), sharey=True)
+    places = {cell.name: len(order) - i for i, cell in enumerate(order)}
+    for axis, (metric, some), colour in zip(axes[0], told.items(), colours(len(told)), strict=True):
+        axis.axvspan(-0.5, 0.5, color="0.9", zorder=0)
+        axis.axvline(0, color="0.3", linewidth=0.8)
+        shown = [cell for cell in some if cell.name in places]
+        for cell in shown:
+            estimate, low, high = (
+                number(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high")
+            )
+            p = number(cell.first, f"{metric}_p_holm")
+            y = places[cell.name]
+            axis.plot([low, high], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
+            face = colour if p is not None and p < 0.05 else "white"
+            axis.plot([estimate], [y], "o", color=colour, markerfacecolor=face, markersize=4.5)
+        axis.set_xlabel(f"{metric} - baseline, {NATS}")
+        _wide(axis, [_reach(cell, metric) for cell in shown])
+        axis.grid(axis="y", linewidth=0.4)
+    axes[0][0].set_yticks(list(places.values()), [cell.label for cell in order])
+    axes[0][0].set_ylim(0.3, len(order) + 0.7)
+    return figure
+
+
+def _by_difference(told: Mapping[str, Sequence[Cell]]) -> list[Cell]:
+    """Return all cells that have a difference, the best first."""
+    metric = next(iter(told))
+    every = {cell.name: cell for some in told.values() for cell in some}
+
+    def order(cell: Cell) -> tuple[float, str]:
+        value = number(cell.first, f"{metric}_difference")
+        return math.inf if value is None else value, cell.name
+
+    return sorted(every.values(), key=order)
+
+
+def _reach(cell: Cell, metric: str) -> float:
+    """Return how far from zero a difference's interval goes."""
+    ends = (number(cell.first, f"{metric}_{end}") for end in ("low", "high"))
+    return max(abs(end) for end in ends if end is not None)
+
+
+def _wide(axis: Axes, values: Sequence[float]) -> None:
+    """Take a scale that is linear near zero and logarithmic beyond, where one outlier would
+    press all others together."""
+    sizes = sorted(values)
+    if len(sizes) > 2 and sizes[-1] > 20 * max(sizes[len(sizes) // 2], 0.5):
+        axis.set_xscale("symlog", linthresh=max(2.0, 2 * sizes[len(sizes) // 2]))
+        axis.xaxis.set_major_formatter(FuncFormatter(_round))
+
+
+def _round(value: float, _: object) -> str:
+    """Return the label of a tick of a logarithmic scale: of 1, 2, 5, 10, 20 and so on alone."""
+    return f"{value:g}" if f"{abs(value):e}"[0] in "0125" else ""
+
+
+# --------------------------------------------------------------------------- numeric axes
+
+
+def _axis_of(key: str, some: Sequence[Cell]) -> Iterator[Drawing]:
+    told = [cell for cell in some if key in cell.settings and cell.finished]
+    lines = _lines(told, key)
+    if not any(len({cell.settings[key] for cell in those}) > 1 for those in lines.values()):
+        return
+    shares = any(row.get("failed") == "true" for cell in told for row in cell.finished)
+    yield Drawing(
+        f"axis-{key}",
+        f"Along {key}",
+        f"Means over seeds along `{key}` (dots: single seeds), nats per image"
+        + ("; and the share of seeds that could not reconstruct." if shares else "."),
+        lambda: _along(key, lines, shares),
+    )
+
+
+def _lines(told: Sequence[Cell], key: str) -> dict[str, list[Cell]]:
+    """Return the cells that differ in one setting alone, by what they share."""
+    lines: dict[str, list[Cell]] = {}
+    for cell in told:
+        rest = [f"{name}={value}" for name, value in cell.settings.items() if name != key]
+        name = cell.variant + (f" ({', '.join(rest)})" if rest else "")
+        lines.setdefault(name, []).append(cell)
+    return {
+        name: sorted(some, key=lambda cell: float(cell.settings[key]))
+        for name, some in lines.items()
+    }
+
+
+def _along(key: str, lines: Mapping[str, Sequence[Cell]], shares: bool) -> Figure:
+    metrics = [
+        metric
+        for metric in ("nll", "elbo")
+        if any(cell.values(metric) for some in lines.values() for cell in some)
+    ] + ["failed"] * shares
+    figure, axes = blank(4.2 * len(metrics), 3.6, 1, len(metrics))
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for i, (name, some) in enumerate(lines.items()):
+            colour = colours(i + 1)[i]
+            points = [
+                (float(cell.settings[key]), value)
+                for cell in some
+                for value in _seed_values(cell, metric)
+            ]
+            if not points:
+                continue
+            frame = pd.DataFrame(points, columns=["x", "y"])
+            axis.plot(
+                frame["x"],
+                frame["y"],
+                MARKERS[i % len(MARKERS)],
+                color=colour,
+                alpha=0.35,
+                markersize=3.5,
+            )
+            means = frame.groupby("x")["y"].mean()
+            axis.plot(
+                means.index,
+                means.to_numpy(),
+                color=colour,
+                marker=MARKERS[i % len(MARKERS)],
+                dashes=DASHES[i % len(DASHES)],
+                markersize=5,
+                label=name,
+            )
+        axis.set_xlabel(key)
+        axis.set_xticks(sorted({float(cell.settings[key]) for s in lines.values() for cell in s}))
+        if metric == "failed":
+            axis.set_ylim(-0.05, 1.05)
+        axis.set_ylabel("share of seeds that failed" if metric == "failed" else f"{metric}, {NATS}")
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
+    return figure
+
+
+def _seed_values(cell: Cell, metric: str) -> list[float]:
+    if metric != "failed":
+        return cell.values(metric)
+    return [float(row["failed"] == "true") for row in cell.finished if row.get("failed")]
+
+
+# --------------------------------------------------------------------------- objectives
+
+
+def _objectives(found: Sequence[Cell]) -> Iterator[Drawing]:
+    told = [cell for cell in found if cell.values("objective") and cell.values("nll")]
+    if not told:
+        return
+    yield Drawing(
+        "objective",
+        "What objectives hide",
+        "Each seed's objective against its nll, nats per image. On the diagonal the two agree; "
+        "above it the objective claims less than the model costs, which no bound can do (up to the "
+        "images' noise). Named are the cells whose objective lies more than a nat below their nll.",
+        lambda: _objective(told),
+    )
+
+
+def _objective(told: Sequence[Cell]) -> Figure:
+    figure, axes = blank(6.2, 4.6)
+    axis = axes[0][0]
+    kinds = {"yes": "bounds -log p(x)", "no": "bounds nothing", "not shown": "not shown to bound"}
+    for (kind, name), marker, colour in zip(
+        kinds.items(), ("o", "X", "s"), colours(3), strict=True
+    ):
+        some = [cell for cell in told if cell.says("bounds_nll") == kind]
+        points = [pair for cell in some for pair in _pairs(cell, "objective", "nll")]
+        if points:
+            x, y = zip(*points, strict=True)
+            axis.plot(
+                x,
+                y,
+                marker,
+                color=colour,
+                label=name,
+                markersize=5,
+                alpha=0.7,
+                markeredgecolor="white",
+                markeredgewidth=0.4,
+            )
+    every = [pair for cell in told for pair in _pairs(cell, "objective", "nll")]
+    low = min(min(pair) for pair in every)
+    high = max(max(pair) for pair in every)
+    pad = 0.04 * (high - low or 1)
+    axis.axline((low, low), slope=1, color="0.3", linewidth=0.8, dashes=(4, 2))
+    _name_outliers(axis, told)
+    xs = [x for x, _ in every]
+    ys = [y for _, y in every]
+    axis.set_xlim(min(*xs, *ys) - pad, max(xs) + 3 * pad)  # some of the diagonal is seen
+    axis.set_ylim(min(ys) - pad, max(ys) + pad)
+    axis.set_xlabel(f"objective, {NATS}")
+    axis.set_ylabel(f"nll, {NATS}")
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+    )
+    return figure
+
+
+def _pairs(cell: Cell, x: str, y: str) -> list[tuple[float, float]]:
+    found = [(number(row, x), number(row, y)) for row in cell.finished]
+    return [(a, b) for a, b in found if a is not None and b is not None]
+
+
+def _name_outliers(axis: Axes, told: Sequence[Cell]) -> None:
+    """Name the cells whose objective says too little, one name a cell, spread out in height."""
+    hidden = []
+    for cell in told:
+        objective, nll = cell.mean("objective"), cell.mean("nll")
+        if objective is not None and nll is not None and nll - objective > 1:
+            hidden.append((nll, objective, cell))
+    heights = [nll for cell in told for nll in cell.values("nll")]
+    gap = 0.035 * (max(heights) - min(heights) or 1)
+    last = -math.inf
+    worst = sorted(hidden, key=lambda each: (each[1] - each[0], each[2].name))[:MOST_NAMES]
+    for nll, objective, cell in sorted(worst, key=lambda each: (each[0], each[1], each[2].name)):
+        y = max(nll, last + gap)
+        last = y
+        axis.text(objective, y, f"  {cell.label}", fontsize=6.5, va="center", ha="left")
+
+
+# --------------------------------------------------------------------------- charges
+
+
+def _charges(found: Sequence[Cell]) -> Iterator[Drawing]:
+    told = [cell for cell in found if _pairs(cell, "charge", "kl")]
+    if not any(cell.variant == "min-chi2" for cell in told):
+        return
+    yield Drawing(
+        "charge",
+        "What is charged and what it costs",
+        "Each seed's charge, as its objective counts it, against the true KL(q || p) summed over "
+        "steps, nats per image. On the solid line the charge is the KL. The dashed line is the "
+        "least that the sampler of `min-chi2` can cost: 2.725 times its charge.",
+        lambda: _charge(told),
+    )
+
+
+def _charge(told: Sequence[Cell]) -> Figure:
+    figure, axes = blank(6.6, 4.4)
+    axis = axes[0][0]
+    variants = sorted({cell.variant for cell in told})
+    every = []
+    for i, variant in enumerate(variants):
+        points = [p for c in told if c.variant == variant for p in _pairs(c, "charge", "kl")]
+        points = [(x, y) for x, y in points if x > 0 and y > 0]
+        if not points:
+            continue
+        every += points
+        x, y = zip(*points, strict=True)
+        axis.plot(
+            x,
+            y,
+            MARKERS[i % len(MARKERS)],
+            color=colours(i + 1)[i],
+            label=variant,
+            markersize=5,
+            alpha=0.75,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+        )
+    if every:
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for side in (axis.xaxis, axis.yaxis):
+            for ticks in (side.set_major_formatter, side.set_minor_formatter):
+                ticks(FuncFormatter(_round))
+        axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
+        axis.axline((1, 2.725), (10, 27.25), color="0.3", linewidth=0.9, dashes=(4, 2))
+        flat = [value for pair in every for value in pair]
+        axis.set_xlim(0.7 * min(x for x, _ in every), 1.4 * max(x for x, _ in every))
+        axis.set_ylim(0.7 * min(flat), 1.4 * max(flat))
+    axis.set_xlabel(f"charge, {NATS}")
+    axis.set_ylabel(f"true KL(q || p), {NATS}")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure

@@ -1,0 +1,609 @@
+"""A page's markdown, from the rows of its csv and from nothing else.
+
+One page from its head to what it does not cover, which is why the file is long.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from glas_bench.progress import duration
+from glas_bench.report.cells import (
+    DRAWN,
+    NBSP,
+    Cell,
+    Row,
+    Section,
+    cells,
+    differing,
+    number,
+    statuses,
+    tables,
+)
+from glas_bench.report.judge import NONE
+
+STATISTICS = (
+    "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "
+    "random-effects variance, p adjusted by Holm over the page's comparisons of one metric. A "
+    "claim is *reproduced* when that p is below .05 and the whole 95 % interval lies more than 0.5 "
+    "nats on the side it predicts, *not reproduced* when the whole interval lies short of that, "
+    "else *undecided*; shares of seeds by exact McNemar, without a margin. Verdicts take five "
+    "seeds, of which at most one in five may have diverged."
+)
+
+NOT_COVERED = (
+    "- Text: applying the model to a text data set is future work in the write-up and is in no "
+    "version of its code; images alone are covered.\n"
+    "- Published numbers are of the budget and the split that their sources give or leave out; a "
+    "page of another budget stands beside them and neither confirms nor refutes them.\n"
+)
+
+
+class Notes:
+    """The footnotes of a section, numbered as they come up."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        """Return the mark of a note."""
+        text = " ".join(text.split())
+        if text not in self.texts:
+            self.texts.append(text)
+        return f"[^{self.prefix}-{self.texts.index(text) + 1}]"
+
+    def lines(self) -> Iterator[str]:
+        """Yield the notes themselves, each a paragraph."""
+        for place, text in enumerate(self.texts, 1):
+            yield f"[^{self.prefix}-{place}]: {text}"
+            yield ""
+
+
+def render(rows: Sequence[Row]) -> str:
+    """Return the markdown of a page."""
+    found = cells(rows)
+    parts = [
+        _head(rows, found),
+        _claims(found),
+        _tables(found),
+        _figures(rows, found),
+        _reproduction(found),
+        _coverage(rows, found),
+        "## Not covered\n\n" + NOT_COVERED,
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a markdown table's lines, and an empty one."""
+    cut = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in cut), ""]
+
+
+def _without(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
+) -> tuple[list[str], list[list[str]]]:
+    """Return a table without a column, which says the same in every row."""
+    place = columns.index(name)
+    narrow = [[*row[:place], *row[place + 1 :]] for row in (columns, *rows)]
+    return narrow[0], narrow[1:]
+
+
+# --------------------------------------------------------------------------- head
+
+
+def _head(rows: Sequence[Row], found: Sequence[Cell]) -> str:
+    first = rows[0]
+    lines = [f"# {first['study']}", ""]
+    if first.get("question"):
+        lines += [first["question"], ""]
+    else:
+        lines += ["Runs that were made by hand, one by one; no study plans them.", ""]
+    if any(row.get("look") for row in rows):
+        lines += [
+            "**A look at the harness, no verdicts**: the preset is for trials.",
+            "",
+        ]
+    lines += [
+        "Nats per image on the test split, lower is better, of the last epoch's parameters: means "
+        "over finished seeds, ± their standard deviation.",
+        "",
+    ]
+    lines += [f"- {name}: {value}" for name, value in _facts(rows, found)]
+    return "\n".join([*lines, ""])
+
+
+def _facts(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+    """Yield what a page's numbers are, as pairs."""
+    first = rows[0]
+    if first.get("command"):
+        yield "repeat it", f"`{first['command']}`"
+    yield "coverage", coverage(found)
+    yield "newest run", max((row.get("ended", "") for row in rows), default="") or "none yet"
+    commits = {
+        row["commit"] + (" with uncommitted changes" if row.get("dirty") else "")
+        for row in rows
+        if row.get("commit")
+    }
+    yield "commit", ", ".join(sorted(commits)) or "unknown"
+    ran = [row for row in rows if row["status"] == "complete"] or rows
+    yield "devices", _every(rows, "device")
+    yield "data", "; ".join(sorted({_data(row) for row in ran}))
+    yield "estimators", _estimators(ran)
+    yield "budget", "; ".join(sorted({budget(row) for row in ran}))
+    yield "seeds", first.get("seeds") or _seeds_of(rows)
+
+
+def coverage(found: Sequence[Cell]) -> str:
+    """Return in a line how many cells are complete, and what the others are."""
+    done = sum(cell.is_done for cell in found)
+    counts: dict[str, int] = {}
+    for cell in found:
+        for status, count in cell.count.items():
+            counts[status] = counts.get(status, 0) + count
+    told = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(counts.items()))
+    return f"{done} of {len(found)} cells complete (seeds: {told})"
+
+
+def _data(row: Row) -> str:
+    origin = row.get("data_origin") or "published"
+    other = "" if origin == "published" else f", {origin}, not the published data"
+    images = f", {row['images']} test images" if row.get("images") else ""
+    return f"{row['dataset']}, {row['binarisation']} binarisation{other}{images}"
+
+
+def _estimators(rows: Sequence[Row]) -> str:
+    """Return which estimators were scored, with every K."""
+    scored = [row for row in rows if row.get("protocol")]
+    ks = sorted({int(row["samples"]) for row in scored if row.get("samples")})
+    names = sorted({name for row in scored for name in _protocol(row).get("estimators", ())})
+    told = ", ".join(names) or "elbo, iw"
+    k = f"; K = {', '.join(map(str, ks))}" if ks else ""
+    if "refit" not in names:
+        return told + k
+    return f"{told}{k}; nll is the smaller of iw and refit_iw, chosen on validation images"
+
+
+def _protocol(row: Row) -> dict[str, Any]:
+    try:
+        found = json.loads(row["protocol"])
+    except ValueError:  # cut short by a server's limit
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def budget(row: Row) -> str:
+    """Return what a row may spend."""
+    names = (("params.epochs", "epochs"), ("updates", "updates"))
+    told = [f"{row[name]} {word}" for name, word in names if row.get(name)]
+    sizes = (("params.batch", "B"), ("params.steps", "T"), ("params.hidden", "H"))
+    told += [f"{word} = {row[name]}" for name, word in sizes if row.get(name)]
+    return ", ".join([*told, row.get("params.precision", "")]).rstrip(", ")
+
+
+def _every(rows: Sequence[Row], name: str) -> str:
+    return ", ".join(sorted({row.get(name, "") for row in rows} - {""})) or "unknown"
+
+
+def _seeds_of(rows: Sequence[Row]) -> str:
+    return ", ".join(map(str, sorted({int(row["seed"]) for row in rows})))
+
+
+# --------------------------------------------------------------------------- claims
+
+
+def claims_of(found: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return all judged comparisons of a page, by claim."""
+    told = [one for cell in found for one in json.loads(cell.first.get("claims") or "[]")]
+    return sorted(told, key=lambda one: one["claim"])
+
+
+def _claims(found: Sequence[Cell]) -> str:
+    told = claims_of(found)
+    if not told:
+        return ""
+    by_cell = {cell.name: cell for cell in found}
+    notes = Notes("c")
+    rows = []
+    seen = set()
+    for one in told:
+        new = one["claim"] not in seen
+        seen.add(one["claim"])
+        rows.append(
+            [
+                str(one["claim"]) if new else "",
+                f"{one['text']} ({one['source']})" if new else "",
+                f"{one['left']} {'>' if '>' in one['expect'] else '<'} {one['right']}",
+                one["metric"],
+                _measured(one, notes),
+                f"**{one['verdict']}**{notes.mark(_why(one))}",
+                budget(by_cell[one["right_cell"]].first),
+            ]
+        )
+    columns = ["", "claim", "as a comparison", "metric", "left minus right [95 %]", "verdict"]
+    columns.append("budget")
+    lines = ["## Claims", ""]
+    if len({row[-1] for row in rows}) == 1:
+        lines += [f"At this budget: {rows[0][-1]}.", ""]
+        columns, rows = _without(columns, rows, "budget")
+    lines += [*table(columns, rows), STATISTICS, ""]
+    return "\n".join([*lines, *notes.lines()])
+
+
+def _measured(one: Mapping[str, Any], notes: Notes) -> str:
+    if one["estimate"] is None:
+        return "–"
+    if one["low"] is None:
+        return f"{one['estimate']:+.2f} ({one['pairs']}), p = {_p(one['p_holm'])}"
+    return _interval(one["estimate"], one["low"], one["high"], one["p_holm"]) + notes.mark(
+        f"paired over {one['pairs']}"
+    )
+
+
+def _why(one: Mapping[str, Any]) -> str:
+    why = str(one["why"])
+    if one["verdict"] != NONE and one["untuned"]:
+        why += f"; {one['untuned']}"
+    return why
+
+
+def _interval(estimate: float, low: float, high: float, p: float | None) -> str:
+    return f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}], p{NBSP}={NBSP}{_p(p)}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 1e-16" if value < 1e-16 else f"{value:.2g}"
+
+
+def verdicts(found: Sequence[Cell]) -> str:
+    """Return the verdicts in one line."""
+    told = claims_of(found)
+    if not told:
+        return "no claims"
+    if {one["verdict"] for one in told} == {NONE}:
+        return f"no verdicts: {told[0]['why'].partition(':')[0]}"
+    lines = []
+    for number_ in sorted({one["claim"] for one in told}):
+        own = [one for one in told if one["claim"] == number_]
+        parts = []
+        for one in own:
+            at = ", ".join(f"{key} = {value}" for key, value in one["at"].items())
+            parts.append(one["verdict"] + (f" ({at})" if at else ""))
+        lines.append(f"`{own[0]['expect']}`: {', '.join(parts)}")
+    return "; ".join(lines)
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def _tables(found: Sequence[Cell]) -> str:
+    """Return a table for each section, of the cells that have been begun."""
+    groups = tables(found)
+    lines = ["## Tables", ""]
+    if not groups:
+        return "\n".join([*lines, "No cell has been begun.", ""])
+    if len(groups) > 1:
+        lines += [
+            f"{len(groups)} tables: rows that differ in {differing(groups)} are not comparable "
+            "and never share one.",
+            "",
+        ]
+    for place, section in enumerate(groups, 1):
+        lines += _section(place, section)
+    return "\n".join(lines)
+
+
+def _section(place: int, section: Section) -> list[str]:
+    common = section.common
+    notes = Notes(str(place))
+    order = sorted(section.cells, key=_by_rank)
+    metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
+    title = f"### {place}. {common['data']}, {common['binarisation']} binarisation"
+    shown = [f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H", "B")]
+    lines = [title, "", f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
+    compared = [name for name in ("nll", "elbo", "iw", "refit_iw") if _is_compared(order, name)]
+    columns = ["#", "variant", f"{metric} (K = {common['K']})"]
+    columns += [f"{name} minus baseline [95 %]" for name in compared]
+    columns += ["elbo", "iw", "v (over 10)", "objective", "gap", "aux", "seeds", "failed", "tuned"]
+    names = {cell.name: cell.title for cell in order}
+    rows = []
+    for cell in order:
+        rows.append(
+            [
+                cell.first.get("rank", "") + ("=" if cell.first.get("tied") else ""),
+                cell.title,
+                _ranked(cell, metric, notes),
+                *(_difference(cell, name, names, notes) for name in compared),
+                _estimate(cell, "elbo", notes),
+                _estimate(cell, "iw", notes),
+                _v(cell),
+                *_objective(cell, notes),
+                _seeds(cell, notes),
+                _failed(cell),
+                "tuned" + notes.mark(cell.first["tuned"]) if cell.first.get("tuned") else "untuned",
+            ]
+        )
+    if not any(cell.first.get("tuned") for cell in order):
+        lines += ["Every row is untuned: nobody searched its learning rate.", ""]
+        columns, rows = _without(columns, rows, "tuned")
+    if not any(cell.mean("aux") for cell in order):
+        columns, rows = _without(columns, rows, "aux")
+    lines += table(columns, rows)
+    if any(cell.first.get("tied") for cell in order):
+        lines += [
+            "`=`: not told apart from the first of its rank (paired difference, p >= .05).",
+            "",
+        ]
+    return [*lines, *_costs(order, notes), *notes.lines()]
+
+
+def _by_rank(cell: Cell) -> tuple[float, float, str]:
+    metric = cell.first.get("ranked_by", "nll")
+    value = cell.mean(metric)
+    rank = float(cell.first.get("rank") or math.inf)
+    return rank, math.inf if value is None else value, cell.name
+
+
+def _is_compared(order: Sequence[Cell], metric: str) -> bool:
+    return any(cell.first.get(f"{metric}_difference") for cell in order)
+
+
+def _ranked(cell: Cell, metric: str, notes: Notes) -> str:
+    text = _estimate(cell, metric, notes)
+    if cell.mean(metric) is None:
+        return text
+    if metric == "nll":
+        sources = {row.get("nll_from", "") for row in cell.finished} - {""}
+        text += f" {' / '.join(sorted(sources))}"
+    tag = "nll_bound_only" if metric == "nll" else "bound_only"
+    if any(row.get(tag) == "true" for row in cell.finished):
+        text += notes.mark(
+            "a bound only: the log weights of over 5 % of the images have a variance above 10"
+        )
+    return f"**{text}**" if "[^" not in text else f"**{text.replace('[^', '**[^', 1)}"
+
+
+def _estimate(cell: Cell, metric: str, notes: Notes) -> str:
+    """Return mean and spread, or the footnoted reason for their absence."""
+    mean, spread, status = cell.mean(metric), cell.spread(metric), cell.status(metric)
+    if not cell.finished:
+        return "–"
+    if status == "infinite":
+        return "∞" + notes.mark(
+            f"infinite {metric}: the recogniser leaves the prior's support, where p(z) = 0"
+        )
+    if status == "undefined" and mean is None:
+        return "undefined" + notes.mark(f"undefined {metric}: the recogniser has no density")
+    return plain(mean) + (f"{NBSP}±{NBSP}{spread:.2f}" if spread is not None else "")
+
+
+def _difference(cell: Cell, metric: str, names: Mapping[str, str], notes: Notes) -> str:
+    first = cell.first
+    if not first.get("compared_with"):
+        return "baseline" if first.get("is_baseline") else "–"
+    told = [number(first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_holm")]
+    estimate, low, high, p = told
+    if estimate is None or low is None or high is None:
+        why = first.get(f"{metric}_apart")
+        known = bool(why and cell.finished)
+        return "–" + (notes.mark(f"no difference in {metric}: {why}") if known else "")
+    pairs = first[f"{metric}_pairs"]
+    beside = notes.mark(f"paired over {pairs}, against {names[first['compared_with']]}")
+    return _interval(estimate, low, high, p) + beside
+
+
+def _v(cell: Cell) -> str:
+    share = cell.mean("v_over_10_share")
+    wide = f"{NBSP}({100 * share:.0f}{NBSP}%)" if share else ""
+    return plain(cell.mean("v_mean")) + wide
+
+
+def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
+    """Return what was optimised, struck through where it bounds nothing, its gap, and aux."""
+    objective, nll = cell.mean("objective"), cell.mean("nll")
+    gap = None if objective is None or nll is None else nll - objective
+    aux = plain(cell.mean("aux")) if cell.mean("aux") else "–"
+    text = plain(objective)
+    if text == "–" or cell.says("bounds_nll") == "yes":
+        return text, plain(gap, signed=True), aux
+    reason = cell.says("bound_reason").rstrip(".")
+    why = f": {reason}" if reason else ""
+    word = "does not bound" if cell.says("bounds_nll") == "no" else "is not shown to bound"
+    mark = notes.mark(f"the objective of {cell.title} {word} the negative log-likelihood{why}")
+    return f"~~{text}~~{mark}", plain(gap, signed=True), aux
+
+
+def _seeds(cell: Cell, notes: Notes) -> str:
+    """Return n of N with every other status, each footnoted with its reason."""
+    text = f"{len(cell.finished)} of {len(cell.seeds)}"
+    for status, these in statuses(cell):
+        text += f", {len(these)} {status.replace('_', ' ')}"
+        told: dict[str, list[str]] = {}
+        for row in these:
+            step = row.get("diverged_step", "")
+            parts = (f"step {step}" if step else "", row.get("reason", ""))
+            if why := ", ".join(part for part in parts if part):
+                told.setdefault(why, []).append(row["seed"])
+        for why, seeds in told.items():
+            who = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}"
+            text += notes.mark(f"{cell.title}, {who}: {status.replace('_', ' ')}, {why}")
+    return text
+
+
+def _failed(cell: Cell) -> str:
+    failed, known = cell.failed_share()
+    return f"{failed} of {known}" if known else "–"
+
+
+def _costs(order: Sequence[Cell], notes: Notes) -> list[str]:
+    """Return what the rows cost, as a table of its own: machines may differ."""
+    rows = []
+    for cell in order:
+        if not cell.finished:
+            continue
+        memory = cell.mean("peak_memory_bytes")
+        parameters = cell.mean("parameters")
+        seconds = [cell.mean(name) for name in ("seconds", "scoring_seconds")]
+        rows.append(
+            [
+                cell.title,
+                "–" if parameters is None else f"{parameters:,.0f}",
+                *("–" if value is None else duration(value) for value in seconds),
+                plain(cell.mean("images_per_second"), 0),
+                "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                _every(cell.finished, "device"),
+            ]
+        )
+    if not rows:
+        return []
+    devices = {row[-1] for row in rows}
+    columns = ["variant", "parameters", "training", "scoring", "images/s", "peak memory"]
+    if len(devices) == 1:
+        rows = [row[:-1] for row in rows]
+    else:
+        columns.append(
+            "device" + notes.mark("rows of different machines: times and speeds do not compare")
+        )
+    return ["Means a seed:", "", *table(columns, rows)]
+
+
+def plain(value: float | None, digits: int = 2, signed: bool = False) -> str:
+    """Return a number as a table has it."""
+    return "–" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+# --------------------------------------------------------------------------- figures
+
+
+def figures_of(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return a page's figures: file, title, caption."""
+    found: list[dict[str, str]] = json.loads(rows[0].get("figures") or "[]")
+    return found
+
+
+def _figures(rows: Sequence[Row], found: Sequence[Cell]) -> str:
+    lines = []
+    if len(tables(found)) > DRAWN:
+        lines += [f"Of the first {DRAWN} tables alone.", ""]
+    for one in figures_of(rows):
+        lines += [f"### {one['title']}", "", f"![{one['title']}](figures/{one['file']})", ""]
+        lines += [one["caption"], ""]
+    return "\n".join(["## Figures", "", *lines]) if figures_of(rows) else ""
+
+
+# --------------------------------------------------------------------------- reproduction
+
+
+def _reproduction(found: Sequence[Cell]) -> str:
+    rows: list[list[str]] = []
+    notes = Notes("r")
+    for cell in found:
+        if cell.first.get("as_published", "yes") != "yes":
+            continue
+        for one in json.loads(cell.first.get("published") or "[]"):
+            if one["dataset"] in _stands_for(cell):
+                rows.append(_beside(cell, one, notes))
+    if not rows:
+        return ""
+    columns = ["variant", "published", "estimator", "split", "source", "ours: elbo", "nll"]
+    lines = ["## Reproduction", "", *table([*columns, "difference of the elbo"], rows)]
+    lines += [
+        "*unverified*: which split, or what exactly, the number is of could not be established.",
+        "",
+    ]
+    return "\n".join([*lines, *notes.lines()])
+
+
+def _stands_for(cell: Cell) -> set[str]:
+    """Return the data sets whose published numbers a cell stands beside."""
+    own = cell.first["dataset"]
+    return {own} if own != "mnist-5k" else {"mnist-static"}
+
+
+def _beside(cell: Cell, one: Mapping[str, Any], notes: Notes) -> list[str]:
+    """Return a published number beside ours; no difference where the two are not alike."""
+    first = cell.first
+    nats = f"{'<= ' if one['bound'] else ''}{one['nats']:.2f}"
+    if not one["verified"]:
+        nats += " *unverified*"
+    if one["remark"]:
+        nats += notes.mark(one["remark"])
+    reasons = []
+    if first["dataset"] != one["dataset"]:
+        reasons.append(f"{first['dataset']} here, {one['dataset']} there")
+    if one["grey"] and first["binarisation"] != "soft":
+        reasons.append(f"{first['binarisation']} targets here, grey ones there")
+    if not one["is_elbo"]:
+        ours = plain(cell.mean("objective"))
+        reasons.append(f"it is what is called objective here, which is {ours}")
+    if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
+        reasons.append(f"T = {first['params.steps']} here, {one['steps']} there")
+    if first.get("params.epochs") not in ("", None, "250"):
+        reasons.append(f"{first['params.epochs']} epochs here, 250 in the original's code")
+    elbo = cell.mean("elbo")
+    apart = "not alike" + notes.mark("; ".join(reasons)) if reasons else "–"
+    if not reasons and elbo is not None:
+        apart = plain(elbo - one["nats"], signed=True)
+    return [
+        cell.title,
+        nats,
+        one["estimator"],
+        one["split"],
+        one["source"],
+        _estimate(cell, "elbo", notes),
+        _estimate(cell, "nll", notes),
+        apart,
+    ]
+
+
+# --------------------------------------------------------------------------- coverage
+
+
+def _coverage(rows: Sequence[Row], found: Sequence[Cell]) -> str:
+    first = rows[0]
+    lines = ["## Coverage", "", f"{coverage(found)}.", ""]
+    left = [cell for cell in found if len(cell.finished) < len(cell.seeds)]
+    if left:
+        told = []
+        for cell in left:
+            count = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in cell.count.items())
+            reasons = dict.fromkeys(
+                row["reason"]
+                for row in cell.seeds
+                if row.get("reason") and row["status"] != "complete"
+            )
+            told.append([cell.title, _state(cell), count, "; ".join(reasons) or "–"])
+        lines += table(["cell", "state", "seeds", "why"], told)
+    skipped = json.loads(first.get("skipped") or "[]")
+    if skipped:
+        lines += ["Not planned, by the study itself:", ""]
+        lines += [f"- {_skip(one)}: {one['why']}" for one in skipped]
+        lines.append("")
+    remarks = json.loads(first.get("remarks") or "[]")
+    if remarks:
+        lines += ["Besides:", "", *(f"- {text}" for text in remarks), ""]
+    return "\n".join(lines)
+
+
+def _state(cell: Cell) -> str:
+    """Return one word for a cell that is not complete in every seed."""
+    if set(cell.count) == {"not_applicable"}:
+        return "not applicable"
+    for status in ("failed", "interrupted", "training", "scoring", "waiting"):
+        if status in cell.count:
+            return "running" if status in ("training", "scoring") else status
+    return "complete"
+
+
+def _skip(one: Mapping[str, Any]) -> str:
+    if one["axis"]:
+        return f"`{one['variant']}` along {one['axis']}"
+    told = ", ".join(f"{key} = {value}" for key, value in one["params"].items())
+    return f"`{one['variant']}` at {told}"

@@ -1,0 +1,80 @@
+"""The tidy csv of a page: one row a seed, everything as text, the same bytes for the same rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from glas_bench.errors import UsageError
+from glas_bench.report.cells import Row
+from glas_bench.report.rows import SCHEMA
+
+FIRST = (
+    *("study", "cell", "variant", "seed", "status", "reason", "diverged_step", "rank", "tied"),
+    *("ranked_by", "nll", "nll_from", "nll_bound_only", "compared_with"),
+    *("nll_difference", "nll_low", "nll_high", "nll_p", "nll_p_holm", "nll_pairs", "nll_apart"),
+    *("elbo_difference", "elbo_low", "elbo_high", "elbo_p", "elbo_p_holm", "elbo_pairs"),
+    *("elbo_apart", "elbo", "elbo_status", "iw", "iw_status", "samples", "refit_iw", "v_mean"),
+    *("objective", "objective_gap", "recon", "charge", "kl", "aux", "bounds_nll", "failed"),
+    *("tuned", "seconds", "scoring_seconds", "images_per_second", "peak_memory_bytes"),
+    *("parameters", "dataset", "binarisation", "images", "protocol_key", "protocol"),
+    *("config_key", "commit", "dirty", "device", "ended"),
+)
+"""Columns that come first, in this order; the others follow by name."""
+
+NEEDED = ("schema", "study", "cell", "variant", "seed", "status")
+
+
+def write(rows: Sequence[Row]) -> bytes:
+    """Return the csv of a page's rows."""
+    names = {name for row in rows for name, value in row.items() if value}
+    names |= set(NEEDED)
+    columns = [name for name in FIRST if name in names]
+    columns += sorted(names - set(columns))
+    table = pd.DataFrame([[row.get(name, "") for name in columns] for row in rows], columns=columns)
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue().encode()
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+    """Read a csv that `write` wrote.
+
+    Args:
+        path: of the file.
+        columns: which of its columns, where they are there; all of them unless given.
+
+    Raises:
+        UsageError: there is no such file, or it is none of ours.
+    """
+    try:
+        wanted = None if columns is None else {*columns, *NEEDED}.__contains__
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=wanted)
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise UsageError(f"{path} cannot be read as csv: {error}") from error
+    missing = [name for name in NEEDED if name not in table.columns]
+    if missing or table.empty:
+        lacks = f"it lacks {', '.join(missing)}" if missing else "it has no rows"
+        raise UsageError(f"{path} is no csv of `glas-bench report`: {lacks}")
+    rows: list[Row] = table.to_dict("records")  # type: ignore[assignment]
+    if {row["schema"] for row in rows} != {SCHEMA}:
+        raise UsageError(
+            f"{path} was written by another version of glas-bench, and schema {SCHEMA} is read "
+            "here: report its study anew"
+        )
+    _check(path, rows)
+    return rows
+
+
+def _check(path: Path, rows: Sequence[Row]) -> None:
+    """Refuse what somebody edited into nonsense."""
+    if len({row["study"] for row in rows}) > 1:
+        raise UsageError(f"{path} holds more than one study; one page has one csv")
+    for line, row in enumerate(rows, 2):
+        if not row["seed"].isdecimal():
+            raise UsageError(f"{path}:{line}: seed {row['seed']!r} is no whole number")
