@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services import Postgres
 
 LONG = 120.0
 """Seconds after which a command, or what is awaited of one, counts as lost."""
@@ -48,6 +49,22 @@ def packed(_away_from_the_user: None) -> Any:
     from glas_bench import data
 
     return data.load("mnist-5k")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL for all tests; each takes a database of its own, and leaves it running."""
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+QUICKLY = {
+    "PYTHONPATH": os.pathsep.join(
+        path for path in (str(Path(__file__).parent / "quick"), os.environ.get("PYTHONPATH")) if path
+    )
+}
+"""Environment of a sweep that scores in a moment, in all its processes."""
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import Ended, Glas, children, until
+from conftest import QUICKLY, Ended, Glas, children, until
 from optuna.trial import TrialState
+from quick.budget import QUICK
 from services import Postgres
 
 from glas_bench import environment, evaluate, study
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
-from glas_bench.refit import Budget
 from glas_bench.sweep import addresses, owner, states, worker
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.ledger import MOST_LOST
@@ -98,8 +98,7 @@ def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit recognisers for a moment: what is swept here is not looked at. In this process alone."""
-    budget = Budget(share=0.02, checks=1, image_steps=1)
-    monkeypatch.setattr(evaluate, "BUDGET", budget)
+    monkeypatch.setattr(evaluate, "BUDGET", QUICK)
     monkeypatch.setenv("GLAS_BENCH_CORES", "1")  # seeds one after another, in this process
 
 
@@ -113,13 +112,6 @@ def _stores() -> Iterator[None]:
     yield
     while OPEN:
         OPEN.pop().close()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.remove()
 
 
 # --------------------------------------------------------------------------- from first to last
