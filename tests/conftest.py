@@ -61,7 +61,9 @@ def postgres() -> Iterator[Postgres]:
 
 QUICKLY = {
     "PYTHONPATH": os.pathsep.join(
-        path for path in (str(Path(__file__).parent / "quick"), os.environ.get("PYTHONPATH")) if path
+        path
+        for path in (str(Path(__file__).parent / "quick"), os.environ.get("PYTHONPATH"))
+        if path
     )
 }
 """Environment of a sweep that scores in a moment, in all its processes."""

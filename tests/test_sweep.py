@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import QUICKLY, Ended, Glas, children, until
+from conftest import Ended, Glas, children, until
 from optuna.trial import TrialState
 from quick.budget import QUICK
 from services import Postgres

@@ -115,9 +115,7 @@ def _workers(plan: Plan, store: Store, device: str) -> int:
     found = states.states(*read) if read else []
     # a search has many trials to share
     left = sum(
-        plan.study.trials if each.item.searched else 1
-        for each in found
-        if each.status == "waiting"
+        plan.study.trials if each.item.searched else 1 for each in found if each.status == "waiting"
     )
     threads = max(cell.config.threads for cell in plan.study.cells)
     return crew.default_workers(device, left, threads)
