@@ -177,8 +177,12 @@ def until(
     condition: Callable[[], Any],
     process: subprocess.Popen[str] | None = None,
     seconds: float = LONG,
+    every: float = 0.005,
 ) -> Any:
-    """Wait until a condition holds and return it; the process must not end before."""
+    """Wait until a condition holds and return it; the process must not end before.
+
+    Looking takes processor time from what is looked at: `every` says how many seconds lie between.
+    """
     deadline = time.monotonic() + seconds
     while True:
         ended = process is not None and process.poll() is not None
@@ -189,7 +193,7 @@ def until(
             pytest.fail(f"it ended with {process.returncode}: {process.communicate()[1]}")
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds} s in vain")
-        time.sleep(0.002)
+        time.sleep(every)
 
 
 def children(pid: int) -> list[int]:

@@ -160,10 +160,12 @@ def test_nothing_is_lost_and_nothing_done_twice(
     }
     sweep = glas.start("sweep", "storm.yaml", "--workers", 4, **environment)
     until(
-        lambda: sum(b"sweep.worker" in command_of(pid) for pid in children(sweep.pid)) == 4, sweep
+        lambda: sum(b"sweep.worker" in command_of(pid) for pid in children(sweep.pid)) == 4,
+        sweep,
+        every=0.05,
     )
     for after, kind in weather.events():
-        until(lambda after=after: complete(glas.results) >= after, sweep, LONG)
+        until(lambda after=after: complete(glas.results) >= after, sweep, LONG, every=0.05)
         assert sweep.poll() is None
         weather.happen(kind, sweep)
         cells_of = [command_of(pid) for pid in children(sweep.pid)]
