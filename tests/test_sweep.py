@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import Ended, Glas, children, until
+from conftest import QUICKLY, Ended, Glas, children, until
 from optuna.trial import TrialState
 from quick.budget import QUICK
 from services import Postgres
@@ -457,7 +457,7 @@ def test_a_cell_that_another_command_runs_is_left_to_it(glas: Glas) -> None:
     assert "cauchy: given back, already running" in ended.err
 
 
-def test_a_cpu_gets_as_many_workers_as_have_something_to_do(
+def test_a_cpu_gets_as_many_workers_as_it_has_cores_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(environment, "cores", lambda: 8)
