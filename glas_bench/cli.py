@@ -179,7 +179,7 @@ def studied(function: F) -> F:
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
-    help="Processes; one a GPU unless said, or one on a CPU, whose cores they divide.",
+    help="Processes; one a GPU unless said, on a CPU as many as it has cores for.",
 )
 @click.option("--max-trials", type=click.IntRange(min=1), help="Of the study's whole life.")
 @click.option("--dry-run", is_flag=True, help="Print the cells and their number, and run nothing.")

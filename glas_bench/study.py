@@ -116,13 +116,20 @@ class Study:
         return {cell.name: cell for cell in self.cells}
 
 
-def load(reference: str, preset: str | None = None, dataset: str | None = None) -> Study:
+def load(
+    reference: str,
+    preset: str | None = None,
+    dataset: str | None = None,
+    *,
+    precision: str | None = None,
+) -> Study:
     """Read a study and lay it out.
 
     Args:
         reference: the path of a study file, or the name of a shipped study.
         preset: in place of the file's.
         dataset: in place of the file's and the preset's.
+        precision: of cells for which the file names none: the device's.
 
     Raises:
         UsageError: something in it cannot be used; the message names file and line.
@@ -131,7 +138,7 @@ def load(reference: str, preset: str | None = None, dataset: str | None = None) 
     file, source = studyfile.read(path)
     if preset is not None and preset not in config.PRESETS:
         raise unknown("preset", preset, config.PRESETS)
-    return _Planner(file, source, preset or file.preset, dataset).study()
+    return _Planner(file, source, preset or file.preset, dataset, precision).study()
 
 
 def shipped() -> dict[str, Path]:
@@ -200,11 +207,20 @@ class _Entry:
 class _Planner:
     """From a file to its cells and claims."""
 
-    def __init__(self, file: StudyFile, source: Source, preset: str, dataset: str | None) -> None:
+    def __init__(
+        self,
+        file: StudyFile,
+        source: Source,
+        preset: str,
+        dataset: str | None,
+        precision: str | None,
+    ) -> None:
         self.file = file
         self.source = source
         self.preset = preset
         self.dataset = dataset
+        self.shared: dict[str, Any] = {"precision": precision} if precision else {}
+        self.shared |= {"dataset": file.dataset} if file.dataset else {}
         self.cells: dict[str, PlannedCell] = {}  # by identity
         self.skipped: list[Skipped] = []
         self.listed: set[str] = set()  # identities of what `variants` asks for
@@ -419,10 +435,9 @@ class _Planner:
         return cell
 
     def _resolve(self, variant: Variant, settings: dict[str, Any], loc: Loc) -> RunConfig:
-        own = {"dataset": self.file.dataset} if self.file.dataset else {}
         try:
             return config.resolve(
-                variant, preset=self.preset, study={**own, **settings}, dataset=self.dataset
+                variant, preset=self.preset, study={**self.shared, **settings}, dataset=self.dataset
             )
         except UsageError as error:
             raise self.source.error(self._where(loc, settings, error), error) from error
@@ -515,11 +530,10 @@ class _Planner:
         ):
             return None
         fixed = {key: value for key, value in self.file.fixed.items() if key in own}
-        own_set = {"dataset": self.file.dataset} if self.file.dataset else {}
         resolved = config.resolve(
             variant,
             preset=self.preset,
-            study={**own_set, **fixed, **values},
+            study={**self.shared, **fixed, **values},
             dataset=self.dataset,
         )
         found = [

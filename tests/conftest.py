@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services import Postgres
 
 LONG = 120.0
 """Seconds after which a command, or what is awaited of one, counts as lost."""
@@ -48,6 +49,24 @@ def packed(_away_from_the_user: None) -> Any:
     from glas_bench import data
 
     return data.load("mnist-5k")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL for all tests; each takes a database of its own, and leaves it running."""
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+QUICKLY = {
+    "PYTHONPATH": os.pathsep.join(
+        path
+        for path in (str(Path(__file__).parent / "quick"), os.environ.get("PYTHONPATH"))
+        if path
+    )
+}
+"""Environment of a sweep that scores in a moment, in all its processes."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +177,12 @@ def until(
     condition: Callable[[], Any],
     process: subprocess.Popen[str] | None = None,
     seconds: float = LONG,
+    every: float = 0.005,
 ) -> Any:
-    """Wait until a condition holds and return it; the process must not end before."""
+    """Wait until a condition holds and return it; the process must not end before.
+
+    Looking takes processor time from what is looked at: `every` says how many seconds lie between.
+    """
     deadline = time.monotonic() + seconds
     while True:
         ended = process is not None and process.poll() is not None
@@ -170,7 +193,7 @@ def until(
             pytest.fail(f"it ended with {process.returncode}: {process.communicate()[1]}")
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds} s in vain")
-        time.sleep(0.002)
+        time.sleep(every)
 
 
 def children(pid: int) -> list[int]:

@@ -19,15 +19,15 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import Ended, Glas, children, until
+from conftest import QUICKLY, Ended, Glas, children, until
 from optuna.trial import TrialState
+from quick.budget import QUICK
 from services import Postgres
 
 from glas_bench import environment, evaluate, study
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
-from glas_bench.refit import Budget
-from glas_bench.sweep import addresses, owner, states, worker
+from glas_bench.sweep import addresses, crew, owner, states, worker
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.ledger import MOST_LOST
 from glas_bench.sweep.plan import Plan
@@ -98,8 +98,7 @@ def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit recognisers for a moment: what is swept here is not looked at. In this process alone."""
-    budget = Budget(share=0.02, checks=1, image_steps=1)
-    monkeypatch.setattr(evaluate, "BUDGET", budget)
+    monkeypatch.setattr(evaluate, "BUDGET", QUICK)
     monkeypatch.setenv("GLAS_BENCH_CORES", "1")  # seeds one after another, in this process
 
 
@@ -113,13 +112,6 @@ def _stores() -> Iterator[None]:
     yield
     while OPEN:
         OPEN.pop().close()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.remove()
 
 
 # --------------------------------------------------------------------------- from first to last
@@ -400,13 +392,13 @@ def is_training(glas: Glas) -> Callable[[], bool]:
     return lambda: bool(list(glas.results.glob("runs/*/seed-0/checkpoint-*.pt")))
 
 
+@quick
 @linux
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_gives_cells_back_and_they_go_on(glas: Glas, workers: int) -> None:
     write(glas, SLOW)
     command = ("sweep", "tiny.yaml", "--workers", workers, "--no-mirror")
-    often = {"GLAS_BENCH_CHECKPOINT_SECONDS": 0}
-    first = glas.start(*command, **often)
+    first = glas.start(*command, GLAS_BENCH_CHECKPOINT_SECONDS=0, **QUICKLY)
     until(is_training(glas), first)
     first.terminate()
     ended = glas.ended(first)
@@ -418,20 +410,22 @@ def test_sigterm_gives_cells_back_and_they_go_on(glas: Glas, workers: int) -> No
     stopped = json.loads(path.read_text())
     assert stopped["status"] == "interrupted"
     assert stopped["step"] > 0
-    again = glas(*command)
+    again = sweep(glas)
     assert again.code == 0, again.err
     assert Counter(trial.state.name for trial in trials(glas)) == {"COMPLETE": 2}
 
 
+@quick
 @linux
 def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
     write(glas, SLOW)
-    first = glas.start("sweep", "tiny.yaml", "--no-mirror", GLAS_BENCH_CHECKPOINT_SECONDS=0)
+    command = ("sweep", "tiny.yaml", "--workers", 1, "--no-mirror")
+    first = glas.start(*command, GLAS_BENCH_CHECKPOINT_SECONDS=0, **QUICKLY)
     until(is_training(glas), first)
     first.kill()
     first.wait()
     assert [t.state.name for t in trials(glas)] == ["RUNNING", "WAITING"]
-    again = glas("sweep", "tiny.yaml", "--no-mirror")
+    again = sweep(glas)
     assert again.code == 0, again.err
     assert [t.system_attrs.get("glas_bench:lost", 0) for t in trials(glas)] == [1, 0]
     assert len(trials(glas)) == 2
@@ -443,7 +437,7 @@ def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
 @linux
 def test_a_worker_that_is_killed_is_told_of_and_the_others_go_on(glas: Glas) -> None:
     write(glas, SLOW)
-    running = glas.start("sweep", "tiny.yaml", "--workers", 2, "--no-mirror")
+    running = glas.start("sweep", "tiny.yaml", "--workers", 2, "--no-mirror", **QUICKLY)
     until(is_training(glas), running)
     (victim, *_) = (pid for pid in children(running.pid))
     os.kill(victim, signal.SIGKILL)
@@ -456,11 +450,42 @@ def test_a_worker_that_is_killed_is_told_of_and_the_others_go_on(glas: Glas) -> 
 def test_a_cell_that_another_command_runs_is_left_to_it(glas: Glas) -> None:
     plan = Plan(study.load(str(write(glas, TINY))), glas.results)
     with plan.cell("cauchy").folder.locked():
-        running = glas.start("sweep", "tiny.yaml", "--no-mirror")
+        running = glas.start("sweep", "tiny.yaml", "--workers", 1, "--no-mirror", **QUICKLY)
         until(lambda: len(times(glas)) == 1, running)  # gaussian, meanwhile
     ended = glas.ended(running)
     assert ended.code == 0, ended.err
     assert "cauchy: given back, already running" in ended.err
+
+
+def test_a_cpu_gets_as_many_workers_as_it_has_cores_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    assert crew.default_workers("cpu", cells=24, threads=1) == 8
+    assert crew.default_workers("cpu", cells=24, threads=3) == 2
+    assert crew.default_workers("cpu", cells=3, threads=1) == 3
+    assert crew.default_workers("cpu", cells=0, threads=16) == 1
+
+
+def test_a_precision_that_the_device_has_not_is_refused_before_anything_is_planned(
+    glas: Glas,
+) -> None:
+    for text in (
+        TINY.replace("samples: 5}", "samples: 5, precision: tf32}"),
+        TINY + "grid: {precision: [fp32, tf32]}\n",
+        TINY + "space: {precision: {choices: [fp32, tf32]}}\ntuning_seeds: 1000\n",
+    ):
+        ended = sweep(glas, text)
+        assert ended.code == 2
+        assert "precision tf32: a GPU's alone" in ended.err
+    assert not glas.results.exists()
+
+
+def test_cells_take_the_precision_of_the_device_unless_the_study_names_one(glas: Glas) -> None:
+    path = str(write(glas, TINY.replace("gaussian]", "{variant: gaussian, precision: bf16}]")))
+    found = {cell.variant.name: cell.config for cell in study.load(path, precision="tf32").cells}
+    assert (found["cauchy"].precision, found["gaussian"].precision) == ("tf32", "bf16")
+    assert {cell.config.precision for cell in study.load(path).cells} == {"fp32", "bf16"}
 
 
 def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -689,16 +714,19 @@ def test_sqlite_on_a_network_file_system_is_refused(
 def test_a_password_is_taken_off_the_command_line(postgres: Postgres, glas: Glas) -> None:
     write(glas, SLOW)
     url = postgres.fresh()
-    for given in (["--storage", url], [f"--storage={url}"]):
-        running = glas.start("sweep", "tiny.yaml", "--workers", 2, "--no-mirror", *given)
-        until(lambda running=running: len(children(running.pid)) == 2, running)
-        for pid in (running.pid, *children(running.pid)):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            assert Postgres.PASSWORD.encode() not in line
-        running.terminate()
-        ended = glas.ended(running)
-        assert ended.code == 75
-        assert Postgres.PASSWORD not in ended.out + ended.err
+    given = ["sweep", "tiny.yaml", "--workers", "2", "--no-mirror"]
+    running = glas.start(*given, "--storage", url, **QUICKLY)
+    until(lambda: len(children(running.pid)) == 2, running)
+    for pid in (running.pid, *children(running.pid)):
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert Postgres.PASSWORD.encode() not in line
+    running.terminate()
+    ended = glas.ended(running)
+    assert ended.code == 75
+    assert Postgres.PASSWORD not in ended.out + ended.err
+    assert addresses.without_storage([*given, f"--storage={url}", "--json"], url) == [
+        *given, "--json"
+    ]  # fmt: skip
 
 
 def test_a_wrong_password_is_told_at_once_and_not_repeated(postgres: Postgres, glas: Glas) -> None:

@@ -128,8 +128,19 @@ def devices(device: str, workers: int) -> list[str]:
     return [f"cuda:{index % count}" for index in range(workers)]
 
 
-def default_workers(device: str) -> int:
-    """Return how many workers a machine gets unless told: one a GPU, else one."""
+def default_workers(device: str, cells: int, threads: int) -> int:
+    """Return how many workers a machine gets unless told.
+
+    One a GPU. On a CPU as many as it has processors for: a worker that has them for one seed alone
+    runs seeds one after another, which saves each a process of its own and its imports of seconds.
+
+    Args:
+        device: as `environment.choose_device` returns it.
+        cells: that are to be run; more workers than cells would be idle.
+        threads: of a seed.
+    """
+    if device == "cpu":
+        return max(1, min(environment.cores() // threads, cells))
     if device != "cuda":
         return 1
     import torch

@@ -82,22 +82,26 @@ class Database:
     Args:
         url: from `addresses.storage_url`.
         read_only: for `status`: nothing is made where nothing is.
+        patience: seconds to wait for it; a worker's parent has just found it there.
 
     Raises:
         RunError: it does not answer, or is no database of ours.
     """
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self, url: str, *, read_only: bool = False, patience: float = PATIENCE_AT_FIRST
+    ) -> None:
         self.url = url
         self.file = sqlite_file(url)
         self.owner = owner.me()
         self.beat = beat_seconds()
         self._ids: dict[str, int] = {}
-        self._outages: tuple[type[Exception], ...] = (*_prepare_optuna(), _LockLost)
+        self._outages = _prepare_optuna()
         if self.file is not None and not read_only:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         self._lock_engine = self._engine()
-        self.storage: RDBStorage = self.through(self._open, PATIENCE_AT_FIRST)
+        self._outages += (self._lock_engine.dialect.dbapi.Error,)  # some reach us unwrapped
+        self.storage: RDBStorage = self.through(self._open, patience)
 
     def _arguments(self) -> dict[str, Any]:
         """Return arguments of SQLAlchemy's create_engine: a dead server is noticed in seconds."""
@@ -220,7 +224,11 @@ class Database:
 
 
 def _prepare_optuna() -> tuple[type[Exception], ...]:
-    """Quieten optuna; return what it and SQLAlchemy raise when the database is away."""
+    """Quieten optuna; return what it and SQLAlchemy raise when the database is away.
+
+    Who loses the connection that held the lock may meet another's writes before it notices: a
+    trial that is over by now, a row that is there already. Then too it is to look again.
+    """
     import optuna
     import sqlalchemy.exc
 
@@ -228,12 +236,10 @@ def _prepare_optuna() -> tuple[type[Exception], ...]:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return (
-        sqlalchemy.exc.OperationalError,
-        sqlalchemy.exc.InterfaceError,
-        sqlalchemy.exc.InternalError,
-        sqlalchemy.exc.TimeoutError,
-        sqlalchemy.exc.PendingRollbackError,
+        sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
+        optuna.exceptions.UpdateFinishedTrialError,
+        _LockLost,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glas_bench.sweep import owner
-from glas_bench.sweep.database import Database
+from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database
 from glas_bench.sweep.plan import Item, Plan, words
 from glas_bench.sweep.trials import (
     ABOUT,
@@ -43,9 +43,11 @@ MOST_LOST = 5
 class Ledger(Database):
     """An open database, and what may happen to a trial in it."""
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self, url: str, *, read_only: bool = False, patience: float = PATIENCE_AT_FIRST
+    ) -> None:
         self.looks: dict[int, float] = {}  # when a stale trial was first seen so
-        super().__init__(url, read_only=read_only)
+        super().__init__(url, read_only=read_only, patience=patience)
 
     def forget(self) -> None:
         self.looks.clear()

@@ -36,8 +36,10 @@ PLAN = "glas_bench:plan"
 class Store(Ledger):
     """An open database of studies, and this process in it."""
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
-        super().__init__(url, read_only=read_only)
+    def __init__(
+        self, url: str, *, read_only: bool = False, patience: float = PATIENCE_AT_FIRST
+    ) -> None:
+        super().__init__(url, read_only=read_only, patience=patience)
         self.searches = Searches(self)
 
     # ---- planning

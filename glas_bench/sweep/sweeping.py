@@ -14,6 +14,7 @@ from typing import Any
 from glas_bench import cells, environment, signals, study, worker
 from glas_bench.errors import UsageError, unknown
 from glas_bench.running import PATIENCE, PATIENCE_WHEN_STOPPED
+from glas_bench.study import Study
 from glas_bench.sweep import addresses, crew, states
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
@@ -72,8 +73,8 @@ def carry_out(request: Request) -> Answer:
     if request.most is not None and request.most < 1:
         raise UsageError(f"--max-trials {request.most}: give 1 or more")
     url = addresses.storage_url(request.storage, request.results)
-    found = study.load(request.study, request.preset, request.dataset)
     device = environment.choose_device(request.device)
+    found = _load(request, device)
     cells.check_results(request.results)
     with signals.graceful(), contextlib.closing(Store(url)) as store:
         plan = Plan(found, request.results)
@@ -88,9 +89,36 @@ def carry_out(request: Request) -> Answer:
             digest=digest(plan.document()),
             most=request.most,
         )
-        workers = request.workers or crew.default_workers(device)
+        workers = request.workers or _workers(plan, store, device)
         problems = _run(plan, store, job, workers, url, request.mirror)
         return _answer(plan, store, problems, request.most)
+
+
+def _load(request: Request, device: str) -> Study:
+    """Lay a study out in the device's precision, where it names none.
+
+    Raises:
+        UsageError: it names one that the device does not have.
+    """
+    precision = environment.default_precision(device)
+    found = study.load(request.study, request.preset, request.dataset, precision=precision)
+    searched = found.space.get("precision")
+    for precision in {cell.config.precision for cell in found.cells}:
+        environment.check_precision(precision, device)
+    for choice in (searched.choices if searched else None) or ():
+        environment.check_precision(str(choice), device)
+    return found
+
+
+def _workers(plan: Plan, store: Store, device: str) -> int:
+    read = store.read(plan.name)
+    found = states.states(*read) if read else []
+    # a search has many trials to share
+    left = sum(
+        plan.study.trials if each.item.searched else 1 for each in found if each.status == "waiting"
+    )
+    threads = max(cell.config.threads for cell in plan.study.cells)
+    return crew.default_workers(device, left, threads)
 
 
 def _there(plan: Plan, row: Row) -> Result | None:
@@ -287,7 +315,7 @@ def status(request: Request) -> Answer:
     return Answer(states.document_of(read[0], found), states.text(read[0], found), 0)
 
 
-def _named(request: Request) -> tuple[str, study.Study | None]:
+def _named(request: Request) -> tuple[str, Study | None]:
     """Return a study's name and, where its file is at hand, the study."""
     try:
         study.find(request.study)
@@ -297,7 +325,7 @@ def _named(request: Request) -> tuple[str, study.Study | None]:
     return found.name, found
 
 
-def _waiting(found: study.Study) -> Document:
+def _waiting(found: Study) -> Document:
     """Return the plan of a study that has not begun; its data is not opened."""
     from dataclasses import asdict
 

@@ -23,6 +23,7 @@ from typing import Any
 from glas_bench import cells, environment, outcome, signals
 from glas_bench.cells import Cell
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
+from glas_bench.sweep.database import PATIENCE
 from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.store import Store
 from glas_bench.sweep.trials import Result, Task, Wait
@@ -239,10 +240,12 @@ def _do(job: Job, tell: Tell) -> None:
     from glas_bench.sweep import addresses
 
     results = Path(job.results)
-    plan = Plan(study.load(job.study, job.preset, job.dataset), results)
+    precision = environment.default_precision(job.device)
+    plan = Plan(study.load(job.study, job.preset, job.dataset, precision=precision), results)
     if digest(plan.document()) != job.digest:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
-    with contextlib.closing(Store(addresses.storage_url(None, results))) as store:
+    url = addresses.storage_url(None, results)
+    with contextlib.closing(Store(url, patience=PATIENCE)) as store:
         work(plan, store, job, tell)
 
 
