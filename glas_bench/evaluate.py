@@ -85,8 +85,9 @@ def _fit_protocol() -> dict[str, Any]:
     return {**BUDGET.as_protocol(), "validation_images": CHOICE_IMAGES}
 
 
-FIT = f"refit-{protocol_key(_fit_protocol())}"
-"""The name under which a fit is kept."""
+def fit_name() -> str:
+    """Return the name under which a fit is kept beside the scores."""
+    return f"refit-{protocol_key(_fit_protocol())}"
 
 
 class Scorer:
@@ -216,8 +217,8 @@ class Scorer:
         """Return what the refitted recogniser finds on test, and the choice of `nll`."""
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
-            fit_together([fit], FIT, [unfinished], tick)
-        recogniser, report = fit.run(FIT, unfinished, tick)
+            fit_together([fit], fit_name(), [unfinished], tick)
+        recogniser, report = fit.run(fit_name(), unfinished, tick)
         self.seconds["refit_fit"] = fit.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
@@ -317,7 +318,7 @@ def refit_together(
             modes.enter_context(scoring(scorer.model, scorer.config, scorer.splits))
         fit_together(
             [scorer.fit() for scorer, _ in waiting],
-            FIT,
+            fit_name(),
             [unfinished for _, unfinished in waiting],
             tick,
             segment=segment,
