@@ -809,8 +809,9 @@ def test_the_batch_script_passes_the_signal_on_and_requeues_on_75(
             "SLURM_ARRAY_TASK_ID": "3",
         },
     )
-    until(lambda: (tmp_path / "started").is_file())
-    assert (tmp_path / "started").read_text().strip() == "sweep some-study --preset short"
+    started = tmp_path / "started"
+    until(lambda: started.is_file() and started.read_text())
+    assert started.read_text().strip() == "sweep some-study --preset short"
     process.terminate()
     assert process.wait(timeout=30) == code
     assert (tmp_path / "requeued").is_file() == requeued
