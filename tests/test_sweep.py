@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from glas_bench.record import load_run
 from glas_bench.sweep import addresses, crew, owner, states, worker
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.ledger import MOST_LOST
-from glas_bench.sweep.plan import Plan
+from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.store import Store
 from glas_bench.sweep.trials import Result, Task, Wait
 
@@ -661,6 +662,27 @@ def test_a_database_that_stays_away_is_told_of(
     assert Postgres.PASSWORD not in str(caught.value)
 
 
+def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
+    postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent has just seen it; a worker that gave up would be one fewer to the end."""
+    store, plan = planned(glas, TINY.replace(", gaussian", ""), url := postgres.fresh())
+    task = store.claim(plan)
+    assert isinstance(task, Task)
+    store.finish(task, Result("complete", value=1.0))  # so there is nothing left to do
+    path, key = str(plan.study.path), digest(plan.document())
+    job = worker.Job(path, None, None, str(glas.results), "cpu", key, None)
+    monkeypatch.setenv("OPTUNA_STORAGE", url)
+    monkeypatch.setitem(Store.__init__.__kwdefaults__, "patience", 0.2)
+    postgres.stop()
+    back = threading.Timer(1.5, postgres.start)
+    back.start()
+    try:
+        worker._do(job, lambda event: None)
+    finally:
+        back.join()
+
+
 # --------------------------------------------------------------------------- addresses
 
 
@@ -809,8 +831,9 @@ def test_the_batch_script_passes_the_signal_on_and_requeues_on_75(
             "SLURM_ARRAY_TASK_ID": "3",
         },
     )
-    until(lambda: (tmp_path / "started").is_file())
-    assert (tmp_path / "started").read_text().strip() == "sweep some-study --preset short"
+    started = tmp_path / "started"
+    until(lambda: started.is_file() and started.read_text())
+    assert started.read_text().strip() == "sweep some-study --preset short"
     process.terminate()
     assert process.wait(timeout=30) == code
     assert (tmp_path / "requeued").is_file() == requeued
