@@ -181,6 +181,7 @@ def studied(function: F) -> F:
     type=click.IntRange(1, 256),
     help="Processes; one a GPU unless said, on a CPU as many as it has cores for.",
 )
+@click.option("--seeds", help="0-2 or 0,3,5-7, instead of the study's own.")
 @click.option("--max-trials", type=click.IntRange(min=1), help="Of the study's whole life.")
 @click.option("--dry-run", is_flag=True, help="Print the cells and their number, and run nothing.")
 @click.option("--extend", is_flag=True, help="Take a changed study's plan; run only what is new.")
@@ -195,6 +196,7 @@ def sweep(
     storage: str | None,
     as_json: bool,
     workers: int | None,
+    seeds: str | None,
     max_trials: int | None,
     dry_run: bool,
     extend: bool,
@@ -208,6 +210,7 @@ def sweep(
     The same command elsewhere with the same storage adds workers; again, it goes on with what is
     left and shows what is finished.
     """
+    from glas_bench import config
     from glas_bench.sweep import sweeping
 
     sweeping.hide_password(storage)
@@ -215,6 +218,7 @@ def sweep(
         study=study,
         preset=preset,
         dataset=dataset,
+        seeds=None if seeds is None else config.parse_seeds(seeds),
         workers=workers,
         storage=storage,
         most=max_trials,
@@ -251,6 +255,7 @@ def status(
         study=study,
         preset=preset,
         dataset=dataset,
+        seeds=None,
         workers=None,
         storage=storage,
         most=None,

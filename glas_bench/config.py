@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -175,6 +175,13 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UsageError(f"--set {pair!r}: the value is not readable as YAML") from error
     return values
+
+
+def told_seeds(seeds: Sequence[int]) -> str:
+    """Return seeds as they are given to a command: 0-4, or 0,2,4."""
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ",".join(map(str, seeds))
 
 
 def parse_seeds(text: str) -> list[int]:

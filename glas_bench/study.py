@@ -22,8 +22,8 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,8 @@ class Study:
     dataset: str
     path: Path
     seeds: list[int]
+    own_seeds: list[int]
+    """The file's; the same unless others were asked for."""
     tuning_seeds: list[int]
     trials: int
     """Trials of every search; 0 where nothing is searched."""
@@ -121,6 +123,7 @@ def load(
     preset: str | None = None,
     dataset: str | None = None,
     *,
+    seeds: Sequence[int] | None = None,
     precision: str | None = None,
 ) -> Study:
     """Read a study and lay it out.
@@ -129,6 +132,7 @@ def load(
         reference: the path of a study file, or the name of a shipped study.
         preset: in place of the file's.
         dataset: in place of the file's and the preset's.
+        seeds: in place of the file's; the same study with fewer or more of them.
         precision: of cells for which the file names none: the device's.
 
     Raises:
@@ -138,7 +142,13 @@ def load(
     file, source = studyfile.read(path)
     if preset is not None and preset not in config.PRESETS:
         raise unknown("preset", preset, config.PRESETS)
-    return _Planner(file, source, preset or file.preset, dataset, precision).study()
+    if shared := set(seeds or ()) & set(file.tuning_seeds or ()):
+        raise UsageError(
+            f"--seeds: {', '.join(map(str, sorted(shared)))} are the study's tuning seeds; "
+            "what is tuned on is not reported on"
+        )
+    found = _Planner(file, source, preset or file.preset, dataset, precision).study()
+    return found if seeds is None else replace(found, seeds=sorted(set(seeds)))
 
 
 def shipped() -> dict[str, Path]:
@@ -249,6 +259,7 @@ class _Planner:
             dataset=cells[0].config.dataset,
             path=self.source.path,
             seeds=self.file.seeds,
+            own_seeds=self.file.seeds,
             tuning_seeds=self.file.tuning_seeds or [],
             trials=self._trials() if searches else 0,
             space=self.file.space,

@@ -697,6 +697,17 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
         "grid-slip@laptop",
         "glas-bench sweep grid-slip --preset laptop",
     )
+    note_study(
+        tmp_path,
+        "grid-slip@laptop",
+        [],
+        file=str(study.shipped()["grid-slip"]),
+        preset="laptop",
+        dataset="mnist-static",
+        seeds="0-2",
+    )
+    (fewer,) = plans.asked(["grid-slip@laptop"], tmp_path)
+    assert fewer.command == "glas-bench sweep grid-slip --preset laptop --seeds 0-2"
     (two,) = plans.asked(["glas-bench"], tmp_path)
     assert two.study is None
     with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):

@@ -436,3 +436,11 @@ def test_importing_studies_imports_neither_torch_nor_optuna() -> None:
     code = "import sys, glas_bench.study; print({'torch', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_other_seeds_are_the_same_study_and_never_those_of_tuning():
+    found = study.load("grid-slip", seeds=[2, 0, 1])
+    assert (found.name, found.seeds, found.own_seeds) == ("grid-slip", [0, 1, 2], [0, 1, 2, 3, 4])
+    searching = study.load("original-search")
+    with pytest.raises(UsageError, match="what is tuned on is not reported on"):
+        study.load("original-search", seeds=searching.tuning_seeds[:1])

@@ -270,14 +270,14 @@ def test_a_cell_over_which_workers_die_fails_at_last(glas: Glas) -> None:
 def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> None:
     assert sweep(glas, TINY).code == 0
     before = times(glas)
-    wider = TINY.replace("gaussian]", "gaussian, hellinger]").replace("seeds: 0", "seeds: 0-1")
-    refused = sweep(glas, wider)
+    wider = TINY.replace("gaussian]", "gaussian, hellinger]")
+    refused = sweep(glas, wider, "--seeds", "0-1")
     assert refused.code == 2
     assert "new cells: hellinger" in refused.err
     assert "cells with other seeds: cauchy, gaussian" in refused.err
     assert "--extend" in refused.err
     assert times(glas) == before
-    extended = sweep(glas, wider, "--extend")
+    extended = sweep(glas, wider, "--seeds", "0-1", "--extend")
     assert extended.code == 0, extended.err
     assert list(cells(extended)) == ["cauchy", "gaussian", "hellinger"]
     assert all(
@@ -290,7 +290,7 @@ def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> 
         ("cauchy", "0"): 1, ("cauchy", "1"): 1, ("gaussian", "0"): 1, ("gaussian", "1"): 1,
         ("hellinger", "0-1"): 1,
     }  # fmt: skip
-    assert sweep(glas).code == 0
+    assert sweep(glas, None, "--seeds", "0-1").code == 0
     assert "planned already" in sweep(glas, TINY).err
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glas_bench import study
-from glas_bench.config import PRESETS
+from glas_bench.config import PRESETS, parse_seeds, told_seeds
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError, RunError, UsageError, unknown
 from glas_bench.record import read_json
@@ -35,6 +35,8 @@ class Plan:
         parts = ["glas-bench sweep", base if own else self.study.path.name]
         parts += [f"--preset {word}" for word in others if word in PRESETS]
         parts += [f"--dataset {word}" for word in others if word not in PRESETS]
+        if self.study.seeds != self.study.own_seeds:
+            parts.append(f"--seeds {told_seeds(self.study.seeds)}")
         return " ".join(parts)
 
 
@@ -108,7 +110,8 @@ def _from_note(name: str, note: Path) -> Study:
                 "name it: glas-bench report PATH"
             )
         file = study.shipped()[base]
-    found = study.load(str(file), preset, dataset)
+    seeds = about.get("seeds")
+    found = study.load(str(file), preset, dataset, seeds=parse_seeds(seeds) if seeds else None)
     if found.name != name:
         raise RunError(f"{file.name} is now the study {found.name}; sweep it under that name")
     return found

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from glas_bench import registry
-from glas_bench.config import CORE_VERSION, NO_VERDICTS, config_key
+from glas_bench.config import CORE_VERSION, NO_VERDICTS, config_key, told_seeds
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
 from glas_bench.registry import Variant
@@ -157,7 +157,7 @@ class _Study:
             "study_version": str(study.version),
             "preset": study.preset,
             "verdicts": "yes" if study.verdicts else "no",
-            "seeds": _ranges(study.seeds),
+            "seeds": told_seeds(study.seeds),
             "skipped": json.dumps(skipped, default=str),
             "axes": json.dumps(_axes(study)),
         }
@@ -165,7 +165,7 @@ class _Study:
     def _about(self, cell: PlannedCell) -> Row:
         tuned = ""
         if cell.searched:
-            seeds = _ranges(self.study.tuning_seeds)
+            seeds = told_seeds(self.study.tuning_seeds)
             axes = ", ".join(cell.searched)
             tuned = f"{axes}: {self.study.trials} trials on seeds {seeds}"
         return {
@@ -320,13 +320,6 @@ def _date(run: Run) -> str:
         if _text(run, name):
             return datetime.fromtimestamp(float(run[name]) / 1000, UTC).date().isoformat()
     return ""
-
-
-def _ranges(seeds: Sequence[int]) -> str:
-    """Return seeds as they are given to a command: 0-4, or 0,2,4."""
-    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ",".join(map(str, seeds))
 
 
 def _told(value: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glas_bench import cells, environment, signals, study, worker
+from glas_bench.config import told_seeds
 from glas_bench.errors import UsageError, unknown
 from glas_bench.running import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.study import Study
@@ -38,6 +39,7 @@ class Request:
     study: str
     preset: str | None
     dataset: str | None
+    seeds: list[int] | None
     workers: int | None
     storage: str | None
     most: int | None
@@ -84,6 +86,7 @@ def carry_out(request: Request) -> Answer:
             study=str(found.path.resolve()),
             preset=request.preset,
             dataset=request.dataset,
+            seeds=request.seeds,
             results=str(request.results.resolve()),
             device=device,
             digest=digest(plan.document()),
@@ -101,7 +104,9 @@ def _load(request: Request, device: str) -> Study:
         UsageError: it names one that the device does not have.
     """
     precision = environment.default_precision(device)
-    found = study.load(request.study, request.preset, request.dataset, precision=precision)
+    found = study.load(
+        request.study, request.preset, request.dataset, seeds=request.seeds, precision=precision
+    )
     searched = found.space.get("precision")
     for precision in {cell.config.precision for cell in found.cells}:
         environment.check_precision(precision, device)
@@ -167,6 +172,7 @@ def _note(plan: Plan, folders: Sequence[Path]) -> None:
     """Write down what the study is and which run folders are its own."""
     found = plan.study
     where = {"file": str(found.path.resolve()), "preset": found.preset, "dataset": found.dataset}
+    where["seeds"] = told_seeds(found.seeds)
     note_study(plan.results, plan.name, folders, **where)
 
 
@@ -246,7 +252,7 @@ def _exit_code(
 
 def dry_run(request: Request) -> Answer:
     """Lay a study out and run nothing; neither data nor database is opened."""
-    found = study.load(request.study, request.preset, request.dataset)
+    found = study.load(request.study, request.preset, request.dataset, seeds=request.seeds)
     rows = []
     for cell in found.cells:
         about = cell.not_applicable and f"not applicable: {cell.not_applicable}"
@@ -321,7 +327,7 @@ def _named(request: Request) -> tuple[str, Study | None]:
         study.find(request.study)
     except UsageError:
         return request.study, None
-    found = study.load(request.study, request.preset, request.dataset)
+    found = study.load(request.study, request.preset, request.dataset, seeds=request.seeds)
     return found.name, found
 
 

@@ -44,6 +44,7 @@ class Job:
     study: str
     preset: str | None
     dataset: str | None
+    seeds: list[int] | None
     results: str
     device: str
     digest: str
@@ -241,7 +242,8 @@ def _do(job: Job, tell: Tell) -> None:
 
     results = Path(job.results)
     precision = environment.default_precision(job.device)
-    plan = Plan(study.load(job.study, job.preset, job.dataset, precision=precision), results)
+    found = study.load(job.study, job.preset, job.dataset, seeds=job.seeds, precision=precision)
+    plan = Plan(found, results)
     if digest(plan.document()) != job.digest:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
     url = addresses.storage_url(None, results)

@@ -107,7 +107,7 @@ def note_study(results: Path, study: str, folders: Sequence[Path], **about: str)
         results: the results folder.
         study: its name.
         folders: its run folders.
-        about: what lays the study out again: `file`, `preset` and `dataset`.
+        about: what lays the study out again: `file`, `preset`, `dataset` and `seeds`.
 
     Raises:
         RunError: the results cannot be written.
