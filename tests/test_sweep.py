@@ -60,6 +60,20 @@ def sweep(glas: Glas, text: str | None = None, *arguments: object) -> Ended:
     return glas.here("sweep", glas.folder / "tiny.yaml", "--json", "--no-mirror", *arguments)
 
 
+def job_for(path: Path, glas: Glas, key: str) -> worker.Job:
+    """What a worker of a sweep on a CPU is told."""
+    return worker.Job(
+        study=str(path),
+        preset=None,
+        dataset=None,
+        seeds=None,
+        results=str(glas.results),
+        device="cpu",
+        digest=key,
+        most=None,
+    )
+
+
 def cells(ended: Ended) -> dict[str, dict[str, Any]]:
     return {cell["cell"]: cell for cell in ended.json["cells"]}
 
@@ -670,8 +684,8 @@ def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
     task = store.claim(plan)
     assert isinstance(task, Task)
     store.finish(task, Result("complete", value=1.0))  # so there is nothing left to do
-    path, key = str(plan.study.path), digest(plan.document())
-    job = worker.Job(path, None, None, str(glas.results), "cpu", key, None)
+    key = digest(plan.document())
+    job = job_for(plan.study.path, glas, key)
     monkeypatch.setenv("OPTUNA_STORAGE", url)
     monkeypatch.setitem(Store.__init__.__kwdefaults__, "patience", 0.2)
     postgres.stop()
@@ -792,7 +806,7 @@ def test_a_beat_that_is_no_number_is_refused(glas: Glas, monkeypatch: pytest.Mon
 
 def test_a_study_edited_under_its_workers_is_noticed(glas: Glas) -> None:
     path = write(glas, TINY)
-    job = worker.Job(str(path), None, None, str(glas.results), "cpu", "of another plan", None)
+    job = job_for(path, glas, "of another plan")
     with pytest.raises(RunError, match="has changed since"):
         worker._do(job, lambda event: None)
 
