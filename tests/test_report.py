@@ -417,6 +417,7 @@ def test_fail_if() -> None:
         ("elbo(cauchy, rate=1) < 90", 1),
         ("failed_share(cauchy, grid=original) > 0.5", 1),
         ("elbo(u) > 1e6", 1),
+        ("elbo(u) < 1e6", 0),
         ("elbo(w) > 90", 1),
     ]:
         assert len(condition.tripped(condition.read(text), found)) == count, text
