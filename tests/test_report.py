@@ -245,7 +245,7 @@ def test_more_cells_than_a_figure_can_take() -> None:
     assert differences.caption.endswith("The best 60 of 70 cells.")
     (axis,) = differences.draw().axes
     assert len(axis.get_yticks()) == 60
-    assert len(objective.draw().axes[0].texts) == figures.MOST_NAMES
+    assert len(objective.draw().axes[1].texts) == figures.MOST_NAMES
 
 
 def test_what_was_published_is_set_against_what_is_alike() -> None:
@@ -417,6 +417,7 @@ def test_fail_if() -> None:
         ("elbo(cauchy, rate=1) < 90", 1),
         ("failed_share(cauchy, grid=original) > 0.5", 1),
         ("elbo(u) > 1e6", 1),
+        ("elbo(u) < 1e6", 0),
         ("elbo(w) > 90", 1),
     ]:
         assert len(condition.tripped(condition.read(text), found)) == count, text

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from glas_bench.report.cells import DRAWN, Cell, Row, cells, number, tables
 
@@ -288,14 +288,30 @@ def _objectives(found: Sequence[Cell]) -> Iterator[Drawing]:
         "What objectives hide",
         "Each seed's objective against its nll, nats per image. On the diagonal the two agree; "
         "above it the objective claims less than the model costs, which no bound can do (up to the "
-        "images' noise). Named are the cells whose objective lies more than a nat below their nll.",
+        "images' noise). On the right, by themselves, are the cells whose objective lies more "
+        "than a nat below their nll, where there are any.",
         lambda: _objective(told),
     )
 
 
 def _objective(told: Sequence[Cell]) -> Figure:
-    figure, axes = blank(6.2, 4.6)
-    axis = axes[0][0]
+    hidden = _hidden(told)
+    figure, axes = blank(10.4 if hidden else 6.2, 4.6, 1, 2 if hidden else 1)
+    _scatter(axes[0][0], told)
+    if hidden:  # they lie close together where others are far from their bounds
+        _scatter(axes[0][1], hidden)
+        _name(axes[0][1], hidden)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+    )
+    return figure
+
+
+def _scatter(axis: Axes, told: Sequence[Cell]) -> None:
+    """Draw objective against nll, a point a seed, with as much of the diagonal as is near."""
     kinds = {"yes": "bounds -log p(x)", "no": "bounds nothing", "not shown": "not shown to bound"}
     for (kind, name), marker, colour in zip(
         kinds.items(), ("o", "X", "s"), colours(3), strict=True
@@ -320,17 +336,12 @@ def _objective(told: Sequence[Cell]) -> Figure:
     high = max(max(pair) for pair in every)
     pad = 0.04 * (high - low or 1)
     axis.axline((low, low), slope=1, color="0.3", linewidth=0.8, dashes=(4, 2))
-    _name_outliers(axis, told)
     xs = [x for x, _ in every]
     ys = [y for _, y in every]
     axis.set_xlim(min(*xs, *ys) - pad, max(xs) + 3 * pad)  # some of the diagonal is seen
     axis.set_ylim(min(ys) - pad, max(ys) + pad)
     axis.set_xlabel(f"objective, {NATS}")
     axis.set_ylabel(f"nll, {NATS}")
-    figure.legend(
-        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
-    )
-    return figure
 
 
 def _pairs(cell: Cell, x: str, y: str) -> list[tuple[float, float]]:
@@ -338,21 +349,24 @@ def _pairs(cell: Cell, x: str, y: str) -> list[tuple[float, float]]:
     return [(a, b) for a, b in found if a is not None and b is not None]
 
 
-def _name_outliers(axis: Axes, told: Sequence[Cell]) -> None:
-    """Name the cells whose objective says too little, one name a cell, spread out in height."""
-    hidden = []
+def _hidden(told: Sequence[Cell]) -> list[Cell]:
+    """Return the cells whose objective says a nat too little or more, the worst first."""
+    found = []
     for cell in told:
         objective, nll = cell.mean("objective"), cell.mean("nll")
         if objective is not None and nll is not None and nll - objective > 1:
-            hidden.append((nll, objective, cell))
-    heights = [nll for cell in told for nll in cell.values("nll")]
-    gap = 0.035 * (max(heights) - min(heights) or 1)
+            found.append((objective - nll, cell.name, cell))
+    return [cell for _, _, cell in sorted(found, key=lambda each: each[:2])][:MOST_NAMES]
+
+
+def _name(axis: Axes, some: Sequence[Cell]) -> None:
+    """Write the cells' names beside their points, one name a cell, spread out in height."""
+    low, high = axis.get_ylim()
     last = -math.inf
-    worst = sorted(hidden, key=lambda each: (each[1] - each[0], each[2].name))[:MOST_NAMES]
-    for nll, objective, cell in sorted(worst, key=lambda each: (each[0], each[1], each[2].name)):
-        y = max(nll, last + gap)
-        last = y
-        axis.text(objective, y, f"  {cell.label}", fontsize=6.5, va="center", ha="left")
+    for cell in sorted(some, key=lambda cell: (cell.mean("nll") or 0.0, cell.name)):
+        y = last = max(cell.mean("nll") or 0.0, last + 0.035 * (high - low))
+        x = max(cell.values("objective"))
+        axis.text(x, y, f"  {cell.label}", fontsize=6.5, va="center", ha="left")
 
 
 # --------------------------------------------------------------------------- charges
@@ -398,9 +412,11 @@ def _charge(told: Sequence[Cell]) -> Figure:
     if every:
         axis.set_xscale("log")
         axis.set_yscale("log")
+        decades = math.log10(max(map(max, every)) / min(map(min, every)))
         for side in (axis.xaxis, axis.yaxis):
-            for ticks in (side.set_major_formatter, side.set_minor_formatter):
-                ticks(FuncFormatter(_round))
+            side.set_major_formatter(FuncFormatter(_round))
+            # between powers of ten there is room for names where there are few of them
+            side.set_minor_formatter(FuncFormatter(_round) if decades < 2.5 else NullFormatter())
         axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
         axis.axline((1, 2.725), (10, 27.25), color="0.3", linewidth=0.9, dashes=(4, 2))
         flat = [value for pair in every for value in pair]

@@ -76,7 +76,8 @@ class Looks:
             "curves",
             "Learning curves",
             "Validation, nats per image, over epochs: the -ELBO of one draw, or the reconstruction "
-            "alone where the recogniser has no density.",
+            "alone where the recogniser has no density. What has not two epochs of finite "
+            "values has no panel.",
             ("epoch", f"validation, {NATS}"),
             some,
             series,
