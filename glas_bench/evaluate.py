@@ -76,18 +76,18 @@ def protocol(
         "images": images or "all",
     }
     if "refit" in estimators:
-        found["refit"] = _fit_protocol()
+        found["refit"] = _fit_protocol(config)
         found["choice_samples"] = CHOICE_SAMPLES
     return found
 
 
-def _fit_protocol() -> dict[str, Any]:
-    return {**BUDGET.as_protocol(), "validation_images": CHOICE_IMAGES}
+def _fit_protocol(config: RunConfig) -> dict[str, Any]:
+    return {**BUDGET.after(config.epochs).as_protocol(), "validation_images": CHOICE_IMAGES}
 
 
-def fit_name() -> str:
+def fit_name(config: RunConfig) -> str:
     """Return the name under which a fit is kept beside the scores."""
-    return f"refit-{protocol_key(_fit_protocol())}"
+    return f"refit-{protocol_key(_fit_protocol(config))}"
 
 
 class Scorer:
@@ -128,6 +128,7 @@ class Scorer:
         self.protocol = protocol(config, samples, drawn, estimators)
         self.key = protocol_key(self.protocol)
         self.samples: int = self.protocol["samples"]
+        self.budget = BUDGET.after(config.epochs)
         self.refits = "refit" in self.protocol["estimators"]
         self.seconds: dict[str, float] = {}
 
@@ -211,18 +212,22 @@ class Scorer:
 
     def fit(self) -> refit.Fit:
         """Return the fit of a recogniser to the model, at its beginning."""
-        return refit.Fit(self.model, self.config, self.splits, self.seed, self.validation, BUDGET)
+        return refit.Fit(
+            self.model, self.config, self.splits, self.seed, self.validation, self.budget
+        )
 
     def _refit(self, unfinished: Unfinished, tick: Tick) -> tuple[PerImage, dict[str, Any]]:
         """Return what the refitted recogniser finds on test, and the choice of `nll`."""
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
-            fit_together([fit], fit_name(), [unfinished], tick)
-        recogniser, report = fit.run(fit_name(), unfinished, tick)
+            fit_together([fit], fit_name(self.config), [unfinished], tick)
+        recogniser, report = fit.run(fit_name(self.config), unfinished, tick)
         self.seconds["refit_fit"] = fit.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
-            return refit.weigher(recogniser, self.seed, purpose, stage, samples, BUDGET, self.rows)
+            return refit.weigher(
+                recogniser, self.seed, purpose, stage, samples, self.budget, self.rows
+            )
 
         few = min(self.samples, CHOICE_SAMPLES)
         validation: dict[str, float | None] = {"iw": None}
@@ -318,7 +323,7 @@ def refit_together(
             modes.enter_context(scoring(scorer.model, scorer.config, scorer.splits))
         fit_together(
             [scorer.fit() for scorer, _ in waiting],
-            fit_name(),
+            fit_name(waiting[0][0].config),
             [unfinished for _, unfinished in waiting],
             tick,
             segment=segment,

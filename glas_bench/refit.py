@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -66,8 +66,15 @@ class Budget:
     """Looks without a gain after which fitting stops."""
     image_steps: int = 50
     """Gradient steps on an image's own means and log-stds."""
+    image_steps_an_epoch: int = 5
+    """At most so many of these for each epoch of the arm's training: a look takes a moment."""
     image_learning_rate: float = 0.02
     """Adam's on these, linearly to 0."""
+
+    def after(self, epochs: int) -> Budget:
+        """Return the budget for an arm that was trained for so many epochs."""
+        most = self.image_steps_an_epoch * epochs
+        return replace(self, image_steps=min(self.image_steps, most))
 
     def as_protocol(self) -> dict[str, Any]:
         """Return what goes into the protocol's identity."""

@@ -15,7 +15,9 @@ from glas_bench.model import Normal, StandardUniform
 from glas_bench.unfinished import Unfinished
 from glas_bench.weights import Images, NotFinite
 
-LONG = refit.Budget(share=80.0, learning_rate=5e-3, patience=10, image_steps=100)
+LONG = refit.Budget(
+    share=80.0, learning_rate=5e-3, patience=10, image_steps=100, image_steps_an_epoch=100
+)
 
 
 class CollapsedQ(LinearGaussian):
@@ -203,6 +205,8 @@ def test_budget_and_steps_are_the_same_for_every_arm_and_in_the_protocol():
         **dataclasses.asdict(refit.Budget()),
         "validation_images": 1000,
     }
+    smoke = config.resolve(registry.find("cauchy"), preset="smoke")
+    assert evaluate.protocol(smoke)["refit"]["image_steps"] == 5 * smoke.epochs == 10
     without = evaluate.protocol(cauchy, estimators=("iw",))
     assert "refit" not in without
     keys = {config.protocol_key(evaluate.protocol(cauchy)), config.protocol_key(without)}
