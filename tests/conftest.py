@@ -18,6 +18,9 @@ from typing import Any
 import pytest
 from services import Postgres
 
+# Tensors of the tests are small and other processes train beside them: threads would only wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 LONG = 120.0
 """Seconds after which a command, or what is awaited of one, counts as lost."""
 
