@@ -4,6 +4,8 @@ On a GPU the seeds of a cell train in the command's own process, as one stack. O
 seed runs in that process too; several seeds, or a cell beside its baseline, run each in a process
 with its own threads, as many at a time as there are processors. The lock of a cell's folder is
 inherited by its seed processes: it is free when the last of them has ended.
+
+Both ways and the folder's lock are one file, for they end alike.
 """
 
 from __future__ import annotations

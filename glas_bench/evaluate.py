@@ -8,6 +8,8 @@ images, once for a trained model, so that nothing is selected on test. Both boun
 targets, as in training; weights are about the frozen binary images.
 
 Shape suffixes: K draws, B images, T steps, Z sample size.
+
+Scorer and summary are one file: what a number is made of stands beside how it is named.
 """
 
 from __future__ import annotations

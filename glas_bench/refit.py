@@ -11,6 +11,8 @@ It infers in the space of standard-normal noise: z = prior.sample(eps), which is
 N(0, I) and Phi(eps) for U(0, 1). log p(x) is the same there, so one q serves every prior.
 
 Shape suffixes as in `model`. Values are nats per image.
+
+Recogniser, fit and refinement are one file, in the order in which a decoder meets them.
 """
 
 from __future__ import annotations

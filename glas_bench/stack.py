@@ -5,6 +5,8 @@ variant runs here without knowing of it; gradients are taken outside vmap, clipp
 the stacks. Nothing here waits for the host.
 
 Shapes: S seeds; otherwise as in `model`.
+
+One file, for these five mean nothing without the leading axis that they share.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Colours are seaborn's `colorblind`, doubled by markers and dashes, so that a grey print is read too.
 The same numbers give the same bytes: nothing is drawn at random, and a PNG carries no date.
+
+A figure is a function of its own, one below the other, which makes the file long.
 """
 
 from __future__ import annotations

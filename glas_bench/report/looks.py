@@ -1,4 +1,7 @@
-"""Figures that take curves, arrays or pictures of the runs: what the csv does not hold."""
+"""Figures that take curves, arrays or pictures of the runs: what the csv does not hold.
+
+A figure is a function of its own, one below the other, which makes the file long.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Every planned seed has a row, whether it has a run or not. Values are text, empty where there is
 nothing: what is written to the csv is what everything else is made from.
+
+The file is as long as a row is wide: every column is made here.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Pure: a `RunRecord` goes in, plain values come out, and nothing here knows how they are stored.
 A cell becomes a parent run and each of its seeds a child run. Numbers that are not finite never
 become metrics: their status is a tag (`elbo_status` and the like).
+
+The file is as long as the list of what is told.
 """
 
 from __future__ import annotations

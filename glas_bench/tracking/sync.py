@@ -3,6 +3,8 @@
 The ids of a folder's runs are kept in its `tracking.json`, by store; what the store already holds
 is asked of the store; a run that the store has lost is made anew. `mirror` calls this beside a
 training, in a process of its own.
+
+The order in which a store is written is the difficulty, so it is in one file.
 """
 
 from __future__ import annotations
