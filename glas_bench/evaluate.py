@@ -78,18 +78,18 @@ def protocol(
         "images": images or "all",
     }
     if "refit" in estimators:
-        found["refit"] = _fit_protocol(config)
+        found["refit"] = _fit_protocol()
         found["choice_samples"] = CHOICE_SAMPLES
     return found
 
 
-def _fit_protocol(config: RunConfig) -> dict[str, Any]:
-    return {**BUDGET.after(config.epochs).as_protocol(), "validation_images": CHOICE_IMAGES}
+def _fit_protocol() -> dict[str, Any]:
+    return {**BUDGET.as_protocol(), "validation_images": CHOICE_IMAGES}
 
 
-def fit_name(config: RunConfig) -> str:
+def fit_name() -> str:
     """Return the name under which a fit is kept beside the scores."""
-    return f"refit-{protocol_key(_fit_protocol(config))}"
+    return f"refit-{protocol_key(_fit_protocol())}"
 
 
 class Scorer:
@@ -222,8 +222,8 @@ class Scorer:
         """Return what the refitted recogniser finds on test, and the choice of `nll`."""
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
-            fit_together([fit], fit_name(self.config), [unfinished], tick)
-        recogniser, report = fit.run(fit_name(self.config), unfinished, tick)
+            fit_together([fit], fit_name(), [unfinished], tick)
+        recogniser, report = fit.run(fit_name(), unfinished, tick)
         self.seconds["refit_fit"] = fit.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
@@ -325,7 +325,7 @@ def refit_together(
             modes.enter_context(scoring(scorer.model, scorer.config, scorer.splits))
         fit_together(
             [scorer.fit() for scorer, _ in waiting],
-            fit_name(waiting[0][0].config),
+            fit_name(),
             [unfinished for _, unfinished in waiting],
             tick,
             segment=segment,

@@ -206,7 +206,9 @@ def test_budget_and_steps_are_the_same_for_every_arm_and_in_the_protocol():
         "validation_images": 1000,
     }
     smoke = config.resolve(registry.find("cauchy"), preset="smoke")
-    assert evaluate.protocol(smoke)["refit"]["image_steps"] == 5 * smoke.epochs == 10
+    assert evaluate.protocol(smoke)["refit"] == evaluate.protocol(cauchy)["refit"]
+    steps = [refit.Budget().after(each.epochs).image_steps for each in (smoke, cauchy)]
+    assert steps == [10, 50]
     without = evaluate.protocol(cauchy, estimators=("iw",))
     assert "refit" not in without
     keys = {config.protocol_key(evaluate.protocol(cauchy)), config.protocol_key(without)}
