@@ -1,7 +1,7 @@
 """Chains of elementwise operations with hand-written gradients.
 
-Autograd's own rules give the same numbers to rounding, in three to four times as many operations:
-at the sizes of the published model what an operation costs is its start, not its arithmetic. Used
+Autograd's own rules give the same numbers to rounding, in more operations: of `cauchy` the filter
+and the KL save some 40 of 400 a time step, which could not be told from noise in its seconds. Used
 where a tape of `products` is kept; plain tensor operations stand beside each caller. None of these
 can be differentiated twice, vmapped or compiled.
 

@@ -42,7 +42,7 @@ from glas_bench.model import (
 )
 from glas_bench.train import CLIP_NORM, clip_gradients, clip_groups
 from glas_bench.unfinished import Unfinished
-from glas_bench.weights import Images, NotFinite, Tick, Weigher
+from glas_bench.weights import Images, NotFinite, Tick, Weigher, step_of
 
 CHUNK = 125
 """Images that are refined together; they do not influence one another but by rounding."""
@@ -408,12 +408,7 @@ class Refiner:
 
     def _build(self, compile_step: bool) -> programs.Function:
         model = self.model
-
-        def one_step(*arguments: Any) -> Any:
-            state, now = model.step(*arguments)
-            return state, now._replace(q=None)
-
-        take = programs.compiled(one_step, compile_step)
+        take = step_of(model, compile_step)
 
         def gradients(x: Tensor, noise: Tensor, *shift: Tensor) -> tuple[Tensor, ...]:
             with torch.enable_grad():

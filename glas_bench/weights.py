@@ -213,12 +213,18 @@ class Weights:
         return log_w.clone()
 
 
-def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callable[..., Tensor]:
+def step_of(model: Glas, compile_step: bool) -> Callable[..., Any]:
+    """Return the model's step for `rollout`, without the q that nothing looks at there."""
+
     def step(*arguments: Any) -> Any:
         state, now = model.step(*arguments)
         return state, now._replace(q=None)
 
-    take = programs.compiled(step, compile_step)
+    return programs.compiled(step, compile_step)
+
+
+def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callable[..., Tensor]:
+    take = step_of(model, compile_step)
     device = next(model.parameters()).device
     tape = None if compile_step else products.tape_for(device, 1)
 
