@@ -7,10 +7,7 @@ kernel are kept side by side for all steps, one product makes its gradient at th
 summed once, and inputs that are the zeros of the first step are not multiplied. That is the path of
 training on a CPU. Both give the same numbers to rounding.
 
-In float32 they are numpy's, whose BLAS is the faster here: on one core of an AMD EPYC with AVX-512,
-GFLOP/s for the shapes of the published model, medians, against `torch.mm` in brackets: 80 (66)
-forward, 77 (71) backward, 102 (81) for the gradient of a kernel. Rows that would begin a multiple
-of 4 KiB apart are laid 64 bytes further, for they share few lines of the cache otherwise.
+By whom a product is made on a CPU stands in `gemm`.
 
 `precision("bf16")` casts what is multiplied, a weight once a rollout, and adds up in float32;
 everything that is no layer's product stays in float32.
@@ -27,11 +24,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench import elementwise
+from glas_bench import elementwise, gemm
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -196,7 +192,7 @@ class Tape:
         whole = (*key, shape, dtype)
         if whole not in self.room:
             *outer, width = shape
-            apart = width + _spare(width, dtype)
+            apart = width + gemm.spare(width, dtype)
             self.room[whole] = torch.empty((*outer, apart), dtype=dtype)[..., :width]
         return self.room[whole]
 
@@ -225,6 +221,7 @@ class _Kernel:
         self.whole = self._side_by_side(kernels)
         self.keeps = torch.is_grad_enabled()  # else each call takes the place of the one before
         self.steps = tape.steps if self.keeps else 1
+        self.packed: dict[tuple[int, int], gemm.Packed | None] = {}
         self.calls = 0
         self.zero_calls = 0  # leading calls whose inputs from `zeros_from` on were zeros
         self.zeros_from = 0
@@ -268,6 +265,41 @@ class _Kernel:
             if self.zero_calls == number and self.zeros_from in (0, count):
                 self.zero_calls, self.zeros_from = number + 1, count
         return number, given[:, : self.ends[count]], count
+
+    def forward(self, given: Tensor, base: Tensor | None) -> Tensor:
+        """Return base [B, out], or the bias, + given [B, first inputs] @ kernels."""
+        start = self.bias if base is None else base
+        assert start is not None
+        width = given.shape[1]
+        packed = self._packed(given, 0, width)
+        if packed is not None and given.dtype == start.dtype:
+            return packed.multiply(given, start)
+        kernel = self.whole[:width]
+        made = gemm.matmul(given, kernel) if packed is None else packed.multiply(given)
+        return made.to(start.dtype).add_(start)
+
+    def backward(self, gradient: Tensor, start: int, end: int) -> Tensor:
+        """Return the gradient of inputs, [B, end - start], from that of a result, [B, out]."""
+        packed = self._packed(gradient, end, start)
+        if packed is not None:
+            return packed.multiply(gradient)
+        return gemm.matmul(gradient, self.whole[start:end].mT)
+
+    def _packed(self, left: Tensor, start: int, end: int) -> gemm.Packed | None:
+        """Return a part of the kernels laid out for left, where that pays.
+
+        From `end` to `start`, the larger first, stands for the part transposed. A first call may be
+        the only one, and parts without the last inputs belong to it.
+        """
+        if self.calls < 2:
+            return None
+        where = start, end
+        if where not in self.packed:
+            part = self.whole[start:end] if start < end else self.whole[end:start].mT
+            calls = self.tape.steps if self.ends[-1] in where else 1
+            pays = gemm.Packed.pays(part, len(left), calls)
+            self.packed[where] = gemm.Packed(part, len(left)) if pays else None
+        return self.packed[where]
 
     def arrive(self, number: int, gradient: Tensor) -> Tensor:
         """Keep the gradient of a call's result; return it in the dtype of products."""
@@ -315,28 +347,12 @@ class _Kernel:
             made = given.flatten(0, 1).mT @ gradient.flatten(0, 1)
             return made if len(self.gradients) == 1 else made.float()
         first = min(self.zero_calls, used) if piece == 0 else 0
-        made = _matmul(given[first:].flatten(0, 1).mT, gradient[first:].flatten(0, 1))
+        made = gemm.matmul(given[first:].flatten(0, 1).mT, gradient[first:].flatten(0, 1))
         if first:
             end = self.ends[self.zeros_from]
             early = given[:first, :, :end].flatten(0, 1)
-            made[:end] += _matmul(early.mT, gradient[:first].flatten(0, 1))
+            made[:end] += gemm.matmul(early.mT, gradient[:first].flatten(0, 1))
         return made
-
-
-def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    """Return left @ right, for matrices that no gradient is asked of."""
-    if left.dtype == torch.bfloat16:
-        return left @ right
-    made = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype)
-    with np.errstate(all="ignore"):  # what is not finite is told by whoever trains
-        np.matmul(left.numpy(), right.numpy(), out=made.numpy())
-    return made
-
-
-def _spare(width: int, dtype: torch.dtype) -> int:
-    """Return how many more numbers a row takes to lie no multiple of 4 KiB apart."""
-    size = torch.empty((), dtype=dtype).element_size()
-    return 64 // size if dtype != torch.bfloat16 and width * size % 4096 == 0 else 0
 
 
 def _total(tensors: list[Tensor]) -> Tensor:
@@ -375,10 +391,7 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.kernel = kernel
         ctx.number, given, ctx.count = kernel.call(values)
-        whole = kernel.whole[: given.shape[1]]
-        start = kernel.bias if base is None else base
-        assert start is not None
-        return _matmul(given, whole).to(start.dtype).add_(start)
+        return kernel.forward(given, base)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -391,8 +404,7 @@ class _Product(torch.autograd.Function):
             # the inputs that want one lie together as a rule: one product makes all of theirs
             first, last = wanted[0], wanted[-1]
             start = kernel.ends[first]
-            made = _matmul(kept, kernel.whole[start : kernel.ends[last + 1]].mT)
-            made = made.to(gradient.dtype)
+            made = kernel.backward(kept, start, kernel.ends[last + 1]).to(gradient.dtype)
             for i in wanted:
                 found[i] = made[:, kernel.ends[i] - start : kernel.ends[i + 1] - start]
         return None, None, gradient if base else None, *found

@@ -21,6 +21,7 @@ LAYERS = (
         "programs",
         "adam",
         "elementwise",
+        "gemm",
         "stats",
         "progress",
         "tracking",
