@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 256,
         "epochs": 10,
         "samples": 100,
+        "images": 2000,  # all 10,000 would take twice as long as the training
     },
     "short": {
         "dataset": "mnist-static",
@@ -69,6 +70,10 @@ NO_VERDICTS = frozenset({"smoke", "quick"})
 """Presets whose pages are a look at the harness and never give verdicts."""
 
 
+SCORING = frozenset({"samples", "images"})
+"""Keys of a config that say how a trained model is scored, and nothing of its training."""
+
+
 class RunConfig(BaseModel):
     """One cell: a variant, its settings, the data and the budget. All its seeds share it."""
 
@@ -86,6 +91,9 @@ class RunConfig(BaseModel):
     )
     threads: int = Field(1, ge=1, description="CPU threads a seed; more than 1 changes the bits")
     samples: int = Field(1000, ge=1, description="K, importance weights an image in scoring")
+    images: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all", description="test images that are scored: a random draw, the same for every arm"
+    )
     settings: dict[str, Any] = Field(description="the variant's own parameters, all of them")
 
     def flat(self) -> dict[str, Any]:
@@ -206,14 +214,14 @@ def config_key(config: RunConfig, source_hash: str, data_hash: str) -> str:
     """Return the identity of a trained cell, 12 hexadecimal digits.
 
     It hashes all that changes the trained parameters, and nothing else: not the seed, the study,
-    a path, the device, or what belongs to scoring (`samples`).
+    a path, the device, or what belongs to scoring.
     """
     return _digest(
         {
             "core": CORE_VERSION,
             "source": source_hash,
             "data": data_hash,
-            "config": config.model_dump(exclude={"samples", "variant"}),
+            "config": config.model_dump(exclude={*SCORING, "variant"}),
         }
     )
 

@@ -55,7 +55,7 @@ BUDGET = refit.Budget()
 def protocol(
     config: RunConfig,
     samples: int | None = None,
-    images: int | None = None,
+    images: int | str | None = None,
     estimators: Sequence[str] = ESTIMATORS,
 ) -> dict[str, Any]:
     """Return the scoring protocol: all that makes a score besides the trained parameters.
@@ -63,7 +63,8 @@ def protocol(
     Args:
         config: the cell.
         samples: K; the config's own unless given.
-        images: size of a seeded random draw from the test split; all of it unless given.
+        images: size of a seeded random draw from the test split, or `all`; the config's own unless
+            given. A split that has fewer is scored whole.
         estimators: of `ESTIMATORS`.
 
     Raises:
@@ -75,7 +76,7 @@ def protocol(
     found: dict[str, Any] = {
         "estimators": ["elbo", *(name for name in ESTIMATORS if name in estimators)],
         "samples": samples or config.samples,
-        "images": images or "all",
+        "images": images or config.images,
     }
     if "refit" in estimators:
         found["refit"] = _fit_protocol()
@@ -92,6 +93,15 @@ def fit_name() -> str:
     return f"refit-{protocol_key(_fit_protocol())}"
 
 
+def scored_images(total: int, images: int | str) -> torch.Tensor:
+    """Return which of so many test images are scored: a draw, never the head, or `all`.
+
+    A smaller draw lies within a larger one.
+    """
+    size = total if isinstance(images, str) else images
+    return random_subset(total, size, "evaluation")
+
+
 class Scorer:
     """Scores one trained model on the test split.
 
@@ -101,7 +111,7 @@ class Scorer:
         splits: the data.
         seed: the training seed, from which the scoring streams are derived.
         samples: K; the config's own unless given.
-        images: size of a seeded random draw from the test split; all of it unless given.
+        images: size of a seeded random draw from the test split; the config's own unless given.
         estimators: of `ESTIMATORS`.
         rows: how many rows (images x draws) are scored at once; as the device likes unless said.
     """
@@ -123,11 +133,12 @@ class Scorer:
         self.seed = seed
         self.rows = rows or rows_on(splits.test.images.device)
         total = len(splits.test.images)
-        self.test = _chosen(splits.test, min(images or total, total), "evaluation")
+        self.test = _chosen(splits.test, scored_images(total, images or config.images))
         fifth = max(1, total // 5)  # the choice must not cost more than what it is for
-        self.validation = _chosen(splits.validation, min(CHOICE_IMAGES, fifth), "choice")
-        drawn = images if len(self.test) < total else None
-        self.protocol = protocol(config, samples, drawn, estimators)
+        choice = random_subset(len(splits.validation.images), min(CHOICE_IMAGES, fifth), "choice")
+        self.validation = _chosen(splits.validation, choice)
+        asked = "all" if images is not None and images >= total else images
+        self.protocol = protocol(config, samples, asked, estimators)
         self.key = protocol_key(self.protocol)
         self.samples: int = self.protocol["samples"]
         self.budget = BUDGET.after(config.epochs)
@@ -357,9 +368,8 @@ def score_into(
     return folder.scores(scorer.key) or {}
 
 
-def _chosen(split: Split, size: int, purpose: str) -> Images:
-    """Return a seeded random draw of a split's frozen binary images, never its head."""
-    rows = random_subset(len(split.images), size, purpose)
+def _chosen(split: Split, rows: torch.Tensor) -> Images:
+    """Return some of a split's frozen binary images."""
     there = rows.to(split.images.device)
     labels = None if split.labels is None else split.labels[there]
     return Images(split.images[there], labels, tuple(rows.tolist()))

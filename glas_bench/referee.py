@@ -27,7 +27,6 @@ from torch import Tensor
 from glas_bench import ais, evaluate, signals
 from glas_bench.annealing import AISResult, Annealing, Course, Pilot, Walk, joined
 from glas_bench.config import protocol_key
-from glas_bench.data import random_subset
 from glas_bench.decoder import canvas, images_at_once, log_likelihood_for, simulates
 from glas_bench.errors import UsageError
 from glas_bench.progress import duration
@@ -134,7 +133,7 @@ class Referee:
         total = len(self.test.images)
         images = min(IMAGES, total) if images is None else images
         check(total, images=images, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
-        self.images = random_subset(total, images, "ais")
+        self.images = evaluate.scored_images(total, images)
         self.latents = self.model.steps * self.model.noise_size
         self.how = Annealing(
             chains=chains,
@@ -379,6 +378,7 @@ def score(
     values = folder.per_image(referee.key)
     own_key = protocol_key(evaluate.protocol(trained.record.config))
     total = len(trained.splits.test.images)
-    corrections = paired(folder, own_key, values["image"], values["ais"], total)
+    scored = evaluate.scored_images(total, trained.record.config.images).numpy()
+    corrections = paired(folder, own_key, scored, values["image"], values["ais"])
     about = {"seed": trained.seed, "protocol_key": referee.key, "estimator": "ais"}
     return {**about, **scores, "paired": corrections}

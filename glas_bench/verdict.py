@@ -154,25 +154,27 @@ def _number(value: float) -> float | None:
 
 
 def paired(
-    folder: SeedFolder, own_key: str, images: np.ndarray, ais_B: np.ndarray, total: int
+    folder: SeedFolder, own_key: str, scored: np.ndarray, images: np.ndarray, ais_B: np.ndarray
 ) -> dict[str, dict[str, Any]]:
     """Return AIS less each estimate of the run's own protocol, on the same images.
 
     Args:
         folder: the seed's.
         own_key: key of the protocol that the run's config asks for.
-        images: which test images AIS was made for.
+        scored: which test images that protocol scores, ascending.
+        images: which AIS was made for; those that are not among them are left out.
         ais_B: -log p(x) of them.
-        total: images of the test split.
 
     Returns:
         By estimate: difference, its standard error over images, and `corrected`: the estimate's
-        mean over the whole test split plus the difference, which is AIS's word on all of it.
+        mean over all that it was made for plus the difference, which is AIS's word on all of it.
     """
     found = {}
+    both = np.isin(images, scored)
+    there, ais_B = np.searchsorted(scored, images[both]), ais_B[both]
     for name, values in folder.per_image(own_key).items():
-        if name in PAIRED_WITH and len(values) == total:
-            difference, error = _mean_and_error(torch.from_numpy(ais_B - values[images]))
+        if name in PAIRED_WITH and len(values) == len(scored) and len(there):
+            difference, error = _mean_and_error(torch.from_numpy(ais_B - values[there]))
             found[name] = {
                 "difference": _number(difference),
                 "error": _number(error),
@@ -211,7 +213,7 @@ def _remarks(row: dict[str, Any]) -> list[str]:
         )
     lines += [
         f"ais less {name}: {number(one['difference'])} +- {number(one['error'])} on these images, "
-        f"which makes {number(one['corrected'])} on the whole test split"
+        f"which makes {number(one['corrected'])} on all that the run has scored"
         for name, one in row["paired"].items()
     ]
     seconds = row["seconds_of"]

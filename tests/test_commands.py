@@ -78,6 +78,27 @@ def test_time_steps_are_spread_evenly_and_hold_the_last(steps, columns):
     assert shown[0] == 0
 
 
+def test_a_run_that_scores_some_images_can_score_all_later(finished, glas):
+    _, whole = finished
+    ended = glas.here(*RUN, "--set", "images=40")
+    assert ended.code == 0, ended.err
+    assert ended.json["config_key"] == whole["config_key"]  # nothing that was trained is other
+    assert ended.json["protocol_key"] != whole["protocol_key"]
+    (row,) = ended.json["seeds"]
+    assert row["images"] == 40
+    kept = trained.load_trained(Path(ended.json["folder"]))[0].record.seeds[0]
+    some = kept.per_image(ended.json["protocol_key"])["elbo"]
+    glas.here("evaluate", ended.json["folder"], "--images", "500", "--json")
+    kept = trained.load_trained(Path(ended.json["folder"]))[0].record.seeds[0]
+    every = kept.per_image(whole["protocol_key"])["elbo"]
+    assert every.shape == (500,)
+    rows = evaluate.scored_images(500, 40).numpy()
+    np.testing.assert_allclose(some, every[rows], rtol=1e-5)
+    refused = glas.here(*RUN, "--set", "images=0")
+    assert refused.code == 2
+    assert "images" in refused.err
+
+
 def test_evaluate_scores_again_with_other_weights_and_keeps_both(finished):
     command, document = finished
     ended = command.here("evaluate", document["folder"], "-K", "12", "--images", "40", "--json")

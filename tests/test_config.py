@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glas_bench import config, evaluate, registry
-from glas_bench.config import PRESETS, RunConfig, config_key, protocol_key, resolve
+from glas_bench.config import PRESETS, SCORING, RunConfig, config_key, protocol_key, resolve
 from glas_bench.errors import UsageError
 from glas_bench.model import FilterSettings, Glas
 from glas_bench.registry import Variant
@@ -70,6 +70,10 @@ def test_presets_are_those_of_the_design() -> None:
     table = {
         name: [values[key] for key in ("dataset", "steps", "hidden", "epochs", "samples")]
         for name, values in PRESETS.items()
+    }
+    assert {name: values.get("images", "all") for name, values in PRESETS.items()} == {
+        **dict.fromkeys(PRESETS, "all"),
+        "laptop": 2000,
     }
     assert table == {
         "smoke": ["mnist-5k", 4, 64, 2, 10],
@@ -219,7 +223,7 @@ def test_the_key_changes_with_all_that_is_trained() -> None:
         "precision": "bf16",
         "threads": 2,
     }
-    assert {*different, "variant", "samples", "settings"} == set(RunConfig.model_fields)
+    assert {*different, "variant", *SCORING, "settings"} == set(RunConfig.model_fields)
     keys = [key(), key(source="t"), key(data="e")]
     keys += [key(**{name: value}) for name, value in different.items()]
     settings = base["settings"]
@@ -228,7 +232,7 @@ def test_the_key_changes_with_all_that_is_trained() -> None:
         keys.append(key(settings={**settings, name: other}))
     assert len(set(keys)) == len(keys) == 3 + len(different) + len(settings)
     assert all(len(one) == 12 and int(one, 16) >= 0 for one in keys)
-    assert key(samples=5000) == key(variant="a-copy") == key()
+    assert key(samples=5000, images=7) == key(variant="a-copy") == key()
     assert key(settings=dict(reversed(settings.items()))) == key()
 
 
@@ -245,6 +249,7 @@ def test_the_protocol_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert key(samples=5) != key(samples=6)
     assert key(samples=5) == key(samples=5, epochs=3, hidden=3)
+    assert key(images=7) != key(images=8) != key() == key(images="all")
     before = key()
     monkeypatch.setattr(config, "PROTOCOL_VERSION", config.PROTOCOL_VERSION + 1)
     assert key() != before

@@ -111,7 +111,7 @@ def test_a_second_call_reads_back_and_fewer_images_are_the_same_numbers(tmp_path
     assert few["protocol_key"] != whole["protocol_key"]
     folder = seed.record.seeds[0].folder
     all_of_it, some = (folder.per_image(row["protocol_key"]) for row in (whole, few))
-    drawn = data.random_subset(8, 3, "ais").tolist()
+    drawn = evaluate.scored_images(8, 3).tolist()
     assert some["image"].tolist() == drawn != [0, 1, 2]
     for name in ("ais", "ais_half", "ais_error", "ais_spread"):
         np.testing.assert_allclose(some[name], all_of_it[name][drawn], rtol=1e-4, err_msg=name)
@@ -346,14 +346,31 @@ def test_ais_is_paired_with_the_run_s_own_estimates(tmp_path):
     stored = {"iw": all_of_it, "nll": all_of_it - 1, "elbo": all_of_it + 9, "refit_iw": np.ones(3)}
     folder.save_scores("own", {}, stored)
     images = np.array([3, 10, 30])
-    found = verdict.paired(folder, "own", images, all_of_it[images] - np.array([1, 2, 3]), 41)
+    every, ais = np.arange(41), all_of_it[images] - np.array([1, 2, 3])
+    found = verdict.paired(folder, "own", every, images, ais)
     assert set(found) == {"iw", "nll"}
     assert found["iw"]["difference"] == pytest.approx(-2)
     assert found["iw"]["error"] == pytest.approx(1 / math.sqrt(3))
     assert found["iw"]["corrected"] == pytest.approx(98)
     assert found["nll"]["corrected"] == pytest.approx(98)
     folder.save_scores("own", {}, {"iw": np.where(all_of_it > 119, np.inf, all_of_it)})
-    assert verdict.paired(folder, "own", images, all_of_it[images], 41)["iw"]["corrected"] is None
+    found = verdict.paired(folder, "own", every, images, all_of_it[images])
+    assert found["iw"]["corrected"] is None
+
+
+def test_ais_is_paired_with_some_images_where_the_run_scored_some(tmp_path):
+    folder = SeedFolder(tmp_path, 0)
+    scored = np.array([2, 3, 10, 25, 30])
+    folder.save_scores("own", {}, {"iw": np.array([90.0, 91, 92, 93, 94])})
+    found = verdict.paired(folder, "own", scored, np.array([3, 7, 30]), np.array([90.0, 1, 92]))
+    assert found["iw"]["difference"] == pytest.approx(-1.5)  # image 7 was not scored
+    assert found["iw"]["corrected"] == pytest.approx(90.5)
+    assert verdict.paired(folder, "own", scored, np.array([7]), np.array([1.0])) == {}
+
+
+def test_the_images_of_ais_are_among_those_that_a_run_scores():
+    few, some = (set(evaluate.scored_images(10_000, n).tolist()) for n in (20, 2000))
+    assert few < some < set(evaluate.scored_images(10_000, "all").tolist())
 
 
 def test_numbers_that_cannot_be(tmp_path):

@@ -436,11 +436,9 @@ def test_the_headline_is_judged_on_every_grid() -> None:
 def test_every_part_of_the_mending_is_judged_alone() -> None:
     claims_ = study.load("grid-parts").claims
     pairs = [pair for claim in claims_ for pair in claim.pairs]
-    assert [(pair.left, pair.right) for pair in pairs] == [
-        ("gaussian" + part, "cauchy" + part)
-        for part in ("", " grid=slip-mended", " grid=centred", " floor=logsumexp")
-        + (" filter_init=small",)
-    ]
+    parts = ["grid=slip-mended", "grid=centred", "floor=logsumexp", "filter_init=small"]
+    expected = [("gaussian", "cauchy"), *((f"gaussian {p}", f"cauchy {p}") for p in parts)]
+    assert [(pair.left, pair.right) for pair in pairs] == expected
 
 
 def test_importing_studies_imports_neither_torch_nor_optuna() -> None:

@@ -349,13 +349,23 @@ def test_ais_is_told_beside_them_and_its_number_only_if_accepted(results: Path) 
     ],
 )
 def test_what_stands_for_a_seed(results: Path, later: dict[str, Any], iw: float) -> None:
-    """A scoring of some images never does; one that ranks it goes before one that does not."""
+    """One of fewer images never does; one that ranks it goes before one that does not."""
     folder = finished(results)
     folder.seed(0).save_scores("1" * 12, later, {})
     assert told(folder)[0]["iw"] == iw
     folder.seed(0).save_scores("2" * 12, {"protocol": {"images": "all"}, "iw": 3.0}, {})
     expected = iw if later["nll"] == 1.5 else 3.0
     assert told(folder)[0]["iw"] == expected
+
+
+def test_of_some_images_the_most_stand_for_a_seed(results: Path) -> None:
+    folder = finished(results)
+    for own in (folder.seed(0).path / "eval").glob("*.json"):
+        own.unlink()
+    for key, images, iw in (("1" * 12, 2000, 2.0), ("2" * 12, 40, 3.0)):
+        scores = {"protocol": {"images": images}, "iw": iw, "nll": iw, "time": 1e9 + images}
+        folder.seed(0).save_scores(key, scores, {})
+    assert told(folder)[0]["iw"] == 2.0
 
 
 def test_nothing_that_is_not_finite_is_logged(results: Path) -> None:

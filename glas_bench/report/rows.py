@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from glas_bench import registry
-from glas_bench.config import CORE_VERSION, NO_VERDICTS, config_key, told_seeds
+from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, config_key, told_seeds
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
 from glas_bench.registry import Variant
@@ -131,7 +131,7 @@ class _Study:
         wanted = {
             f"params.{key}": _told(value)
             for key, value in cell.config.flat().items()
-            if key not in (*cell.searched, "samples")
+            if key not in (*cell.searched, *SCORING)
         }
         fits = [
             run
@@ -252,8 +252,8 @@ def _by_settings(run: Run) -> tuple[str, list[tuple[str, str]], str, int]:
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """Return the parameters, sizes aside, that two runs of one variant and data have otherwise."""
-    no_axes = {"variant", "seed", "samples", "dataset", "binarisation", "precision", "threads"}
-    no_axes |= {"epochs", "batch", *_SIZES}
+    no_axes = {"variant", "seed", "dataset", "binarisation", "precision", "threads"}
+    no_axes |= {"epochs", "batch", *_SIZES, *SCORING}
     values: dict[tuple[str, str, str], set[str]] = {}
     for run in runs:
         for name in run:

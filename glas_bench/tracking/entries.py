@@ -250,14 +250,15 @@ def _is(value: Any) -> bool:
 def _newest_protocol(seed: SeedRecord) -> str | None:
     """Return the key of the scoring that stands for the seed.
 
-    The newest of those that rank it (they have `nll`, on all test images) where there is one, else
-    the newest of those with weights; a scoring by AIS alone never stands for a seed.
+    Of those on most test images the newest that ranks it (it has `nll`) where there is one, else
+    the newest with weights; a scoring by AIS alone never stands for a seed.
     """
 
-    def order(key: str) -> tuple[bool, bool, float, str]:
+    def order(key: str) -> tuple[float, bool, float, str]:
         scores = seed.scores[key]
-        whole = (scores.get("protocol") or {}).get("images", "all") == "all"
-        return whole, scores.get("nll") is not None, scores.get("time", 0.0), key
+        images = (scores.get("protocol") or {}).get("images", "all")
+        size = math.inf if images == "all" else float(images)
+        return size, scores.get("nll") is not None, scores.get("time", 0.0), key
 
     weighed = [key for key in seed.scores if not _by_ais(seed.scores[key])]
     return max(weighed, key=order, default=None)
