@@ -389,7 +389,9 @@ SHIPPED = {
     "filter-size": 24,
     "latent-init": 16,
     "uniform-prior": 4,
-    "divergence": 10,
+    "divergence": 5,
+    "divergence-orders": 7,
+    "supervised": 5,
     "depth": 6,
     "original-search": 3,
 }
