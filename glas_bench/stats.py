@@ -34,6 +34,7 @@ Word = Literal["reproduced", "not reproduced", "undecided"]
 VERDICT_SEEDS = 5  # below this many seeds a difference is shown and not judged
 ALPHA = 0.05
 POWER = 0.8
+ONE_SEED = "one seed"  # how a difference's label begins that knows of images alone
 MOST_SEEDS = 200  # beyond this many, "more seeds" is no advice
 
 
@@ -180,7 +181,7 @@ def paired_difference(
     ms = None
     if S == 1:
         interval = _interval(d_SB.mean(), d_SB.var(ddof=1) / B, B - 1.0)
-        label = "one seed: images only"
+        label = f"{ONE_SEED}: images only"
     else:
         squares = mean_squares(d_SB)
         ms = (float(squares.seed), float(squares.image), float(squares.rest))

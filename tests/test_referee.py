@@ -13,7 +13,7 @@ from conftest import until
 from test_evaluate import SIGMA, LinearGaussian, Uniform
 from test_train import local, tiny_splits, training
 
-from glas_bench import ais, config, data, decoder, evaluate, referee, registry, rollout, verdict
+from glas_bench import ais, config, decoder, evaluate, referee, registry, rollout, verdict
 from glas_bench.ais import AISResult, Annealing, Bidirectional
 from glas_bench.errors import UsageError
 from glas_bench.record import RunRecord, SeedFolder, SeedRecord

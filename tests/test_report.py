@@ -156,6 +156,14 @@ def test_ties_are_shown_as_ties() -> None:
     assert "not told apart" in text
 
 
+def test_one_seed_each_tells_no_variants_apart() -> None:
+    base_B = np.random.default_rng(0).normal(90, 10, 200)
+    arms = {"cauchy": 0.0, "vae": 0.5, "hellinger": 2.0}
+    values = {(f"key-{name}", 0): base_B + off for name, off in arms.items()}
+    text = render(*(row(name, nll=90 + off) for name, off in arms.items()), nll=values)
+    assert [cut[0] for cut in table_rows(text)] == ["1=", "1=", "1="]
+
+
 @pytest.mark.parametrize(
     ("other", "why"),
     [

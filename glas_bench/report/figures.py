@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from glas_bench.report.cells import DRAWN, Cell, Row, cells, number, tables
+from glas_bench.stats import ONE_SEED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,8 @@ def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
         "Differences from the baseline",
         "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by "
         "seed and image. Left of zero is better than the baseline; the grey band is the margin "
-        f"of 0.5 nats that a verdict asks for. Hollow: Holm-adjusted p >= .05.{cut}",
+        "of 0.5 nats that a verdict asks for. Hollow: Holm-adjusted p >= .05. A cross: one seed, "
+        f"whose interval knows of images alone.{cut}",
         lambda: _forest(told, order[:MOST_ROWS]),
     )
 
@@ -151,9 +153,11 @@ def _forest(told: Mapping[str, Sequence[Cell]], order: Sequence[Cell]) -> Figure
             )
             p = number(cell.first, f"{metric}_p_holm")
             y = places[cell.name]
-            axis.plot([low, high], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
+            one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
+            line, mark = (":", "x") if one_seed else ("-", "o")
             face = colour if p is not None and p < 0.05 else "white"
-            axis.plot([estimate], [y], "o", color=colour, markerfacecolor=face, markersize=4.5)
+            axis.plot([low, high], [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
+            axis.plot([estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
         axis.set_xlabel(f"{metric} - baseline, {NATS}")
         _wide(axis, [_reach(cell, metric) for cell in shown])
         axis.grid(axis="y", linewidth=0.4)

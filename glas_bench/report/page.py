@@ -338,7 +338,8 @@ def _section(place: int, section: Section) -> list[str]:
     lines += table(columns, rows)
     if any(cell.first.get("tied") for cell in order):
         lines += [
-            "`=`: not told apart from the first of its rank (paired difference, p >= .05).",
+            "`=`: not told apart from the first of its rank (paired difference, p >= .05 or one "
+            "seed).",
             "",
         ]
     return [*lines, *_costs(order, notes), *notes.lines()]
