@@ -81,3 +81,21 @@ def test_a_recorded_rollout_with_packed_kernels_has_the_gradients_of_float64(pre
     allowed = 1e-4 if precision == "fp32" else 0.1
     for mine, true in zip(found, exact, strict=True):
         assert (mine - true).norm() / true.norm() < allowed
+
+
+def test_rows_may_lie_in_any_way():
+    torch.manual_seed(0)
+    packed = gemm.Packed(kernel := torch.randn(24, 40), 6)
+    some = [
+        torch.ones(()).expand(6, 24),  # the gradient of a sum
+        torch.randn(24).expand(6, 24),
+        torch.randn(6, 1).expand(6, 24),
+        torch.randn(24, 6).mT,
+        torch.randn(6, 48)[:, ::2],
+    ]
+    for left in some:
+        exact = left.double() @ kernel.double()
+        close(packed.multiply(left), exact, torch.float32)
+        close(gemm.matmul(left, kernel), exact, torch.float32)
+        base = torch.randn(40).expand(6, 40)
+        close(packed.multiply(left, base), exact + base.double(), torch.float32)
