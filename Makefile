@@ -1,5 +1,5 @@
 # make run   install, then train and score `hellinger` beside the `cauchy` control
-# make test  install, then run the tests
+# make test  install, then run the tests, a file of them a core
 # make lint  install, then ruff and mypy
 #
 # Nothing else to know: each creates .venv when it is not there.
@@ -14,7 +14,7 @@ run: $(VENV)/installed
 	$(BIN)/glas-bench run --variant hellinger --baseline cauchy
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
