@@ -256,6 +256,17 @@ def test_more_cells_than_a_figure_can_take() -> None:
     assert len(objective.draw().axes[1].texts) == figures.MOST_NAMES
 
 
+def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
+    about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "nll_difference": 0.5}
+    pairs = {"a": "one seed: images only; 1 diverged", "b": "3 seeds x 500 images"}
+    given = [row("vae", cell=cell, nll_pairs=text, **about) for cell, text in pairs.items()]
+    (differences, _) = figures.from_csv(given)
+    (axis,) = differences.draw().axes
+    shown = [(line.get_linestyle(), line.get_marker()) for line in axis.get_lines()[1:]]
+    assert shown == [(":", "None"), ("None", "x"), ("-", "None"), ("None", "o")]
+    assert "A cross: one seed" in differences.caption
+
+
 def test_what_was_published_is_set_against_what_is_alike() -> None:
     """Grey targets are those of `soft` alone, and a charge that bounds nothing is no elbo."""
     alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot"}
