@@ -113,7 +113,7 @@ def run_cells(
         for cell, seeds in cells:
             _prepare(cell, splits, device, preset, data_file)
             for seed in seeds if fresh else ():
-                shutil.rmtree(cell.folder.seed(seed).path, ignore_errors=True)
+                _remove(cell.folder.seed(seed).path)
         jobs = []
         outcomes: dict[tuple[str, int], dict[str, Any]] = {}
         for cell, seed in ((cell, seed) for cell, seeds in cells for seed in seeds):
@@ -127,6 +127,15 @@ def run_cells(
         if len(jobs) == 1:
             return outcomes | _run_here(*jobs[0], splits, device, watch)
         return outcomes | _SideBySide(jobs, locks, device, data_file, watch).run()
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # what is left of it must not pass for what is made anew
+        raise RunError(f"cannot remove {folder}: {error.strerror or error}") from error
 
 
 def _prepare(

@@ -368,7 +368,7 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
     for folder in folders:
         load_run(folder)  # what is no run folder is a mistake of the command
 
-    places = {None: list(folders)} if folders else mirroring.by_experiment(results)
+    places = mirroring.by_experiment(results, folders or None)
     done, failures = set(), []
     for experiment, some in places.items():
         found = mirroring.sync_all(results, some, experiment=experiment)

@@ -12,7 +12,7 @@ from typing import Any
 
 from glas_bench import __version__
 from glas_bench.config import CORE_VERSION
-from glas_bench.errors import UsageError
+from glas_bench.errors import RunError, UsageError
 
 PACKAGES = ("torch", "numpy", "pydantic", "mlflow", "optuna", "mlxtend")
 
@@ -119,6 +119,23 @@ def peak_bytes(device: str) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def check_answers(device: str) -> None:
+    """Have a GPU compute something.
+
+    Raises:
+        RunError: its context in this process is dead: whatever runs here next would fail as well.
+    """
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    try:
+        float(torch.ones(1, device=device) + 1)
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        raise RunError(f"{device} no longer answers in this process: {first}") from error
 
 
 def load() -> float | None:

@@ -49,6 +49,9 @@ STATUSES = (
     "interrupted",
     "not_applicable",
 )
+AFTER_TRAINING = ("scoring", "complete", "failed", "interrupted")
+"""What may be said of a seed whose training is over."""
+
 KEPT_CHECKPOINTS = 2
 
 
@@ -123,10 +126,22 @@ class SeedFolder:
         return read_json(self.path / "status.json")
 
     def set_status(self, status: str, **about: Any) -> None:
-        """Write `status.json`: the status with step, reason and the like."""
+        """Write `status.json`: the status with step, reason and the like.
+
+        A complete seed that is scored once more stays complete with what it has, whatever becomes
+        of that scoring; one that is trained anew does not.
+        """
         assert status in STATUSES, status
+        if status in AFTER_TRAINING and self._is_complete():
+            return
         value = {"schema": SCHEMA, "status": status, **about, "updated": time.time()}
         write_json(self.path / "status.json", value)
+
+    def _is_complete(self) -> bool:
+        try:
+            return self.status().get("status") == "complete"
+        except RunError:
+            return False
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written; the cell's lock is held."""
@@ -176,17 +191,27 @@ class SeedFolder:
         return [path for _, path in sorted(found, reverse=True)]
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
-        """Write a checkpoint of this step and remove all but the newest `keep`."""
+        """Write a checkpoint of this step; remove all but the newest `keep`, and any further on.
+
+        Those further on could not be read, or training would not be here: were they kept in place
+        of this one, a kill would lose it.
+        """
         path = self.path / f"checkpoint-{step:08d}.pt"
         write_checkpoint(path, state)
-        for old in self.checkpoints()[keep:]:
-            old.unlink(missing_ok=True)
+        found = self.checkpoints()
+        kept = [each for each in found if each.name <= path.name][:keep]
+        for other in found:
+            if other not in kept:
+                other.unlink(missing_ok=True)
         return path
 
     def load_checkpoint(self, device: Any = "cpu") -> dict[str, Any] | None:
         """Return the state of the newest sound checkpoint, or None where there is none.
 
-        A checkpoint that cannot be read, or whose digest does not match, is passed over.
+        A checkpoint that is torn, or whose digest does not match, is passed over.
+
+        Raises:
+            RunError: the disk or the memory fails; training anew would lose what is there.
         """
         for path in self.checkpoints():
             if (state := read_checkpoint(path, device)) is not None:
@@ -276,16 +301,48 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
-    """Return a checkpoint's state, or None where it is torn, foreign or altered."""
+    """Return a checkpoint's state, or None where it is torn, foreign or altered.
+
+    Raises:
+        RunError: it cannot be read now: the disk fails, or there is no memory for it.
+    """
     import torch
 
     try:
-        payload = torch.load(path, map_location=device, weights_only=True)
+        content = io.BytesIO(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(_not_now(path, error.strerror or str(error))) from error
+    try:
+        payload = torch.load(content, map_location="cpu", weights_only=True)
         state = payload["state"]
         sound = payload["schema"] == SCHEMA and payload["digest"] == digest(state)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RunError(_not_now(path, "no memory")) from error
     except Exception:  # whatever a damaged file provokes, the next older one is tried
         return None
-    return dict(state) if sound else None
+    try:
+        return _moved(dict(state), device) if sound else None
+    except torch.OutOfMemoryError as error:
+        raise RunError(_not_now(path, f"no memory on {device}")) from error
+
+
+def _not_now(path: Path, why: str) -> str:
+    return f"cannot read {path}: {why}. Nothing was begun anew; give the command again."
+
+
+def _moved(state: Any, device: Any) -> Any:
+    """Return nested containers with their tensors on a device."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _moved(value, device) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_moved(value, device) for value in state)
+    return state
 
 
 # --------------------------------------------------------------------------- a cell's folder
@@ -297,6 +354,14 @@ class RunFolder:
     def __init__(self, results: Path, variant: str, key: str) -> None:
         self.path = results / "runs" / f"{variant}-{key}"
         self.key = key
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """Return the run folder at a path, wherever it lies and whatever it is called."""
+        folder = cls.__new__(cls)
+        folder.path = path.resolve()
+        folder.key = path.resolve().name.rpartition("-")[2]
+        return folder
 
     def seed(self, seed: int) -> SeedFolder:
         """Return the folder of a seed."""

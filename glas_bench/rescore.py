@@ -43,8 +43,7 @@ def rescore(
         RunError: another process works in the folder, or it cannot be loaded.
         Stopped: the process was asked to stop; the same call goes on from there.
     """
-    folder = RunFolder(path.parents[1], *path.name.rsplit("-", 1))
-    with folder.locked(), progress.make_display() as display:
+    with RunFolder.at(path).locked(), progress.make_display() as display:
         return [
             _one(each, samples, images, estimators, display)
             for each in load_trained(path, seed, device)
@@ -68,8 +67,7 @@ def refereed(
     """
     from glas_bench import referee
 
-    folder = RunFolder(path.parents[1], *path.name.rsplit("-", 1))
-    with folder.locked(), progress.make_display() as display:
+    with RunFolder.at(path).locked(), progress.make_display() as display:
         return [
             referee.score(
                 each,

@@ -432,6 +432,12 @@ class _Planner:
         resolved = self._resolve(entry.variant, settings, loc)
         flat = resolved.flat()
         params = {key: flat[key] for key in settings if key not in self.file.fixed}
+        for key in sorted(config.SCORING & {*params, *searched}):
+            raise self.source.error(
+                self._where(loc, settings, UsageError(key)),
+                f"{key} says how a cell is scored, not what it is; a study has one yardstick, so "
+                f"give it under set. iw_sweep has every K up to samples already",
+            )
         name = " ".join(
             [entry.variant.name, *(f"{key}={plain(value)}" for key, value in params.items())]
         )

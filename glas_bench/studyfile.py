@@ -155,10 +155,24 @@ def _check_search(file: StudyFile, source: Source) -> None:
     if file.trials is None and any(each.choices is None for each in file.space.values()):
         raise source.error(("space",), "a search takes a number of trials, e.g. trials: 40")
     for key, dimension in file.space.items():
-        if dimension.at_most is not None and dimension.at_most not in file.space:
-            raise source.error(
-                ("space", key, "at_most"), unknown("axis of space", dimension.at_most, file.space)
-            )
+        if dimension.at_most is not None:
+            _check_at_most(file, source, key, dimension)
+
+
+def _check_at_most(file: StudyFile, source: Source, key: str, dimension: Dimension) -> None:
+    """Refuse a limit that is no number, or that may leave nothing to draw from."""
+    most, loc = str(dimension.at_most), ("space", key, "at_most")
+    if most not in file.space:
+        raise source.error(loc, unknown("axis of space", most, file.space))
+    other = file.space[most]
+    if other.at_most is not None:
+        raise source.error(loc, f"{most} has an at_most itself; limit {key} by {other.at_most}")
+    least = [other.low] if other.choices is None else other.choices
+    for value in least:
+        if not isinstance(value, Number) or isinstance(value, bool):
+            raise source.error(loc, f"{most} may be {value!r}, which limits no number")
+        if value < (dimension.low or 0):
+            raise source.error(loc, f"{most} may be {value}, below {key}'s low {dimension.low}")
 
 
 def _read_yaml(path: Path) -> Source:
@@ -187,6 +201,11 @@ def _mark(path: Path, node: yaml.Node, loc: Loc, lines: dict[Loc, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UsageError(
+                    f"{path}:{line}: a key is a word, not a list or a mapping (a template that is "
+                    "not filled in?)"
+                )
             if (*loc, key.value) in lines:
                 raise UsageError(
                     f"{path}:{line}: {key.value!r} is given twice, first on line "

@@ -72,6 +72,7 @@ class Training:
 
     def __init__(self, variant: Variant, config: RunConfig, splits: Splits, seed: int) -> None:
         check_applicable(variant, config, splits)
+        self.variant = variant
         self.config = config
         self.splits = splits
         self.seed = seed

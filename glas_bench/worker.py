@@ -127,8 +127,8 @@ def conclude(sitting: Sitting) -> str:
     except evaluate.NotFinite as error:
         sitting.set_status("failed", reason=str(error))
         return "failed"
-    sitting.draw()
     sitting.set_status("complete")
+    sitting.draw()
     return "complete"
 
 
@@ -173,10 +173,22 @@ class Sitting:
         self.reload()
 
     def reload(self) -> None:
-        """Go back to the last checkpoint, if there is one."""
+        """Go back to the last checkpoint, or to the start where there is none.
+
+        Raises:
+            RunError: there is one, and the disk or the memory does not let it be read.
+        """
+        from glas_bench.train import Training
+
         state = self.folder.load_checkpoint(self.training.device)
         if state is not None:
             self.training.load(state)
+        elif self.training.at.step or self.training.at.batch:
+            old = self.training
+            self.training = Training(old.variant, old.config, old.splits, old.seed)
+        if state is None and self.folder.checkpoints():
+            text = f"seed {self.training.seed} starts over: none of its checkpoints is sound"
+            self.tell({"event": "note", "text": text})
         self.folder.remove_leftovers()
         self.folder.truncate_metrics(self.training.at.epoch)
 
@@ -325,8 +337,13 @@ class Sitting:
         subject = pictures.Subject(
             title, training.model, training.config, training.splits, training.seed
         )
-        with contextlib.suppress(ImportError):  # `samples RUN` draws them later, elsewhere
+        try:
             pictures.draw(self.folder.path, subject)
+        except ImportError:  # `samples RUN` draws them later, elsewhere
+            pass
+        except Exception as error:  # the numbers are there, and no picture is worth them
+            text = f"seed {training.seed} has no pictures: {type(error).__name__}: {error}"
+            self.tell({"event": "note", "text": text})
 
 
 def prepare_torch(threads: int, precision: str = "fp32") -> None:

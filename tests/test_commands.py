@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_train import tiny_splits, training
 
 from glas_bench import evaluate, pictures, registry, trained
 from glas_bench.errors import RunError, UsageError
-from glas_bench.record import find_run
+from glas_bench.record import RunFolder, find_run
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = ["--set", "steps=3", "--set", "hidden=8", "--set", "epochs=1", "--set", "samples=5"]
@@ -120,6 +121,19 @@ def test_evaluate_scores_again_with_other_weights_and_keeps_both(finished):
     assert subset["elbo"].shape == (40,)
     np.testing.assert_allclose(subset["elbo"], whole["elbo"][rows], rtol=1e-5)
     np.testing.assert_allclose(subset["iw_5"].mean(), row["iw_sweep"]["5"])
+
+
+def test_a_run_is_scored_wherever_it_lies(finished, tmp_path, monkeypatch):
+    command, document = finished
+    shutil.copytree(document["folder"], tmp_path / "down" / "x")
+    monkeypatch.chdir(tmp_path / "down")
+    about = ("-K", "5", "--images", "20", "--estimator", "iw", "--json")
+    ended = command.here("evaluate", "x", *about)
+    assert ended.code == 0, ended.err
+    assert ended.json["seeds"][0]["samples"] == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["down"]
+    with RunFolder.at(Path("x")).locked():
+        assert "already running" in command.here("evaluate", "x", *about).err
 
 
 def test_a_run_is_named_by_path_or_beginning(finished, tmp_path):

@@ -48,6 +48,20 @@ def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*")]
 
 
+def test_a_complete_seed_stays_so_whatever_becomes_of_another_scoring(seed: SeedFolder) -> None:
+    seed.set_status("complete", step=9)
+    before = seed.status()
+    for status in ("scoring", "interrupted", "failed", "complete"):
+        seed.set_status(status, reason="of a scoring with more weights")
+        assert seed.status() == before
+    seed.set_status("training", step=0)
+    seed.set_status("interrupted", step=1)
+    assert seed.status()["status"] == "interrupted"
+    (seed.path / "status.json").write_text("{")
+    seed.set_status("failed", reason="x")
+    assert seed.status()["reason"] == "x"
+
+
 # --------------------------------------------------------------------------- whole or not at all
 
 WRITE_AND_DIE = """
@@ -256,6 +270,34 @@ def test_loading_runs_no_code(seed: SeedFolder, tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
     torch.load(path, weights_only=False)  # the trap works
     assert (tmp_path / "sprung").exists()
+
+
+def test_what_cannot_be_read_now_is_no_damage(
+    seed: SeedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = seed.save_checkpoint(5, make_state(), keep=1)
+
+    def no_room(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", no_room)
+        with pytest.raises(RunError, match="Nothing was begun anew"):
+            seed.load_checkpoint()
+    path.unlink()
+    path.mkdir()  # reading it is an error of the disk
+    with pytest.raises(RunError, match=r"cannot read .*checkpoint-00000005"):
+        seed.load_checkpoint()
+
+
+def test_checkpoints_further_on_that_are_torn_displace_none(seed: SeedFolder) -> None:
+    for step in (100, 200):
+        seed.save_checkpoint(step, make_state(step), keep=2).write_bytes(b"torn")
+    assert seed.load_checkpoint() is None
+    seed.save_checkpoint(50, make_state(50), keep=2)
+    state = seed.load_checkpoint()
+    assert state is not None
+    assert record.digest(state) == record.digest(make_state(50))
 
 
 def test_the_newest_checkpoints_are_kept(seed: SeedFolder) -> None:

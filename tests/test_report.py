@@ -507,7 +507,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.rmtree(folder.seed(3).path)
             fabricated.status(folder.seed(3), "failed", reason="its process ended by signal 9")
     about = {"file": str(file), "preset": plan.preset, "dataset": plan.dataset}
-    note_study(results, plan.name, folders, **about)
+    note_study(results, plan.name, dict.fromkeys(folders, ""), **about)
     for dataset, data in (("mnist-static", "d1"), ("omniglot", "o1")):
         for name in ("cauchy", "vae"):
             variant = registry.find(name)
@@ -720,7 +720,7 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     note_study(
         tmp_path,
         "grid-slip@laptop",
-        [],
+        {},
         file=str(study.shipped()["grid-slip"]),
         preset="laptop",
         dataset="mnist-static",

@@ -60,6 +60,7 @@ def row(state: str = "complete", number: int = 0, **about: Any) -> Row:
         "seeds": [0, 1],
         "retry_of": None,
         "is_search": False,
+        "of": None,
         "withdrawn": False,
         "begun": True,
         "values": {},
@@ -116,9 +117,11 @@ def test_a_search_until_its_best_is_known() -> None:
     found = state(*tried, searched=["steps"])
     assert (found.status, found.reason) == ("running", "search: 2 of 3 trials, 1 failed")
     assert list(found.seeds.values()) == ["waiting", "waiting"]
-    best = row(key="best", about=DONE)
+    best = row(key="best", of="k", about=DONE)
+    edited = row(key="best", of="as it was before", about=DONE)
+    assert state(*tried[:2], edited, searched=["steps"]).status == "waiting"
     assert state(*tried[:2], best, searched=["steps"]).status == "complete"
-    newer = row("waiting", 1, key="better")
+    newer = row("waiting", 1, key="better", of="k")
     assert state(*tried[:2], best, newer, searched=["steps"]).status == "waiting"
     lost = [row("failed", n, is_search=True) for n in range(3)]
     assert state(*lost, searched=["steps"]).status == "failed"

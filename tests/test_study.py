@@ -273,6 +273,27 @@ def test_choices_alone_are_gone_through_once(tmp_path: Path) -> None:
             "seeds 2 are reported on",
         ),
         ("variants: [cauchy]\nseeds: [0\n", 7, "no YAML"),
+        ("variants: [cauchy]\nseeds: 0\nset: {{ filled }}\n", 7, "a key is a word"),
+        ("variants: [cauchy]\ngrid: {samples: [5, 10]}\nseeds: 0\n", 6, "one yardstick"),
+        (
+            "variants: [cauchy]\nspace:\n  filter_size: {low: 5, high: 9, at_most: latent_size}\n"
+            "  latent_size: {low: 3, high: 9}\ntrials: 2\ntuning_seeds: 9\nseeds: 0\n",
+            7,
+            "latent_size may be 3, below filter_size's low 5",
+        ),
+        (
+            "variants: [cauchy]\nspace:\n  filter_size: {low: 1, high: 9, at_most: grid}\n"
+            "  grid: {choices: [original, centred]}\ntrials: 2\ntuning_seeds: 9\nseeds: 0\n",
+            7,
+            "grid may be 'original', which limits no number",
+        ),
+        (
+            "variants: [cauchy]\nspace:\n  filter_size: {low: 1, high: 9, at_most: latent_size}\n"
+            "  latent_size: {low: 3, high: 9, at_most: steps}\n  steps: {low: 4, high: 9}\n"
+            "trials: 2\ntuning_seeds: 9\nseeds: 0\n",
+            7,
+            "latent_size has an at_most itself",
+        ),
         ("preset: smok\nvariants: [cauchy]\nseeds: 0\n", 5, "given twice"),
     ],
 )

@@ -25,10 +25,10 @@ from optuna.trial import TrialState
 from quick.budget import QUICK
 from services import Postgres
 
-from glas_bench import environment, evaluate, study
+from glas_bench import environment, evaluate, registry, study
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
-from glas_bench.sweep import addresses, crew, owner, states, worker
+from glas_bench.sweep import addresses, crew, owner, states, sweeping, worker
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.ledger import MOST_LOST
 from glas_bench.sweep.plan import Plan, digest
@@ -277,6 +277,90 @@ def test_a_cell_over_which_workers_die_fails_at_last(glas: Glas) -> None:
     assert f"{MOST_LOST} workers died over it" in str(state.reason)
 
 
+@quick
+def test_what_is_gone_from_the_results_is_run_again(glas: Glas) -> None:
+    ended = sweep(glas, TINY)
+    assert ended.code == 0
+    folder = glas.results / "runs" / f"gaussian-{cells(ended)['gaussian']['config_key']}"
+    before = times(glas)
+    shutil.rmtree(folder)
+    again = sweep(glas)
+    assert again.code == 0, again.err
+    assert "gaussian: was complete, and its results are gone" in again.err
+    assert "cauchy: running" not in again.err
+    assert sorted(times(glas)) == sorted(before)
+    assert statuses(again) == statuses(ended)
+    assert len(trials(glas)) == 3
+    assert "running" not in sweep(glas).err
+
+
+def test_of_a_shared_database_another_machine_may_have_the_results(glas: Glas) -> None:
+    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    task = store.claim(plan)
+    assert isinstance(task, Task)
+    store.finish(task, Result("complete", value=1.0))
+    read = store.read("tiny")
+    assert read is not None
+    (row,) = read[1]
+    assert sweeping._is_gone(plan, store, row)
+    store.file = None  # as on PostgreSQL
+    assert not sweeping._is_gone(plan, store, row)
+    folder = plan.cell("cauchy").folder
+    folder.prepare(plan.cell("cauchy").config, {})  # `run --fresh`, cut short
+    assert sweeping._is_gone(plan, store, row)
+    with folder.locked():
+        assert not sweeping._is_gone(plan, store, row)
+
+
+@quick
+@pytest.mark.parametrize("trouble", ["the card is lost", "no process can be started"])
+def test_a_machine_in_trouble_does_not_fail_the_study(
+    glas: Glas, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    def lost(*_: object) -> None:
+        raise RunError(trouble)
+
+    def run_task(*_: object) -> Result:
+        if trouble == "no process can be started":
+            raise OSError(12, trouble)
+        return Result("failed", reason="CUDA error: unspecified launch failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "run_task", run_task)
+        patch.setattr(environment, "check_answers", lost)
+        for _ in range(2):
+            ended = sweep(glas, TINY)
+            assert ended.code == 1
+            assert trouble in ended.err
+        waiting = glas.here("status", glas.folder / "tiny.yaml", "--json")
+        assert statuses(waiting) == {"cauchy": "waiting", "gaussian": "waiting"}
+    assert sweep(glas).code == 0
+
+
+def test_a_cell_that_breaks_machine_after_machine_fails_at_last(glas: Glas) -> None:
+    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    for _ in range(MOST_LOST):
+        task = store.claim(plan)
+        assert isinstance(task, Task)
+        store.give_back(task, "cuda no longer answers")
+    assert store.claim(plan) is None
+    read = store.read("tiny")
+    assert read is not None
+    (state,) = states.states(*read)
+    assert state.status == "failed"
+    assert "cuda no longer answers" in str(state.reason)
+
+
+def test_cells_left_by_workers_that_died_are_no_success(glas: Glas) -> None:
+    store, _ = planned(glas, TINY)
+    read = store.read("tiny")
+    assert read is not None
+    found = states.states(*read)
+    lost = [(1, "worker 0 was killed by signal 9")]
+    assert sweeping._exit_code(found, lost, 4) == 1
+    assert sweeping._exit_code(found, [], 4) == 0  # as many trials as were asked for
+
+
 # --------------------------------------------------------------------------- changed studies
 
 
@@ -383,6 +467,42 @@ def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seed
         assert {0} <= set(run.seeds) <= {0, 1000, 1001}
         assert {key: run.config.settings[key] for key in best.params} == best.params
     assert "running" not in sweep(glas).err
+
+
+@quick
+def test_what_a_search_runs_is_noted_however_it_ends(
+    glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_task = worker.run_task
+
+    def once(plan: Plan, task: Task, device: str, tell: worker.Tell) -> Result | None:
+        monkeypatch.setattr(worker, "run_task", out_of_room)
+        return run_task(plan, task, device, tell)
+
+    def out_of_room(*_: object) -> Result:
+        raise RunError("no room")
+
+    monkeypatch.setattr(worker, "run_task", once)
+    assert sweep(glas, SEARCH).code == 1
+    noted = json.loads((glas.results / "studies" / "tiny.json").read_text())["folders"]
+    made = {path.name for path in (glas.results / "runs").iterdir()}
+    assert len(made) == 1
+    assert made <= set(noted)
+
+
+@quick
+def test_an_edited_variant_is_searched_anew(glas: Glas) -> None:
+    variant = glas.folder / "mine.py"
+    variant.write_text(registry.find("gaussian").path.read_text())
+    text = SEARCH.replace("trials: 3", "trials: 1").replace("gaussian]", "./mine.py]")
+    ended = sweep(glas, text)
+    assert ended.code == 0, ended.err
+    assert cells(ended)["mine"]["nll"] > 0
+    variant.write_text(variant.read_text() + "# edited\n")
+    extended = sweep(glas, None, "--max-trials", 1, "--extend")  # no trial for either search
+    assert statuses(extended)["mine"] == "waiting"
+    assert "nll" not in cells(extended)["mine"]
+    assert sweep(glas).code == 0
 
 
 @quick
@@ -763,6 +883,14 @@ def test_a_password_is_taken_off_the_command_line(postgres: Postgres, glas: Glas
     assert addresses.without_storage([*given, f"--storage={url}", "--json"], url) == [
         *given, "--json"
     ]  # fmt: skip
+
+
+def test_an_address_that_is_none_is_told_without_its_password(glas: Glas) -> None:
+    url = "postgresql://me:p[wrong@host/db"
+    ended = glas.here("sweep", write(glas, TINY), "--no-mirror", "--storage", url)
+    assert ended.code == 2
+    assert "%5B" in ended.err
+    assert "p[wrong" not in ended.err
 
 
 def test_a_wrong_password_is_told_at_once_and_not_repeated(postgres: Postgres, glas: Glas) -> None:

@@ -5,7 +5,7 @@ import torch
 from test_stacked import OneExplodes
 from test_train import TINY, local, tiny_splits, training
 
-from glas_bench import config, memory, registry, together, worker
+from glas_bench import config, evaluate, memory, pictures, registry, signals, together, worker
 from glas_bench.record import RunFolder
 
 EPOCHS = 3
@@ -155,6 +155,57 @@ def test_out_of_memory_halves_the_stack(folders, monkeypatch):
     assert {one["status"] for one in found.values()} == {"complete"}
     notes = [event["text"] for _, event in events if event["event"] == "note"]
     assert notes == ["out of memory with 2 seeds together: 1 at a time"]
+
+
+def test_out_of_memory_after_an_epoch_without_a_checkpoint_starts_over(folders, monkeypatch):
+    whole = together.StackedTraining.validate
+
+    def validate(self):
+        if len(self.trainings) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return whole(self)
+
+    monkeypatch.setattr(together.StackedTraining, "validate", validate)
+    found, _ = run(folders[0], [0, 1])
+    assert {one["status"] for one in found.values()} == {"complete"}
+    for seed in (0, 1):
+        run_alone(folders[1], seed)
+        assert_same_seed(folders[0], folders[1], seed)
+
+
+@pytest.mark.parametrize("trouble", ["asked to stop", "not finite", "killed"])
+def test_scoring_a_complete_seed_once_more_leaves_it_complete(folders, monkeypatch, trouble):
+    folder, variant = folders[0], registry.find("cauchy")
+    assert run_alone(folder, 0) == "complete"
+    before = folder.seed(0).status()
+    more = resolved(variant, samples=7)
+
+    def fail(*_):
+        raise evaluate.NotFinite("iw is not finite")
+
+    if trouble == "asked to stop":
+        monkeypatch.setattr(signals, "_requested", 15)
+    elif trouble == "not finite":
+        monkeypatch.setattr(evaluate, "score_into", fail)
+    if trouble == "killed":
+        worker.note_failure(folder.seed(0), MemoryError("no room"), "cauchy")
+    else:
+        ended = worker.run_seed(folder.seed(0), variant, more, tiny_splits(), lambda event: None)
+        assert ended == {"asked to stop": "interrupted", "not finite": "failed"}[trouble]
+    assert folder.seed(0).status() == before
+    assert worker.finished(folder.seed(0), resolved(variant)) == "complete"
+    assert worker.finished(folder.seed(0), more) is None
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_scores(folders, monkeypatch):
+    def draw(*_):
+        raise ValueError("784 pixels are no 9 x 9")
+
+    monkeypatch.setattr(pictures, "draw", draw)
+    found, events = run(folders[0], [0])
+    assert found == {0: {"status": "complete"}}
+    notes = [event["text"] for _, event in events if event["event"] == "note"]
+    assert notes == ["seed 0 has no pictures: ValueError: 784 pixels are no 9 x 9"]
 
 
 def test_what_is_planned_follows_from_what_is_counted():

@@ -25,7 +25,7 @@ from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, SeedFolder, load_run, write_json
 from glas_bench.tracking import addresses, entries, store
 from glas_bench.tracking.mirror import Mirror
-from glas_bench.tracking.sync import SyncReport, sync, sync_all
+from glas_bench.tracking.sync import SyncReport, by_experiment, note_study, sync, sync_all
 
 BEGAN = 1_760_000_000.0
 
@@ -308,6 +308,44 @@ def test_the_newest_scoring_gives_the_numbers(results: Path) -> None:
     assert row["tags.protocol_key"] == key
     assert "metrics.elbo" not in row  # of the other scoring, and no number of this one
     assert row["tags.elbo_status"] == "undefined"
+
+
+def test_a_study_s_own_protocol_gives_its_numbers(results: Path) -> None:
+    folder = finished(results)
+    (own,) = [path.stem for path in (folder.seed(0).path / "eval").glob("*.json")]
+    note_study(results, "mine", {folder.path: own}, file="x", preset="quick", seeds="0")
+    note_study(
+        results, "mine", {}, file="x", preset="quick", seeds="0"
+    )  # what was its own stays so
+    other = score(folder.seed(0), samples=5000, iw=1.0)
+    places = by_experiment(results, [folder.path])
+    assert places == {"mine": [folder.path], None: []}
+    for experiment, key, iw in (("mine", own, 148.5), ("by hand", other, 1.0)):
+        assert_ok(sync([folder.path], results, experiment=experiment), 1)
+        (row,) = store.read_runs(results, [experiment]).to_dict("records")
+        assert (row["tags.protocol_key"], row["metrics.iw"]) == (key, iw)
+
+
+def test_seeds_of_a_cell_stay_together(results: Path) -> None:
+    folder = finished(results, seeds=2)
+    before = told(folder)[0]["iw"]
+    key = score(folder.seed(0), samples=5000, iw=1.0)
+    assert told(folder)[0]["iw"] == before  # seed 1 has none of it
+    score(folder.seed(1), samples=5000, iw=2.0)
+    assert told(folder)[0]["iw"] == 1.0
+    assert told(folder)[1]["protocol_key"] == key
+
+
+def test_a_complete_run_stands_for_a_seed_before_one_begun_later(results: Path) -> None:
+    folder = finished(results)
+    sync([folder.path], results)
+    half = make_run(results.parent / "elsewhere")
+    train(half.seed(0), range(1, 2), at=BEGAN + 5000)
+    half.seed(0).set_status("interrupted", step=31)
+    assert half.path.name == folder.path.name
+    assert_ok(sync([half.path], results), 1)
+    (row,) = store.read_runs(results).to_dict("records")
+    assert row["status"] == "complete"
 
 
 def test_the_referee_s_scores_displace_no_run_s_own(results: Path) -> None:

@@ -76,8 +76,18 @@ def file_system(path: Path, mounts: str | None = None) -> str | None:
 
 
 def has_password(url: str) -> bool:
-    """Tell whether an address carries a password."""
-    parts = urlsplit(url)
+    """Tell whether an address carries a password.
+
+    Raises:
+        UsageError: it is no address.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(
+            f"--storage {redact(url)}: {error}; in a password write [ ] / : @ and the like as %5B, "
+            f"%5D, %2F, %3A, %40, or give it in PGPASSWORD or ~/.pgpass"
+        ) from error
     return bool(parts.password) or "password=" in parts.query
 
 

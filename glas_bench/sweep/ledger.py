@@ -150,15 +150,29 @@ class Ledger(Database):
             if not row.cell:  # killed while its values were drawn
                 self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
                 continue
-            lost = trial.system_attrs.get(LOST, 0) + (row.owner is not None)
-            self.storage.set_trial_system_attr(trial_id, OWNER, None)
-            self.storage.set_trial_system_attr(trial_id, LOST, lost)
-            if lost >= MOST_LOST:
-                reason = f"{lost} workers died over it, last {owner.told(row.owner)}"
-                self.tell(trial_id, Result("failed", reason=reason))
-            else:
+            if row.owner is None:
                 self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            else:
+                self.lose(trial, f"last {owner.told(row.owner)}")
         return busy
+
+    def lose(self, trial: FrozenTrial, last: str) -> None:
+        """Set a trial waiting whose worker died over it; one over which too many died has failed.
+
+        Args:
+            trial: that was running.
+            last: about the last of them, for the reason.
+        """
+        from optuna.trial import TrialState
+
+        trial_id = trial._trial_id
+        lost = trial.system_attrs.get(LOST, 0) + 1
+        self.storage.set_trial_system_attr(trial_id, OWNER, None)
+        self.storage.set_trial_system_attr(trial_id, LOST, lost)
+        if lost >= MOST_LOST:
+            self.tell(trial_id, Result("failed", reason=f"{lost} workers died over it, {last}"))
+        else:
+            self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def tell(self, trial_id: int, result: Result) -> None:
         """Write a running trial's result, its state last."""

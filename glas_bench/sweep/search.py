@@ -159,10 +159,10 @@ class Searches:
         mine = [(trial, row) for trial, row in self.store.rows(plan.name) if row.cell == name]
         have: set[int] = set()
         for trial, row in mine:
-            if (row.key, row.protocol) == (key, protocol) and not row.withdrawn:
+            if (row.key, row.protocol, row.of) == (key, protocol, item.key) and not row.withdrawn:
                 have |= set(row.seeds)
             elif row.state == "waiting":
                 self.store.withdraw(trial._trial_id)
         if missing := [seed for seed in item.seeds if seed not in have]:
             about = {"key": key, "protocol": protocol, "settings": settings}
-            self.store.add(study_id, item, missing, **about, values=best.values)
+            self.store.add(study_id, item, missing, **about, values=best.values, of=item.key)

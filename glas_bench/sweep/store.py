@@ -28,7 +28,7 @@ from glas_bench.sweep.trials import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from optuna.trial import FrozenTrial
 
 PLAN = "glas_bench:plan"
 
@@ -98,18 +98,22 @@ class Store(Ledger):
         again = {row.retry_of for row in rows}
         for trial, row in self.rows(name):
             if row.state == "failed" and row.cell and row.number not in again:
-                item = item_of(trial, row)
-                self.add(
-                    self.study_id(name),
-                    item,
-                    row.seeds,
-                    retry_of=row.number,
-                    settings=trial.user_attrs.get("settings", ""),
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    is_search=row.is_search,
-                    values=row.values,
-                )
+                self._once_more(name, trial, row)
+
+    def _once_more(self, name: str, trial: FrozenTrial, row: Row) -> None:
+        """Plan a trial that is over once more; the new one takes its place."""
+        self.add(
+            self.study_id(name),
+            item_of(trial, row),
+            row.seeds,
+            retry_of=row.number,
+            settings=trial.user_attrs.get("settings", ""),
+            params=trial.params,
+            distributions=trial.distributions,
+            is_search=row.is_search,
+            values=row.values,
+            of=row.of,
+        )
 
     def settle(self, plan: Plan, result_of: Callable[[Row], Result | None]) -> int:
         """Tell the results of waiting trials that are there already; return how many.
@@ -132,6 +136,30 @@ class Store(Ledger):
                         self.tell(trial._trial_id, result)
                         done += 1
             return done
+
+        return self.through(action)
+
+    def renew(self, plan: Plan, is_gone: Callable[[Row], bool]) -> list[str]:
+        """Plan complete trials once more whose results are no longer there; return their cells.
+
+        Args:
+            plan: the study.
+            is_gone: tells so of a trial; searches' own trials have told all that is wanted of them.
+        """
+
+        def action() -> list[str]:
+            found = []
+            with self.locked():
+                rows = self.rows(plan.name)
+                again = {row.retry_of for _, row in rows}
+                for trial, row in rows:
+                    item = plan.items.get(row.cell)
+                    if item is None or row.state != "complete" or row.number in again:
+                        continue
+                    if belongs(item, row) and is_gone(row):
+                        self._once_more(plan.name, trial, row)
+                        found.append(row.cell)
+            return found
 
         return self.through(action)
 
@@ -206,15 +234,24 @@ class Store(Ledger):
 
         self.through(action)
 
-    def give_back(self, task: Task) -> None:
-        """Set a task waiting again."""
+    def give_back(self, task: Task, trouble: str | None = None) -> None:
+        """Set a task waiting again.
+
+        Args:
+            task: of this worker.
+            trouble: what befell the machine over it; a cell that does so again and again fails.
+        """
         from optuna.trial import TrialState
 
         def action() -> None:
             with self.locked():
-                if self._is_mine(task):
-                    self.storage.set_trial_system_attr(task.trial_id, OWNER, None)
-                    self.storage.set_trial_state_values(task.trial_id, TrialState.WAITING)
+                if not self._is_mine(task):
+                    return
+                if trouble is not None:
+                    self.lose(self.storage.get_trial(task.trial_id), trouble)
+                    return
+                self.storage.set_trial_system_attr(task.trial_id, OWNER, None)
+                self.storage.set_trial_state_values(task.trial_id, TrialState.WAITING)
 
         self.through(action)
 

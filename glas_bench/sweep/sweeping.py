@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glas_bench import cells, environment, signals, study, worker
+from glas_bench import cells, environment, outcome, signals, study, worker
+from glas_bench.cells import Cell
 from glas_bench.config import told_seeds
-from glas_bench.errors import UsageError, unknown
+from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.running import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.study import Study
 from glas_bench.sweep import addresses, crew, states
@@ -95,8 +96,9 @@ def carry_out(request: Request) -> Answer:
             digest=digest(plan.document()),
             most=request.most,
         )
+        gone = store.renew(plan, lambda row: _is_gone(plan, store, row))
         workers = request.workers or _workers(plan, store, device)
-        problems = _run(plan, store, job, workers, url, request.mirror)
+        problems = _run(plan, store, job, workers, url, request.mirror, gone)
         return _answer(plan, store, problems, request.most)
 
 
@@ -134,22 +136,49 @@ def _there(plan: Plan, row: Row) -> Result | None:
     return finished(plan.cell(row.cell, row.values or None), row.seeds)
 
 
+def _is_gone(plan: Plan, store: Store, row: Row) -> bool:
+    """Tell whether a finished trial's results ought to be in this results folder and are not.
+
+    Of a database that machines share, another may have them: a folder must be there, unfinished.
+    """
+    cell = plan.cell(row.cell, row.values or None)
+    if finished(cell, row.seeds) is not None:
+        return False
+    if not (cell.folder.path / "config.yaml").is_file():
+        return store.file is not None
+    try:
+        with cell.folder.locked():
+            return True
+    except AlreadyRunning:  # it is being made anew
+        return False
+
+
 def _run(
-    plan: Plan, store: Store, job: Job, workers: int, url: str, with_mirror: bool
+    plan: Plan,
+    store: Store,
+    job: Job,
+    workers: int,
+    url: str,
+    with_mirror: bool,
+    gone: Sequence[str],
 ) -> list[tuple[int, str]]:
     """Run workers with a view and a mirror; return exit codes and reasons of what went wrong."""
     problems: list[tuple[int, str]] = []
     with contextlib.ExitStack() as stack:
         mirror = None
-        folders = [plan.cell(name).folder.path for name in _plain(plan)]
-        _note(plan, folders)
+        folders = _note(plan, store)
         if with_mirror:
             mirror = stack.enter_context(Mirror(plan.results, folders, experiment=plan.name))
         with make_view() as view, _refreshing(plan, store, view):
+            for name in gone:
+                view.say(f"{name}: was complete, and its results are gone from {plan.results}")
 
             def tell(event: dict[str, Any]) -> None:
                 if event["event"] == "lost":
                     view.say(str(event["reason"]))
+                if event["event"] == "begin" and plan.items[event["cell"]].searched:
+                    with contextlib.suppress(RunError):  # it is noted again at the end
+                        _follow(plan, store, mirror)
                 view.show(event)
 
             try:
@@ -161,38 +190,42 @@ def _run(
                     problems += team.problems
             except StorageDown as error:
                 problems.append((3, f"{error}; the run folders have everything: sweep again"))
-        if searched := list(_searched_folders(plan, store)):
-            _note(plan, [*folders, *searched])
+        _follow(plan, store, mirror)
         if mirror is not None:
-            for folder in searched:
-                mirror.add(folder)
             report = mirror.finish(PATIENCE_WHEN_STOPPED if signals.requested() else PATIENCE)
             problems += [(3, message) for _, message in report.failures[:1]]
     return problems
 
 
-def _note(plan: Plan, folders: Sequence[Path]) -> None:
-    """Write down what the study is and which run folders are its own."""
+def _follow(plan: Plan, store: Store, mirror: Mirror | None) -> None:
+    """Note and mirror what searches have found by now."""
+    for folder in _note(plan, store) if plan.searches else ():
+        if mirror is not None:
+            mirror.add(folder)
+
+
+def _note(plan: Plan, store: Store) -> list[Path]:
+    """Write down what the study is and which run folders are its own; return them."""
     found = plan.study
     where = {"file": str(found.path.resolve()), "preset": found.preset, "dataset": found.dataset}
     where["seeds"] = told_seeds(found.seeds)
-    note_study(plan.results, plan.name, folders, **where)
+    cells = {cell.folder.path: outcome.protocol_key(cell) for cell in _cells(plan, store)}
+    note_study(plan.results, plan.name, cells, **where)
+    return list(cells)
 
 
-def _plain(plan: Plan) -> list[str]:
-    """Return the cells whose run folder is known from the start."""
-    return [name for name, item in plan.items.items() if item.key and not item.searched]
-
-
-def _searched_folders(plan: Plan, store: Store) -> Iterator[Path]:
-    """Return the run folders of what searches have found and run."""
+def _cells(plan: Plan, store: Store) -> Iterator[Cell]:
+    """Return the cells known from the start, and what searches have found and run so far."""
+    for name, item in plan.items.items():
+        if item.key and not item.searched:
+            yield plan.cell(name)
     if not plan.searches:
         return
     with contextlib.suppress(StorageDown):
         read = store.read(plan.name)
         for row in read[1] if read else ():
             if row.values and row.begun and row.cell in plan.items:
-                yield plan.cell(row.cell, row.values).folder.path
+                yield plan.cell(row.cell, row.values)
 
 
 @contextlib.contextmanager
@@ -243,7 +276,7 @@ def _exit_code(
     if signals.requested():
         return signals.exit_code()
     left = sum(each.status in ("waiting", "running") for each in found)
-    if left and most is None:
+    if left and (problems or most is None):
         return max((code for code, _ in problems), default=1)
     if any(each.status == "failed" for each in found):
         return 3

@@ -19,7 +19,7 @@ BEGUN = "glas_bench:begun"
 WITHDRAWN = "glas_bench:withdrawn"
 """Optuna's system attributes: what a dashboard need not show."""
 
-STATIC = ("retry_of", "is_search", "values")
+STATIC = ("retry_of", "is_search", "values", "of")
 """What a trial is told at its making besides seeds, key and protocol."""
 
 
@@ -77,6 +77,8 @@ class Row:
     seeds: list[int]
     retry_of: int | None
     is_search: bool
+    of: str | None
+    """Of a search's best values: the config_key of the cell that was searched."""
     withdrawn: bool
     begun: bool
     values: dict[str, Any]
@@ -102,6 +104,7 @@ def row_of(study: str, trial: FrozenTrial) -> Row:
         seeds=list(about.get("seeds", [])),
         retry_of=about.get("retry_of"),
         is_search=bool(about.get("is_search")),
+        of=about.get("of"),
         withdrawn=bool(trial.system_attrs.get(WITHDRAWN)),
         begun=bool(trial.system_attrs.get(BEGUN)),
         values={**(about.get("values") or {}), **trial.params},
@@ -128,7 +131,7 @@ def belongs(item: Item, row: Row) -> bool:
     if row.withdrawn or row.cell != item.cell:
         return False
     if item.searched:
-        return True  # `_report` says whether its values still are the best
+        return row.of == item.key  # `_report` says whether its values still are the best
     return (row.key, row.protocol) == (item.key, item.protocol)
 
 

@@ -53,6 +53,11 @@ class View:
             self._line(f"{event['cell']}: given back, {event['reason']}")
         elif kind == "end":
             self._line(f"{event['name']}: {ending(event)}")
+        self._say_note(event)
+
+    def _say_note(self, event: dict[str, Any]) -> None:
+        if event["event"] == "seed" and event["of"]["event"] == "note":
+            self._line(f"{event['name']}: {event['of']['text']}")
 
     def refresh(self, found: Sequence[State], left: float | None) -> None:
         """Take note of where all cells stand, and of the seconds left."""
@@ -101,6 +106,7 @@ class Table(View):
                 self.progress[event["cell"]] = f"seed {event['seed']}: {told}"
         elif kind in ("end", "back"):
             self.progress.pop(event["cell"], None)
+        self._say_note(event)
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)

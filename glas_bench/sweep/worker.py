@@ -89,6 +89,9 @@ def work(plan: Plan, store: Store, job: Job, tell: Tell) -> None:
         except (RunError, DataError):  # this machine's trouble: another may do better
             store.give_back(claimed)
             raise
+        except OSError as error:  # no process, no temporary file: this machine's as well
+            store.give_back(claimed)
+            raise RunError(f"this machine cannot run cells: {error}") from error
         except Exception as error:
             traceback.print_exc()
             result = Result("failed", reason=f"{type(error).__name__}: {error}")
@@ -96,8 +99,24 @@ def work(plan: Plan, store: Store, job: Job, tell: Tell) -> None:
             store.give_back(claimed)
             tell({"event": "back", "cell": claimed.cell, "reason": "asked to stop"})
             continue
+        if result.status == "failed":
+            try:
+                _check_machine(plan, job.device)
+            except RunError as error:  # then it was hardly the cell's fault
+                store.give_back(claimed, f"{error} ({result.reason})")
+                raise
         store.finish(claimed, result)
         tell({"event": "end", "cell": claimed.cell, "name": claimed.name, **asdict(result)})
+
+
+def _check_machine(plan: Plan, device: str) -> None:
+    """Refuse to go on where all that is left would fail as well.
+
+    Raises:
+        RunError: the results folder cannot be written or is full, or the GPU is gone.
+    """
+    cells.check_results(plan.results)
+    environment.check_answers(device)
 
 
 def _rest(seconds: float) -> None:

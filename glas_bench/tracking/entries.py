@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,11 +90,17 @@ def of_cell(record: RunRecord) -> Entry:
     )
 
 
-def of_seed(record: RunRecord, seed: SeedRecord) -> Entry:
-    """Return the child run of a seed; its final numbers are those of the newest scoring."""
+def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> Entry:
+    """Return the child run of a seed.
+
+    Args:
+        record: of the cell.
+        seed: of it.
+        wanted: the protocol that a study asks for, whose numbers are given where there are any.
+    """
     start, end = _span(record, seed)
     status = RUN_STATUS[seed.status]
-    protocol = _newest_protocol(seed)
+    protocol = wanted if wanted in seed.scores else _protocol(record, seed)
     scores = seed.scores.get(protocol, {}) if protocol else {}
     folder = seed.folder.path
     numbers = [*_numbers(record, seed, protocol, scores, end), *_ais(_newest_ais(seed))]
@@ -247,18 +254,20 @@ def _is(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _newest_protocol(seed: SeedRecord) -> str | None:
-    """Return the key of the scoring that stands for the seed.
+def _protocol(record: RunRecord, seed: SeedRecord) -> str | None:
+    """Return the key of the scoring that stands for a seed where no study says which.
 
-    Of those on most test images the newest that ranks it (it has `nll`) where there is one, else
-    the newest with weights; a scoring by AIS alone never stands for a seed.
+    Of those that most seeds of the cell have, so that they stay together, and on most test images,
+    the newest that ranks it (it has `nll`) where there is one, else the newest with weights; a
+    scoring by AIS alone never stands for a seed.
     """
+    have = Counter(key for each in record.seeds.values() for key in each.scores)
 
-    def order(key: str) -> tuple[float, bool, float, str]:
+    def order(key: str) -> tuple[int, float, bool, float, str]:
         scores = seed.scores[key]
         images = (scores.get("protocol") or {}).get("images", "all")
         size = math.inf if images == "all" else float(images)
-        return size, scores.get("nll") is not None, scores.get("time", 0.0), key
+        return have[key], size, scores.get("nll") is not None, scores.get("time", 0.0), key
 
     weighed = [key for key in seed.scores if not _by_ais(seed.scores[key])]
     return max(weighed, key=order, default=None)

@@ -277,8 +277,8 @@ def read_runs(
 
     Columns: `experiment`, `run_id`, `variant`, `config_key`, `seed`, `status` (ours), `start` and
     `end` (Unix milliseconds), then `params.*` and `tags.*` (text) and `metrics.*` (numbers; of
-    the final ones only those of the newest scoring). `frame.attrs["left_out"]` names runs that are
-    not ours or are broken, `frame.attrs["known"]` lists the ids of all runs found.
+    the final ones only those of the scoring that stands for it). `frame.attrs["left_out"]` names
+    runs that are not ours or are broken, `frame.attrs["known"]` lists the ids of all runs found.
 
     Args:
         results: the results folder, for the default store.
@@ -311,7 +311,7 @@ def read_runs(
 def _take(
     rows: dict[tuple[str, str, int], dict[str, Any]], left_out: list[str], run: Run, name: str
 ) -> None:
-    """Add a run's row, the later one where a seed has two, or say why it is left out."""
+    """Add a run's row, the one of two that stands for a seed, or say why it is left out."""
     who = f"{name}: {run.info.run_name}"
     if "glas_bench.schema" not in run.data.tags:
         left_out.append(f"{who} is not of glas-bench")
@@ -324,8 +324,13 @@ def _take(
         left_out.append(f"{who} is broken: {error}")
     else:
         identity = (name, row["config_key"], row["seed"]) if row else None
-        if row and identity and rows.get(identity, row)["start"] <= row["start"]:
+        if row and identity and _standing(rows.get(identity, row)) <= _standing(row):
             rows[identity] = row
+
+
+def _standing(row: Mapping[str, Any]) -> tuple[bool, int]:
+    """Return what makes one of two runs of a seed stand for it: complete, then begun later."""
+    return row["status"] == "complete", int(row["start"])
 
 
 _COLUMNS = ["experiment", "run_id", "variant", "config_key", "seed", "status", "start", "end"]

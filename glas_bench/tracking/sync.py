@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -75,11 +75,13 @@ def sync(
         try:
             store = Store(results)
             store.use(experiment_name(experiment))
+            protocols = _noted(results, experiment)
         except Exception as error:  # a mirror that is down is told of, not raised
             return SyncReport(0, [(str(folder), explain(error)) for folder in folders])
         for index, folder in enumerate(folders):
             try:
-                changed += _sync_folder(store, folder, known)
+                wanted = protocols.get(folder.resolve().name)
+                changed += _sync_folder(store, folder, known, wanted)
                 done += 1
             except Exception as error:  # the other folders are not hurt
                 failures.append((str(folder), explain(error)))
@@ -102,44 +104,70 @@ def sync_all(
     return sync(chosen, results, experiment=experiment, known=known, debug=debug)
 
 
-def note_study(results: Path, study: str, folders: Sequence[Path], **about: str) -> None:
+def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: str) -> None:
     """Write down which run folders belong to a study, so that a later `sync` or `report` knows.
+
+    A folder that was the study's stays its own: what it no longer plans is no run by hand.
 
     Args:
         results: the results folder.
         study: its name.
-        folders: its run folders.
+        folders: its run folders, each with the key of the protocol that the study scores by.
         about: what lays the study out again: `file`, `preset`, `dataset` and `seeds`.
 
     Raises:
         RunError: the results cannot be written.
     """
-    names = sorted({folder.name for folder in folders})
-    document = {"study": study, **about, "folders": names}
-    write_json(results / "studies" / f"{study}.json", document)
+    protocols = _noted(results, study) | {folder.name: key for folder, key in folders.items()}
+    document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
+    write_json(_note(results, study), document)
 
 
-def by_experiment(results: Path) -> dict[str | None, list[Path]]:
-    """Return all run folders by the study that they belong to; None: by no study."""
-    rest = {path.name: path for path in find_runs(results)}
-    there = dict(rest)
+def _note(results: Path, study: str) -> Path:
+    return results / "studies" / f"{study}.json"
+
+
+def _noted(results: Path, study: str | None) -> dict[str, str]:
+    """Return the protocol key by the folder's name, of the folders that a study has."""
+    if study is None or not _note(results, study).is_file():
+        return {}
+    return _folders(read_json(_note(results, study)))
+
+
+def _folders(document: dict[str, Any]) -> dict[str, str]:
+    folders = document["folders"]  # a list in what was noted before protocols were
+    return dict(folders) if isinstance(folders, dict) else dict.fromkeys(folders, "")
+
+
+def by_experiment(
+    results: Path, folders: Sequence[Path] | None = None
+) -> dict[str | None, list[Path]]:
+    """Return run folders by the study that they belong to, by their names; None: by no study.
+
+    Args:
+        results: the results folder.
+        folders: wherever they lie; all of the results folder unless given.
+    """
+    there = find_runs(results) if folders is None else list(folders)
     found: dict[str | None, list[Path]] = {}
+    taken: set[str] = set()
     for path in sorted((results / "studies").glob("*.json")):
         about = read_json(path)
-        names = [name for name in about["folders"] if name in there]
-        found[about["study"]] = [there[name] for name in names]
-        for name in names:
-            rest.pop(name, None)
-    return {**found, None: list(rest.values())}
+        names = _folders(about)
+        found[about["study"]] = [each for each in there if each.resolve().name in names]
+        taken |= set(names)
+    return {**found, None: [each for each in there if each.resolve().name not in taken]}
 
 
-def _sync_folder(store: Store, folder: Path, known: Collection[str] | None) -> bool:
+def _sync_folder(
+    store: Store, folder: Path, known: Collection[str] | None, wanted: str | None
+) -> bool:
     """Mirror a folder; return whether there was anything new."""
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
     with locked(folder / "tracking.lock", "this folder's mirror"):
         ledger = Ledger(folder, store)
-        stamp = _stamp(folder)
+        stamp = _stamp(folder, wanted)
         if ledger.kept.get("stamp") == stamp and _all_there(store, ledger.run_ids, known):
             return False
         record = load_run(folder)
@@ -148,7 +176,7 @@ def _sync_folder(store: Store, folder: Path, known: Collection[str] | None) -> b
             with store.writing():
                 parent = _Put(store, ledger, "cell", entries.of_cell(record)).run_id
             for seed in record.seeds.values():
-                entry = entries.of_seed(record, seed)
+                entry = entries.of_seed(record, seed, wanted)
                 with store.writing():
                     _Put(store, ledger, str(seed.seed), entry, parent)
             ledger.kept["stamp"] = stamp
@@ -163,15 +191,16 @@ def _all_there(store: Store, run_ids: Sequence[str], known: Collection[str] | No
     return all(store.run(run_id) is not None for run_id in run_ids)
 
 
-def _stamp(folder: Path) -> str:
-    """Return a digest of what the folder holds, by size and time of its files."""
+def _stamp(folder: Path, wanted: str | None) -> str:
+    """Return a digest of what the folder holds, by size and time of its files, and of what of it is
+    wanted."""
     kinds = {".yaml", ".json", ".jsonl", ".npz", ".png"}
     files = [
         (str(path.relative_to(folder)), *_about(path))
         for path in sorted(folder.rglob("*"))
         if path.suffix in kinds and path.name != "tracking.json" and path.is_file()
     ]
-    return hashlib.sha256(json.dumps([entries.SCHEMA, *files]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([entries.SCHEMA, wanted, *files]).encode()).hexdigest()[:16]
 
 
 def _about(path: Path) -> list[int]:
