@@ -43,6 +43,9 @@ from glas_bench.train import CLIP_NORM, Training
 from glas_bench.worker import prepare_torch
 
 PIXELS, CLASSES = 784, 10
+EPOCH = 390
+"""Batches of 128 in 50,000 images: a stack on a GPU waits for its device at the end of an epoch."""
+
 BATCHES = 8
 """Batches of made-up images that a bench trains on."""
 
@@ -201,10 +204,10 @@ def count_work(variant: Variant, resolved: RunConfig) -> dict[str, int]:
     }
 
 
-def made_up(batch: int) -> Splits:
-    """Return random binary images, enough for a few batches."""
+def made_up(batch: int, batches: int = BATCHES) -> Splits:
+    """Return random binary images, enough for so many batches of an epoch."""
     generator = streams.generator(0, "bench")
-    count = BATCHES * batch
+    count = batches * batch
     images = (torch.rand(count, PIXELS, generator=generator) < 0.13).to(torch.uint8)
     split = Split(images, torch.arange(count) % CLASSES, None)
     few = Split(images[:2], torch.arange(2), None)
@@ -437,7 +440,7 @@ def _on_gpu(
     """Measure one stack of all seeds, and the loops with one, on a GPU."""
     variant = registry.find(case.variant)
     resolved = case.config(variant)
-    splits = made_up(case.batch).to(case.device)
+    splits = made_up(case.batch, EPOCH).to(case.device)
     trainings = [Training(variant, resolved, splits, seed) for seed in range(case.seeds)]
     plan = memory.plan(trainings[0], case.seeds)
     if plan.text:

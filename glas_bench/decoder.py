@@ -75,7 +75,7 @@ class DecoderLikelihood:
 
 def _ways_on(device: torch.device) -> list[str]:
     """Leave the compiler out: T steps at once are too much for it."""
-    return [way for way in programs.ways_on(device) if way != "compiled"]
+    return [way for way in programs.ways_on(device) if way not in ("captured", "compiled")]
 
 
 def log_likelihood_for(

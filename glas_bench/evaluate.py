@@ -285,7 +285,8 @@ class Scorer:
                 "bound_only" if by_own else "refit_bound_only"
             ],
         }
-        if self.model.bound(self.model.settings).holds is not True:
+        bounds = self.model.bound(self.model.settings).holds is True
+        if not bounds and self.splits.binarisation != "soft":  # there it is of other images
             scores["objective_gap"] = _finite(float((found["nll"] - found["objective"]).mean()))
         return scores
 

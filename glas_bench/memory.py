@@ -7,6 +7,7 @@ rollout. It is an upper bound for the compiled step, which keeps less.
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Need:
 
 def need(training: Training) -> Need:
     """Return what a seed of a cell takes in training."""
-    stack = Stack([training.model])
+    stack = Stack([training.model], training.config.precision)
     run = Rollout(stack, generates=training.phase.generates, auxiliary=training.phase.auxiliary)
     model, batch = training.model, training.config.batch
     images = training.splits.train.images[:batch].to(torch.float32)[None]
@@ -115,7 +116,7 @@ def need(training: Training) -> Need:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            terms = run(stack.at(training.config.precision), images, seen, noise)
+            terms = run(stack.tensors, images, seen, noise)
             values = sum(part.sum() for part in terms)
         del values, terms
         return sum(found.values())
@@ -155,9 +156,10 @@ def plan(training: Training, seeds: int, free: int | None = None) -> Plan:
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """Return the bytes that are free on a device."""
+    """Return the bytes that are free on a device, what is no longer used among them."""
     device = torch.device(device)
     if device.type == "cuda":
+        release()
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -165,6 +167,13 @@ def free_bytes(device: torch.device | str) -> int:
         return int(found["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return sys.maxsize  # a system that does not tell: nothing is cut
+
+
+def release() -> None:
+    """Give back what finished stacks held: they and their graphs refer to each other, so that only
+    the collector finds them, and the allocator keeps what it has got."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def size(number: int) -> str:

@@ -42,6 +42,8 @@ class _Mode:
 
     def cast(self, weight: Tensor) -> Tensor:
         """Return a weight in bfloat16, cast once while this mode lasts and the weight stays."""
+        if torch.compiler.is_compiling():  # what is cast there is not kept from call to call
+            return weight.to(torch.bfloat16)
         version = 0 if weight.is_inference() else weight._version
         # what is cast in inference mode cannot be used where gradients are taken
         key = id(weight), version, torch.is_inference_mode_enabled()
@@ -117,7 +119,8 @@ def add(base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool 
     if mode.tape is not None:
         return mode.tape.add(base, inputs, transposed, mode.low)
     for value, kernel in inputs:
-        kernel = mode.cast(kernel) if mode.low else kernel
+        if mode.low and kernel.dtype != torch.bfloat16:
+            kernel = mode.cast(kernel)
         low = kernel.dtype == torch.bfloat16  # cast here, or by whom the weights come from
         kernel = kernel.mT if transposed else kernel
         if low:

@@ -2,7 +2,9 @@
 
 On a GPU a model of this size is bound by the launches of its small kernels. So the work of a whole
 step is captured once as a CUDA graph and replayed, and the model's step inside it is compiled. What
-cannot be captured is run compiled, and what cannot be compiled as it is written; each fall is told.
+cannot be compiled (there may be no C compiler) is captured as it is written, which saves the
+launches all the same; what cannot be captured is run compiled, else as it is written; each fall is
+told.
 On a CPU functions are run as they are written, unless the caller asks otherwise: compiling takes
 half a minute there.
 
@@ -19,8 +21,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Function = Callable[..., Any]
-WAYS = ("captured", "compiled", "eager")
+WAYS = ("captured", "captured uncompiled", "compiled", "eager")
 """From the fastest down."""
+
+MOST_COMPILED = 256
+"""Versions of one function, by shape and the like, that are compiled in a process."""
 
 WARM_UP = 3
 """Calls before a capture: kernels are chosen and memory is laid out in them."""
@@ -90,8 +95,8 @@ class Program:
         return self.result
 
     def _begin(self, inputs: tuple[Tensor, ...], before: list[Tensor]) -> Any:
-        function = self.build(self.way != "eager")
-        if self.way == "captured":
+        function = self.build(self.way in ("captured", "compiled"))
+        if self.way.startswith("captured"):
             self._capture(function, inputs, before)
             self.function = function
             return self(*inputs)
@@ -103,16 +108,20 @@ class Program:
         self, function: Function, inputs: tuple[Tensor, ...], before: list[Tensor]
     ) -> None:
         self.inputs = [given.clone() for given in inputs]
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                function(*self.inputs)
-                self._restore(before)
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.result = function(*self.inputs)
+        with torch.cuda.device(self.device):  # a capture is of the current device
+            here = torch.cuda.current_stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(here)
+            try:
+                with torch.cuda.stream(side):
+                    for _ in range(WARM_UP):
+                        function(*self.inputs)
+                        self._restore(before)
+            finally:
+                here.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side):
+                self.result = function(*self.inputs)
         self.graph = graph
 
     def _restore(self, before: list[Tensor]) -> None:
@@ -121,8 +130,16 @@ class Program:
                 tensor.copy_(value)
 
 
-_SAID = {"captured": "no CUDA graph", "compiled": "not compiled"}
-_SAID_NEXT = {"compiled": "running the compiled step", "eager": "running it uncompiled"}
+_SAID = {
+    "captured": "no CUDA graph of the compiled step",
+    "captured uncompiled": "no CUDA graph",
+    "compiled": "not compiled",
+}
+_SAID_NEXT = {
+    "captured uncompiled": "capturing it uncompiled",
+    "compiled": "running the compiled step",
+    "eager": "running it uncompiled",
+}
 
 
 def _first_line(error: Exception) -> str:
@@ -134,6 +151,10 @@ def compiled(function: Function, wanted: bool) -> Function:
     """Return the function, compiled at its first call if that is wanted."""
     if not wanted:
         return function
+    import torch._dynamo.config as dynamo  # takes a second
+
+    # a limit is of the code, which all cells of a sweep share, each with shapes of its own
+    dynamo.recompile_limit, dynamo.accumulated_recompile_limit = MOST_COMPILED, 16 * MOST_COMPILED
     made: Function = torch.compile(function, dynamic=False)
     return made
 

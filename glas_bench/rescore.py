@@ -10,7 +10,7 @@ from glas_bench import evaluate, progress, signals
 from glas_bench.errors import unknown
 from glas_bench.record import RunFolder
 from glas_bench.trained import Trained, load_trained
-from glas_bench.worker import Stopped
+from glas_bench.worker import Stopped, prepare_torch
 
 ESTIMATORS = (*evaluate.ESTIMATORS, "ais")
 
@@ -68,16 +68,18 @@ def refereed(
     from glas_bench import referee
 
     with RunFolder.at(path).locked(), progress.make_display() as display:
-        return [
-            referee.score(
-                each,
-                images,
-                temperatures,
-                chains,
-                tell=functools.partial(display.show, f"{path.name} seed {each.seed}"),
-            )
-            for each in load_trained(path, seed, device)
-        ]
+        found = []
+        for each in load_trained(path, seed, device):
+            _prepare(each)
+            show = functools.partial(display.show, f"{path.name} seed {each.seed}")
+            found.append(referee.score(each, images, temperatures, chains, tell=show))
+        return found
+
+
+def _prepare(trained: Trained) -> None:
+    """Score with the threads and the arithmetic of the run, as it was scored first."""
+    config = trained.record.config
+    prepare_torch(config.threads, config.precision)
 
 
 def _one(
@@ -96,6 +98,7 @@ def _one(
         images=images,
         estimators=estimators,
     )
+    _prepare(trained)
     name = f"{trained.record.path.name} seed {trained.seed}"
 
     def tick(stage: str, done: int, total: int) -> None:

@@ -30,19 +30,25 @@ class Stack:
 
     Args:
         models: alike but for their numbers, on one device; they are left as they are.
+        precision: of the layers' products. With bf16 their kernels are cast in every call, so that
+            the gradients of all calls are added up in float32.
+        like: the one of them that says which parameters are trained; the first unless given.
     """
 
-    def __init__(self, models: Sequence[Glas]) -> None:
-        self.skeleton = models[0]
+    def __init__(
+        self, models: Sequence[Glas], precision: str = "fp32", like: Glas | None = None
+    ) -> None:
+        self.skeleton = like or models[0]
+        self.low = kernel_names(self.skeleton) if precision == "bf16" else frozenset()
         self.parameters = {
             name: torch.stack([dict(m.named_parameters())[name].detach() for m in models])
-            for name, _ in models[0].named_parameters()
+            for name, _ in self.skeleton.named_parameters()
         }
         self.buffers = {
             name: torch.stack([dict(m.named_buffers())[name] for m in models])
-            for name, _ in models[0].named_buffers()
+            for name, _ in self.skeleton.named_buffers()
         }
-        for name, parameter in models[0].named_parameters():
+        for name, parameter in self.skeleton.named_parameters():
             self.parameters[name].requires_grad_(parameter.requires_grad)
 
     @torch.no_grad()
@@ -57,16 +63,6 @@ class Stack:
         """Parameters and buffers by name."""
         return {**self.parameters, **self.buffers}
 
-    def at(self, precision: str) -> dict[str, Tensor]:
-        """Return the tensors as they are multiplied: with bf16 the layers' kernels cast once."""
-        if precision != "bf16":
-            return self.tensors
-        kernels = kernel_names(self.skeleton)
-        return {
-            name: tensor.to(torch.bfloat16) if name in kernels else tensor
-            for name, tensor in self.tensors.items()
-        }
-
     def call(self, function: Callable[..., Any], *, shared: int = 0) -> Callable[..., Any]:
         """Return a function of (tensors, arguments...) carried over the leading axis.
 
@@ -77,7 +73,10 @@ class Stack:
         module = rollout.Program(self.skeleton, function)
 
         def one(tensors: dict[str, Tensor], *arguments: Any) -> Any:
-            named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+            named = {
+                f"model.{name}": tensor.to(torch.bfloat16) if name in self.low else tensor
+                for name, tensor in tensors.items()
+            }
             return torch.func.functional_call(module, named, arguments)
 
         def mapped(tensors: dict[str, Tensor], *arguments: Any) -> Any:
@@ -296,17 +295,23 @@ class StackedAdam:
                 self.moments[name][1][i].copy_(state["exp_avg_sq"])
                 self.counts[name][i] = float(state["step"])
 
-    def state(self, i: int) -> adam.State:
-        """Return the state of seed i; none for what was never moved."""
-        return {
-            name: {
-                "step": self.counts[name][i].clone(),
-                "exp_avg": self.moments[name][0][i].clone(),
-                "exp_avg_sq": self.moments[name][1][i].clone(),
+    def states(self) -> list[adam.State]:
+        """Return every seed's state; none for what was never moved."""
+        if not self.counts:
+            return [{}]
+        moved_SN = (torch.stack(list(self.counts.values()), 1) > 0).tolist()
+        return [
+            {
+                name: {
+                    "step": self.counts[name][i].clone(),
+                    "exp_avg": self.moments[name][0][i].clone(),
+                    "exp_avg_sq": self.moments[name][1][i].clone(),
+                }
+                for name, was_moved in zip(self.trained, moved, strict=True)
+                if was_moved
             }
-            for name in self.trained
-            if float(self.counts[name][i]) > 0
-        }
+            for i, moved in enumerate(moved_SN)
+        ]
 
     def norms(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """Return the norm [S] of every group's gradient, in float64."""

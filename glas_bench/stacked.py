@@ -109,7 +109,7 @@ class StackedTraining:
             return self.diverged
         self.stack.unstack([one.model for one in self.trainings])
         alive, failed, reason = self.alive.tolist(), self.failed_step.tolist(), self.reason.tolist()
-        sums = self.sums.tolist()
+        sums, states = self.sums.tolist(), self.adam.states()
         for i, one in enumerate(self.trainings):
             if i in self.diverged:
                 continue
@@ -117,11 +117,18 @@ class StackedTraining:
             one.at.batch += taken
             one.at.step += taken
             one.at.sums = dict(zip(PARTS, sums[i], strict=True))
-            one.optimiser.load(self.adam.state(i))
+            one.optimiser.load(states[i])
             if not alive[i]:
                 self.diverged[i] = Diverged(failed[i], REASONS[reason[i]])
         self.taken = 0
+        self._follow_the_living()
         return self.diverged
+
+    def _follow_the_living(self) -> None:
+        """Let a seed that goes on say where the stack stands."""
+        alive = [one for i, one in enumerate(self.trainings) if i not in self.diverged]
+        if alive:
+            self.first = alive[0]
 
     def end_epoch(self) -> dict[int, dict[str, float]]:
         """Close a collected epoch; return the means of the seeds that are alive, by their place."""
@@ -133,11 +140,9 @@ class StackedTraining:
 
     def go_on(self) -> None:
         """Take note that the trainings have closed their epoch, and begin what phase follows."""
-        alive = [one for i, one in enumerate(self.trainings) if i not in self.diverged]
-        if alive:
-            self.first = alive[0]
-            if self.first.phase is not self.phase:
-                self._stack()
+        self._follow_the_living()
+        if len(self.diverged) < len(self.trainings) and self.first.phase is not self.phase:
+            self._stack()
 
     def validate(self) -> list[tuple[str, float]]:
         """Return of every seed what `Training.validate` does, of all in one program.
@@ -178,7 +183,7 @@ class StackedTraining:
             def validation(x: Tensor, noise: Tensor, *labels: Tensor) -> Tensor:
                 seen = x.expand(seeds, *x.shape)
                 marks = labels[0].expand(seeds, -1) if labels else None
-                terms = run(self.stack.at(self.config.precision), seen, marks, noise)
+                terms = run(self.stack.tensors, seen, marks, noise)
                 values = terms.recon
                 if self.stack.skeleton.has_density:
                     values = values + terms.log_ratio
@@ -196,7 +201,8 @@ class StackedTraining:
     def _stack(self) -> None:
         """Take over parameters, optimiser and position from the trainings."""
         self.phase = self.first.phase
-        self.stack = Stack([one.model for one in self.trainings])
+        models = [one.model for one in self.trainings]
+        self.stack = Stack(models, self.config.precision, like=self.first.model)
         self.adam = StackedAdam(self.stack, group_names(self.first.model))
         for i, one in enumerate(self.trainings):
             self.adam.load(i, one.optimiser.state)
@@ -266,7 +272,7 @@ class StackedTraining:
             images, labels, noise = self._batch()
             leaves = list(self.adam.trained.values())
             with torch.enable_grad():
-                tensors = self.stack.at(self.config.precision)
+                tensors = self.stack.tensors
                 terms = run(tensors, images, labels, noise)
                 values_S = objective(tensors, terms)
                 found = torch.autograd.grad(values_S.sum(), leaves, allow_unused=True)

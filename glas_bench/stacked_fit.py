@@ -53,7 +53,8 @@ class StackedFit:
         self.device = self.first.validation.pixels_NP.device
         keys = torch.tensor([streams.derive(fit.seed, "refit") for fit in fits])
         self.deck = Deck(keys.to(self.device))
-        self.stack = Stack([fit.recogniser for fit in fits])
+        precision = self.first.config.precision
+        self.stack = Stack([fit.recogniser for fit in fits], precision)
         self.adam = StackedAdam(self.stack, group_names(self.first.recogniser))
         for i, fit in enumerate(fits):
             self.adam.load(i, fit.adam.state)
@@ -78,13 +79,13 @@ class StackedFit:
 
         One whose gradient was not finite stays at the step before it was last collected.
         """
-        good = self.good.tolist()
+        good, states = self.good.tolist(), self.adam.states()
         with torch.no_grad():
             for i, fit in enumerate(self.fits):
                 if good[i]:
                     for name, parameter in fit.parameters.items():
                         parameter.copy_(self.stack.parameters[name][i])
-                    fit.adam.load(self.adam.state(i))
+                    fit.adam.load(states[i])
                     fit.step = self.step_number
         return [fit for fit, is_good in zip(self.fits, good, strict=True) if is_good]
 
@@ -114,7 +115,7 @@ class StackedFit:
             x = self.deck.images(self.deck.rows(self.first.batch))
             noise = self.deck.noise(model.steps, 1, self.first.batch, model.noise_size)
             with torch.enable_grad():
-                terms = run(self.stack.at(self.first.config.precision), x, None, noise)
+                terms = run(self.stack.tensors, x, None, noise)
                 values_S = (terms.recon + terms.charge).mean((1, 2))
                 found = torch.autograd.grad(values_S.sum(), leaves, allow_unused=True)
             gradients = dict(zip(self.adam.trained, found, strict=True))

@@ -125,6 +125,7 @@ class _Cell:
             group, waiting = waiting[: plan.together], waiting[plan.together :]
             for one in group:
                 one.set_status("scoring")
+            short = False
             try:
                 evaluate.refit_together(
                     [one.scorer() for one in group],
@@ -136,7 +137,9 @@ class _Cell:
                     ways=self.ways,
                 )
             except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
+                short = True
+            if short:  # out of `except`, whose traceback holds what is to be released
+                memory.release()
                 self.note(f"out of memory refitting {len(group)} seeds together: one at a time")
                 return
 
@@ -149,16 +152,17 @@ class _Cell:
             group = waiting[:together]
             try:
                 self._train(group, until, segment)
+                waiting = waiting[together:]
+                continue
             except torch.OutOfMemoryError:
                 if len(group) == 1:
                     raise
-                together = len(group) // 2
-                torch.cuda.empty_cache()
-                self.note(f"out of memory with {len(group)} seeds together: {together} at a time")
-                for one in group:
-                    one.reload()
-            else:
-                waiting = waiting[together:]
+            # out of `except`, whose traceback holds what is to be released
+            together = len(group) // 2
+            memory.release()
+            self.note(f"out of memory with {len(group)} seeds together: {together} at a time")
+            for one in group:
+                one.reload()
 
     def _train(self, group: list[Sitting], until: int, segment: int | None) -> None:
         for one in group:

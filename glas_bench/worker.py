@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -352,7 +353,11 @@ def prepare_torch(threads: int, precision: str = "fp32") -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    with warnings.catch_warnings():
+        # deprecated, but torch's compiler reads it, and fails where the setting that takes its
+        # place was used (pytorch issue 166387)
+        warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")  # numpy's, see `products`
     torch.set_flush_denormal(True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_refit import fit
 
-from glas_bench import refit, registry, stacked_fit
+from glas_bench import products, refit, registry, stacked_fit
 from glas_bench.contract import Subject
 from glas_bench.unfinished import Unfinished
 from glas_bench.weights import Images, NotFinite
@@ -92,6 +92,21 @@ def test_one_that_is_not_finite_is_left_to_be_told_alone(tmp_path):
         fits[1].run("fit", Unfinished(), lambda *_: None)
 
 
+def test_a_stack_keeps_no_casts_from_step_to_step():
+    with products.precision("bf16"):  # as in scoring
+        stack = stacked_fit.StackedFit([bf16_fit(seed) for seed in SEEDS])
+        for _ in range(2):
+            stack.step()
+        assert products._current.casts == {}
+        assert len(stack.collect()) == 3
+
+
+def bf16_fit(seed):
+    one = fit(SHORT, seed)
+    one.config = one.config.model_copy(update={"precision": "bf16"})
+    return one
+
+
 def test_fits_at_different_steps_are_no_stack():
     one, other = fit(SHORT), fit(SHORT, 1)
     other.step = 1
@@ -109,7 +124,7 @@ def test_a_gpu_is_given_what_the_registry_finds():
         run = stacked_fit.Rollout(stack)
         x = subject.x.float().expand(2, *subject.x.shape)
         noise = torch.randn(2, recogniser.steps, 1, x.shape[1], recogniser.noise_size)
-        terms = run(stack.at("fp32"), x, None, noise)
+        terms = run(stack.tensors, x, None, noise)
         with torch.no_grad():
             from glas_bench import rollout
 
