@@ -359,6 +359,26 @@ def test_what_cannot_be_compared_is_undecided_and_says_why() -> None:
     assert "elbo of left is infinite" in found.why
 
 
+def by_ais(difference: float, seeds: int = 5) -> Any:
+    """The same numbers as AIS's, of the same images."""
+    there = arms(difference, 0.1, seeds)["nll"]
+    return {"ais": there, "image": dict.fromkeys(there, np.arange(200))}
+
+
+def test_ais_is_judged_by_what_the_referee_accepted() -> None:
+    expect = "ais(left) > ais(right)"
+    accepted = {"ais_status": "accepted", "ais_protocol_key": "a1"}
+    right = seeds_of("right", **accepted)
+    assert judged(by_ais(3), seeds_of("left", **accepted), right, expect).word == "reproduced"
+    left = seeds_of("left", **accepted)
+    left[2]["ais_status"] = "refused"
+    refused = judged(by_ais(3), left, right, expect)
+    assert (refused.word, "ais of left is refused" in refused.why) == ("undecided", True)
+    longer = seeds_of("left", **{**accepted, "ais_protocol_key": "a2"})
+    apart = judged(by_ais(3), longer, right, expect)
+    assert (apart.word, "different protocols of AIS" in apart.why) == ("undecided", True)
+
+
 @pytest.mark.parametrize(("failed", "word"), [(16, "reproduced"), (3, "undecided")])
 def test_shares_are_judged_by_mcnemar(failed: int, word: str) -> None:
     left = [row("left", seed, failed="true" if seed < failed else "false") for seed in range(16)]

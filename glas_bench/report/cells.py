@@ -129,9 +129,11 @@ class Cell:
         return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
     def status(self, metric: str) -> str:
-        """Return `finite`, `infinite` or `undefined`: the worst of the seeds'."""
+        """Return `finite`, or the worst of the seeds': `infinite`, `undefined`, `refused` (AIS)."""
         told = {row.get(f"{metric}_status", "") for row in self.finished}
-        return next((word for word in ("infinite", "undefined") if word in told), "finite")
+        return next(
+            (word for word in ("infinite", "undefined", "refused") if word in told), "finite"
+        )
 
     def failed_share(self) -> tuple[int, int]:
         """Return how many finished seeds could not reconstruct, of how many that were looked at."""

@@ -107,6 +107,9 @@ def compare(metric: str, a: Cell, b: Cell, values: Values) -> Comparison:
         if word := next((w for w in (cell.status(metric),) if w != "finite"), ""):
             found.why_not = f"{metric} of {cell.label} is {word}"
             return found
+    if metric == "ais" and len(_ais_protocols([rows[seed] for rows in ran for seed in done])) > 1:
+        found.why_not = "they were scored by different protocols of AIS"
+        return found
     there = values.get(metric, {})
     keys = [[(rows[seed]["config_key"], seed) for seed in done] for rows in ran]
     paired = [
@@ -134,6 +137,11 @@ def _same_images(metric: str, x: tuple[str, int], y: tuple[str, int], values: Va
         return True
     images = values.get("image", {})
     return x in images and y in images and np.array_equal(images[x], images[y])
+
+
+def _ais_protocols(rows: Sequence[Row]) -> set[str]:
+    """Return the keys of the protocols that AIS scored rows by."""
+    return {row.get("ais_protocol_key", "") for row in rows} - {""}
 
 
 def _by_seed(cell: Cell) -> dict[int, Row]:

@@ -44,7 +44,15 @@ _TAGS = (
     *("dataset", "binarisation", "data_hash", "data_origin", "source_hash", "core_version"),
     *("protocol_key", "protocol", "bounds_nll", "bound_reason", "elbo_status", "iw_status"),
     *("refit_iw_status", "nll_from", "nll_bound_only", "bound_only", "failed", "failed_reason"),
-    *("kl_status", "kl_from", "ais_status", "reason", "diverged_step", "device"),
+    *(
+        "kl_status",
+        "kl_from",
+        "ais_status",
+        "ais_protocol_key",
+        "reason",
+        "diverged_step",
+        "device",
+    ),
 )
 
 
