@@ -342,6 +342,14 @@ def test_a_verdict_takes_five_seeds_and_few_diverged_ones() -> None:
     assert (lost.word, "2 of 5 seeds diverged" in lost.why) == ("undecided", True)
 
 
+def test_seeds_that_ended_without_a_number_are_none_of_the_five() -> None:
+    values = {"nll": {key: row for key, row in arms(9.0)["nll"].items() if key[1] < 2}}
+    found = judged(values, seeds_of("left"), seeds_of("right"), "nll(left) > nll(right)")
+    assert found.word == "undecided"
+    assert "takes 5 seeds and there are 2" in found.why
+    assert "3 of the 5 seeds that ended lack nll in an arm" in found.why
+
+
 def test_smoke_and_quick_give_no_verdicts() -> None:
     for preset in ("smoke", "quick"):
         told = judged(

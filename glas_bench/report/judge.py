@@ -93,7 +93,12 @@ def judge(study: Study, claim: Claim, found: Comparison) -> Verdict | str:
         )
     if found.difference is None:
         return Verdict("undecided", f"{found.why_not}: a number for both would decide it")
-    return verdict(found.difference, claim.direction, adjusted_p=found.p_holm, seeds=found.seeds)
+    told = verdict(found.difference, claim.direction, adjusted_p=found.p_holm)
+    missing = found.seeds - found.difference.seeds - found.difference.diverged
+    if not missing:
+        return told
+    lacks = f"{missing} of the {found.seeds} seeds that ended lack {found.metric} in an arm"
+    return told._replace(why=f"{told.why}; {lacks}")
 
 
 def _numbers(found: Comparison) -> dict[str, Any]:
