@@ -395,6 +395,25 @@ def test_shares_are_judged_by_mcnemar(failed: int, word: str) -> None:
     assert found.word == word
 
 
+def test_shares_allow_one_diverged_seed_in_five() -> None:
+    expect = "failed_share(left) > failed_share(right)"
+    right = seeds_of("right", 16, failed="false")
+    left = seeds_of("left", 16, failed="true")
+    for one in left[:9]:
+        one["status"] = "diverged"
+    found = judged({}, left, right, expect)
+    assert (found.word, "9 of 16 seeds diverged" in found.why) == ("undecided", True)
+
+
+def test_shares_are_counted_over_the_seeds_of_both() -> None:
+    left = [row("left", seed, failed="true" if seed < 2 else "false") for seed in range(3)]
+    right = [row("right", seed, failed="true" if seed > 5 else "false") for seed in range(9)]
+    right[0]["status"] = "diverged"
+    told = judge._numbers(compare.compare("failed_share", *cells([*left, *right]), {}))
+    assert told["estimate"] == 0.5
+    assert told["pairs"] == "1 of 2 against 0 of 2 seeds; 1 diverged"
+
+
 def test_holm_is_over_every_comparison_of_the_metric_once() -> None:
     made = compare.Comparisons(arms(0.4, 0.2))
     a, b = cells([*seeds_of("left"), *seeds_of("right")])

@@ -27,10 +27,15 @@ class Shares:
 
     only_a: int
     only_b: int
+    failed: tuple[int, int]
+    """Seeds that failed in a and in b, of those compared."""
     seeds: int
+    """Seeds that both arms finished and that are compared here."""
     estimate: float
     """a's share minus b's."""
     p: float
+    diverged: int = 0
+    """Seeds that are missing here because an arm diverged."""
 
 
 @dataclass
@@ -46,6 +51,8 @@ class Comparison:
     seeds: int = 0
     """Seeds that both arms have run, finished or diverged."""
     p_holm: float | None = None
+    family: int = 1
+    """Comparisons that its p was adjusted over."""
 
     @property
     def p(self) -> float | None:
@@ -82,6 +89,7 @@ class Comparisons:
             for same, p in zip(families.values(), adjusted, strict=True):
                 for found in same:
                     found.p_holm = p
+                    found.family = len(families)
 
 
 def _p(found: Comparison) -> float:
@@ -101,7 +109,8 @@ def compare(metric: str, a: Cell, b: Cell, values: Values) -> Comparison:
     found.seeds = len(ended)
     done = [seed for seed in ended if all(rows[seed]["status"] == "complete" for rows in ran)]
     if metric in SHARES:
-        _shares(found, [[rows[seed].get("failed", "") for seed in done] for rows in ran])
+        told = [[rows[seed].get("failed", "") for seed in done] for rows in ran]
+        _shares(found, told, len(ended) - len(done))
         return found
     for cell in (a, b):
         if word := next((w for w in (cell.status(metric),) if w != "finite"), ""):
@@ -152,7 +161,7 @@ def _ended(row: Row) -> bool:
     return row["status"] in ("complete", "diverged")
 
 
-def _shares(found: Comparison, told: Sequence[Sequence[str]]) -> None:
+def _shares(found: Comparison, told: Sequence[Sequence[str]], diverged: int) -> None:
     pairs = [pair for pair in zip(*told, strict=True) if all(pair)]
     if not pairs:
         found.why_not = "no seed of both was looked at"
@@ -161,7 +170,8 @@ def _shares(found: Comparison, told: Sequence[Sequence[str]]) -> None:
     only_b = sum(a == "false" and b == "true" for a, b in pairs)
     share = (only_a - only_b) / len(pairs)
     p = mcnemar_exact(only_a, only_b)
-    found.shares = Shares(only_a, only_b, len(pairs), share, p)
+    failed = (sum(a == "true" for a, _ in pairs), sum(b == "true" for _, b in pairs))
+    found.shares = Shares(only_a, only_b, failed, len(pairs), share, p, diverged)
 
 
 # --------------------------------------------------------------------------- baselines

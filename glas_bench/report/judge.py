@@ -89,7 +89,9 @@ def judge(study: Study, claim: Claim, found: Comparison) -> Verdict | str:
             shares.only_b,
             claim.direction,
             seeds=shares.seeds,
+            diverged=shares.diverged,
             adjusted_p=found.p_holm,
+            comparisons=found.family,
         )
     if found.difference is None:
         return Verdict("undecided", f"{found.why_not}: a number for both would decide it")
@@ -105,15 +107,15 @@ def _numbers(found: Comparison) -> dict[str, Any]:
     """Return the numbers that a verdict rests on, null where there is none."""
     if found.metric in SHARES and found.shares is not None:
         shares = found.shares
-        counts = [each.failed_share() for each in (found.a, found.b)]
-        told = " against ".join(f"{some} of {all_}" for some, all_ in counts)
+        told = " against ".join(f"{some} of {shares.seeds}" for some in shares.failed)
+        lost = f"; {shares.diverged} diverged" if shares.diverged else ""
         return {
             "estimate": shares.estimate,
             "low": None,
             "high": None,
             "p": shares.p,
             "p_holm": found.p_holm,
-            "pairs": f"{told} seeds",
+            "pairs": f"{told} seeds{lost}",
         }
     if found.difference is None:
         return {**dict.fromkeys(("estimate", "low", "high", "p", "p_holm")), "pairs": ""}
