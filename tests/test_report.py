@@ -119,11 +119,11 @@ def test_rows_are_ranked_by_nll_and_means_are_over_seeds() -> None:
         row("hellinger", nll=89.0, nll_bound_only="true", nll_from="iw"),
     )
     found = [(cut[0], cut[1], cut[2]) for cut in table_rows(text)]
-    assert found[0][:2] == ("1", "`hellinger`")
+    assert found[0][:2] == ("1=", "`hellinger`")  # no arrays: nothing is shown
     assert found[0][2].startswith("**89.00 iw**[^1-")
     assert found[1:] == [
-        ("2", "`cauchy`", "**90.50 ± 0.71 refit_iw**"),
-        ("3", "`vae`", "**95.00 refit_iw**"),
+        ("1=", "`cauchy`", "**90.50 ± 0.71 refit_iw**"),
+        ("1=", "`vae`", "**95.00 refit_iw**"),
     ]
     assert any("a bound only" in note for note in notes(text))
 
@@ -153,7 +153,32 @@ def test_ties_are_shown_as_ties() -> None:
         ("3=", "`hellinger`"),
         ("3=", "`gaussian`"),
     ]
-    assert "not told apart" in text
+    assert "one more than the number of rows shown to be better" in text
+
+
+def test_a_rank_counts_the_rows_that_are_shown_to_be_better() -> None:
+    """Each row is a nat worse than the one before, which two seeds do not show; two nats are."""
+    base_B = np.random.default_rng(0).normal(90, 10, 200)
+    own = {"a": (0.0, 0.0), "b": (0.9, 1.1), "c": (2.0, 2.0), "d": (2.9, 3.1), "e": (-9.0, 20.0)}
+    values = {
+        (f"key-{name}", seed): base_B + off
+        for name, offs in own.items()
+        for seed, off in enumerate(offs)
+    }
+    values |= {("key-apart", seed): base_B + 4 for seed in (7, 8)}
+    given = [
+        row(name, seed, nll=90 + np.mean(offs)) for name, offs in own.items() for seed in (0, 1)
+    ]
+    given += [row("apart", seed, nll=94.0) for seed in (7, 8)]
+    found = [(cut[0], cut[1]) for cut in table_rows(render(*given, nll=values))]
+    assert found == [
+        ("1=", "`a`"),
+        ("1=", "`b`"),
+        ("2", "`c`"),
+        ("3", "`d`"),
+        ("1=", "`apart`"),
+        ("1=", "`e`"),
+    ]
 
 
 def test_one_seed_each_tells_no_variants_apart() -> None:

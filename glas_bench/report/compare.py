@@ -7,9 +7,9 @@ is none), the same for every metric that the study compares by; `rank`, `tied` a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -233,30 +233,32 @@ def ranked_by(found: Sequence[Cell]) -> str:
 
 
 def write_ranks(found: Sequence[Cell], values: Values) -> None:
-    """Write ranks into the rows: a row that cannot be told from the first of a rank shares it."""
+    """Write ranks into the rows: one more than the rows of the section shown to be better."""
     for section in sections(found):
         metric = ranked_by(section.cells)
-        told = [(cell.mean(metric), cell.name, cell) for cell in section.cells]
-        order = sorted((each for each in told if each[0] is not None), key=lambda each: each[:2])
-        rank, leader = 0, None
-        tiers: list[tuple[int, Cell]] = []
-        for place, (_, _, cell) in enumerate(order, 1):
-            if leader is None or not _ties(metric, cell, leader, values):
-                rank, leader = place, cell
-            tiers.append((rank, cell))
-        for rank, cell in tiers:
-            tied = sum(other == rank for other, _ in tiers) > 1
+        order = [cell for cell in section.cells if cell.mean(metric) is not None]
+        above = [0] * len(order)
+        for (i, a), (j, b) in combinations(enumerate(order), 2):
+            if sign := _shown(metric, a, b, values):
+                above[i if sign > 0 else j] += 1
+        for place, cell in zip(above, order, strict=True):
+            tied = "yes" if above.count(place) > 1 else ""
             for row in cell.seeds:
-                row |= {"rank": str(rank), "tied": "yes" if tied else "", "ranked_by": metric}
+                row |= {"rank": str(1 + place), "tied": tied, "ranked_by": metric}
 
 
-def _ties(metric: str, cell: Cell, leader: Cell, values: Values) -> bool:
-    found = compare(metric, cell, leader, values).difference
-    if found is None:
-        own, best = cell.mean(metric), leader.mean(metric)
-        return own is not None and best is not None and math.isclose(own, best, abs_tol=5e-3)
-    # one seed each tells images apart, not what another seed would do
-    return found.seeds == 1 or found.p >= ALPHA
+def _shown(metric: str, a: Cell, b: Cell, values: Values) -> int:
+    """Return the sign of a minus b where it is shown, p not adjusted, else 0.
+
+    One seed tells images apart, not what another seed would do.
+    """
+    finished = [{row["seed"] for row in cell.finished} for cell in (a, b)]
+    if len(finished[0] & finished[1]) < 2:
+        return 0
+    found = compare(metric, a, b, values).difference
+    if found is None or found.seeds < 2 or found.p >= ALPHA:
+        return 0
+    return 1 if found.estimate > 0 else -1
 
 
 def pairs_to_correct(

@@ -34,6 +34,11 @@ STATISTICS = (
     "seeds, of which at most one in five may have diverged."
 )
 
+RANKS = (
+    "Rows are in the order of {metric}. `#` is one more than the number of rows shown to be better "
+    "(paired difference, more than one seed, p < .05, not adjusted); `=`: other rows have it too."
+)
+
 NOT_COVERED = (
     "- Text: applying the model to a text data set is future work in the write-up and is in no "
     "version of its code; images alone are covered.\n"
@@ -303,7 +308,7 @@ def _tables(found: Sequence[Cell]) -> str:
 def _section(place: int, section: Section) -> list[str]:
     common = section.common
     notes = Notes(str(place))
-    order = sorted(section.cells, key=_by_rank)
+    order = sorted(section.cells, key=_by_mean)
     metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
     title = f"### {place}. {common['data']}, {common['binarisation']} binarisation"
     shown = [f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H", "B")]
@@ -336,20 +341,14 @@ def _section(place: int, section: Section) -> list[str]:
     if not any(cell.mean("aux") for cell in order):
         columns, rows = _without(columns, rows, "aux")
     lines += table(columns, rows)
-    if any(cell.first.get("tied") for cell in order):
-        lines += [
-            "`=`: not told apart from the first of its rank (paired difference, p >= .05 or one "
-            "seed).",
-            "",
-        ]
+    if sum(bool(cell.first.get("rank")) for cell in order) > 1:
+        lines += [RANKS.format(metric=metric), ""]
     return [*lines, *_costs(order, notes), *notes.lines()]
 
 
-def _by_rank(cell: Cell) -> tuple[float, float, str]:
-    metric = cell.first.get("ranked_by", "nll")
-    value = cell.mean(metric)
-    rank = float(cell.first.get("rank") or math.inf)
-    return rank, math.inf if value is None else value, cell.name
+def _by_mean(cell: Cell) -> tuple[float, str]:
+    value = cell.mean(cell.first.get("ranked_by", "nll"))
+    return math.inf if value is None else value, cell.name
 
 
 def _is_compared(order: Sequence[Cell], metric: str) -> bool:
