@@ -452,6 +452,16 @@ def test_holm_is_over_every_comparison_of_the_metric_once() -> None:
     assert there.p_holm == pytest.approx(2 * third.p)
 
 
+def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
+    given = [row("cauchy", 0), row("cauchy", 1, status="scoring"), row("cauchy", 2), row("vae")]
+    given[2]["protocol_key"] = "p2"
+    text = render(*given)
+    assert "coverage: 1 of 2 cells complete (seeds: 3 complete, 1 scoring)" in text
+    seeds = [cut[-2] for cut in table_rows(text)]
+    assert [told.partition("[")[0] for told in seeds] == ["1 of 3", "1 of 1", "1 of 3"]
+    assert "the other seeds of `cauchy` stand in another table" in text
+
+
 # --------------------------------------------------------------------------- csv
 
 

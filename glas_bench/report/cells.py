@@ -232,6 +232,27 @@ def apart(a: Cell, b: Cell) -> str:
     return ", ".join(IN_WORDS.get(name, name) for name, x, y in pairs if x != y)
 
 
+def planned(found: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """Return each planned cell's seeds with their statuses, by the cell's name.
+
+    A cell whose seeds were scored otherwise, or run on other data, stands in several tables and is
+    one cell nevertheless. Of a seed that stands in several, it is a status that is not finished.
+    """
+    told: dict[str, dict[str, str]] = {}
+    for cell in found:
+        seeds = told.setdefault(cell.name, {})
+        for row in cell.seeds:
+            if seeds.get(row["seed"], "complete") in FINISHED:
+                seeds[row["seed"]] = row["status"]
+    return told
+
+
+def complete(found: Sequence[Cell]) -> tuple[int, int]:
+    """Return of how many planned cells nothing more is to come, and how many there are."""
+    told = planned(found).values()
+    return sum(FINISHED.issuperset(seeds.values()) for seeds in told), len(told)
+
+
 def _order(text: str) -> tuple[float, str]:
     """Return what sorts numbers as numbers."""
     return (float(text), "") if text.isdecimal() else (-1.0, text)

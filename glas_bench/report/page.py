@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ from glas_bench.report.cells import (
     Row,
     Section,
     cells,
+    complete,
     differing,
     number,
+    planned,
     statuses,
     tables,
 )
@@ -146,13 +149,10 @@ def _facts(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[tuple[str, st
 
 def coverage(found: Sequence[Cell]) -> str:
     """Return in a line how many cells are complete, and what the others are."""
-    done = sum(cell.is_done for cell in found)
-    counts: dict[str, int] = {}
-    for cell in found:
-        for status, count in cell.count.items():
-            counts[status] = counts.get(status, 0) + count
+    done, of = complete(found)
+    counts = Counter(status for seeds in planned(found).values() for status in seeds.values())
     told = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(counts.items()))
-    return f"{done} of {len(found)} cells complete (seeds: {told})"
+    return f"{done} of {of} cells complete (seeds: {told})"
 
 
 def _data(row: Row) -> str:
@@ -300,12 +300,14 @@ def _tables(found: Sequence[Cell]) -> str:
             "and never share one.",
             "",
         ]
+    seeds = {name: len(own) for name, own in planned(found).items()}
     for place, section in enumerate(groups, 1):
-        lines += _section(place, section)
+        lines += _section(place, section, seeds)
     return "\n".join(lines)
 
 
-def _section(place: int, section: Section) -> list[str]:
+def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str]:
+    """Return a section's lines; `seeds` is how many are planned, by cell."""
     common = section.common
     notes = Notes(str(place))
     order = sorted(section.cells, key=_by_mean)
@@ -330,7 +332,7 @@ def _section(place: int, section: Section) -> list[str]:
                 _estimate(cell, "iw", notes),
                 _v(cell),
                 *_objective(cell, notes),
-                _seeds(cell, notes),
+                _seeds(cell, seeds[cell.name], notes),
                 _failed(cell),
                 "tuned" + notes.mark(cell.first["tuned"]) if cell.first.get("tuned") else "untuned",
             ]
@@ -420,9 +422,11 @@ def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
     return f"~~{text}~~{mark}", plain(gap, signed=True), aux
 
 
-def _seeds(cell: Cell, notes: Notes) -> str:
-    """Return n of N with every other status, each footnoted with its reason."""
-    text = f"{len(cell.finished)} of {len(cell.seeds)}"
+def _seeds(cell: Cell, of: int, notes: Notes) -> str:
+    """Return n of N planned with every other status, each footnoted with its reason."""
+    text = f"{len(cell.finished)} of {of}"
+    if len(cell.seeds) < of:
+        text += notes.mark(f"the other seeds of {cell.title} stand in another table")
     for status, these in statuses(cell):
         text += f", {len(these)} {status.replace('_', ' ')}"
         told: dict[str, list[str]] = {}
