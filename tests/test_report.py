@@ -294,7 +294,7 @@ def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
 
 def test_what_was_published_is_set_against_what_is_alike() -> None:
     """Grey targets are those of `soft` alone, and a charge that bounds nothing is no elbo."""
-    alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot"}
+    alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot", "as_published": "yes"}
 
     def last(variant: str, binarisation: str) -> tuple[str, str]:
         told = published.of_variant(variant, {})
@@ -309,6 +309,72 @@ def test_what_was_published_is_set_against_what_is_alike() -> None:
     apart, why = last("min-chi2", "soft")
     assert apart.startswith("not alike")
     assert "it is what is called objective here, which is 92.00" in why
+
+
+def by_hand(variant: str, **overrides: Any) -> list[list[str]]:
+    """The rows of the reproduction of one run by hand at the paper's setting but for these."""
+    found = registry.find(variant)
+    resolved = config.resolve(found, preset="paper", overrides=overrides)
+    run = {
+        "variant": variant,
+        "config_key": "k",
+        "seed": 0,
+        "status": "complete",
+        "metrics.elbo": 92.0,
+        "tags.dataset": resolved.dataset,
+        "tags.binarisation": resolved.binarisation,
+        **{f"params.{key}": rows._told(value) for key, value in resolved.flat().items()},
+    }
+    (made,), _ = rows.planned_rows(plans.Plan("glas-bench", None), [run])
+    text = page.render([made])
+    told = " ".join(notes(text))
+    return [[*cut, told] for cut in table_rows(text, "| variant | published |")]
+
+
+def test_only_the_published_setting_is_alike() -> None:
+    (alike, _) = by_hand("cauchy")
+    assert alike[7] == "+2.33"  # 92.00 for 89.67
+    for other in ({"grid": "centred"}, {"charge_weight": 0.25}, {"sample_size": 50}):
+        assert by_hand("cauchy", **other) == []
+    for key, value, why in [
+        ("hidden", 64, "H = 64 here, 256 there"),
+        ("batch", 32, "B = 32 here, 128 there"),
+        ("learning_rate", 0.01, "learning_rate = 0.01 here, 0.001 there"),
+        ("epochs", 10, "10 epochs here, 250 in the original's code"),
+    ]:
+        for cut in by_hand("cauchy", **{key: value}):
+            assert cut[7].startswith("not alike")
+            assert why in cut[-1]
+
+
+def test_draw_is_no_code_of_the_original_and_has_its_own_z() -> None:
+    (alike,) = by_hand("no-attention", sample_size=100)
+    assert alike[7] == "+4.60"  # 92.00 for 87.40
+    (narrow,) = by_hand("no-attention")
+    assert narrow[7].startswith("not alike")
+    assert "Z = 25 here, 100 there" in narrow[-1]
+    (short,) = by_hand("draw", epochs=10)
+    assert "10 epochs here, theirs not known" in short[-1]
+
+
+@pytest.mark.parametrize(("settings", "yes"), [({}, True), ({"learning_rate": 0.01}, False),
+                                               ({"grid": "centred"}, False)])  # fmt: skip
+def test_a_study_tells_what_is_as_published_by_all_that_it_sets(
+    tmp_path: Path, settings: dict[str, Any], yes: bool
+) -> None:
+    """What `set:` changes is on no axis, and a searched value is nobody's default."""
+    file = tmp_path / "mine.yaml"
+    text = {"name": "mine", "question": "?", "version": 1, "preset": "paper", "set": settings,
+            "baseline": "cauchy", "variants": ["cauchy"], "seeds": "0"}  # fmt: skip
+    file.write_text(json.dumps(text))
+    made, _ = rows.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    told = [one for one in json.loads(made[0]["published"]) if not one["departs"]]
+    assert bool(told) == yes
+    text |= {"space": {"learning_rate": {"low": 1e-4, "high": 1e-3, "log": True}}, "trials": 2,
+             "tuning_seeds": "1000"}  # fmt: skip
+    file.write_text(json.dumps(text | {"set": {}}))
+    made, _ = rows.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    assert [one["as_published"] for one in made if one["tuned"]] == [""]
 
 
 # --------------------------------------------------------------------------- verdicts

@@ -23,6 +23,7 @@ from glas_bench.report.cells import (
     differing,
     number,
     planned,
+    short,
     statuses,
     tables,
 )
@@ -509,7 +510,7 @@ def _reproduction(found: Sequence[Cell]) -> str:
     rows: list[list[str]] = []
     notes = Notes("r")
     for cell in found:
-        if cell.first.get("as_published", "yes") != "yes":
+        if cell.first.get("as_published") != "yes":
             continue
         for one in json.loads(cell.first.get("published") or "[]"):
             if one["dataset"] in _stands_for(cell):
@@ -523,6 +524,9 @@ def _reproduction(found: Sequence[Cell]) -> str:
         "",
     ]
     return "\n".join([*lines, *notes.lines()])
+
+
+_SHORT = {"sample_size": "Z", "hidden": "H", "batch": "B"}
 
 
 def _stands_for(cell: Cell) -> set[str]:
@@ -549,8 +553,12 @@ def _beside(cell: Cell, one: Mapping[str, Any], notes: Notes) -> list[str]:
         reasons.append(f"it is what is called objective here, which is {ours}")
     if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
         reasons.append(f"T = {first['params.steps']} here, {one['steps']} there")
+    for key, value in one.get("departs", {}).items():
+        name = _SHORT.get(key, key)
+        reasons.append(f"{name} = {short(first.get(f'params.{key}', ''))} here, {value} there")
     if first.get("params.epochs") not in ("", None, "250"):
-        reasons.append(f"{first['params.epochs']} epochs here, 250 in the original's code")
+        theirs = "250 in the original's code" if one.get("epochs", 250) else "theirs not known"
+        reasons.append(f"{first['params.epochs']} epochs here, {theirs}")
     elbo = cell.mean("elbo")
     apart = "not alike" + notes.mark("; ".join(reasons)) if reasons else "–"
     if not reasons and elbo is not None:
