@@ -15,6 +15,7 @@ from glas_bench import config, evaluate
 from glas_bench.cells import Cell
 from glas_bench.progress import number
 from glas_bench.record import load_run
+from glas_bench.refit import STILL_GAINING
 
 NUMBERS = (
     "objective",
@@ -30,6 +31,7 @@ NUMBERS = (
     "nll",
     "nll_from",
     "nll_bound_only",
+    "refit_last_gain",
     "validation_nll",
     "objective_gap",
     "failed",
@@ -217,6 +219,11 @@ def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
                 )
             if row["failed"]:
                 notes.append(f"{doc['variant']}, seed {row['seed']}: failed to reconstruct.")
+            if (row["refit_last_gain"] or 0.0) > STILL_GAINING:
+                notes.append(
+                    f"{doc['variant']}, seed {row['seed']}: the refit was still gaining, "
+                    f"{row['refit_last_gain']:.2f} nats in its last tenth."
+                )
     if any(row["bound_only"] or row["nll_bound_only"] for doc in documents for row in doc["seeds"]):
         notes.append("* bound only: over 5 % of the images have Var(log w) > 10.")
     return ["", *notes] if notes else []

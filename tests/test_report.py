@@ -15,7 +15,7 @@ import pytest
 from conftest import Glas
 from fabricated import Arm
 
-from glas_bench import config, registry, study
+from glas_bench import config, refit, registry, study
 from glas_bench.claims import Claim, Pair, parse
 from glas_bench.errors import UsageError
 from glas_bench.report import (
@@ -126,6 +126,18 @@ def test_rows_are_ranked_by_nll_and_means_are_over_seeds() -> None:
         ("1=", "`vae`", "**95.00 refit_iw**"),
     ]
     assert any("a bound only" in note for note in notes(text))
+
+
+def test_a_refit_that_was_still_gaining_is_said() -> None:
+    assert page.STILL_GAINING == refit.STILL_GAINING
+    gains = (0.05, 0.34, 0.2)
+    text = render(
+        *(row("cauchy", seed, refit_last_gain=gain) for seed, gain in enumerate(gains)),
+        row("vae", refit_last_gain=0.05),
+        row("chi2", refit_last_gain=0.9, nll_from="iw"),
+    )
+    (told,) = [note for note in notes(text) if "gaining" in note]
+    assert "gaining in 2 of 3 seeds, up to 0.34 nats in its last tenth" in told
 
 
 def test_iw_ranks_where_a_row_with_weights_lacks_nll() -> None:

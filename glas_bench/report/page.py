@@ -38,6 +38,9 @@ STATISTICS = (
     "seeds, of which at most one in five may have diverged."
 )
 
+STILL_GAINING = 0.1
+"""Nats in the last tenth of a refit that are said, as in `refit`, which takes torch."""
+
 RANKS = (
     "Rows are in the order of {metric}. `#` is one more than the number of rows shown to be better "
     "(paired difference, more than one seed, p < .05, not adjusted); `=`: other rows have it too."
@@ -370,7 +373,22 @@ def _ranked(cell: Cell, metric: str, notes: Notes) -> str:
         text += notes.mark(
             "a bound only: the log weights of over 5 % of the images have a variance above 10"
         )
+    if metric == "nll":
+        text += _still_gaining(cell, notes)
     return f"**{text}**" if "[^" not in text else f"**{text.replace('[^', '**[^', 1)}"
+
+
+def _still_gaining(cell: Cell, notes: Notes) -> str:
+    """Return a note where the refits that nll comes from had not settled."""
+    refitted = [row for row in cell.finished if row.get("nll_from") == "refit_iw"]
+    gains = [gain for row in refitted if (gain := number(row, "refit_last_gain")) is not None]
+    large = [gain for gain in gains if gain > STILL_GAINING]
+    if not large:
+        return ""
+    return notes.mark(
+        f"the refit was still gaining in {len(large)} of {len(gains)} seeds, up to "
+        f"{max(large):.2f} nats in its last tenth"
+    )
 
 
 def _estimate(cell: Cell, metric: str, notes: Notes) -> str:
