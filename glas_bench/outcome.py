@@ -39,6 +39,9 @@ NUMBERS = (
     "v_mean",
     "v_over_10_share",
     "ess_mean",
+    "refit_v_mean",
+    "refit_v_over_10_share",
+    "refit_ess_mean",
     "bound_only",
     "iw_sweep",
     "images",
@@ -160,10 +163,10 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
         "seed",
         "status",
         "nll",
+        "v of nll",
+        "ESS",
         "elbo",
         f"iw (K={settings['samples']})",
-        "v",
-        "ESS",
         "refit iw",
         "objective",
         "gap",
@@ -184,16 +187,19 @@ def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
     iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
     nll = number(row["nll"]) + ("*" if row["nll_bound_only"] else "")
     statuses = {"infinite": "inf", "undefined": "none"}
+    prefix = "refit_" if row["nll_from"] == "refit_iw" else ""
+    names = [f"{prefix}v_mean", f"{prefix}ess_mean"] if row["nll_from"] else []
+    v, ess = [row[name] for name in names] or [None, None]
     elbo = statuses.get(str(row["elbo_status"]), number(row["elbo"]))
     return [
         doc["variant"],
         str(row["seed"]),
         row["status"],
         nll,
+        number(v),
+        number(ess, 1),
         elbo,
         statuses.get(str(row["iw_status"]), iw),
-        number(row["v_mean"]),
-        number(row["ess_mean"], 1),
         number(row["refit_iw"]),
         objective,
         number(row["objective_gap"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -78,6 +79,7 @@ def row(variant: str = "cauchy", seed: int = 0, cell: str = "", **values: Any) -
         "elbo": 92.0,
         "objective": 92.0,
         "v_mean": 1.25,
+        "refit_v_mean": 0.75,
         "seconds": 61.0,
         "ended": "2026-01-01",
     }
@@ -138,6 +140,21 @@ def test_a_refit_that_was_still_gaining_is_said() -> None:
     )
     (told,) = [note for note in notes(text) if "gaining" in note]
     assert "gaining in 2 of 3 seeds, up to 0.34 nats in its last tenth" in told
+
+
+def test_v_is_of_the_weights_that_the_ranked_number_came_from() -> None:
+    shares = {"v_over_10_share": 0.5, "refit_v_over_10_share": 0.1}
+    text = render(
+        row("cauchy", 0, v_mean=25.0, refit_v_mean=14.0, **shares),
+        row("cauchy", 1, v_mean=5.0, refit_v_mean=14.0, nll_from="iw", **shares),
+        row("uniform-pit", v_mean=None, refit_v_mean=36.0, refit_v_over_10_share=1.0),
+    )
+    assert "| v of nll (over 10) |" in text
+    found = {cut[1]: cut[5] for cut in table_rows(text)}
+    assert found == {"`cauchy`": "9.50 (30 %)", "`uniform-pit`": "36.00 (100 %)"}
+    by_iw = render(row("cauchy", nll=None, v_mean=25.0), row("vae", v_mean=5.0))
+    assert "| v of iw (over 10) |" in by_iw
+    assert [cut[5] for cut in table_rows(by_iw)] == ["25.00", "5.00"]
 
 
 def test_iw_ranks_where_a_row_with_weights_lacks_nll() -> None:
@@ -451,6 +468,17 @@ def test_seeds_that_ended_without_a_number_are_none_of_the_five() -> None:
     assert found.word == "undecided"
     assert "takes 5 seeds and there are 2" in found.why
     assert "3 of the 5 seeds that ended lack nll in an arm" in found.why
+
+
+@pytest.mark.parametrize(("metric", "loose"), [("nll", True), ("nll", False), ("elbo", True)])
+def test_a_claim_on_bounds_says_that_they_may_be_loose(metric: str, loose: bool) -> None:
+    expect = f"{metric}(left) > {metric}(right)"
+    claim = Claim("text", "source", expect, parse(expect), (Pair("left", "right", {}),))
+    plan = dataclasses.replace(study.load("smoke", "laptop"), claims=(claim,))
+    given = [*seeds_of("left"), *seeds_of("right", nll_bound_only=str(loose).lower())]
+    made = compare.Comparisons({metric: arms(3.0, 0.1)["nll"]})
+    judge.write_verdicts(plan, cells(given), made)
+    assert ("slack of the bounds" in render(*given)) == (loose and metric == "nll")
 
 
 def test_smoke_and_quick_give_no_verdicts() -> None:

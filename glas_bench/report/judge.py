@@ -51,6 +51,7 @@ def write_verdicts(study: Study, found: Sequence[Cell], made: Comparisons) -> No
                 "verdict": judged.word if isinstance(judged, Verdict) else NONE,
                 "why": _sides(judged.why) if isinstance(judged, Verdict) else judged,
                 "untuned": _untuned(left, right),
+                "slack": claim.metric == "nll" and any(map(_is_loose, (left, right))),
                 **_numbers(comparison),
             }
         )
@@ -66,6 +67,11 @@ def _sides(why: str) -> str:
     return why.replace("seeds only in a", "seeds only on the left").replace(
         "only in b", "only on the right"
     )
+
+
+def _is_loose(cell: Cell) -> bool:
+    """Tell whether a cell's nll is a bound only, in any seed."""
+    return any(row.get("nll_bound_only") == "true" for row in cell.finished)
 
 
 def _untuned(left: Cell, right: Cell) -> str:

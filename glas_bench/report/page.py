@@ -258,6 +258,8 @@ def _why(one: Mapping[str, Any]) -> str:
     why = str(one["why"])
     if one["verdict"] != NONE and one["untuned"]:
         why += f"; {one['untuned']}"
+    if one.get("slack"):
+        why += "; part of the difference may be slack of the bounds"
     return why
 
 
@@ -322,7 +324,17 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
     compared = [name for name in ("nll", "elbo", "iw", "refit_iw") if _is_compared(order, name)]
     columns = ["#", "variant", f"{metric} (K = {common['K']})"]
     columns += [f"{name} minus baseline [95 %]" for name in compared]
-    columns += ["elbo", "iw", "v (over 10)", "objective", "gap", "aux", "seeds", "failed", "tuned"]
+    columns += [
+        "elbo",
+        "iw",
+        f"v of {metric} (over 10)",
+        "objective",
+        "gap",
+        "aux",
+        "seeds",
+        "failed",
+        "tuned",
+    ]
     names = {cell.name: cell.title for cell in order}
     rows = []
     for cell in order:
@@ -334,7 +346,7 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
                 *(_difference(cell, name, names, notes) for name in compared),
                 _estimate(cell, "elbo", notes),
                 _estimate(cell, "iw", notes),
-                _v(cell),
+                _v(cell, metric),
                 *_objective(cell, notes),
                 _seeds(cell, seeds[cell.name], notes),
                 _failed(cell),
@@ -420,10 +432,24 @@ def _difference(cell: Cell, metric: str, names: Mapping[str, str], notes: Notes)
     return _interval(estimate, low, high, p) + beside
 
 
-def _v(cell: Cell) -> str:
-    share = cell.mean("v_over_10_share")
-    wide = f"{NBSP}({100 * share:.0f}{NBSP}%)" if share else ""
-    return plain(cell.mean("v_mean")) + wide
+def _v(cell: Cell, metric: str) -> str:
+    """Return Var(log w) of the weights that the ranked number came from, and the share over 10."""
+    if not cell.finished:
+        return "–"
+    told: dict[str, list[float | None]] = {"v_mean": [], "v_over_10_share": []}
+    for row in cell.finished:
+        refitted = metric == "nll" and row.get("nll_from") == "refit_iw"
+        for name, values in told.items():
+            values.append(number(row, f"refit_{name}" if refitted else name))
+    means = [_mean(values) for values in told.values()]
+    wide = f"{NBSP}({100 * means[1]:.0f}{NBSP}%)" if means[1] else ""
+    return plain(means[0]) + wide
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean, if every value is there."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
