@@ -310,6 +310,13 @@ def test_more_cells_than_a_figure_can_take() -> None:
     assert len(objective.draw().axes[1].texts) == figures.MOST_NAMES
 
 
+def test_an_objective_below_a_bound_is_not_said_to_be_below_what_is_bounded() -> None:
+    """nll bounds -log p(x) from above: what lies below it need not lie below -log p(x)."""
+    (objective,) = figures.from_csv([row("hellinger", objective=70.0, bounds_nll="no")])
+    assert "below our smallest bound on -log p(x)" in objective.caption
+    assert "at most so much is hidden" in objective.caption
+
+
 def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
     about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "nll_difference": 0.5}
     pairs = {"a": "one seed: images only; 1 diverged", "b": "3 seeds x 500 images"}

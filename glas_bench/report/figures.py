@@ -293,9 +293,9 @@ def _objectives(found: Sequence[Cell]) -> Iterator[Drawing]:
         "objective",
         "What objectives hide",
         "Each seed's objective against its nll, nats per image. On the diagonal the two agree; "
-        "above it the objective claims less than the model costs, which no bound can do (up to the "
-        "images' noise). On the right, by themselves, are the cells whose objective lies more "
-        "than a nat below their nll, where there are any.",
+        "above it the objective lies below our smallest bound on -log p(x): of a cell that bounds "
+        "nothing, at most so much is hidden. On the right, by themselves, are the cells whose "
+        "objective lies more than a nat below their nll, where there are any.",
         lambda: _objective(told),
     )
 
