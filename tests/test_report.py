@@ -241,6 +241,12 @@ def test_what_is_not_comparable_never_shares_a_table(other: dict[str, Any], why:
     assert f"differ in {why} are" in text
     parts = [[cut[1] for cut in table_rows(part)] for part in text.split("\n### ")[1:]]
     assert sorted(parts) == [["`cauchy`", "`vae`"], ["`hellinger`"]]
+    headings = re.findall(r"^### \d+\. (.*)$", text, re.M)
+    assert len(set(headings)) == 2
+
+
+def test_a_heading_names_the_images_that_were_scored() -> None:
+    assert "### 1. mnist-static, static binarisation, 500 test images\n" in render(row(images=500))
 
 
 def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from glas_bench.progress import duration
 from glas_bench.report.cells import (
     DRAWN,
+    KEYS,
     NBSP,
     Cell,
     Row,
@@ -307,20 +308,38 @@ def _tables(found: Sequence[Cell]) -> str:
             "",
         ]
     seeds = {name: len(own) for name, own in planned(found).items()}
+    apart = [name for name in KEYS if len({section.common[name] for section in groups}) > 1]
     for place, section in enumerate(groups, 1):
+        lines += [f"### {place}. {_heading(section, apart)}", ""]
         lines += _section(place, section, seeds)
     return "\n".join(lines)
 
 
+def _heading(section: Section, apart: Sequence[str]) -> str:
+    """Return a section's name: its data, and all that keeps it from the page's others."""
+    common = section.common
+    images = {row["images"] for cell in section.cells for row in cell.seeds if row.get("images")}
+    told = [common["data"], f"{common['binarisation']} binarisation"]
+    told += [f"{' or '.join(sorted(images))} test images"] if images else []
+    words = {
+        "contents": f"contents {common['contents'][:8] or 'unknown'}",
+        "precision": common["precision"] or "fp32",
+        "scoring": f"protocol {common['scoring'][:8] or 'none'}",
+        "core": f"core {common['core'] or 'unknown'}",
+        "look": "a preset for trials" if common["look"] else "no preset for trials",
+    }
+    shown = (name for name in apart if name not in ("data", "binarisation"))
+    return ", ".join([*told, *(words.get(n, f"{n} = {common[n] or 'none'}") for n in shown)])
+
+
 def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str]:
-    """Return a section's lines; `seeds` is how many are planned, by cell."""
+    """Return a section's lines below its heading; `seeds` is how many are planned, by cell."""
     common = section.common
     notes = Notes(str(place))
     order = sorted(section.cells, key=_by_mean)
     metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
-    title = f"### {place}. {common['data']}, {common['binarisation']} binarisation"
     shown = [f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H", "B")]
-    lines = [title, "", f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
+    lines = [f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
     compared = [name for name in ("nll", "elbo", "iw", "refit_iw") if _is_compared(order, name)]
     columns = ["#", "variant", f"{metric} (K = {common['K']})"]
     columns += [f"{name} minus baseline [95 %]" for name in compared]
