@@ -258,7 +258,7 @@ def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
     )
     assert text.count("\n### ") == 1
     assert [cut[1] for cut in table_rows(text)] == ["`cauchy`", "`vae`"]
-    assert table_rows(text)[0][8].startswith("1 of 2, 1 failed[^1-")
+    assert table_rows(text)[0][7].startswith("1 of 2, 1 failed[^1-")
     assert any("seed 1: failed, killed" in note for note in notes(text))
 
 
@@ -282,6 +282,24 @@ def test_infinite_and_undefined_are_told_and_objectives_that_bound_nothing_struc
     assert "does not bound the negative log-likelihood: it | leaves" in told
 
 
+def test_a_page_explains_its_columns_and_intervals_with_or_without_claims() -> None:
+    about = {"nll_difference": 1.0, "nll_low": 0.5, "nll_high": 1.5, "nll_p_holm": 0.01}
+    told = {"compared_with": "cauchy", "nll_pairs": "3 seeds x 500 images", **about}
+    text = render(row("cauchy"), row("vae", **told))
+    assert text.count(page.DIFFERENCES) == 1
+    assert "v: Var(log w)" in text
+    assert "not 20 nats better than the pixel-wise Bernoulli" in text
+    assert page.DIFFERENCES in page.STATISTICS
+    assert page.DIFFERENCES not in render(row("cauchy"), row("vae"))
+
+
+def test_a_gap_is_told_where_nothing_is_bound_alone() -> None:
+    some = render(row("cauchy"), row("hellinger", bounds_nll="no", objective=70.0))
+    assert [cut[7] for cut in table_rows(some)] == ["–", "+20.00"]
+    assert page.GAP in some
+    assert "| gap |" not in render(row("cauchy"), row("vae", aux=2.0))
+
+
 @pytest.mark.parametrize("look", ["look", ""])
 def test_a_look_says_so(look: str) -> None:
     assert ("A look at the harness, no verdicts" in render(row(look=look))) == bool(look)
@@ -293,7 +311,7 @@ def test_what_all_rows_say_alike_has_no_column() -> None:
     assert "| tuned |" not in plain
     assert "Every row is untuned" in plain
     told = render(row("cauchy", tuned="20 trials"), row("vae", aux=1.5))
-    assert [cut[8:] for cut in table_rows(told)] == [
+    assert [cut[7:] for cut in table_rows(told)] == [
         ["–", "1 of 1", "–", "tuned[^1-1]"],
         ["1.50", "1 of 1", "–", "untuned"],
     ]

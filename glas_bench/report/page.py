@@ -30,14 +30,29 @@ from glas_bench.report.cells import (
 )
 from glas_bench.report.judge import NONE
 
-STATISTICS = (
+DIFFERENCES = (
     "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "
-    "random-effects variance, p adjusted by Holm over the page's comparisons of one metric. A "
+    "random-effects variance (with one seed: over images alone), p adjusted by Holm over all of the "
+    "page's comparisons of that metric: rows with their baselines, and claims."
+)
+
+STATISTICS = (
+    f"{DIFFERENCES} A "
     "claim is *reproduced* when that p is below .05 and the whole 95 % interval lies more than 0.5 "
     "nats on the side it predicts, *not reproduced* when the whole interval lies short of that, "
     "else *undecided*; shares of seeds by exact McNemar, without a margin. Verdicts take five "
     "seeds, of which at most one in five may have diverged."
 )
+
+COLUMNS = (
+    "v: Var(log w) of the importance weights that {metric} comes from, mean over images, and the "
+    "share of images above 10; failed: seeds with a validation recon not 20 nats better than the "
+    "pixel-wise Bernoulli, or under 1 nat of KL."
+)
+COMPARED = ("nll", "elbo", "iw", "refit_iw")
+"""Metrics whose differences from the baseline have a column."""
+
+GAP = "gap: nll minus an objective that is not shown to bound; at most so much is hidden."
 
 STILL_GAINING = 0.1
 """Nats in the last tenth of a refit that are said, as in `refit`, which takes torch."""
@@ -307,6 +322,10 @@ def _tables(found: Sequence[Cell]) -> str:
             "and never share one.",
             "",
         ]
+    if not claims_of(found) and any(
+        _is_compared(section.cells, metric) for section in groups for metric in COMPARED
+    ):
+        lines += [DIFFERENCES, ""]
     seeds = {name: len(own) for name, own in planned(found).items()}
     apart = [name for name in KEYS if len({section.common[name] for section in groups}) > 1]
     for place, section in enumerate(groups, 1):
@@ -340,7 +359,7 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
     metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
     shown = [f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H", "B")]
     lines = [f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
-    compared = [name for name in ("nll", "elbo", "iw", "refit_iw") if _is_compared(order, name)]
+    compared = [name for name in COMPARED if _is_compared(order, name)]
     columns = ["#", "variant", f"{metric} (K = {common['K']})"]
     columns += [f"{name} minus baseline [95 %]" for name in compared]
     columns += [
@@ -375,9 +394,14 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
     if not any(cell.first.get("tuned") for cell in order):
         lines += ["Every row is untuned: nobody searched its learning rate.", ""]
         columns, rows = _without(columns, rows, "tuned")
+    about = [COLUMNS.format(metric=metric)]
     if not any(cell.mean("aux") for cell in order):
         columns, rows = _without(columns, rows, "aux")
-    lines += table(columns, rows)
+    if all(cell.says("bounds_nll") == "yes" for cell in order):
+        columns, rows = _without(columns, rows, "gap")
+    else:
+        about.append(GAP)
+    lines += [*table(columns, rows), " ".join(about), ""]
     if sum(bool(cell.first.get("rank")) for cell in order) > 1:
         lines += [RANKS.format(metric=metric), ""]
     return [*lines, *_costs(order, notes), *notes.lines()]
@@ -472,13 +496,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
-    """Return what was optimised, struck through where it bounds nothing, its gap, and aux."""
+    """Return what was optimised, struck through where it bounds nothing, its gap there, and aux."""
     objective, nll = cell.mean("objective"), cell.mean("nll")
-    gap = None if objective is None or nll is None else nll - objective
     aux = plain(cell.mean("aux")) if cell.mean("aux") else "–"
     text = plain(objective)
-    if text == "–" or cell.says("bounds_nll") == "yes":
-        return text, plain(gap, signed=True), aux
+    if objective is None or cell.says("bounds_nll") == "yes":
+        return text, "–", aux
+    gap = None if nll is None else nll - objective
     reason = cell.says("bound_reason").rstrip(".")
     why = f": {reason}" if reason else ""
     word = "does not bound" if cell.says("bounds_nll") == "no" else "is not shown to bound"
