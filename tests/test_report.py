@@ -391,6 +391,30 @@ def by_hand(variant: str, **overrides: Any) -> list[list[str]]:
     return [[*cut, told] for cut in table_rows(text, "| variant | published |")]
 
 
+def test_a_study_s_preset_says_what_is_a_look_whoever_ran_it(tmp_path: Path) -> None:
+    """A cell that `run` made under `quick`, at the settings of `laptop`, is a cell of laptop's."""
+    file = tmp_path / "mine.yaml"
+    about = {"name": "mine", "question": "?", "version": 1, "preset": "laptop",
+             "baseline": "cauchy", "variants": ["cauchy", "vae"], "seeds": "0"}  # fmt: skip
+    file.write_text(json.dumps(about))
+    plan = study.load(str(file))
+    runs = [
+        {
+            "variant": cell.variant.name,
+            "config_key": config.config_key(cell.config, cell.variant.source_hash, "d1"),
+            "seed": 0,
+            "run_id": cell.name,
+            "status": "complete",
+            "tags.dataset": cell.config.dataset,
+            "tags.data_hash": "d1",
+            "tags.preset": preset,
+        }
+        for cell, preset in zip(plan.cells, ("quick", "laptop"), strict=True)
+    ]
+    made, _ = rows.planned_rows(plans.Plan("mine", plan), runs)
+    assert [(one["status"], one["look"]) for one in made] == [("complete", "")] * 2
+
+
 def test_only_the_published_setting_is_alike() -> None:
     (alike, _) = by_hand("cauchy")
     assert alike[7] == "+2.33"  # 92.00 for 89.67

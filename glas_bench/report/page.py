@@ -32,8 +32,8 @@ from glas_bench.report.judge import NONE
 
 DIFFERENCES = (
     "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "
-    "random-effects variance (with one seed: over images alone), p adjusted by Holm over all of the "
-    "page's comparisons of that metric: rows with their baselines, and claims."
+    "random-effects variance (with one seed: over images alone), p adjusted by Holm over all of "
+    "the page's comparisons of that metric: rows with their baselines, and claims."
 )
 
 STATISTICS = (

@@ -115,7 +115,6 @@ class _Study:
             "binarisation": config.binarisation,
             "core_version": _told(CORE_VERSION),
             "source_hash": cell.variant.source_hash,
-            "look": _look(self.study.preset),
             **about,
             "seed": str(seed),
             "status": status,
@@ -172,6 +171,7 @@ class _Study:
             "study_version": str(study.version),
             "preset": study.preset,
             "verdicts": "yes" if study.verdicts else "no",
+            "look": _look(study.preset),  # whatever preset a run was made under
             "seeds": told_seeds(study.seeds),
             "skipped": json.dumps(skipped, default=str),
             "axes": json.dumps(_axes(study)),
