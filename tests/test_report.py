@@ -25,6 +25,7 @@ from glas_bench.report import (
     figures,
     index,
     judge,
+    looks,
     making,
     page,
     plans,
@@ -339,6 +340,70 @@ def test_an_objective_below_a_bound_is_not_said_to_be_below_what_is_bounded() ->
     (objective,) = figures.from_csv([row("hellinger", objective=70.0, bounds_nll="no")])
     assert "below our smallest bound on -log p(x)" in objective.caption
     assert "at most so much is hidden" in objective.caption
+
+
+@pytest.mark.parametrize(("size", "seen"), [(1.0, True), (100.0, False)])
+def test_a_margin_too_narrow_to_be_seen_is_not_explained(size: float, seen: bool) -> None:
+    about = {"nll_low": -size, "nll_high": size, "nll_p_holm": 1.0, "nll_difference": 0.1 * size}
+    (differences, _) = figures.from_csv([row("vae", **about), row("chi2", **about)])
+    (axis,) = differences.draw().axes
+    assert ("the grey band" in differences.caption) == (len(axis.patches) == 1) == seen
+
+
+def test_one_wide_interval_does_not_press_the_others_together() -> None:
+    ends = [(-2.0, 1.0), (-1.0, 3.0), (-1.0, 2.0), (-90.0, 60.0)]
+    given = [
+        row("vae", cell=str(i), nll_difference=0.1, nll_low=low, nll_high=high, nll_p_holm=1.0)
+        for i, (low, high) in enumerate(ends)
+    ]
+    (differences, _) = figures.from_csv(given)
+    (axis,) = differences.draw().axes
+    assert "An arrow" in differences.caption
+    assert axis.get_xlim()[1] < 10
+    assert [line.get_marker() for line in axis.get_lines()][-2:] == ["<", ">"]
+    (few, _) = figures.from_csv(given[:3])
+    assert "An arrow" not in few.caption
+
+
+def panels(series: Any, alone: Any) -> dict[str, int]:
+    """Titles of a figure's panels, with how many curves each has."""
+    some = cells([row("cauchy"), row("uniform-pit"), row("vae")])
+    (drawing,) = looks._panelled("x", "X", "", ("x", "y"), some, series, alone)
+    return {axis.get_title(): len(axis.get_lines()) for axis in drawing.draw().axes if axis.lines}
+
+
+def test_a_reconstruction_alone_has_no_elbo_beside_it() -> None:
+    keys = [(f"key-{name}", 0) for name in ("cauchy", "uniform-pit", "vae")]
+    series = {key: [(1.0, 90.0), (2.0, 80.0)] for key in keys}
+    assert panels(series, ()) == {"cauchy": 1, "uniform-pit": 2, "vae": 2}
+    told = panels(series, {keys[1]})
+    assert told == {"cauchy": 1, "uniform-pit (recon alone)": 1, "vae": 2}
+
+
+def test_curves_of_the_reconstruction_are_told_from_the_elbo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = [(1, 90.0), (2, 80.0)]
+    curves = {
+        ("key-cauchy", 0): {"validation/elbo": points},
+        ("key-uniform-pit", 0): {"validation/recon": points},
+    }
+    monkeypatch.setattr(store, "curves", lambda *_: curves)
+    some = cells([row("cauchy"), row("uniform-pit")])
+    (drawing,) = looks.Looks(some, [], Path())._curves(some)
+    titles = [axis.get_title() for axis in drawing.draw().axes]
+    assert titles == ["cauchy", "uniform-pit (recon alone)"]
+
+
+def test_pictures_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The footprints' own scales are said too: they are drawn one by one."""
+    some = cells([row(f"v{i}") for i in range(11)])
+    there = {(f"key-v{i}", 0): b"" for i in range(10)}  # the last has no picture
+    monkeypatch.setattr(store, "pictures", lambda *_: there)
+    (many,) = looks.Looks(some, [], Path())._filters(some)
+    assert many.caption.endswith("each picture has its own scale. The first 8 of 10 cells.")
+    (few,) = looks.Looks(some, [], Path())._filters(some[:8])
+    assert few.caption.endswith("each picture has its own scale.")
 
 
 def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
