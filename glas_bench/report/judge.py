@@ -51,7 +51,9 @@ def write_verdicts(study: Study, found: Sequence[Cell], made: Comparisons) -> No
                 "verdict": judged.word if isinstance(judged, Verdict) else NONE,
                 "why": _sides(judged.why) if isinstance(judged, Verdict) else judged,
                 "untuned": _untuned(left, right),
-                "slack": claim.metric == "nll" and any(map(_is_loose, (left, right))),
+                "slack": claim.metric == "nll"
+                and comparison.difference is not None
+                and any(map(_is_loose, (left, right))),
                 **_numbers(comparison),
             }
         )
@@ -100,7 +102,9 @@ def judge(study: Study, claim: Claim, found: Comparison) -> Verdict | str:
             comparisons=found.family,
         )
     if found.difference is None:
-        return Verdict("undecided", f"{found.why_not}: a number for both would decide it")
+        return Verdict(
+            "undecided", f"{found.why_not}: numbers of both that compare would decide it"
+        )
     told = verdict(found.difference, claim.direction, adjusted_p=found.p_holm)
     missing = found.seeds - found.difference.seeds - found.difference.diverged
     if not missing:
