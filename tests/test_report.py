@@ -473,11 +473,13 @@ def test_a_study_s_preset_says_what_is_a_look_whoever_ran_it(tmp_path: Path) -> 
             "tags.dataset": cell.config.dataset,
             "tags.data_hash": "d1",
             "tags.preset": preset,
+            "tags.ais_protocol_key": "a1",
         }
         for cell, preset in zip(plan.cells, ("quick", "laptop"), strict=True)
     ]
     made, _ = rows.planned_rows(plans.Plan("mine", plan), runs)
     assert [(one["status"], one["look"]) for one in made] == [("complete", "")] * 2
+    assert {one["ais_protocol_key"] for one in made} == {"a1"}  # by which AIS is compared
 
 
 def test_only_the_published_setting_is_alike() -> None:
