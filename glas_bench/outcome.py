@@ -15,6 +15,7 @@ from glas_bench import config, evaluate
 from glas_bench.cells import Cell
 from glas_bench.progress import number
 from glas_bench.record import load_run
+from glas_bench.refit import STILL_GAINING
 
 NUMBERS = (
     "objective",
@@ -30,6 +31,7 @@ NUMBERS = (
     "nll",
     "nll_from",
     "nll_bound_only",
+    "refit_last_gain",
     "validation_nll",
     "objective_gap",
     "failed",
@@ -37,6 +39,9 @@ NUMBERS = (
     "v_mean",
     "v_over_10_share",
     "ess_mean",
+    "refit_v_mean",
+    "refit_v_over_10_share",
+    "refit_ess_mean",
     "bound_only",
     "iw_sweep",
     "images",
@@ -158,10 +163,10 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
         "seed",
         "status",
         "nll",
+        "v of nll",
+        "ESS",
         "elbo",
         f"iw (K={settings['samples']})",
-        "v",
-        "ESS",
         "refit iw",
         "objective",
         "gap",
@@ -182,16 +187,19 @@ def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
     iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
     nll = number(row["nll"]) + ("*" if row["nll_bound_only"] else "")
     statuses = {"infinite": "inf", "undefined": "none"}
+    prefix = "refit_" if row["nll_from"] == "refit_iw" else ""
+    names = [f"{prefix}v_mean", f"{prefix}ess_mean"] if row["nll_from"] else []
+    v, ess = [row[name] for name in names] or [None, None]
     elbo = statuses.get(str(row["elbo_status"]), number(row["elbo"]))
     return [
         doc["variant"],
         str(row["seed"]),
         row["status"],
         nll,
+        number(v),
+        number(ess, 1),
         elbo,
         statuses.get(str(row["iw_status"]), iw),
-        number(row["v_mean"]),
-        number(row["ess_mean"], 1),
         number(row["refit_iw"]),
         objective,
         number(row["objective_gap"]),
@@ -217,6 +225,11 @@ def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
                 )
             if row["failed"]:
                 notes.append(f"{doc['variant']}, seed {row['seed']}: failed to reconstruct.")
+            if (row["refit_last_gain"] or 0.0) > STILL_GAINING:
+                notes.append(
+                    f"{doc['variant']}, seed {row['seed']}: the refit was still gaining, "
+                    f"{row['refit_last_gain']:.2f} nats in its last tenth."
+                )
     if any(row["bound_only"] or row["nll_bound_only"] for doc in documents for row in doc["seeds"]):
         notes.append("* bound only: over 5 % of the images have Var(log w) > 10.")
     return ["", *notes] if notes else []

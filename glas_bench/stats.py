@@ -331,11 +331,15 @@ def share_verdict(
     predicted: int,
     *,
     seeds: int,
+    diverged: int = 0,
     adjusted_p: float | None = None,
+    comparisons: int = 1,
 ) -> Verdict:
     """Judge a claim about shares of seeds, by exact McNemar and without a margin.
 
-    ``predicted`` is the sign of a's share minus b's; ``seeds`` are those that both arms ran.
+    ``predicted`` is the sign of a's share minus b's; ``seeds`` are those that both arms finished,
+    ``diverged`` those left out besides because an arm diverged. ``adjusted_p`` is Holm's over the
+    study's ``comparisons`` of shares.
     """
     if predicted not in (-1, 1):
         raise ValueError(f"predicted is -1 (a's share is smaller) or 1, got {predicted!r}")
@@ -343,12 +347,15 @@ def share_verdict(
         raise ValueError(f"{only_a} + {only_b} seeds tell the arms apart, of {seeds} run")
     p = mcnemar_exact(only_a, only_b) if adjusted_p is None else adjusted_p
     told = f"{only_a} of {seeds} seeds only in a, {only_b} only in b, p = {p:.2g}"
-    if seeds < VERDICT_SEEDS:
-        return Verdict("undecided", f"a verdict takes {VERDICT_SEEDS} seeds: {told}")
+    if reason := _too_few(seeds + diverged, diverged, divergence_is_the_claim=False):
+        return Verdict("undecided", f"{told}: {reason}")
     if p < ALPHA:
         right = predicted * (only_a - only_b) > 0
         return Verdict("reproduced" if right else "not reproduced", told)
     if only_a + only_b == 0:
         return Verdict("undecided", f"none of {seeds} seeds tells the arms apart")
-    least = math.ceil(1 - math.log2(ALPHA))
-    return Verdict("undecided", f"{told}: at least {least} must differ, all one way; run more")
+    enough = math.ceil(1 - math.log2(ALPHA / comparisons))  # 2^(1 - n) <= alpha / comparisons
+    family = f" ({comparisons} comparisons share alpha)" if comparisons > 1 else ""
+    return Verdict(
+        "undecided", f"{told}: {enough} that differ, all one way, would be enough{family}: run more"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 from conftest import Glas
 from fabricated import Arm
 
-from glas_bench import config, registry, study
+from glas_bench import config, refit, registry, study
 from glas_bench.claims import Claim, Pair, parse
 from glas_bench.errors import UsageError
 from glas_bench.report import (
@@ -24,6 +25,7 @@ from glas_bench.report import (
     figures,
     index,
     judge,
+    looks,
     making,
     page,
     plans,
@@ -78,6 +80,7 @@ def row(variant: str = "cauchy", seed: int = 0, cell: str = "", **values: Any) -
         "elbo": 92.0,
         "objective": 92.0,
         "v_mean": 1.25,
+        "refit_v_mean": 0.75,
         "seconds": 61.0,
         "ended": "2026-01-01",
     }
@@ -119,13 +122,40 @@ def test_rows_are_ranked_by_nll_and_means_are_over_seeds() -> None:
         row("hellinger", nll=89.0, nll_bound_only="true", nll_from="iw"),
     )
     found = [(cut[0], cut[1], cut[2]) for cut in table_rows(text)]
-    assert found[0][:2] == ("1", "`hellinger`")
+    assert found[0][:2] == ("1=", "`hellinger`")  # no arrays: nothing is shown
     assert found[0][2].startswith("**89.00 iw**[^1-")
     assert found[1:] == [
-        ("2", "`cauchy`", "**90.50 ± 0.71 refit_iw**"),
-        ("3", "`vae`", "**95.00 refit_iw**"),
+        ("1=", "`cauchy`", "**90.50 ± 0.71 refit_iw**"),
+        ("1=", "`vae`", "**95.00 refit_iw**"),
     ]
     assert any("a bound only" in note for note in notes(text))
+
+
+def test_a_refit_that_was_still_gaining_is_said() -> None:
+    assert page.STILL_GAINING == refit.STILL_GAINING
+    gains = (0.05, 0.34, 0.2)
+    text = render(
+        *(row("cauchy", seed, refit_last_gain=gain) for seed, gain in enumerate(gains)),
+        row("vae", refit_last_gain=0.05),
+        row("chi2", refit_last_gain=0.9, nll_from="iw"),
+    )
+    (told,) = [note for note in notes(text) if "gaining" in note]
+    assert "gaining in 2 of 3 seeds, up to 0.34 nats in its last tenth" in told
+
+
+def test_v_is_of_the_weights_that_the_ranked_number_came_from() -> None:
+    shares = {"v_over_10_share": 0.5, "refit_v_over_10_share": 0.1}
+    text = render(
+        row("cauchy", 0, v_mean=25.0, refit_v_mean=14.0, **shares),
+        row("cauchy", 1, v_mean=5.0, refit_v_mean=14.0, nll_from="iw", **shares),
+        row("uniform-pit", v_mean=None, refit_v_mean=36.0, refit_v_over_10_share=1.0),
+    )
+    assert "| v of nll (over 10) |" in text
+    found = {cut[1]: cut[5] for cut in table_rows(text)}
+    assert found == {"`cauchy`": "9.50 (30 %)", "`uniform-pit`": "36.00 (100 %)"}
+    by_iw = render(row("cauchy", nll=None, v_mean=25.0), row("vae", v_mean=5.0))
+    assert "| v of iw (over 10) |" in by_iw
+    assert [cut[5] for cut in table_rows(by_iw)] == ["25.00", "5.00"]
 
 
 def test_iw_ranks_where_a_row_with_weights_lacks_nll() -> None:
@@ -153,7 +183,32 @@ def test_ties_are_shown_as_ties() -> None:
         ("3=", "`hellinger`"),
         ("3=", "`gaussian`"),
     ]
-    assert "not told apart" in text
+    assert "one more than the number of rows shown to be better" in text
+
+
+def test_a_rank_counts_the_rows_that_are_shown_to_be_better() -> None:
+    """Each row is a nat worse than the one before, which two seeds do not show; two nats are."""
+    base_B = np.random.default_rng(0).normal(90, 10, 200)
+    own = {"a": (0.0, 0.0), "b": (0.9, 1.1), "c": (2.0, 2.0), "d": (2.9, 3.1), "e": (-9.0, 20.0)}
+    values = {
+        (f"key-{name}", seed): base_B + off
+        for name, offs in own.items()
+        for seed, off in enumerate(offs)
+    }
+    values |= {("key-apart", seed): base_B + 4 for seed in (7, 8)}
+    given = [
+        row(name, seed, nll=90 + np.mean(offs)) for name, offs in own.items() for seed in (0, 1)
+    ]
+    given += [row("apart", seed, nll=94.0) for seed in (7, 8)]
+    found = [(cut[0], cut[1]) for cut in table_rows(render(*given, nll=values))]
+    assert found == [
+        ("1=", "`a`"),
+        ("1=", "`b`"),
+        ("2", "`c`"),
+        ("3", "`d`"),
+        ("1=", "`apart`"),
+        ("1=", "`e`"),
+    ]
 
 
 def test_one_seed_each_tells_no_variants_apart() -> None:
@@ -187,6 +242,12 @@ def test_what_is_not_comparable_never_shares_a_table(other: dict[str, Any], why:
     assert f"differ in {why} are" in text
     parts = [[cut[1] for cut in table_rows(part)] for part in text.split("\n### ")[1:]]
     assert sorted(parts) == [["`cauchy`", "`vae`"], ["`hellinger`"]]
+    headings = re.findall(r"^### \d+\. (.*)$", text, re.M)
+    assert len(set(headings)) == 2
+
+
+def test_a_heading_names_the_images_that_were_scored() -> None:
+    assert "### 1. mnist-static, static binarisation, 500 test images\n" in render(row(images=500))
 
 
 def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
@@ -198,7 +259,7 @@ def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
     )
     assert text.count("\n### ") == 1
     assert [cut[1] for cut in table_rows(text)] == ["`cauchy`", "`vae`"]
-    assert table_rows(text)[0][8].startswith("1 of 2, 1 failed[^1-")
+    assert table_rows(text)[0][7].startswith("1 of 2, 1 failed[^1-")
     assert any("seed 1: failed, killed" in note for note in notes(text))
 
 
@@ -222,6 +283,24 @@ def test_infinite_and_undefined_are_told_and_objectives_that_bound_nothing_struc
     assert "does not bound the negative log-likelihood: it | leaves" in told
 
 
+def test_a_page_explains_its_columns_and_intervals_with_or_without_claims() -> None:
+    about = {"nll_difference": 1.0, "nll_low": 0.5, "nll_high": 1.5, "nll_p_holm": 0.01}
+    told = {"compared_with": "cauchy", "nll_pairs": "3 seeds x 500 images", **about}
+    text = render(row("cauchy"), row("vae", **told))
+    assert text.count(page.DIFFERENCES) == 1
+    assert "v: Var(log w)" in text
+    assert "not 20 nats better than the pixel-wise Bernoulli" in text
+    assert page.DIFFERENCES in page.STATISTICS
+    assert page.DIFFERENCES not in render(row("cauchy"), row("vae"))
+
+
+def test_a_gap_is_told_where_nothing_is_bound_alone() -> None:
+    some = render(row("cauchy"), row("hellinger", bounds_nll="no", objective=70.0))
+    assert [cut[7] for cut in table_rows(some)] == ["–", "+20.00"]
+    assert page.GAP in some
+    assert "| gap |" not in render(row("cauchy"), row("vae", aux=2.0))
+
+
 @pytest.mark.parametrize("look", ["look", ""])
 def test_a_look_says_so(look: str) -> None:
     assert ("A look at the harness, no verdicts" in render(row(look=look))) == bool(look)
@@ -233,7 +312,7 @@ def test_what_all_rows_say_alike_has_no_column() -> None:
     assert "| tuned |" not in plain
     assert "Every row is untuned" in plain
     told = render(row("cauchy", tuned="20 trials"), row("vae", aux=1.5))
-    assert [cut[8:] for cut in table_rows(told)] == [
+    assert [cut[7:] for cut in table_rows(told)] == [
         ["–", "1 of 1", "–", "tuned[^1-1]"],
         ["1.50", "1 of 1", "–", "untuned"],
     ]
@@ -256,6 +335,77 @@ def test_more_cells_than_a_figure_can_take() -> None:
     assert len(objective.draw().axes[1].texts) == figures.MOST_NAMES
 
 
+def test_an_objective_below_a_bound_is_not_said_to_be_below_what_is_bounded() -> None:
+    """nll bounds -log p(x) from above: what lies below it need not lie below -log p(x)."""
+    (objective,) = figures.from_csv([row("hellinger", objective=70.0, bounds_nll="no")])
+    assert "below our smallest bound on -log p(x)" in objective.caption
+    assert "at most so much is hidden" in objective.caption
+
+
+@pytest.mark.parametrize(("size", "seen"), [(1.0, True), (100.0, False)])
+def test_a_margin_too_narrow_to_be_seen_is_not_explained(size: float, seen: bool) -> None:
+    about = {"nll_low": -size, "nll_high": size, "nll_p_holm": 1.0, "nll_difference": 0.1 * size}
+    (differences, _) = figures.from_csv([row("vae", **about), row("chi2", **about)])
+    (axis,) = differences.draw().axes
+    assert ("the grey band" in differences.caption) == (len(axis.patches) == 1) == seen
+
+
+def test_one_wide_interval_does_not_press_the_others_together() -> None:
+    ends = [(-2.0, 1.0), (-1.0, 3.0), (-1.0, 2.0), (-90.0, 60.0)]
+    given = [
+        row("vae", cell=str(i), nll_difference=0.1, nll_low=low, nll_high=high, nll_p_holm=1.0)
+        for i, (low, high) in enumerate(ends)
+    ]
+    (differences, _) = figures.from_csv(given)
+    (axis,) = differences.draw().axes
+    assert "An arrow" in differences.caption
+    assert axis.get_xlim()[1] < 10
+    assert [line.get_marker() for line in axis.get_lines()][-2:] == ["<", ">"]
+    (few, _) = figures.from_csv(given[:3])
+    assert "An arrow" not in few.caption
+
+
+def panels(series: Any, alone: Any) -> dict[str, int]:
+    """Titles of a figure's panels, with how many curves each has."""
+    some = cells([row("cauchy"), row("uniform-pit"), row("vae")])
+    (drawing,) = looks._panelled("x", "X", "", ("x", "y"), some, series, alone)
+    return {axis.get_title(): len(axis.get_lines()) for axis in drawing.draw().axes if axis.lines}
+
+
+def test_a_reconstruction_alone_has_no_elbo_beside_it() -> None:
+    keys = [(f"key-{name}", 0) for name in ("cauchy", "uniform-pit", "vae")]
+    series = {key: [(1.0, 90.0), (2.0, 80.0)] for key in keys}
+    assert panels(series, ()) == {"cauchy": 1, "uniform-pit": 2, "vae": 2}
+    told = panels(series, {keys[1]})
+    assert told == {"cauchy": 1, "uniform-pit (recon alone)": 1, "vae": 2}
+
+
+def test_curves_of_the_reconstruction_are_told_from_the_elbo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = [(1, 90.0), (2, 80.0)]
+    curves = {
+        ("key-cauchy", 0): {"validation/elbo": points},
+        ("key-uniform-pit", 0): {"validation/recon": points},
+    }
+    monkeypatch.setattr(store, "curves", lambda *_: curves)
+    some = cells([row("cauchy"), row("uniform-pit")])
+    (drawing,) = looks.Looks(some, [], Path())._curves(some)
+    titles = [axis.get_title() for axis in drawing.draw().axes]
+    assert titles == ["cauchy", "uniform-pit (recon alone)"]
+
+
+def test_pictures_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The footprints' own scales are said too: they are drawn one by one."""
+    some = cells([row(f"v{i}") for i in range(11)])
+    there = {(f"key-v{i}", 0): b"" for i in range(10)}  # the last has no picture
+    monkeypatch.setattr(store, "pictures", lambda *_: there)
+    (many,) = looks.Looks(some, [], Path())._filters(some)
+    assert many.caption.endswith("each picture has its own scale. The first 8 of 10 cells.")
+    (few,) = looks.Looks(some, [], Path())._filters(some[:8])
+    assert few.caption.endswith("each picture has its own scale.")
+
+
 def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
     about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "nll_difference": 0.5}
     pairs = {"a": "one seed: images only; 1 diverged", "b": "3 seeds x 500 images"}
@@ -269,7 +419,7 @@ def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
 
 def test_what_was_published_is_set_against_what_is_alike() -> None:
     """Grey targets are those of `soft` alone, and a charge that bounds nothing is no elbo."""
-    alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot"}
+    alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot", "as_published": "yes"}
 
     def last(variant: str, binarisation: str) -> tuple[str, str]:
         told = published.of_variant(variant, {})
@@ -284,6 +434,98 @@ def test_what_was_published_is_set_against_what_is_alike() -> None:
     apart, why = last("min-chi2", "soft")
     assert apart.startswith("not alike")
     assert "it is what is called objective here, which is 92.00" in why
+
+
+def by_hand(variant: str, **overrides: Any) -> list[list[str]]:
+    """The rows of the reproduction of one run by hand at the paper's setting but for these."""
+    found = registry.find(variant)
+    resolved = config.resolve(found, preset="paper", overrides=overrides)
+    run = {
+        "variant": variant,
+        "config_key": "k",
+        "seed": 0,
+        "status": "complete",
+        "metrics.elbo": 92.0,
+        "tags.dataset": resolved.dataset,
+        "tags.binarisation": resolved.binarisation,
+        **{f"params.{key}": rows._told(value) for key, value in resolved.flat().items()},
+    }
+    (made,), _ = rows.planned_rows(plans.Plan("glas-bench", None), [run])
+    text = page.render([made])
+    told = " ".join(notes(text))
+    return [[*cut, told] for cut in table_rows(text, "| variant | published |")]
+
+
+def test_a_study_s_preset_says_what_is_a_look_whoever_ran_it(tmp_path: Path) -> None:
+    """A cell that `run` made under `quick`, at the settings of `laptop`, is a cell of laptop's."""
+    file = tmp_path / "mine.yaml"
+    about = {"name": "mine", "question": "?", "version": 1, "preset": "laptop",
+             "baseline": "cauchy", "variants": ["cauchy", "vae"], "seeds": "0"}  # fmt: skip
+    file.write_text(json.dumps(about))
+    plan = study.load(str(file))
+    runs = [
+        {
+            "variant": cell.variant.name,
+            "config_key": config.config_key(cell.config, cell.variant.source_hash, "d1"),
+            "seed": 0,
+            "run_id": cell.name,
+            "status": "complete",
+            "tags.dataset": cell.config.dataset,
+            "tags.data_hash": "d1",
+            "tags.preset": preset,
+            "tags.ais_protocol_key": "a1",
+        }
+        for cell, preset in zip(plan.cells, ("quick", "laptop"), strict=True)
+    ]
+    made, _ = rows.planned_rows(plans.Plan("mine", plan), runs)
+    assert [(one["status"], one["look"]) for one in made] == [("complete", "")] * 2
+    assert {one["ais_protocol_key"] for one in made} == {"a1"}  # by which AIS is compared
+
+
+def test_only_the_published_setting_is_alike() -> None:
+    (alike, _) = by_hand("cauchy")
+    assert alike[7] == "+2.33"  # 92.00 for 89.67
+    for other in ({"grid": "centred"}, {"charge_weight": 0.25}, {"sample_size": 50}):
+        assert by_hand("cauchy", **other) == []
+    for key, value, why in [
+        ("hidden", 64, "H = 64 here, 256 there"),
+        ("batch", 32, "B = 32 here, 128 there"),
+        ("learning_rate", 0.01, "learning_rate = 0.01 here, 0.001 there"),
+        ("epochs", 10, "10 epochs here, 250 in the original's code"),
+    ]:
+        for cut in by_hand("cauchy", **{key: value}):
+            assert cut[7].startswith("not alike")
+            assert why in cut[-1]
+
+
+def test_draw_is_no_code_of_the_original_and_has_its_own_z() -> None:
+    (alike,) = by_hand("no-attention", sample_size=100)
+    assert alike[7] == "+4.60"  # 92.00 for 87.40
+    (narrow,) = by_hand("no-attention")
+    assert narrow[7].startswith("not alike")
+    assert "Z = 25 here, 100 there" in narrow[-1]
+    (short,) = by_hand("draw", epochs=10)
+    assert "10 epochs here, theirs not known" in short[-1]
+
+
+@pytest.mark.parametrize(("settings", "yes"), [({}, True), ({"learning_rate": 0.01}, False),
+                                               ({"grid": "centred"}, False)])  # fmt: skip
+def test_a_study_tells_what_is_as_published_by_all_that_it_sets(
+    tmp_path: Path, settings: dict[str, Any], yes: bool
+) -> None:
+    """What `set:` changes is on no axis, and a searched value is nobody's default."""
+    file = tmp_path / "mine.yaml"
+    text = {"name": "mine", "question": "?", "version": 1, "preset": "paper", "set": settings,
+            "baseline": "cauchy", "variants": ["cauchy"], "seeds": "0"}  # fmt: skip
+    file.write_text(json.dumps(text))
+    made, _ = rows.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    told = [one for one in json.loads(made[0]["published"]) if not one["departs"]]
+    assert bool(told) == yes
+    text |= {"space": {"learning_rate": {"low": 1e-4, "high": 1e-3, "log": True}}, "trials": 2,
+             "tuning_seeds": "1000"}  # fmt: skip
+    file.write_text(json.dumps(text | {"set": {}}))
+    made, _ = rows.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    assert [one["as_published"] for one in made if one["tuned"]] == [""]
 
 
 # --------------------------------------------------------------------------- verdicts
@@ -342,6 +584,25 @@ def test_a_verdict_takes_five_seeds_and_few_diverged_ones() -> None:
     assert (lost.word, "2 of 5 seeds diverged" in lost.why) == ("undecided", True)
 
 
+def test_seeds_that_ended_without_a_number_are_none_of_the_five() -> None:
+    values = {"nll": {key: row for key, row in arms(9.0)["nll"].items() if key[1] < 2}}
+    found = judged(values, seeds_of("left"), seeds_of("right"), "nll(left) > nll(right)")
+    assert found.word == "undecided"
+    assert "takes 5 seeds and there are 2" in found.why
+    assert "3 of the 5 seeds that ended lack nll in an arm" in found.why
+
+
+@pytest.mark.parametrize(("metric", "loose"), [("nll", True), ("nll", False), ("elbo", True)])
+def test_a_claim_on_bounds_says_that_they_may_be_loose(metric: str, loose: bool) -> None:
+    expect = f"{metric}(left) > {metric}(right)"
+    claim = Claim("text", "source", expect, parse(expect), (Pair("left", "right", {}),))
+    plan = dataclasses.replace(study.load("smoke", "laptop"), claims=(claim,))
+    given = [*seeds_of("left"), *seeds_of("right", nll_bound_only=str(loose).lower())]
+    made = compare.Comparisons({metric: arms(3.0, 0.1)["nll"]})
+    judge.write_verdicts(plan, cells(given), made)
+    assert ("slack of the bounds" in render(*given)) == (loose and metric == "nll")
+
+
 def test_smoke_and_quick_give_no_verdicts() -> None:
     for preset in ("smoke", "quick"):
         told = judged(
@@ -359,12 +620,51 @@ def test_what_cannot_be_compared_is_undecided_and_says_why() -> None:
     assert "elbo of left is infinite" in found.why
 
 
+def by_ais(difference: float, seeds: int = 5) -> Any:
+    """The same numbers as AIS's, of the same images."""
+    there = arms(difference, 0.1, seeds)["nll"]
+    return {"ais": there, "image": dict.fromkeys(there, np.arange(200))}
+
+
+def test_ais_is_judged_by_what_the_referee_accepted() -> None:
+    expect = "ais(left) > ais(right)"
+    accepted = {"ais_status": "accepted", "ais_protocol_key": "a1"}
+    right = seeds_of("right", **accepted)
+    assert judged(by_ais(3), seeds_of("left", **accepted), right, expect).word == "reproduced"
+    left = seeds_of("left", **accepted)
+    left[2]["ais_status"] = "refused"
+    refused = judged(by_ais(3), left, right, expect)
+    assert (refused.word, "ais of left is refused" in refused.why) == ("undecided", True)
+    longer = seeds_of("left", **{**accepted, "ais_protocol_key": "a2"})
+    apart = judged(by_ais(3), longer, right, expect)
+    assert (apart.word, "different protocols of AIS" in apart.why) == ("undecided", True)
+
+
 @pytest.mark.parametrize(("failed", "word"), [(16, "reproduced"), (3, "undecided")])
 def test_shares_are_judged_by_mcnemar(failed: int, word: str) -> None:
     left = [row("left", seed, failed="true" if seed < failed else "false") for seed in range(16)]
     right = seeds_of("right", 16, failed="false")
     found = judged({}, left, right, "failed_share(left) > failed_share(right)")
     assert found.word == word
+
+
+def test_shares_allow_one_diverged_seed_in_five() -> None:
+    expect = "failed_share(left) > failed_share(right)"
+    right = seeds_of("right", 16, failed="false")
+    left = seeds_of("left", 16, failed="true")
+    for one in left[:9]:
+        one["status"] = "diverged"
+    found = judged({}, left, right, expect)
+    assert (found.word, "9 of 16 seeds diverged" in found.why) == ("undecided", True)
+
+
+def test_shares_are_counted_over_the_seeds_of_both() -> None:
+    left = [row("left", seed, failed="true" if seed < 2 else "false") for seed in range(3)]
+    right = [row("right", seed, failed="true" if seed > 5 else "false") for seed in range(9)]
+    right[0]["status"] = "diverged"
+    told = judge._numbers(compare.compare("failed_share", *cells([*left, *right]), {}))
+    assert told["estimate"] == 0.5
+    assert told["pairs"] == "1 of 2 against 0 of 2 seeds; 1 diverged"
 
 
 def test_holm_is_over_every_comparison_of_the_metric_once() -> None:
@@ -378,6 +678,16 @@ def test_holm_is_over_every_comparison_of_the_metric_once() -> None:
     made.correct()
     assert third.p is not None
     assert there.p_holm == pytest.approx(2 * third.p)
+
+
+def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
+    given = [row("cauchy", 0), row("cauchy", 1, status="scoring"), row("cauchy", 2), row("vae")]
+    given[2]["protocol_key"] = "p2"
+    text = render(*given)
+    assert "coverage: 1 of 2 cells complete (seeds: 3 complete, 1 scoring)" in text
+    seeds = [cut[-2] for cut in table_rows(text)]
+    assert [told.partition("[")[0] for told in seeds] == ["1 of 3", "1 of 1", "1 of 3"]
+    assert "the other seeds of `cauchy` stand in another table" in text
 
 
 # --------------------------------------------------------------------------- csv

@@ -293,7 +293,10 @@ def test_a_verdict_asked_wrongly(wrong):
 def test_share_verdicts():
     assert share_verdict(0, 7, -1, seeds=16).word == "reproduced"
     assert share_verdict(7, 0, -1, seeds=16).word == "not reproduced"
-    assert "at least 6 must differ" in share_verdict(0, 5, -1, seeds=16).why
+    assert "6 that differ" in share_verdict(0, 5, -1, seeds=16).why
+    assert "7 that differ" in share_verdict(0, 5, -1, seeds=16, comparisons=2).why
+    assert "2 of 8 seeds diverged" in share_verdict(0, 6, -1, seeds=6, diverged=2).why
+    assert share_verdict(0, 6, -1, seeds=6, diverged=1).word == "reproduced"
     assert share_verdict(0, 6, -1, seeds=16).word == "reproduced"
     assert share_verdict(0, 6, -1, seeds=16, adjusted_p=0.2).word == "undecided"
     assert share_verdict(0, 0, -1, seeds=16).word == "undecided"

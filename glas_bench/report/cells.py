@@ -129,9 +129,11 @@ class Cell:
         return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
     def status(self, metric: str) -> str:
-        """Return `finite`, `infinite` or `undefined`: the worst of the seeds'."""
+        """Return `finite`, or the worst of the seeds': `infinite`, `undefined`, `refused` (AIS)."""
         told = {row.get(f"{metric}_status", "") for row in self.finished}
-        return next((word for word in ("infinite", "undefined") if word in told), "finite")
+        return next(
+            (word for word in ("infinite", "undefined", "refused") if word in told), "finite"
+        )
 
     def failed_share(self) -> tuple[int, int]:
         """Return how many finished seeds could not reconstruct, of how many that were looked at."""
@@ -228,6 +230,27 @@ def apart(a: Cell, b: Cell) -> str:
     """Return in words what keeps two cells from one table; nothing where they may share one."""
     pairs = zip(KEYS, a.common, b.common, strict=True)
     return ", ".join(IN_WORDS.get(name, name) for name, x, y in pairs if x != y)
+
+
+def planned(found: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """Return each planned cell's seeds with their statuses, by the cell's name.
+
+    A cell whose seeds were scored otherwise, or run on other data, stands in several tables and is
+    one cell nevertheless. Of a seed that stands in several, it is a status that is not finished.
+    """
+    told: dict[str, dict[str, str]] = {}
+    for cell in found:
+        seeds = told.setdefault(cell.name, {})
+        for row in cell.seeds:
+            if seeds.get(row["seed"], "complete") in FINISHED:
+                seeds[row["seed"]] = row["status"]
+    return told
+
+
+def complete(found: Sequence[Cell]) -> tuple[int, int]:
+    """Return of how many planned cells nothing more is to come, and how many there are."""
+    told = planned(found).values()
+    return sum(FINISHED.issuperset(seeds.values()) for seeds in told), len(told)
 
 
 def _order(text: str) -> tuple[float, str]:

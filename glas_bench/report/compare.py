@@ -7,9 +7,9 @@ is none), the same for every metric that the study compares by; `rank`, `tied` a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -27,10 +27,15 @@ class Shares:
 
     only_a: int
     only_b: int
+    failed: tuple[int, int]
+    """Seeds that failed in a and in b, of those compared."""
     seeds: int
+    """Seeds that both arms finished and that are compared here."""
     estimate: float
     """a's share minus b's."""
     p: float
+    diverged: int = 0
+    """Seeds that are missing here because an arm diverged."""
 
 
 @dataclass
@@ -46,6 +51,8 @@ class Comparison:
     seeds: int = 0
     """Seeds that both arms have run, finished or diverged."""
     p_holm: float | None = None
+    family: int = 1
+    """Comparisons that its p was adjusted over."""
 
     @property
     def p(self) -> float | None:
@@ -82,6 +89,7 @@ class Comparisons:
             for same, p in zip(families.values(), adjusted, strict=True):
                 for found in same:
                     found.p_holm = p
+                    found.family = len(families)
 
 
 def _p(found: Comparison) -> float:
@@ -101,12 +109,16 @@ def compare(metric: str, a: Cell, b: Cell, values: Values) -> Comparison:
     found.seeds = len(ended)
     done = [seed for seed in ended if all(rows[seed]["status"] == "complete" for rows in ran)]
     if metric in SHARES:
-        _shares(found, [[rows[seed].get("failed", "") for seed in done] for rows in ran])
+        told = [[rows[seed].get("failed", "") for seed in done] for rows in ran]
+        _shares(found, told, len(ended) - len(done))
         return found
     for cell in (a, b):
         if word := next((w for w in (cell.status(metric),) if w != "finite"), ""):
             found.why_not = f"{metric} of {cell.label} is {word}"
             return found
+    if metric == "ais" and len(_ais_protocols([rows[seed] for rows in ran for seed in done])) > 1:
+        found.why_not = "they were scored by different protocols of AIS"
+        return found
     there = values.get(metric, {})
     keys = [[(rows[seed]["config_key"], seed) for seed in done] for rows in ran]
     paired = [
@@ -136,6 +148,11 @@ def _same_images(metric: str, x: tuple[str, int], y: tuple[str, int], values: Va
     return x in images and y in images and np.array_equal(images[x], images[y])
 
 
+def _ais_protocols(rows: Sequence[Row]) -> set[str]:
+    """Return the keys of the protocols that AIS scored rows by."""
+    return {row.get("ais_protocol_key", "") for row in rows} - {""}
+
+
 def _by_seed(cell: Cell) -> dict[int, Row]:
     return {int(row["seed"]): row for row in cell.seeds}
 
@@ -144,7 +161,7 @@ def _ended(row: Row) -> bool:
     return row["status"] in ("complete", "diverged")
 
 
-def _shares(found: Comparison, told: Sequence[Sequence[str]]) -> None:
+def _shares(found: Comparison, told: Sequence[Sequence[str]], diverged: int) -> None:
     pairs = [pair for pair in zip(*told, strict=True) if all(pair)]
     if not pairs:
         found.why_not = "no seed of both was looked at"
@@ -153,7 +170,8 @@ def _shares(found: Comparison, told: Sequence[Sequence[str]]) -> None:
     only_b = sum(a == "false" and b == "true" for a, b in pairs)
     share = (only_a - only_b) / len(pairs)
     p = mcnemar_exact(only_a, only_b)
-    found.shares = Shares(only_a, only_b, len(pairs), share, p)
+    failed = (sum(a == "true" for a, _ in pairs), sum(b == "true" for _, b in pairs))
+    found.shares = Shares(only_a, only_b, failed, len(pairs), share, p, diverged)
 
 
 # --------------------------------------------------------------------------- baselines
@@ -215,30 +233,32 @@ def ranked_by(found: Sequence[Cell]) -> str:
 
 
 def write_ranks(found: Sequence[Cell], values: Values) -> None:
-    """Write ranks into the rows: a row that cannot be told from the first of a rank shares it."""
+    """Write ranks into the rows: one more than the rows of the section shown to be better."""
     for section in sections(found):
         metric = ranked_by(section.cells)
-        told = [(cell.mean(metric), cell.name, cell) for cell in section.cells]
-        order = sorted((each for each in told if each[0] is not None), key=lambda each: each[:2])
-        rank, leader = 0, None
-        tiers: list[tuple[int, Cell]] = []
-        for place, (_, _, cell) in enumerate(order, 1):
-            if leader is None or not _ties(metric, cell, leader, values):
-                rank, leader = place, cell
-            tiers.append((rank, cell))
-        for rank, cell in tiers:
-            tied = sum(other == rank for other, _ in tiers) > 1
+        order = [cell for cell in section.cells if cell.mean(metric) is not None]
+        above = [0] * len(order)
+        for (i, a), (j, b) in combinations(enumerate(order), 2):
+            if sign := _shown(metric, a, b, values):
+                above[i if sign > 0 else j] += 1
+        for place, cell in zip(above, order, strict=True):
+            tied = "yes" if above.count(place) > 1 else ""
             for row in cell.seeds:
-                row |= {"rank": str(rank), "tied": "yes" if tied else "", "ranked_by": metric}
+                row |= {"rank": str(1 + place), "tied": tied, "ranked_by": metric}
 
 
-def _ties(metric: str, cell: Cell, leader: Cell, values: Values) -> bool:
-    found = compare(metric, cell, leader, values).difference
-    if found is None:
-        own, best = cell.mean(metric), leader.mean(metric)
-        return own is not None and best is not None and math.isclose(own, best, abs_tol=5e-3)
-    # one seed each tells images apart, not what another seed would do
-    return found.seeds == 1 or found.p >= ALPHA
+def _shown(metric: str, a: Cell, b: Cell, values: Values) -> int:
+    """Return the sign of a minus b where it is shown, p not adjusted, else 0.
+
+    One seed tells images apart, not what another seed would do.
+    """
+    finished = [{row["seed"] for row in cell.finished} for cell in (a, b)]
+    if len(finished[0] & finished[1]) < 2:
+        return 0
+    found = compare(metric, a, b, values).difference
+    if found is None or found.seeds < 2 or found.p >= ALPHA:
+        return 0
+    return 1 if found.estimate > 0 else -1
 
 
 def pairs_to_correct(

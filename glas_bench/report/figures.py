@@ -31,6 +31,8 @@ NATS = "nats per image"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ((), (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1))
 DPI = 150
+MARGIN = 0.5
+"""Nats that a verdict asks for."""
 MOST_ROWS = 60
 """Rows that a figure of one row a cell can take."""
 MOST_NAMES = 25
@@ -128,42 +130,115 @@ def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
         return
     order = _by_difference(told)
     cut = f" The best {MOST_ROWS} of {len(order)} cells." if len(order) > MOST_ROWS else ""
+    order = order[:MOST_ROWS]
+    kept = {cell.name for cell in order}
+    shown = {
+        metric: own
+        for metric, some in told.items()
+        if (own := [cell for cell in some if cell.name in kept])
+    }
+    ranges = {metric: _range(some, metric) for metric, some in shown.items()}
+    caption = (
+        "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by seed "
+        "and image. Left of zero is better than the baseline"
+    )
+    if any(each.shows_margin for each in ranges.values()):
+        caption += "; the grey band is the margin of 0.5 nats that a verdict asks for"
+    caption += (
+        ". Hollow: Holm-adjusted p >= .05. A cross: one seed, whose interval knows of images alone."
+    )
+    if any(each.cuts for each in ranges.values()):
+        caption += " An arrow: the interval goes on beyond the picture."
     yield Drawing(
         "differences",
         "Differences from the baseline",
-        "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by "
-        "seed and image. Left of zero is better than the baseline; the grey band is the margin "
-        "of 0.5 nats that a verdict asks for. Hollow: Holm-adjusted p >= .05. A cross: one seed, "
-        f"whose interval knows of images alone.{cut}",
-        lambda: _forest(told, order[:MOST_ROWS]),
+        caption + cut,
+        lambda: _forest(shown, order, ranges),
     )
 
 
-def _forest(told: Mapping[str, Sequence[Cell]], order: Sequence[Cell]) -> Figure:
+@dataclass(frozen=True)
+class _Range:
+    """What of the differences by one metric is shown."""
+
+    limit: float
+    """Nats on either side of zero beyond which intervals are cut."""
+    cuts: bool
+    linear: float
+    """The scale is linear up to here and logarithmic beyond; infinite where it is linear."""
+    shows_margin: bool
+    """Whether the margin of a verdict is wide enough to be seen."""
+
+
+def _range(some: Sequence[Cell], metric: str) -> _Range:
+    """Return what is shown: every estimate, and intervals as far as most of them go.
+
+    One outlier presses all others together. Where it is an interval, it is cut; where it is an
+    estimate, the scale is linear near zero and logarithmic beyond.
+    """
+    ends = [_ends(cell, metric) for cell in some]
+    reaches = sorted(max(abs(low), abs(high)) for _, low, high in ends)
+    median = reaches[len(reaches) // 2]
+    limit = max(1.1 * max(abs(estimate) for estimate, _, _ in ends), 2 * median)
+    cuts = reaches[-1] > 1.5 * limit
+    limit = limit if cuts else reaches[-1]
+    is_wide = len(reaches) > 2 and limit > 20 * max(median, 0.5)
+    width = min(max(high for *_, high in ends), limit) - max(min(low for _, low, _ in ends), -limit)
+    return _Range(
+        limit=limit,
+        cuts=cuts,
+        linear=max(2.0, 2 * median) if is_wide else math.inf,
+        shows_margin=is_wide or 0.01 * width <= 2 * MARGIN,
+    )
+
+
+def _ends(cell: Cell, metric: str) -> tuple[float, float, float]:
+    """Return a difference's estimate and the ends of its interval."""
+    estimate, low, high = (
+        number(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high")
+    )
+    assert estimate is not None
+    assert low is not None
+    assert high is not None
+    return estimate, low, high
+
+
+def _forest(
+    told: Mapping[str, Sequence[Cell]], order: Sequence[Cell], ranges: Mapping[str, _Range]
+) -> Figure:
     height = 0.9 + 0.24 * len(order)
     figure, axes = blank(3.2 + 3.0 * len(told), height, 1, len(told), sharey=True)
     places = {cell.name: len(order) - i for i, cell in enumerate(order)}
     for axis, (metric, some), colour in zip(axes[0], told.items(), colours(len(told)), strict=True):
-        axis.axvspan(-0.5, 0.5, color="0.9", zorder=0)
+        shown = ranges[metric]
+        if shown.shows_margin:
+            axis.axvspan(-MARGIN, MARGIN, color="0.9", zorder=0)
         axis.axvline(0, color="0.3", linewidth=0.8)
-        shown = [cell for cell in some if cell.name in places]
-        for cell in shown:
-            estimate, low, high = (
-                number(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high")
-            )
-            p = number(cell.first, f"{metric}_p_holm")
-            y = places[cell.name]
-            one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
-            line, mark = (":", "x") if one_seed else ("-", "o")
-            face = colour if p is not None and p < 0.05 else "white"
-            axis.plot([low, high], [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
-            axis.plot([estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
+        for cell in some:
+            _interval(axis, places[cell.name], cell, metric, shown, colour)
         axis.set_xlabel(f"{metric} - baseline, {NATS}")
-        _wide(axis, [_reach(cell, metric) for cell in shown])
+        if shown.linear < math.inf:
+            axis.set_xscale("symlog", linthresh=shown.linear)
+            axis.xaxis.set_major_formatter(FuncFormatter(_round))
         axis.grid(axis="y", linewidth=0.4)
     axes[0][0].set_yticks(list(places.values()), [cell.label for cell in order])
     axes[0][0].set_ylim(0.3, len(order) + 0.7)
     return figure
+
+
+def _interval(axis: Axes, y: float, cell: Cell, metric: str, shown: _Range, colour: Any) -> None:
+    """Draw one difference, its interval cut where the picture ends."""
+    estimate, low, high = _ends(cell, metric)
+    p = number(cell.first, f"{metric}_p_holm")
+    one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
+    line, mark = (":", "x") if one_seed else ("-", "o")
+    face = colour if p is not None and p < 0.05 else "white"
+    left, right = max(low, -shown.limit), min(high, shown.limit)
+    axis.plot([left, right], [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
+    axis.plot([estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
+    for end, whole, arrow in ((left, low, "<"), (right, high, ">")):
+        if end != whole:
+            axis.plot([end], [y], arrow, color=colour, markersize=4.5)
 
 
 def _by_difference(told: Mapping[str, Sequence[Cell]]) -> list[Cell]:
@@ -176,21 +251,6 @@ def _by_difference(told: Mapping[str, Sequence[Cell]]) -> list[Cell]:
         return math.inf if value is None else value, cell.name
 
     return sorted(every.values(), key=order)
-
-
-def _reach(cell: Cell, metric: str) -> float:
-    """Return how far from zero a difference's interval goes."""
-    ends = (number(cell.first, f"{metric}_{end}") for end in ("low", "high"))
-    return max(abs(end) for end in ends if end is not None)
-
-
-def _wide(axis: Axes, values: Sequence[float]) -> None:
-    """Take a scale that is linear near zero and logarithmic beyond, where one outlier would
-    press all others together."""
-    sizes = sorted(values)
-    if len(sizes) > 2 and sizes[-1] > 20 * max(sizes[len(sizes) // 2], 0.5):
-        axis.set_xscale("symlog", linthresh=max(2.0, 2 * sizes[len(sizes) // 2]))
-        axis.xaxis.set_major_formatter(FuncFormatter(_round))
 
 
 def _round(value: float, _: object) -> str:
@@ -293,9 +353,9 @@ def _objectives(found: Sequence[Cell]) -> Iterator[Drawing]:
         "objective",
         "What objectives hide",
         "Each seed's objective against its nll, nats per image. On the diagonal the two agree; "
-        "above it the objective claims less than the model costs, which no bound can do (up to the "
-        "images' noise). On the right, by themselves, are the cells whose objective lies more "
-        "than a nat below their nll, where there are any.",
+        "above it the objective lies below our smallest bound on -log p(x): of a cell that bounds "
+        "nothing, at most so much is hidden. On the right, by themselves, are the cells whose "
+        "objective lies more than a nat below their nll, where there are any.",
         lambda: _objective(told),
     )
 

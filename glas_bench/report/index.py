@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glas_bench.errors import GlasBenchError
 from glas_bench.report import page, sheet
-from glas_bench.report.cells import KEYS, cells
+from glas_bench.report.cells import KEYS, cells, complete
 
 COLUMNS = ("question", "claims", "ended", *KEYS.values())
 """What the index is made from."""
@@ -24,13 +24,13 @@ def render(out: Path) -> tuple[str, list[str]]:
             problems.append(str(error))
             continue
         made = cells(found)
-        done = sum(cell.is_done for cell in made)
+        done, of = complete(made)
         name = found[0]["study"]
         rows.append(
             [
                 f"[{name}]({path.stem}.md)",
                 found[0].get("question") or "runs by hand",
-                f"{done} of {len(made)}",
+                f"{done} of {of}",
                 max((row.get("ended", "") for row in found), default="") or "–",
                 page.verdicts(made),
                 f"[csv]({path.name})",

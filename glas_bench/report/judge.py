@@ -51,6 +51,9 @@ def write_verdicts(study: Study, found: Sequence[Cell], made: Comparisons) -> No
                 "verdict": judged.word if isinstance(judged, Verdict) else NONE,
                 "why": _sides(judged.why) if isinstance(judged, Verdict) else judged,
                 "untuned": _untuned(left, right),
+                "slack": claim.metric == "nll"
+                and comparison.difference is not None
+                and any(map(_is_loose, (left, right))),
                 **_numbers(comparison),
             }
         )
@@ -66,6 +69,11 @@ def _sides(why: str) -> str:
     return why.replace("seeds only in a", "seeds only on the left").replace(
         "only in b", "only on the right"
     )
+
+
+def _is_loose(cell: Cell) -> bool:
+    """Tell whether a cell's nll is a bound only, in any seed."""
+    return any(row.get("nll_bound_only") == "true" for row in cell.finished)
 
 
 def _untuned(left: Cell, right: Cell) -> str:
@@ -89,26 +97,35 @@ def judge(study: Study, claim: Claim, found: Comparison) -> Verdict | str:
             shares.only_b,
             claim.direction,
             seeds=shares.seeds,
+            diverged=shares.diverged,
             adjusted_p=found.p_holm,
+            comparisons=found.family,
         )
     if found.difference is None:
-        return Verdict("undecided", f"{found.why_not}: a number for both would decide it")
-    return verdict(found.difference, claim.direction, adjusted_p=found.p_holm, seeds=found.seeds)
+        return Verdict(
+            "undecided", f"{found.why_not}: numbers of both that compare would decide it"
+        )
+    told = verdict(found.difference, claim.direction, adjusted_p=found.p_holm)
+    missing = found.seeds - found.difference.seeds - found.difference.diverged
+    if not missing:
+        return told
+    lacks = f"{missing} of the {found.seeds} seeds that ended lack {found.metric} in an arm"
+    return told._replace(why=f"{told.why}; {lacks}")
 
 
 def _numbers(found: Comparison) -> dict[str, Any]:
     """Return the numbers that a verdict rests on, null where there is none."""
     if found.metric in SHARES and found.shares is not None:
         shares = found.shares
-        counts = [each.failed_share() for each in (found.a, found.b)]
-        told = " against ".join(f"{some} of {all_}" for some, all_ in counts)
+        told = " against ".join(f"{some} of {shares.seeds}" for some in shares.failed)
+        lost = f"; {shares.diverged} diverged" if shares.diverged else ""
         return {
             "estimate": shares.estimate,
             "low": None,
             "high": None,
             "p": shares.p,
             "p_holm": found.p_holm,
-            "pairs": f"{told} seeds",
+            "pairs": f"{told} seeds{lost}",
         }
     if found.difference is None:
         return {**dict.fromkeys(("estimate", "low", "high", "p", "p_holm")), "pairs": ""}

@@ -6,7 +6,7 @@ A figure is a function of its own, one below the other, which makes the file lon
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,23 @@ class Looks:
     def _curves(self, some: Sequence[Cell]) -> Iterator[Drawing]:
         found = store.curves(self._runs(some), self.results, CURVES)
         series: dict[Key, list[tuple[float, float]]] = {}
+        alone: set[Key] = set()
         for key, curves in found.items():
-            points = next((curves[name] for name in CURVES if curves.get(name)), [])
+            name = next((name for name in CURVES if curves.get(name)), "")
+            points = curves.get(name, [])
             if len(points) > 1:
                 series[key] = [(float(x), y) for x, y in points]
+                alone |= {key} if name == "validation/recon" else set()
         yield from _panelled(
             "curves",
             "Learning curves",
             "Validation, nats per image, over epochs: the -ELBO of one draw, or the reconstruction "
-            "alone where the recogniser has no density. What has not two epochs of finite "
-            "values has no panel.",
+            "alone where the recogniser has no density, which is less and has no baseline beside "
+            "it. What has not two epochs of finite values has no panel.",
             ("epoch", f"validation, {NATS}"),
             some,
             series,
+            alone,
         )
 
     def _steps(self, some: Sequence[Cell]) -> Iterator[Drawing]:
@@ -117,12 +121,14 @@ class Looks:
             own = [cell for cell in done if cell.variant == variant]
             chosen += own[: 3 if variant in FILTERS else 1]
         yield from self._mosaic(
-            chosen[: 2 * MOST_PICTURES],
+            chosen,
             "filter.png",
             "filter",
             "Where the filter looks",
             "Mean footprint of the filter on the latent matrix at each time step, over eight test "
-            "images, one seed a cell; dark is a small share of the read, bright a large one.",
+            "images, one seed a cell, at most three cells of a filter and one of any other "
+            "variant; dark is a small share of the read, bright a large one, and each picture has "
+            "its own scale.",
             columns=2,
         )
 
@@ -132,9 +138,11 @@ class Looks:
         first = {_keys(cell)[0]: cell for cell in some}
         runs = [run for run in self.runs if (run["config_key"], int(run["seed"])) in first]
         there = store.pictures(runs, self.results, file)
-        told = [(first[key], there[key]) for key in first if key in there][:MOST_PICTURES]
+        told = [(first[key], there[key]) for key in first if key in there]
+        if len(told) > MOST_PICTURES:
+            caption += f" The first {MOST_PICTURES} of {len(told)} cells."
         if told:
-            yield Drawing(name, title, caption, lambda: _beside(told, columns))
+            yield Drawing(name, title, caption, lambda: _beside(told[:MOST_PICTURES], columns))
 
     # ---- grids
 
@@ -199,6 +207,7 @@ def _panelled(
     axes: tuple[str, str],
     some: Sequence[Cell],
     series: Series,
+    alone: Collection[Key] = (),
 ) -> Iterator[Drawing]:
     """Yield a figure of small panels, one a variant, the baseline in each; none without data.
 
@@ -206,6 +215,7 @@ def _panelled(
         axes: labels of x and y.
         some: the cells of one table.
         series: the curves that there are.
+        alone: those that are of the reconstruction alone.
     """
     if not series:
         return
@@ -213,13 +223,13 @@ def _panelled(
     told = " Lines are means over seeds, bands their range"
     baseline = next((cell for cell in some if cell.first.get("is_baseline")), None)
     if baseline is not None and len(panels) > 1:
-        told += f"; dashed grey, in every panel, is {baseline.title}, the baseline"
+        told += f"; dashed grey, in the others' panels, is {baseline.title}, the baseline"
     cut = f" The first {MOST_PANELS} of {len(panels)} panels." if len(panels) > MOST_PANELS else ""
     yield Drawing(
         name,
         title,
         f"{caption}{told}.{cut}",
-        lambda: _draw_panels(panels[:MOST_PANELS], baseline, axes, series),
+        lambda: _draw_panels(panels[:MOST_PANELS], baseline, axes, series, alone),
     )
 
 
@@ -228,6 +238,7 @@ def _draw_panels(
     baseline: Cell | None,
     labels: tuple[str, str],
     series: Series,
+    alone: Collection[Key] = (),
 ) -> Figure:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -235,12 +246,13 @@ def _draw_panels(
     figure, axes = blank(width, 2.3 * rows + 0.5, rows, columns, sharex=True, sharey=True)
     flat = [axis for row in axes for axis in row]
     for axis, (title, some) in zip(flat, panels, strict=False):
-        if baseline is not None and baseline not in some:
+        other = any(key in alone for cell in some for key in _keys(cell))
+        if baseline is not None and baseline not in some and not other:
             _band(axis, baseline, series, "0.45", (3, 2), None)
         for i, cell in enumerate(some):
             told = ", ".join(f"{key}={short(value)}" for key, value in cell.settings.items())
             _band(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], told or title)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title + (" (recon alone)" if other else ""), fontsize=8)
         if len(some) > 1 or some[0].settings:
             axis.legend(fontsize=6, frameon=False, loc="best", handlelength=2.2)
     flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -7,31 +7,59 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glas_bench.progress import duration
 from glas_bench.report.cells import (
     DRAWN,
+    KEYS,
     NBSP,
     Cell,
     Row,
     Section,
     cells,
+    complete,
     differing,
     number,
+    planned,
+    short,
     statuses,
     tables,
 )
 from glas_bench.report.judge import NONE
 
-STATISTICS = (
+DIFFERENCES = (
     "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "
-    "random-effects variance, p adjusted by Holm over the page's comparisons of one metric. A "
+    "random-effects variance (with one seed: over images alone), p adjusted by Holm over all of "
+    "the page's comparisons of that metric: rows with their baselines, and claims."
+)
+
+STATISTICS = (
+    f"{DIFFERENCES} A "
     "claim is *reproduced* when that p is below .05 and the whole 95 % interval lies more than 0.5 "
     "nats on the side it predicts, *not reproduced* when the whole interval lies short of that, "
     "else *undecided*; shares of seeds by exact McNemar, without a margin. Verdicts take five "
     "seeds, of which at most one in five may have diverged."
+)
+
+COLUMNS = (
+    "v: Var(log w) of the importance weights that {metric} comes from, mean over images, and the "
+    "share of images above 10; failed: seeds with a validation recon not 20 nats better than the "
+    "pixel-wise Bernoulli, or under 1 nat of KL."
+)
+COMPARED = ("nll", "elbo", "iw", "refit_iw")
+"""Metrics whose differences from the baseline have a column."""
+
+GAP = "gap: nll minus an objective that is not shown to bound; at most so much is hidden."
+
+STILL_GAINING = 0.1
+"""Nats in the last tenth of a refit that are said, as in `refit`, which takes torch."""
+
+RANKS = (
+    "Rows are in the order of {metric}. `#` is one more than the number of rows shown to be better "
+    "(paired difference, more than one seed, p < .05, not adjusted); `=`: other rows have it too."
 )
 
 NOT_COVERED = (
@@ -141,13 +169,10 @@ def _facts(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[tuple[str, st
 
 def coverage(found: Sequence[Cell]) -> str:
     """Return in a line how many cells are complete, and what the others are."""
-    done = sum(cell.is_done for cell in found)
-    counts: dict[str, int] = {}
-    for cell in found:
-        for status, count in cell.count.items():
-            counts[status] = counts.get(status, 0) + count
+    done, of = complete(found)
+    counts = Counter(status for seeds in planned(found).values() for status in seeds.values())
     told = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(counts.items()))
-    return f"{done} of {len(found)} cells complete (seeds: {told})"
+    return f"{done} of {of} cells complete (seeds: {told})"
 
 
 def _data(row: Row) -> str:
@@ -249,6 +274,8 @@ def _why(one: Mapping[str, Any]) -> str:
     why = str(one["why"])
     if one["verdict"] != NONE and one["untuned"]:
         why += f"; {one['untuned']}"
+    if one.get("slack"):
+        why += "; part of the difference may be slack of the bounds"
     return why
 
 
@@ -295,23 +322,59 @@ def _tables(found: Sequence[Cell]) -> str:
             "and never share one.",
             "",
         ]
+    if not claims_of(found) and any(
+        _is_compared(section.cells, metric) for section in groups for metric in COMPARED
+    ):
+        lines += [DIFFERENCES, ""]
+    seeds = {name: len(own) for name, own in planned(found).items()}
+    apart = [name for name in KEYS if len({section.common[name] for section in groups}) > 1]
+    if len({s.common["data"] for s in groups}) == len({s.common["contents"] for s in groups}):
+        apart = [name for name in apart if name != "contents"]  # the names tell them apart
     for place, section in enumerate(groups, 1):
-        lines += _section(place, section)
+        lines += [f"### {place}. {_heading(section, apart)}", ""]
+        lines += _section(place, section, seeds)
     return "\n".join(lines)
 
 
-def _section(place: int, section: Section) -> list[str]:
+def _heading(section: Section, apart: Sequence[str]) -> str:
+    """Return a section's name: its data, and all that keeps it from the page's others."""
+    common = section.common
+    images = {row["images"] for cell in section.cells for row in cell.seeds if row.get("images")}
+    told = [common["data"], f"{common['binarisation']} binarisation"]
+    told += [f"{' or '.join(sorted(images))} test images"] if images else []
+    words = {
+        "contents": f"contents {common['contents'][:8] or 'unknown'}",
+        "precision": common["precision"] or "fp32",
+        "scoring": f"protocol {common['scoring'][:8] or 'none'}",
+        "core": f"core {common['core'] or 'unknown'}",
+        "look": "a preset for trials" if common["look"] else "no preset for trials",
+    }
+    shown = (name for name in apart if name not in ("data", "binarisation"))
+    return ", ".join([*told, *(words.get(n, f"{n} = {common[n] or 'none'}") for n in shown)])
+
+
+def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str]:
+    """Return a section's lines below its heading; `seeds` is how many are planned, by cell."""
     common = section.common
     notes = Notes(str(place))
-    order = sorted(section.cells, key=_by_rank)
+    order = sorted(section.cells, key=_by_mean)
     metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
-    title = f"### {place}. {common['data']}, {common['binarisation']} binarisation"
     shown = [f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H", "B")]
-    lines = [title, "", f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
-    compared = [name for name in ("nll", "elbo", "iw", "refit_iw") if _is_compared(order, name)]
+    lines = [f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
+    compared = [name for name in COMPARED if _is_compared(order, name)]
     columns = ["#", "variant", f"{metric} (K = {common['K']})"]
     columns += [f"{name} minus baseline [95 %]" for name in compared]
-    columns += ["elbo", "iw", "v (over 10)", "objective", "gap", "aux", "seeds", "failed", "tuned"]
+    columns += [
+        "elbo",
+        "iw",
+        f"v of {metric} (over 10)",
+        "objective",
+        "gap",
+        "aux",
+        "seeds",
+        "failed",
+        "tuned",
+    ]
     names = {cell.name: cell.title for cell in order}
     rows = []
     for cell in order:
@@ -323,9 +386,9 @@ def _section(place: int, section: Section) -> list[str]:
                 *(_difference(cell, name, names, notes) for name in compared),
                 _estimate(cell, "elbo", notes),
                 _estimate(cell, "iw", notes),
-                _v(cell),
+                _v(cell, metric),
                 *_objective(cell, notes),
-                _seeds(cell, notes),
+                _seeds(cell, seeds[cell.name], notes),
                 _failed(cell),
                 "tuned" + notes.mark(cell.first["tuned"]) if cell.first.get("tuned") else "untuned",
             ]
@@ -333,23 +396,22 @@ def _section(place: int, section: Section) -> list[str]:
     if not any(cell.first.get("tuned") for cell in order):
         lines += ["Every row is untuned: nobody searched its learning rate.", ""]
         columns, rows = _without(columns, rows, "tuned")
+    about = [COLUMNS.format(metric=metric)]
     if not any(cell.mean("aux") for cell in order):
         columns, rows = _without(columns, rows, "aux")
-    lines += table(columns, rows)
-    if any(cell.first.get("tied") for cell in order):
-        lines += [
-            "`=`: not told apart from the first of its rank (paired difference, p >= .05 or one "
-            "seed).",
-            "",
-        ]
+    if all(cell.says("bounds_nll") == "yes" for cell in order):
+        columns, rows = _without(columns, rows, "gap")
+    else:
+        about.append(GAP)
+    lines += [*table(columns, rows), " ".join(about), ""]
+    if sum(bool(cell.first.get("rank")) for cell in order) > 1:
+        lines += [RANKS.format(metric=metric), ""]
     return [*lines, *_costs(order, notes), *notes.lines()]
 
 
-def _by_rank(cell: Cell) -> tuple[float, float, str]:
-    metric = cell.first.get("ranked_by", "nll")
-    value = cell.mean(metric)
-    rank = float(cell.first.get("rank") or math.inf)
-    return rank, math.inf if value is None else value, cell.name
+def _by_mean(cell: Cell) -> tuple[float, str]:
+    value = cell.mean(cell.first.get("ranked_by", "nll"))
+    return math.inf if value is None else value, cell.name
 
 
 def _is_compared(order: Sequence[Cell], metric: str) -> bool:
@@ -368,7 +430,22 @@ def _ranked(cell: Cell, metric: str, notes: Notes) -> str:
         text += notes.mark(
             "a bound only: the log weights of over 5 % of the images have a variance above 10"
         )
+    if metric == "nll":
+        text += _still_gaining(cell, notes)
     return f"**{text}**" if "[^" not in text else f"**{text.replace('[^', '**[^', 1)}"
+
+
+def _still_gaining(cell: Cell, notes: Notes) -> str:
+    """Return a note where the refits that nll comes from had not settled."""
+    refitted = [row for row in cell.finished if row.get("nll_from") == "refit_iw"]
+    gains = [gain for row in refitted if (gain := number(row, "refit_last_gain")) is not None]
+    large = [gain for gain in gains if gain > STILL_GAINING]
+    if not large:
+        return ""
+    return notes.mark(
+        f"the refit was still gaining in {len(large)} of {len(gains)} seeds, up to "
+        f"{max(large):.2f} nats in its last tenth"
+    )
 
 
 def _estimate(cell: Cell, metric: str, notes: Notes) -> str:
@@ -400,20 +477,34 @@ def _difference(cell: Cell, metric: str, names: Mapping[str, str], notes: Notes)
     return _interval(estimate, low, high, p) + beside
 
 
-def _v(cell: Cell) -> str:
-    share = cell.mean("v_over_10_share")
-    wide = f"{NBSP}({100 * share:.0f}{NBSP}%)" if share else ""
-    return plain(cell.mean("v_mean")) + wide
+def _v(cell: Cell, metric: str) -> str:
+    """Return Var(log w) of the weights that the ranked number came from, and the share over 10."""
+    if not cell.finished:
+        return "–"
+    told: dict[str, list[float | None]] = {"v_mean": [], "v_over_10_share": []}
+    for row in cell.finished:
+        refitted = metric == "nll" and row.get("nll_from") == "refit_iw"
+        for name, values in told.items():
+            values.append(number(row, f"refit_{name}" if refitted else name))
+    means = [_mean(values) for values in told.values()]
+    wide = f"{NBSP}({100 * means[1]:.0f}{NBSP}%)" if means[1] else ""
+    return plain(means[0]) + wide
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean, if every value is there."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
-    """Return what was optimised, struck through where it bounds nothing, its gap, and aux."""
+    """Return what was optimised, struck through where it bounds nothing, its gap there, and aux."""
     objective, nll = cell.mean("objective"), cell.mean("nll")
-    gap = None if objective is None or nll is None else nll - objective
     aux = plain(cell.mean("aux")) if cell.mean("aux") else "–"
     text = plain(objective)
-    if text == "–" or cell.says("bounds_nll") == "yes":
-        return text, plain(gap, signed=True), aux
+    if objective is None or cell.says("bounds_nll") == "yes":
+        return text, "–", aux
+    gap = None if nll is None else nll - objective
     reason = cell.says("bound_reason").rstrip(".")
     why = f": {reason}" if reason else ""
     word = "does not bound" if cell.says("bounds_nll") == "no" else "is not shown to bound"
@@ -421,9 +512,11 @@ def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
     return f"~~{text}~~{mark}", plain(gap, signed=True), aux
 
 
-def _seeds(cell: Cell, notes: Notes) -> str:
-    """Return n of N with every other status, each footnoted with its reason."""
-    text = f"{len(cell.finished)} of {len(cell.seeds)}"
+def _seeds(cell: Cell, of: int, notes: Notes) -> str:
+    """Return n of N planned with every other status, each footnoted with its reason."""
+    text = f"{len(cell.finished)} of {of}"
+    if len(cell.seeds) < of:
+        text += notes.mark(f"the other seeds of {cell.title} stand in another table")
     for status, these in statuses(cell):
         text += f", {len(these)} {status.replace('_', ' ')}"
         told: dict[str, list[str]] = {}
@@ -506,7 +599,7 @@ def _reproduction(found: Sequence[Cell]) -> str:
     rows: list[list[str]] = []
     notes = Notes("r")
     for cell in found:
-        if cell.first.get("as_published", "yes") != "yes":
+        if cell.first.get("as_published") != "yes":
             continue
         for one in json.loads(cell.first.get("published") or "[]"):
             if one["dataset"] in _stands_for(cell):
@@ -520,6 +613,9 @@ def _reproduction(found: Sequence[Cell]) -> str:
         "",
     ]
     return "\n".join([*lines, *notes.lines()])
+
+
+_SHORT = {"sample_size": "Z", "hidden": "H", "batch": "B"}
 
 
 def _stands_for(cell: Cell) -> set[str]:
@@ -546,8 +642,12 @@ def _beside(cell: Cell, one: Mapping[str, Any], notes: Notes) -> list[str]:
         reasons.append(f"it is what is called objective here, which is {ours}")
     if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
         reasons.append(f"T = {first['params.steps']} here, {one['steps']} there")
+    for key, value in one.get("departs", {}).items():
+        name = _SHORT.get(key, key)
+        reasons.append(f"{name} = {short(first.get(f'params.{key}', ''))} here, {value} there")
     if first.get("params.epochs") not in ("", None, "250"):
-        reasons.append(f"{first['params.epochs']} epochs here, 250 in the original's code")
+        theirs = "250 in the original's code" if one.get("epochs", 250) else "theirs not known"
+        reasons.append(f"{first['params.epochs']} epochs here, {theirs}")
     elbo = cell.mean("elbo")
     apart = "not alike" + notes.mark("; ".join(reasons)) if reasons else "–"
     if not reasons and elbo is not None:

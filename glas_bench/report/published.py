@@ -37,6 +37,10 @@ class Number(NamedTuple):
     """Whether its targets are grey: of ours, only those of `soft` are."""
     is_elbo: bool = True
     """Whether it is what we call elbo; if not, it is what we call objective."""
+    epochs: int | None = 250
+    """Of the original's code; None where the source is another."""
+    settings: Mapping[str, str] = {}
+    """What of it is not the variant's default, as a run's parameters are written."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -94,12 +98,14 @@ _BY_VARIANT: dict[str, tuple[Number, ...]] = {
             *("mnist-static", 80.97, "variational bound", "test", "Chen et al., arXiv 1611.02731"),
             verified=True,
             bound=True,
+            epochs=None,
             remark="quoted there",
         ),
         Number(
             *("omniglot", 96.50, "variational bound", "test", "Chen et al., arXiv 1611.02731"),
             verified=True,
             bound=True,
+            epochs=None,
             remark="quoted there",
         ),
     ),
@@ -114,6 +120,8 @@ _BY_VARIANT: dict[str, tuple[Number, ...]] = {
             ),
             verified=False,
             bound=True,
+            epochs=None,
+            settings={"sample_size": "100"},
             remark="given there as DRAW's; that this is DRAW without attention is unverified",
         ),
     ),
@@ -130,7 +138,7 @@ def of_variant(variant: str, declared: Mapping[str, float]) -> list[dict[str, An
     known = list(_BY_VARIANT.get(variant, ()))
     there = {(each.dataset, each.nats) for each in known}
     known += [
-        Number(dataset, nats, ESTIMATOR, _SPLIT, "the variant's file", False, steps=None)
+        Number(dataset, nats, ESTIMATOR, _SPLIT, "the variant's file", False, None, epochs=None)
         for dataset, nats in declared.items()
         if (dataset, nats) not in there
     ]

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from glas_bench import registry
-from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, config_key, told_seeds
+from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, RunConfig, config_key, told_seeds
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
 from glas_bench.registry import Variant
@@ -37,6 +37,9 @@ BASELINE = "cauchy"
 _SIZES = frozenset({"steps", "hidden"})
 """Settings that are budget: another value makes no other variant."""
 
+_TRAINING = ("batch", "learning_rate", "decay_epochs")
+"""What every run has that the published setting fixes; epochs are told with the budget."""
+
 _CLOCKS = ("metrics.time", "metrics.learning_rate")
 """What says nothing of a result."""
 
@@ -44,7 +47,15 @@ _TAGS = (
     *("dataset", "binarisation", "data_hash", "data_origin", "source_hash", "core_version"),
     *("protocol_key", "protocol", "bounds_nll", "bound_reason", "elbo_status", "iw_status"),
     *("refit_iw_status", "nll_from", "nll_bound_only", "bound_only", "failed", "failed_reason"),
-    *("kl_status", "kl_from", "ais_status", "reason", "diverged_step", "device"),
+    *(
+        "kl_status",
+        "kl_from",
+        "ais_status",
+        "ais_protocol_key",
+        "reason",
+        "diverged_step",
+        "device",
+    ),
 )
 
 
@@ -93,22 +104,23 @@ class _Study:
     def _row(self, cell: PlannedCell, about: Row, run: Run | None, seed: int) -> Row:
         if run is not None:
             self.taken.add(str(run["run_id"]))
-            return {**_of_run(run), **about, "seed": str(seed)}
+            row = {**_of_run(run), **about, "seed": str(seed)}
+            return row | _beside_published(cell.variant, row, searched=bool(cell.searched))
         status = "not_applicable" if cell.not_applicable else "waiting"
         config = cell.config
-        return {
+        row = {
             **{f"params.{key}": _told(value) for key, value in config.flat().items()},
             "samples": _told(config.samples),
             "dataset": config.dataset,
             "binarisation": config.binarisation,
             "core_version": _told(CORE_VERSION),
             "source_hash": cell.variant.source_hash,
-            "look": _look(self.study.preset),
             **about,
             "seed": str(seed),
             "status": status,
             "reason": cell.not_applicable or "",
         }
+        return row | _beside_published(cell.variant, row, searched=bool(cell.searched))
 
     def _places(self, cell: PlannedCell) -> list[dict[int, Run]]:
         """Return a planned cell's runs by seed, once for each data that it was run on."""
@@ -159,6 +171,7 @@ class _Study:
             "study_version": str(study.version),
             "preset": study.preset,
             "verdicts": "yes" if study.verdicts else "no",
+            "look": _look(study.preset),  # whatever preset a run was made under
             "seeds": told_seeds(study.seeds),
             "skipped": json.dumps(skipped, default=str),
             "axes": json.dumps(_axes(study)),
@@ -177,8 +190,6 @@ class _Study:
             "baseline": cell.baseline or "",
             "is_baseline": "yes" if cell.name in self.baselines else "",
             "tuned": tuned,
-            "as_published": _as_published(cell.variant, cell.params),
-            **_of_variant(cell.variant),
         }
 
     def notes(self) -> Iterator[str]:
@@ -221,17 +232,17 @@ def _axes(study: Study) -> list[str]:
 def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
     """Yield the rows of runs that no study planned."""
     differ = _differing(runs)
-    variants: dict[str, Row] = {}
+    variants: dict[str, Variant | None] = {}
     for run in sorted(runs, key=_by_settings):
         name = str(run["variant"])
         if name not in variants:
-            variants[name] = {}
+            variants[name] = None
             with contextlib.suppress(GlasBenchError):  # a file of the user's own, elsewhere
-                variants[name] = _of_variant(registry.find(name))
+                variants[name] = registry.find(name)
         settings = {
             key.removeprefix("params."): _text(run, key) for key in differ if _text(run, key)
         }
-        yield {
+        row = {
             **_of_run(run),
             "schema": SCHEMA,
             "study": plan.name,
@@ -239,8 +250,9 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
             "settings": json.dumps(settings),
             "is_baseline": "yes" if name == BASELINE else "",
             "verdicts": "no",
-            **variants[name],
         }
+        variant = variants[name]
+        yield row | (_beside_published(variant, row) if variant is not None else {})
 
 
 def _by_settings(run: Run) -> tuple[str, list[tuple[str, str]], str, int]:
@@ -290,15 +302,34 @@ def _of_run(run: Run) -> Row:
     return row
 
 
-def _of_variant(variant: Variant) -> Row:
-    return {"published": json.dumps(published.of_variant(variant.name, variant.cls.published))}
+def _beside_published(variant: Variant, row: Row, *, searched: bool = False) -> Row:
+    """Return the published numbers that a row may stand beside, and whether it is as published.
 
-
-def _as_published(variant: Variant, params: Mapping[str, Any]) -> str:
-    """Return `yes` where what tells a cell from others are the variant's own defaults."""
-    own = {key: each.default for key, each in variant.cls.Settings.model_fields.items()}
-    same = all(own.get(key) == value for key, value in params.items() if key not in _SIZES)
-    return "yes" if same else ""
+    It is where each of its variant's own settings, sizes aside, is the default, or what a number is
+    of. What of that number's setting it does not have is told, for the page to say (`departs`).
+    """
+    fields = variant.cls.Settings.model_fields
+    own = {key: _told(each.default) for key, each in fields.items() if key not in _SIZES}
+    plain_run = {key: _told(RunConfig.model_fields[key].default) for key in _TRAINING}
+    if row["dataset"] == "omniglot":
+        plain_run["decay_epochs"] = "100"
+    hidden = {"hidden": _told(fields["hidden"].default)} if "hidden" in fields else {}
+    told = []
+    for number in published.of_variant(variant.name, variant.cls.published):
+        there = {**own, **number.pop("settings")}
+        values = {key: row.get(f"params.{key}", "") for key in there}
+        if searched or any(value not in (own[key], there[key]) for key, value in values.items()):
+            continue
+        wanted = {**there, **plain_run, **hidden}
+        number["departs"] = {
+            key: value for key, value in wanted.items() if row.get(f"params.{key}", "") != value
+        }
+        told.append(number)
+    is_own = all(row.get(f"params.{key}", "") == value for key, value in own.items())
+    return {
+        "published": json.dumps(told),
+        "as_published": "yes" if told or (is_own and not searched) else "",
+    }
 
 
 def _updates(row: Row) -> str:

@@ -1,0 +1,44 @@
+"""What `run` prints of scored seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from glas_bench import outcome
+
+
+def table(**scores: Any) -> tuple[dict[str, str], str]:
+    """The row of one seed by column, and all that is printed."""
+    row = {**dict.fromkeys(outcome.NUMBERS), "seed": 0, "status": "complete", **scores}
+    about = ("seconds", "scoring_seconds", "images_per_second", "step", "reason")
+    config = {"dataset": "mnist-5k", "binarisation": "static", "epochs": 2, "samples": 10}
+    document = {
+        "variant": "cauchy",
+        "config": config,
+        "data_origin": "published",
+        "bounds_nll": True,
+        "bound_reason": "",
+        "seeds": [{**dict.fromkeys(about), **row}],
+    }
+    text = outcome.text([document], None)
+    head, _, first = text.splitlines()[2:5]
+    names = head.replace("v of nll", "v_of_nll").replace("refit iw", "refit_iw")
+    names = names.replace("iw (K=10)", "iw").replace("train s", "train").replace("score s", "score")
+    return dict(zip(names.split(), first.split(), strict=True)), text
+
+
+@pytest.mark.parametrize(
+    ("source", "v", "ess"), [("iw", "25.00", "5.4"), ("refit_iw", "14.00", "9.6"), (None, "-", "-")]
+)
+def test_v_and_ess_are_of_the_weights_of_nll(source: str | None, v: str, ess: str) -> None:
+    weights = {"v_mean": 25.0, "ess_mean": 5.4, "refit_v_mean": 14.0, "refit_ess_mean": 9.6}
+    found, _ = table(nll_from=source, **weights)
+    assert (found["v_of_nll"], found["ESS"]) == (v, ess)
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.34, True), (0.05, False), (None, False)])
+def test_a_refit_that_was_still_gaining_is_said(gain: float | None, said: bool) -> None:
+    _, text = table(nll_from="refit_iw", refit_last_gain=gain)
+    assert ("seed 0: the refit was still gaining, 0.34 nats in its last tenth." in text) == said
