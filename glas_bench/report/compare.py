@@ -1,8 +1,8 @@
-"""Arms paired image by image: differences, Holm's correction over a study, ranks with ties.
+"""Arms paired image by image: differences, Holm's correction over a study, possible ranks.
 
 What it finds is written into the rows, so that the csv has it: `nll_difference`, `nll_low`,
 `nll_high`, `nll_p`, `nll_p_holm`, `nll_pairs` (how many seeds and images) or `nll_apart` (why there
-is none), the same for every metric that the study compares by; `rank`, `tied` and `ranked_by`.
+is none), the same for every metric that the study compares by; `rank`, `rank_to` and `ranked_by`.
 """
 
 from __future__ import annotations
@@ -233,18 +233,24 @@ def ranked_by(found: Sequence[Cell]) -> str:
 
 
 def write_ranks(found: Sequence[Cell], values: Values) -> None:
-    """Write ranks into the rows: one more than the rows of the section shown to be better."""
+    """Write into the rows which ranks they may have: those that no row shown to be better, and none
+    shown to be worse, takes.
+
+    So Mogstad, Romano, Shaikh and Wilhelm 2024, section 3, form confidence sets of ranks; here
+    each pair is tested at its own level, so a set holds of its row alone, not of all at once.
+    """
     for section in sections(found):
         metric = ranked_by(section.cells)
         order = [cell for cell in section.cells if cell.mean(metric) is not None]
-        above = [0] * len(order)
+        above, below = [0] * len(order), [0] * len(order)
         for (i, a), (j, b) in combinations(enumerate(order), 2):
             if sign := _shown(metric, a, b, values):
                 above[i if sign > 0 else j] += 1
-        for place, cell in zip(above, order, strict=True):
-            tied = "yes" if above.count(place) > 1 else ""
+                below[j if sign > 0 else i] += 1
+        for better, worse, cell in zip(above, below, order, strict=True):
             for row in cell.seeds:
-                row |= {"rank": str(1 + place), "tied": tied, "ranked_by": metric}
+                row |= {"rank": str(1 + better), "rank_to": str(len(order) - worse)}
+                row["ranked_by"] = metric
 
 
 def _shown(metric: str, a: Cell, b: Cell, values: Values) -> int:

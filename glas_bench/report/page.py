@@ -58,8 +58,9 @@ STILL_GAINING = 0.1
 """Nats in the last tenth of a refit that are said, as in `refit`, which takes torch."""
 
 RANKS = (
-    "Rows are in the order of {metric}. `#` is one more than the number of rows shown to be better "
-    "(paired difference, more than one seed, p < .05, not adjusted); `=`: other rows have it too."
+    "Rows are in the order of {metric}. rank: the places that a row may have, after the rows shown "
+    "to be better and before those shown to be worse (paired difference, more than one seed, "
+    "p < .05, not adjusted)."
 )
 
 NOT_COVERED = (
@@ -362,7 +363,7 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
     shown = [f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H", "B")]
     lines = [f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
     compared = [name for name in COMPARED if _is_compared(order, name)]
-    columns = ["#", "variant", f"{metric} (K = {common['K']})"]
+    columns = ["rank", "variant", f"{metric} (K = {common['K']})"]
     columns += [f"{name} minus baseline [95 %]" for name in compared]
     columns += [
         "elbo",
@@ -380,7 +381,7 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
     for cell in order:
         rows.append(
             [
-                cell.first.get("rank", "") + ("=" if cell.first.get("tied") else ""),
+                _ranks(cell),
                 cell.title,
                 _ranked(cell, metric, notes),
                 *(_difference(cell, name, names, notes) for name in compared),
@@ -406,6 +407,8 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
     lines += [*table(columns, rows), " ".join(about), ""]
     if sum(bool(cell.first.get("rank")) for cell in order) > 1:
         lines += [RANKS.format(metric=metric), ""]
+    if metric == "nll":
+        lines += _still_gaining(order)
     return [*lines, *_costs(order, notes), *notes.lines()]
 
 
@@ -416,6 +419,11 @@ def _by_mean(cell: Cell) -> tuple[float, str]:
 
 def _is_compared(order: Sequence[Cell], metric: str) -> bool:
     return any(cell.first.get(f"{metric}_difference") for cell in order)
+
+
+def _ranks(cell: Cell) -> str:
+    first, last = cell.first.get("rank", ""), cell.first.get("rank_to", "")
+    return first if first == last else f"{first}–{last}"
 
 
 def _ranked(cell: Cell, metric: str, notes: Notes) -> str:
@@ -430,22 +438,27 @@ def _ranked(cell: Cell, metric: str, notes: Notes) -> str:
         text += notes.mark(
             "a bound only: the log weights of over 5 % of the images have a variance above 10"
         )
-    if metric == "nll":
-        text += _still_gaining(cell, notes)
     return f"**{text}**" if "[^" not in text else f"**{text.replace('[^', '**[^', 1)}"
 
 
-def _still_gaining(cell: Cell, notes: Notes) -> str:
-    """Return a note where the refits that nll comes from had not settled."""
+def _gains(cell: Cell) -> list[float]:
+    """Return what the refits that nll comes from gained in their last tenth, nats per image."""
     refitted = [row for row in cell.finished if row.get("nll_from") == "refit_iw"]
-    gains = [gain for row in refitted if (gain := number(row, "refit_last_gain")) is not None]
+    return [gain for row in refitted if (gain := number(row, "refit_last_gain")) is not None]
+
+
+def _still_gaining(order: Sequence[Cell]) -> list[str]:
+    """Return a line where refits that nll comes from had not settled."""
+    gains = [gain for cell in order for gain in _gains(cell)]
     large = [gain for gain in gains if gain > STILL_GAINING]
     if not large:
-        return ""
-    return notes.mark(
-        f"the refit was still gaining in {len(large)} of {len(gains)} seeds, up to "
-        f"{max(large):.2f} nats in its last tenth"
-    )
+        return []
+    return [
+        f"{len(large)} of the {len(gains)} refits that nll comes from were still gaining more than "
+        f"{STILL_GAINING} nats in their last tenth, up to {max(large):.2f}: it is that much looser "
+        "at least (below, the largest of a row's seeds).",
+        "",
+    ]
 
 
 def _estimate(cell: Cell, metric: str, notes: Notes) -> str:
@@ -552,6 +565,7 @@ def _costs(order: Sequence[Cell], notes: Notes) -> list[str]:
                 *("–" if value is None else duration(value) for value in seconds),
                 plain(cell.mean("images_per_second"), 0),
                 "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                plain(max(_gains(cell), default=None)),
                 _every(cell.finished, "device"),
             ]
         )
@@ -559,6 +573,7 @@ def _costs(order: Sequence[Cell], notes: Notes) -> list[str]:
         return []
     devices = {row[-1] for row in rows}
     columns = ["variant", "parameters", "training", "scoring", "images/s", "peak memory"]
+    columns.append("the refit's last gain")
     if len(devices) == 1:
         rows = [row[:-1] for row in rows]
     else:

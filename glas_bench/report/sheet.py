@@ -13,7 +13,7 @@ from glas_bench.report.cells import Row
 from glas_bench.report.rows import SCHEMA
 
 FIRST = (
-    *("study", "cell", "variant", "seed", "status", "reason", "diverged_step", "rank", "tied"),
+    *("study", "cell", "variant", "seed", "status", "reason", "diverged_step", "rank", "rank_to"),
     *("ranked_by", "nll", "nll_from", "nll_bound_only", "compared_with"),
     *("nll_difference", "nll_low", "nll_high", "nll_p", "nll_p_holm", "nll_pairs", "nll_apart"),
     *("elbo_difference", "elbo_low", "elbo_high", "elbo_p", "elbo_p_holm", "elbo_pairs"),
