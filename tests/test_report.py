@@ -336,7 +336,15 @@ def test_more_cells_than_a_figure_can_take() -> None:
     assert differences.caption.endswith("The best 60 of 70 cells.")
     (axis,) = differences.draw().axes
     assert len(axis.get_yticks()) == 60
-    assert len(objective.draw().axes[1].texts) == figures.MOST_NAMES
+    assert len(objective.draw().axes[1].get_lines()) == figures.MOST_NAMES + 1  # the diagonal
+
+
+def test_collapsed_seeds_do_not_stretch_the_picture_of_charges() -> None:
+    kls = (20.0, 2e-5)
+    given = [row("min-chi2", seed, charge=kl / 3, kl=kl) for seed, kl in enumerate(kls)]
+    (charge,) = [each for each in figures.from_csv(given) if each.name == "charge"]
+    assert charge.caption.endswith("1 of 2 seeds lie below 0.1 nats.")
+    assert charge.draw().axes[0].get_ylim()[0] > 1
 
 
 def test_an_objective_below_a_bound_is_not_said_to_be_below_what_is_bounded() -> None:

@@ -36,7 +36,9 @@ MARGIN = 0.5
 MOST_ROWS = 60
 """Rows that a figure of one row a cell can take."""
 MOST_NAMES = 25
-"""Points of a figure that can have their names beside them."""
+"""Cells that a legend can name."""
+LEAST_CHARGE = 0.1
+"""Nats below which a seed has collapsed: on a scale with room for them all others lie together."""
 
 
 @dataclass(frozen=True)
@@ -362,41 +364,58 @@ def _objectives(found: Sequence[Cell]) -> Iterator[Drawing]:
 
 def _objective(told: Sequence[Cell]) -> Figure:
     hidden = _hidden(told)
-    figure, axes = blank(10.4 if hidden else 6.2, 4.6, 1, 2 if hidden else 1)
-    _scatter(axes[0][0], told)
-    if hidden:  # they lie close together where others are far from their bounds
-        _scatter(axes[0][1], hidden)
-        _name(axes[0][1], hidden)
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=3,
-        frameon=False,
-    )
-    return figure
-
-
-def _scatter(axis: Axes, told: Sequence[Cell]) -> None:
-    """Draw objective against nll, a point a seed, with as much of the diagonal as is near."""
+    figure, axes = blank(12.4 if hidden else 6.2, 4.6, 1, 2 if hidden else 1)
+    axis = axes[0][0]
     kinds = {"yes": "bounds -log p(x)", "no": "bounds nothing", "not shown": "not shown to bound"}
     for (kind, name), marker, colour in zip(
         kinds.items(), ("o", "X", "s"), colours(3), strict=True
     ):
         some = [cell for cell in told if cell.says("bounds_nll") == kind]
-        points = [pair for cell in some for pair in _pairs(cell, "objective", "nll")]
-        if points:
-            x, y = zip(*points, strict=True)
-            axis.plot(
-                x,
-                y,
-                marker,
-                color=colour,
-                label=name,
-                markersize=5,
-                alpha=0.7,
-                markeredgecolor="white",
-                markeredgewidth=0.4,
-            )
+        if some:
+            _points(axis, some, ("objective", "nll"), marker, colour, name)
+    _diagonal(axis, told)
+    axis.legend(loc="best", frameon=False, fontsize=8)
+    if hidden:  # they lie close together where others are far from their bounds
+        axis = axes[0][1]
+        for i, cell in enumerate(hidden):
+            marker, colour = MARKERS[i % len(MARKERS)], colours(i + 1)[i]
+            _points(axis, [cell], ("objective", "nll"), marker, colour, cell.label)
+        _diagonal(axis, hidden)
+        figure.legend(
+            *axis.get_legend_handles_labels(),
+            loc="outside right upper",
+            frameon=False,
+            fontsize=8 if len(hidden) < 12 else 6,
+        )
+    return figure
+
+
+def _points(
+    axis: Axes,
+    some: Sequence[Cell],
+    names: tuple[str, str],
+    marker: str,
+    colour: Any,
+    label: str,
+    floor: float = -math.inf,
+) -> None:
+    """Draw one metric against another, a point a seed that is above a floor by both."""
+    points = [pair for cell in some for pair in _pairs(cell, *names) if min(pair) > floor]
+    if points:
+        axis.plot(
+            *zip(*points, strict=True),
+            marker,
+            color=colour,
+            label=label,
+            markersize=5,
+            alpha=0.75,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+        )
+
+
+def _diagonal(axis: Axes, told: Sequence[Cell]) -> None:
+    """Draw as much of the diagonal as is near."""
     every = [pair for cell in told for pair in _pairs(cell, "objective", "nll")]
     low = min(min(pair) for pair in every)
     high = max(max(pair) for pair in every)
@@ -425,16 +444,6 @@ def _hidden(told: Sequence[Cell]) -> list[Cell]:
     return [cell for _, _, cell in sorted(found, key=lambda each: each[:2])][:MOST_NAMES]
 
 
-def _name(axis: Axes, some: Sequence[Cell]) -> None:
-    """Write the cells' names beside their points, one name a cell, spread out in height."""
-    low, high = axis.get_ylim()
-    last = -math.inf
-    for cell in sorted(some, key=lambda cell: (cell.mean("nll") or 0.0, cell.name)):
-        y = last = max(cell.mean("nll") or 0.0, last + 0.035 * (high - low))
-        x = max(cell.values("objective"))
-        axis.text(x, y, f"  {cell.label}", fontsize=6.5, va="center", ha="left")
-
-
 # --------------------------------------------------------------------------- charges
 
 
@@ -442,12 +451,15 @@ def _charges(found: Sequence[Cell]) -> Iterator[Drawing]:
     told = [cell for cell in found if _pairs(cell, "charge", "kl")]
     if not any(cell.variant == "min-chi2" for cell in told):
         return
+    pairs = [pair for cell in told for pair in _pairs(cell, "charge", "kl")]
+    unseen = sum(min(pair) <= LEAST_CHARGE for pair in pairs)
+    cut = f" {unseen} of {len(pairs)} seeds lie below {LEAST_CHARGE} nats." if unseen else ""
     yield Drawing(
         "charge",
         "What is charged and what it costs",
         "Each seed's charge, as its objective counts it, against the true KL(q || p) summed over "
         "steps, nats per image. On the solid line the charge is the KL. The dashed line is the "
-        "least that the sampler of `min-chi2` can cost: 2.725 times its charge.",
+        f"least that the sampler of `min-chi2` can cost: 2.725 times its charge.{cut}",
         lambda: _charge(told),
     )
 
@@ -455,27 +467,12 @@ def _charges(found: Sequence[Cell]) -> Iterator[Drawing]:
 def _charge(told: Sequence[Cell]) -> Figure:
     figure, axes = blank(6.6, 4.4)
     axis = axes[0][0]
-    variants = sorted({cell.variant for cell in told})
-    every = []
-    for i, variant in enumerate(variants):
-        points = [p for c in told if c.variant == variant for p in _pairs(c, "charge", "kl")]
-        points = [(x, y) for x, y in points if x > 0 and y > 0]
-        if not points:
-            continue
-        every += points
-        x, y = zip(*points, strict=True)
-        axis.plot(
-            x,
-            y,
-            MARKERS[i % len(MARKERS)],
-            color=colours(i + 1)[i],
-            label=variant,
-            markersize=5,
-            alpha=0.75,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-        )
-    if every:
+    for i, variant in enumerate(sorted({cell.variant for cell in told})):
+        some = [cell for cell in told if cell.variant == variant]
+        marker, colour = MARKERS[i % len(MARKERS)], colours(i + 1)[i]
+        _points(axis, some, ("charge", "kl"), marker, colour, variant, LEAST_CHARGE)
+    every = [pair for cell in told for pair in _pairs(cell, "charge", "kl")]
+    if every := [pair for pair in every if min(pair) > LEAST_CHARGE]:
         axis.set_xscale("log")
         axis.set_yscale("log")
         decades = math.log10(max(map(max, every)) / min(map(min, every)))
