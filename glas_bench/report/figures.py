@@ -20,6 +20,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from PIL import Image
 
 from glas_bench.report.cells import DRAWN, Cell, Row, cells, number, tables
 from glas_bench.stats import ONE_SEED
@@ -64,9 +65,12 @@ class Drawing:
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as PNG, without date and version."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    """Return a figure as PNG of 256 colours, without date and version: pages are committed."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+    whole = Image.open(drawn).convert("RGB")
+    few = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
