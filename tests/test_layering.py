@@ -74,6 +74,7 @@ OWNERS = {
     "optuna": {f"sweep.{name}" for name in ("database", "trials", "ledger", "search", "store")},
     "sqlalchemy": {"sweep.database"},  # comes with optuna
     "pandas": {"tracking.store", "report.sheet", "report.figures"},
+    "PIL": {"report.figures"},
     "seaborn": {"report.figures"},
     "matplotlib": {"report.figures", "report.looks", "pictures", "growth"},
     "scipy": {"stats", "data.parse"},
