@@ -33,14 +33,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from glas_bench import config, environment, gemm, memory, registry, rollout, streams
+from glas_bench import config, environment, registry
 from glas_bench.config import RunConfig
+from glas_bench.core import memory, rollout, streams
+from glas_bench.core.stacked import StackedTraining
+from glas_bench.core.train import CLIP_NORM, Training
 from glas_bench.data import Split, Splits
 from glas_bench.errors import RunError, UsageError
+from glas_bench.ops import gemm
 from glas_bench.registry import Variant
-from glas_bench.stacked import StackedTraining
-from glas_bench.train import CLIP_NORM, Training
-from glas_bench.worker import prepare_torch
+from glas_bench.runs.worker import prepare_torch
 
 PIXELS, CLASSES = 784, 10
 EPOCH = 390

@@ -111,7 +111,8 @@ def run(
 
     The same command again shows what is finished and goes on with what is not.
     """
-    from glas_bench import config, running
+    from glas_bench import config
+    from glas_bench.runs import running
 
     overrides = config.parse_overrides(pairs)
     for key, value in (("precision", precision), ("threads", threads)):
@@ -425,9 +426,11 @@ def evaluate(
     results: Path,
 ) -> None:
     """Score a finished run again; RUN is a path, or a unique beginning of its name or key."""
-    from glas_bench import environment, referee, rescore, signals
+    from glas_bench import environment, signals
+    from glas_bench.ais import referee
     from glas_bench.record import find_run
-    from glas_bench.worker import Stopped
+    from glas_bench.runs import rescore
+    from glas_bench.runs.worker import Stopped
 
     names = rescore.check_estimators(estimators)
     path, place = find_run(results, run), environment.choose_device(device)
@@ -457,8 +460,8 @@ def evaluate(
 @common
 def samples(run: str, seed: int | None, images: int, results: Path) -> None:
     """Draw a finished run: samples and reconstructions over time, and where its filter looks."""
-    from glas_bench import pictures, trained
     from glas_bench.record import find_run
+    from glas_bench.runs import pictures, trained
 
     for each in trained.load_trained(find_run(results, run), seed):
         for path in pictures.draw(each.folder, each.subject, images):

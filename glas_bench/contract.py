@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glas_bench import rollout, streams
+from glas_bench.core import rollout, streams
 from glas_bench.model import BaseSettings, Glas, State, Step, Terms, matches
 from glas_bench.registry import Variant
 

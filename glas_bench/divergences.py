@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glas_bench import elementwise, products
+from glas_bench.ops import elementwise, products
 
 LOG_2PI = math.log(2 * math.pi)
 

@@ -23,20 +23,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from glas_bench import refit, rollout
 from glas_bench.config import RunConfig, protocol_key
+from glas_bench.core import rollout
+from glas_bench.core.train import scoring
 from glas_bench.data import Split, Splits, random_subset
-from glas_bench.diagnostics import diagnose
 from glas_bench.errors import unknown
 from glas_bench.model import Glas
 from glas_bench.record import SeedFolder
-from glas_bench.stacked_fit import fit_together
-from glas_bench.train import scoring
-from glas_bench.unfinished import PerImage, Unfinished, joined
-from glas_bench.weights import Images, Tick, Weigher, as_numbers, rows_on, sweep_sizes
-from glas_bench.weights import NotFinite as NotFinite
-from glas_bench.weights import effective_sample_size as effective_sample_size
-from glas_bench.weights import importance_weighted_nll as importance_weighted_nll
+from glas_bench.yardstick import refit
+from glas_bench.yardstick.diagnostics import diagnose
+from glas_bench.yardstick.stacked_fit import fit_together
+from glas_bench.yardstick.unfinished import PerImage, Unfinished, joined
+from glas_bench.yardstick.weights import Images, Tick, Weigher, as_numbers, rows_on, sweep_sizes
+from glas_bench.yardstick.weights import NotFinite as NotFinite
+from glas_bench.yardstick.weights import effective_sample_size as effective_sample_size
+from glas_bench.yardstick.weights import importance_weighted_nll as importance_weighted_nll
 
 ESTIMATORS = ("iw", "refit")
 """Estimators beside `objective` and `elbo`, which are always there."""

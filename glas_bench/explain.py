@@ -64,7 +64,7 @@ def allowed(field: FieldInfo) -> str:
 
 def listing(found: Sequence[dict[str, Any]]) -> str:
     """Return the list of variants as lines."""
-    from glas_bench.outcome import aligned
+    from glas_bench.runs.outcome import aligned
 
     words = {True: "yes", False: "no", None: "not shown"}
     head = ["variant", "bounds NLL?", "q has a density?", "what changes"]

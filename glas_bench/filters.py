@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glas_bench import elementwise, products
 from glas_bench.errors import nearest
+from glas_bench.ops import elementwise, products
 
 GRIDS = ("original", "slip-mended", "centred")
 FLOORS = ("1e-3", "logsumexp")

@@ -19,10 +19,10 @@ from typing import Any
 
 from glas_bench import bench, environment, registry
 from glas_bench.bench import Case
+from glas_bench.core.train import Training, scoring
 from glas_bench.model import Glas
-from glas_bench.train import Training, scoring
-from glas_bench.unfinished import Unfinished
-from glas_bench.weights import Images, ModelFor, Weigher, Weights
+from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.yardstick.weights import Images, ModelFor, Weigher, Weights
 
 STEPS = (4, 8, 16, 32)
 SEEDS = (1, 2, 4)

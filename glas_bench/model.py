@@ -1,7 +1,15 @@
 """The GLAS recurrence with its named seams, and the contract that a variant meets.
 
 Akoury 2017, README and `glas/model/` of github.com/dojoteef/glas; the recurrence is that of DRAW
-(Gregor et al. 2015, section 2, arXiv 1502.04623) with a read from a learned latent matrix.
+(Gregor et al. 2015, section 2, arXiv 1502.04623) with a read from a learned latent matrix:
+
+    x'_t = x - sigmoid(o_{t-1})                     what the canvas still misses; o_0 = 0
+    e_t  = LSTM_enc([x, x'_t, d_{t-1}])
+    a_t  = A(e_t, latent matrix)                    attention
+    q_t  = N(mean(a_t), exp(log_std(a_t))^2)        z_t ~ q_t; in generation z_t ~ N(0, I)
+    d_t  = LSTM_dec(z_t)
+    o_t  = o_{t-1} + W d_t + b
+    objective = sum_pixels BCE(sigmoid(o_T), x) + charge_weight sum_t charge(q_t, p) + aux
 
 A model is a deterministic function of (parameters, x, noise): the core hands in all randomness as
 standard-normal noise. The core owns time as well: it calls `begin` once, `step` T times, `finish`
@@ -27,7 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glas_bench import divergences, filters, products
+from glas_bench import divergences, filters
+from glas_bench.ops import products
 
 Memory = dict[str, Tensor]
 

@@ -426,7 +426,7 @@ class _Planner:
         searched: tuple[str, ...],
         loc: Loc | None = None,
     ) -> PlannedCell:
-        from glas_bench import train
+        from glas_bench.core import train
 
         loc = loc or entry.loc
         resolved = self._resolve(entry.variant, settings, loc)

@@ -1,8 +1,8 @@
 """The model and its training loop, written plainly in float64 from the equations.
 
 Nothing here comes from the package: one image at a time, one time step at a time, whole kernels,
-no shortcuts. design.md, section 1, gives the equations; DRAW (Gregor et al. 2015), section 3.2,
-the filter; Kingma & Ba 2015, algorithm 1, the optimiser.
+no shortcuts. The head of glas_bench/model.py gives the equations; DRAW (Gregor et al. 2015),
+section 3.2, the filter; Kingma & Ba 2015, algorithm 1, the optimiser.
 """
 
 import math

@@ -13,16 +13,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glas_bench import ais, annealing
+from glas_bench import ais
 from glas_bench.ais import (
     Annealing,
     anneal,
     annealed_importance_sampling,
+    annealing,
     bidirectional,
     schedule,
     seconds_ahead,
 )
-from glas_bench.hmc import Walkers
+from glas_bench.ais.hmc import Walkers
 
 
 @pytest.fixture(autouse=True, scope="module")

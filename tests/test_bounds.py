@@ -9,7 +9,8 @@ import math
 import pytest
 import torch
 
-from glas_bench import registry, rollout, streams
+from glas_bench import registry
+from glas_bench.core import rollout, streams
 
 PIXELS, CLASSES = 36, 3
 TINY = {"hidden": 4, "sample_size": 1, "latent_size": 4, "filter_size": 1}

@@ -11,11 +11,13 @@ import pytest
 import torch
 from test_train import local
 
-from glas_bench import ais, config, data, refit, registry, rollout, train
-from glas_bench.annealing import Annealing
-from glas_bench.decoder import canvas, log_likelihood_for
-from glas_bench.unfinished import Unfinished
-from glas_bench.weights import Images, Weigher
+from glas_bench import ais, config, data, registry
+from glas_bench.ais.annealing import Annealing
+from glas_bench.ais.decoder import canvas, log_likelihood_for
+from glas_bench.core import rollout, train
+from glas_bench.yardstick import refit
+from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.yardstick.weights import Images, Weigher
 
 SIMULATED = 12
 

@@ -9,6 +9,8 @@ import click
 import pytest
 from conftest import Ended, Glas
 
+import glas_bench.model
+import glas_bench.record
 from glas_bench import registry
 from glas_bench.cli import cli
 
@@ -26,6 +28,13 @@ def test_the_command_line_is_light() -> None:
     loaded = {name.partition(".")[0] for name in ended.stdout.split()}
     assert "click" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_package_lends_what_authors_and_notebooks_need() -> None:
+    assert glas_bench.Glas is glas_bench.model.Glas
+    assert glas_bench.load_run is glas_bench.record.load_run
+    with pytest.raises(AttributeError, match="Glass"):
+        _ = glas_bench.Glass
 
 
 def test_the_program_answers(bare_glas: Glas) -> None:

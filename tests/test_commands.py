@@ -11,9 +11,10 @@ import torch
 from matplotlib.image import imread
 from test_train import tiny_splits, training
 
-from glas_bench import evaluate, pictures, registry, trained
+from glas_bench import evaluate, registry
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, find_run
+from glas_bench.runs import pictures, trained
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = ["--set", "steps=3", "--set", "hidden=8", "--set", "epochs=1", "--set", "samples=5"]

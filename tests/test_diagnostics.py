@@ -14,10 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import local, tiny_splits, training
 
-from glas_bench import data, diagnostics, registry, rollout, streams, train
-from glas_bench.diagnostics import DRAWS, diagnose, footprint_perplexity, pixelwise_bernoulli_nll
+from glas_bench import data, registry
+from glas_bench.core import rollout, streams, train
 from glas_bench.divergences import min_chi2_kl
 from glas_bench.model import Glas, Normal, StandardUniform, Uniform
+from glas_bench.yardstick import diagnostics
+from glas_bench.yardstick.diagnostics import (
+    DRAWS,
+    diagnose,
+    footprint_perplexity,
+    pixelwise_bernoulli_nll,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 STEPS, SIZE, TEST_IMAGES = 3, 3, 8  # of test_train.TINY and tiny_splits

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import local, tiny_splits
 
-from glas_bench import config, evaluate, registry, rollout, worker
+from glas_bench import config, evaluate, registry
+from glas_bench.core import rollout
 from glas_bench.model import Glas, Normal
-from glas_bench.unfinished import Unfinished
+from glas_bench.runs import worker
+from glas_bench.yardstick.unfinished import Unfinished
 
 SIGMA = 0.5
 
@@ -274,7 +276,9 @@ def test_weights_against_plain_arithmetic(log_w, shift):
 @pytest.mark.parametrize("ways", [("eager",), ("captured", "eager")])
 def test_weights_of_a_program_are_those_of_a_rollout(ways):
     """What an image's own recogniser holds goes in at every call, and is there after it."""
-    from glas_bench import refit, registry, rollout, weights
+    from glas_bench import registry
+    from glas_bench.core import rollout
+    from glas_bench.yardstick import refit, weights
 
     cls = registry.find("cauchy").cls
     sizes = {"steps": 2, "hidden": 6, "sample_size": 3, "latent_size": 4, "filter_size": 2}

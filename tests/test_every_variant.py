@@ -7,7 +7,9 @@ import pytest
 import torch
 from test_train import tiny_splits, training
 
-from glas_bench import evaluate, pictures, registry, train
+from glas_bench import evaluate, registry
+from glas_bench.core import train
+from glas_bench.runs import pictures
 
 NAMES = [
     "cauchy",

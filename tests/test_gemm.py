@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glas_bench import gemm, products
 from glas_bench.model import Linear
+from glas_bench.ops import gemm, products
 
 SIZES = st.integers(1, 70)
 

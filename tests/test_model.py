@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glas_bench import registry, rollout
+from glas_bench import registry
+from glas_bench.core import rollout
 from glas_bench.model import Glas, Normal, StandardNormal
 
 ARMS = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from glas_bench import outcome
+from glas_bench.runs import outcome
 
 
 def table(**scores: Any) -> tuple[dict[str, str], str]:

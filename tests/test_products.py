@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from glas_bench import contract, products, registry, rollout
+from glas_bench import contract, registry
+from glas_bench.core import rollout
 from glas_bench.model import LSTM, Linear
+from glas_bench.ops import products
 
 NAMES = registry.names()
 

@@ -13,13 +13,14 @@ from conftest import until
 from test_evaluate import SIGMA, LinearGaussian, Uniform
 from test_train import local, tiny_splits, training
 
-from glas_bench import ais, config, decoder, evaluate, referee, registry, rollout, verdict
-from glas_bench.ais import AISResult, Annealing, Bidirectional
+from glas_bench import ais, config, evaluate, registry
+from glas_bench.ais import AISResult, Annealing, Bidirectional, decoder, referee, verdict
+from glas_bench.ais.referee import Referee
+from glas_bench.ais.verdict import Verdict
+from glas_bench.core import rollout
 from glas_bench.errors import UsageError
 from glas_bench.record import RunRecord, SeedFolder, SeedRecord
-from glas_bench.referee import Referee
-from glas_bench.trained import Trained
-from glas_bench.verdict import Verdict
+from glas_bench.runs.trained import Trained
 
 
 class Exact(LinearGaussian):

@@ -10,10 +10,12 @@ import torch
 from test_evaluate import LinearGaussian, scorer
 from test_train import local, tiny_splits
 
-from glas_bench import config, evaluate, refit, registry, rollout
+from glas_bench import config, evaluate, registry
+from glas_bench.core import rollout
 from glas_bench.model import Normal, StandardUniform
-from glas_bench.unfinished import Unfinished
-from glas_bench.weights import Images, NotFinite
+from glas_bench.yardstick import refit
+from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.yardstick.weights import Images, NotFinite
 
 LONG = refit.Budget(
     share=80.0, learning_rate=5e-3, patience=10, image_steps=100, image_steps_an_epoch=100

@@ -16,7 +16,7 @@ import pytest
 from conftest import Glas
 from fabricated import Arm
 
-from glas_bench import config, refit, registry, study
+from glas_bench import config, registry, study
 from glas_bench.claims import Claim, Pair, parse
 from glas_bench.errors import UsageError
 from glas_bench.report import (
@@ -36,6 +36,7 @@ from glas_bench.report import (
 from glas_bench.report.cells import Cell, Row, cells
 from glas_bench.tracking import addresses, store
 from glas_bench.tracking.sync import note_study
+from glas_bench.yardstick import refit
 
 GOLDEN = Path(__file__).with_name("golden_report.md")
 

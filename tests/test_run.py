@@ -18,9 +18,11 @@ import pytest
 import torch
 from conftest import Ended, Glas, alive, answers, children, sets, until
 
-from glas_bench import cells, config, data, registry, train, worker
+from glas_bench import config, data, registry
+from glas_bench.core import train
 from glas_bench.environment import cores
 from glas_bench.record import RunFolder, SeedFolder, load_run, read_checkpoint
+from glas_bench.runs import cells, worker
 
 SIZES = {"steps": 2, "hidden": 16, "samples": 40}
 
@@ -239,7 +241,9 @@ def test_a_seed_s_process_ends_when_its_stdin_closes(
         "cauchy", record.config.model_dump(), str(glas.results), record.config_key, 0, "cpu"
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "glas_bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "glas_bench.runs.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     out, _ = process.communicate(job.line(), timeout=60)
     assert (process.returncode, out) == (1, b"")
@@ -549,7 +553,7 @@ def test_one_of_two_seeds_diverges_beside_a_baseline(glas: Glas) -> None:
 
 
 def assert_document(ended: Ended) -> None:
-    """Hold stdout to be one JSON document with what design.md promises of it."""
+    """Hold stdout to be one JSON document with all that README and scripts rely on."""
     assert len(ended.out.splitlines()) == 1
     document = json.loads(ended.out)
     assert {"variant", "dataset", "config_key", "seeds"} <= set(document)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_train import Exploding, ExplodingGradient, TwoStep, local, tiny_splits, training, weights
 
-from glas_bench import programs, registry, stacked
+from glas_bench import registry
+from glas_bench.core import stacked
 from glas_bench.model import Glas
+from glas_bench.ops import programs
 
 SEEDS = (3, 0, 5)
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 from test_refit import fit
 
-from glas_bench import products, refit, registry, stacked_fit
+from glas_bench import registry
 from glas_bench.contract import Subject
-from glas_bench.unfinished import Unfinished
-from glas_bench.weights import Images, NotFinite
+from glas_bench.ops import products
+from glas_bench.yardstick import refit, stacked_fit
+from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.yardstick.weights import Images, NotFinite
 
 SEEDS = (0, 1, 2)
 SHORT = refit.Budget(share=6.0, learning_rate=5e-3)
@@ -126,7 +128,7 @@ def test_a_gpu_is_given_what_the_registry_finds():
         noise = torch.randn(2, recogniser.steps, 1, x.shape[1], recogniser.noise_size)
         terms = run(stack.tensors, x, None, noise)
         with torch.no_grad():
-            from glas_bench import rollout
+            from glas_bench.core import rollout
 
             plain = rollout.rollout(recogniser, x[0], x[0], None, noise[0])
         torch.testing.assert_close(terms.recon[0], plain.recon, msg=lambda m, n=name: f"{n}: {m}")

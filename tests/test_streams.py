@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from glas_bench import streams
+from glas_bench.core import streams
 
 
 def words(key, counter, block=0):

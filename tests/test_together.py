@@ -5,8 +5,10 @@ import torch
 from test_stacked import OneExplodes
 from test_train import TINY, local, tiny_splits, training
 
-from glas_bench import config, evaluate, memory, pictures, registry, signals, together, worker
+from glas_bench import config, evaluate, registry, signals
+from glas_bench.core import memory
 from glas_bench.record import RunFolder
+from glas_bench.runs import pictures, together, worker
 
 EPOCHS = 3
 

@@ -8,7 +8,8 @@ import pytest
 import reference
 import torch
 
-from glas_bench import config, data, registry, streams, train
+from glas_bench import config, data, registry
+from glas_bench.core import streams, train
 from glas_bench.data import Split, Splits
 from glas_bench.errors import UsageError
 from glas_bench.model import Glas, Phase

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from test_train import training
 from torch.nn import functional as F
 
-from glas_bench import config, registry, rollout, streams
+from glas_bench import config, registry
+from glas_bench.core import rollout, streams
 from glas_bench.errors import UsageError
 from glas_bench.model import matches
 
@@ -638,6 +639,6 @@ def test_tandem_of_no_weight_costs_nothing_and_labels_cost_something():
 @pytest.mark.parametrize("name", ["fixed-supervised", "tandem-supervised"])
 def test_what_labels_teach_does_not_run_without_them(name):
     resolved = config.resolve(registry.find(name), dataset="mnist-static")
-    from glas_bench import train
+    from glas_bench.core import train
 
     assert "needs labels" in str(train.not_applicable(registry.find(name), resolved))

@@ -6,7 +6,6 @@ with the plan, one row a seed; `cells` puts seeds together and says which rows m
 the numbers of others; `sheet` is the tidy csv, from which `page` makes the markdown and `figures`
 what can be drawn from it; `looks` draws what takes curves and arrays; `index` lists all pages;
 `condition` is `--fail-if`; `making` is what the command does, from its arguments to its exit code.
-design.md has one file; rooms of one purpose each read better.
 
 A page is made from its csv and from nothing else, so that the csv is the whole of it. Nothing on it
 hangs on the clock, the machine or the order of what was read: the same record gives the same bytes.

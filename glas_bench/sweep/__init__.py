@@ -5,7 +5,7 @@ is, `owner` who a worker is; `database` opens and locks, `trials` are trials as 
 `ledger` is what may happen to one, `search` draws values for axes, `store` is what a worker asks:
 they alone import optuna. `worker` runs one cell after another, `crew` several workers side by side,
 `states` says where every cell stands, `view` shows it, and `sweeping` is what `sweep` does from its
-arguments to its exit code. design.md has one file; rooms of one purpose each read better.
+arguments to its exit code.
 
 Bare Optuna runs cells twice: on sqlite `enqueue_trial` and `ask` race, first use crashes on table
 creation, and `study.optimize` with a heartbeat loses a live trial when the database restarts. So

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import cells, data, outcome
+from glas_bench import data
+from glas_bench.runs import cells, outcome
 from glas_bench.study import PlannedCell, Study, plain
 
 if TYPE_CHECKING:
-    from glas_bench.cells import Cell
     from glas_bench.config import RunConfig
     from glas_bench.data import Splits
+    from glas_bench.runs.cells import Cell
 
 Document = dict[str, Any]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glas_bench.outcome import aligned
 from glas_bench.progress import number
+from glas_bench.runs.outcome import aligned
 from glas_bench.sweep.plan import Document, Item
 from glas_bench.sweep.trials import Row, belongs
 

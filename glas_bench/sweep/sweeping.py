@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glas_bench import cells, environment, outcome, signals, study, worker
-from glas_bench.cells import Cell
+from glas_bench import environment, signals, study
 from glas_bench.config import told_seeds
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
-from glas_bench.running import PATIENCE, PATIENCE_WHEN_STOPPED
+from glas_bench.runs import cells, outcome, worker
+from glas_bench.runs.cells import Cell
+from glas_bench.runs.running import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.study import Study
 from glas_bench.sweep import addresses, crew, states
 from glas_bench.sweep.database import StorageDown

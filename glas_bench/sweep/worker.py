@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glas_bench import cells, environment, outcome, signals
-from glas_bench.cells import Cell
+from glas_bench import environment, signals
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
+from glas_bench.runs import cells, outcome
+from glas_bench.runs.cells import Cell
 from glas_bench.sweep.database import PATIENCE
 from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.store import Store
@@ -164,7 +165,7 @@ def _sittings(seeds: Sequence[int], device: str, cell: Cell) -> list[list[int]]:
 
 def finished(cell: Cell, seeds: Sequence[int]) -> Result | None:
     """Return the result of a cell that its run folder has already, or None."""
-    from glas_bench import worker
+    from glas_bench.runs import worker
 
     by_seed = {}
     for seed in seeds:

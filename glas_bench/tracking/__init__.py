@@ -2,6 +2,5 @@
 
 `entries` says what of a run folder is told, `store` is the only module that imports mlflow, `sync`
 brings folders up to date there, `mirror` does so from a process beside the training, `addresses`
-knows where the store is. design.md has one file `tracking.py`; five rooms of one purpose each read
-better than one of 1,200 lines.
+knows where the store is.
 """

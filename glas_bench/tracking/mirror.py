@@ -1,11 +1,11 @@
 """A mirror that cannot hurt: MLflow is kept up to date by a process beside the training.
 
-design.md says a thread. A process it is, because what MLflow can do to a training is then nothing
-at all: its import of seconds, the interpreter's lock, a crash, its words on stdout, a socket that
-never answers and cannot be interrupted stay over there, at low priority. The process gets its
-orders on stdin, so no address or password is in its arguments, syncs the folders every half
-minute, once more on `finish`, and ends when stdin closes: it cannot outlive its parent, however
-that dies. What it has to say goes to `<results>/mlflow.log`, without passwords.
+A process and not a thread, because what MLflow can do to a training is then nothing at all: its
+import of seconds, the interpreter's lock, a crash, its words on stdout, a socket that never answers
+and cannot be interrupted stay over there, at low priority. The process gets its orders on stdin, so
+no address or password is in its arguments, syncs the folders every half minute, once more on
+`finish`, and ends when stdin closes: it cannot outlive its parent, however that dies. What it has
+to say goes to `<results>/mlflow.log`, without passwords.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glas_bench import products, programs, rollout, streams
-from glas_bench.adam import Adam
 from glas_bench.config import RunConfig
+from glas_bench.core import rollout, streams
+from glas_bench.core.train import CLIP_NORM, clip_gradients, clip_groups
 from glas_bench.data import Splits, binarise
 from glas_bench.model import (
     Context,
@@ -40,9 +40,10 @@ from glas_bench.model import (
     RecurrentSettings,
     State,
 )
-from glas_bench.train import CLIP_NORM, clip_gradients, clip_groups
-from glas_bench.unfinished import Unfinished
-from glas_bench.weights import Images, NotFinite, Tick, Weigher, step_of
+from glas_bench.ops import products, programs
+from glas_bench.ops.adam import Adam
+from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.yardstick.weights import Images, NotFinite, Tick, Weigher, step_of
 
 CHUNK = 125
 """Images that are refined together; they do not influence one another but by rounding."""

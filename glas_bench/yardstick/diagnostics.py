@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench import rollout, streams
 from glas_bench.config import RunConfig
+from glas_bench.core import rollout, streams
+from glas_bench.core.train import VALIDATION_IMAGES, chosen, scoring
 from glas_bench.data import Splits
 from glas_bench.divergences import kl_normal
 from glas_bench.model import (
@@ -37,7 +38,6 @@ from glas_bench.model import (
     Terms,
     Uniform,
 )
-from glas_bench.train import VALIDATION_IMAGES, chosen, scoring
 
 IMAGES = 1000
 DRAWS = 4

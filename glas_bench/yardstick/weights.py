@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench import products, programs, rollout, streams
+from glas_bench.core import rollout, streams
 from glas_bench.errors import GlasBenchError
 from glas_bench.model import Glas
-from glas_bench.unfinished import PerImage, Unfinished, joined
+from glas_bench.ops import products, programs
+from glas_bench.yardstick.unfinished import PerImage, Unfinished, joined
 
 ROWS = 1024
 """Rows (images x draws) that are scored at once on a CPU."""

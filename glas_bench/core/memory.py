@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glas_bench import programs, streams
-from glas_bench.stack import Rollout, Stack
-from glas_bench.train import Training
+from glas_bench.core import streams
+from glas_bench.core.stack import Rollout, Stack
+from glas_bench.core.train import Training
+from glas_bench.ops import programs
 
 SHARE = 0.85
 """Of the memory that is free, what may be planned with."""

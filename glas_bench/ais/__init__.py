@@ -9,6 +9,8 @@ images have, lies above it, and the gap bounds the error of both (Grosse, Ghahra
 "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
 
 How a walk is made, and where that departs from Wu et al., is told in `annealing` and `hmc`.
+`decoder` makes a trained model such a log likelihood, `referee` estimates finished runs, `verdict`
+accepts an estimate or says what to raise.
 
 C chains, B images, D latents. All values are in nats.
 """
@@ -25,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glas_bench.annealing import AISResult, Annealing, Course, Pilot, Walk, joined, schedule
-from glas_bench.hmc import LogLikelihood, Walkers
+from glas_bench.ais.annealing import AISResult, Annealing, Course, Pilot, Walk, joined, schedule
+from glas_bench.ais.hmc import LogLikelihood, Walkers
 
 __all__ = [
     "AISResult",

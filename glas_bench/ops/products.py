@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glas_bench import elementwise, gemm
+from glas_bench.ops import elementwise, gemm
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from glas_bench import streams
+from glas_bench.core import streams
 
 LogLikelihood = Callable[[Tensor], Tensor]  # z [C, B, D] -> log p(x|z) [C, B], differentiable
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from glas_bench import programs, streams
-from glas_bench.refit import Fit
-from glas_bench.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
-from glas_bench.unfinished import Unfinished
-from glas_bench.weights import NotFinite, Tick
+from glas_bench.core import streams
+from glas_bench.core.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
+from glas_bench.ops import programs
+from glas_bench.yardstick.refit import Fit
+from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.yardstick.weights import NotFinite, Tick
 
 
 class StackedFit:

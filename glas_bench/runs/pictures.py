@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench import rollout, streams
 from glas_bench.config import RunConfig
+from glas_bench.core import rollout, streams
+from glas_bench.core.train import chosen, scoring
 from glas_bench.data import Splits
 from glas_bench.model import Generation, Glas, State, Step
 from glas_bench.record import write_atomically
-from glas_bench.train import chosen, scoring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """One seed from its first step to its scores, in this process; and as a process of its own.
 
 Here are the clock, the checkpoints and the run folder that the training core knows nothing of.
-As a process (`python -m glas_bench.worker`) it reads a job, one JSON line on stdin, tells its
+As a process (`python -m glas_bench.runs.worker`) it reads a job, one JSON line on stdin, tells its
 progress in JSON lines on stdout, and ends when stdin closes: it cannot outlive its parent. Both
 halves are here because the second is no more than the first behind two pipes.
 """
@@ -27,11 +27,11 @@ from glas_bench.config import RunConfig, config_key, protocol_key
 from glas_bench.errors import GlasBenchError, RunError, UsageError
 
 if TYPE_CHECKING:
+    from glas_bench.core.train import Diverged, Training
     from glas_bench.data import Splits
     from glas_bench.evaluate import Scorer
     from glas_bench.record import SeedFolder
     from glas_bench.registry import Variant
-    from glas_bench.train import Diverged, Training
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -103,7 +103,7 @@ def sit_down(
     folder: SeedFolder, variant: Variant, config: RunConfig, splits: Splits, tell: Tell
 ) -> Sitting:
     """Return a seed as its folder left it, ready to go on; arguments as in `run_seed`."""
-    from glas_bench.train import Training
+    from glas_bench.core.train import Training
 
     folder.path.mkdir(parents=True, exist_ok=True)
     training = Training(variant, config, splits, folder.seed)
@@ -114,7 +114,7 @@ def sit_down(
 def conclude(sitting: Sitting) -> str:
     """Train what is left of a seed, score it, and return its status."""
     from glas_bench import evaluate
-    from glas_bench.train import Diverged
+    from glas_bench.core.train import Diverged
 
     try:
         sitting.train()
@@ -179,7 +179,7 @@ class Sitting:
         Raises:
             RunError: there is one, and the disk or the memory does not let it be read.
         """
-        from glas_bench.train import Training
+        from glas_bench.core.train import Training
 
         state = self.folder.load_checkpoint(self.training.device)
         if state is not None:
@@ -331,7 +331,7 @@ class Sitting:
 
     def draw(self) -> None:
         """Draw samples beside the scores, where matplotlib is there to draw with."""
-        from glas_bench import pictures
+        from glas_bench.runs import pictures
 
         training = self.training
         title = f"{self.folder.path.parent.name}, seed {training.seed}"

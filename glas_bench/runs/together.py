@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
-from glas_bench import evaluate, memory, signals, worker
+from glas_bench import evaluate, signals
 from glas_bench.config import RunConfig
+from glas_bench.core import memory
+from glas_bench.core.stacked import StackedTraining
 from glas_bench.data import Splits
 from glas_bench.record import SeedFolder
 from glas_bench.registry import Variant
-from glas_bench.stacked import StackedTraining
-from glas_bench.worker import Sitting, Stopped
+from glas_bench.runs import worker
+from glas_bench.runs.worker import Sitting, Stopped
 
 Tell = Callable[[int, dict[str, Any]], None]
 """Called with a seed and an event of `worker`."""

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from glas_bench import adam, programs, rollout, streams, train
-from glas_bench.adam import BETA_1, BETA_2, EPSILON
+from glas_bench.core import rollout, streams, train
 from glas_bench.model import LSTM, Context, Glas, Linear, State, Terms
+from glas_bench.ops import adam, programs
+from glas_bench.ops.adam import BETA_1, BETA_2, EPSILON
 
 
 class Stack:

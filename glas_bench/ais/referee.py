@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from glas_bench import ais, evaluate, signals
-from glas_bench.annealing import AISResult, Annealing, Course, Pilot, Walk, joined
+from glas_bench.ais.annealing import AISResult, Annealing, Course, Pilot, Walk, joined
+from glas_bench.ais.decoder import canvas, images_at_once, log_likelihood_for, simulates
+from glas_bench.ais.verdict import Verdict, paired, text
 from glas_bench.config import protocol_key
-from glas_bench.decoder import canvas, images_at_once, log_likelihood_for, simulates
+from glas_bench.core.train import scoring
 from glas_bench.errors import UsageError
 from glas_bench.progress import duration
 from glas_bench.record import write_atomically
-from glas_bench.train import scoring
-from glas_bench.trained import Trained
-from glas_bench.unfinished import PerImage
-from glas_bench.verdict import Verdict, paired, text
-from glas_bench.worker import TELL_EVERY, Stopped, Tell, checkpoint_seconds
+from glas_bench.runs.trained import Trained
+from glas_bench.runs.worker import TELL_EVERY, Stopped, Tell, checkpoint_seconds
+from glas_bench.yardstick.unfinished import PerImage
 
 __all__ = ["Referee", "check", "score", "text"]
 

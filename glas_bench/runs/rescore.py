@@ -9,8 +9,8 @@ from typing import Any
 from glas_bench import evaluate, progress, signals
 from glas_bench.errors import unknown
 from glas_bench.record import RunFolder
-from glas_bench.trained import Trained, load_trained
-from glas_bench.worker import Stopped, prepare_torch
+from glas_bench.runs.trained import Trained, load_trained
+from glas_bench.runs.worker import Stopped, prepare_torch
 
 ESTIMATORS = (*evaluate.ESTIMATORS, "ais")
 
@@ -65,7 +65,7 @@ def refereed(
         RunError: another process works in the folder, or it cannot be loaded.
         Stopped: the process was asked to stop; the same call goes on from there.
     """
-    from glas_bench import referee
+    from glas_bench.ais import referee
 
     with RunFolder.at(path).locked(), progress.make_display() as display:
         found = []
@@ -113,8 +113,8 @@ def _one(
 
 def text(rows: list[dict[str, Any]]) -> str:
     """Return the scores as tables, nats per image: every estimator with the sweep over K."""
-    from glas_bench.outcome import aligned
     from glas_bench.progress import number
+    from glas_bench.runs.outcome import aligned
 
     sizes = list(rows[0]["iw_sweep"])
     head = ["seed", "q", "images", "elbo", *(f"iw, K={size}" for size in sizes), "v", "ESS"]

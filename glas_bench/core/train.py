@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glas_bench import products, rollout, streams
-from glas_bench.adam import Adam
 from glas_bench.config import RunConfig, check_settings
+from glas_bench.core import rollout, streams
 from glas_bench.data import Split, Splits, binarise, random_subset
 from glas_bench.errors import UsageError
 from glas_bench.model import Glas, Phase, Terms, matches
+from glas_bench.ops import products
+from glas_bench.ops.adam import Adam
 from glas_bench.registry import Variant
 
 CLIP_NORM = 5.0

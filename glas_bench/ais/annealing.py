@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glas_bench.hmc import LogLikelihood, Noise, Walkers
+from glas_bench.ais.hmc import LogLikelihood, Noise, Walkers
 
 LEAST_STEP, FIRST_STEP, MOST_STEP = 1e-4, 0.1, 0.5
 WARM_UP = 24  # adapting moves at the prior, before the pilot's walk

@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from glas_bench import programs, streams, train
-from glas_bench.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
-from glas_bench.train import PARTS, Diverged, Training
+from glas_bench.core import streams, train
+from glas_bench.core.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
+from glas_bench.core.train import PARTS, Diverged, Training
+from glas_bench.ops import programs
 
 REASONS = ("", "the objective is not finite", "a gradient is not finite")
 

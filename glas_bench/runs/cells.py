@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from glas_bench import environment, signals, worker
+from glas_bench import environment, signals
 from glas_bench.config import RunConfig, config_key
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import RunFolder
+from glas_bench.runs import worker
 
 if TYPE_CHECKING:
     from glas_bench.data import Splits
@@ -184,7 +185,7 @@ def _run_stacked(
     jobs: Sequence[tuple[Cell, int]], splits: Splits, watch: Watch
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Run every cell's seeds in this process, as one stack."""
-    from glas_bench.together import run_together
+    from glas_bench.runs.together import run_together
 
     seeds: dict[str, list[int]] = {}
     for cell, seed in jobs:
@@ -263,7 +264,7 @@ class _SideBySide:
             data_file=str(self.data_file.resolve()) if self.data_file else None,
         )
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        command, surroundings = environment.child("glas_bench.worker")
+        command, surroundings = environment.child("glas_bench.runs.worker")
         process = subprocess.Popen(
             command,
             env=surroundings,

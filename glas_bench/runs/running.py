@@ -7,22 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import (
-    cells,
-    config,
-    data,
-    environment,
-    outcome,
-    progress,
-    registry,
-    signals,
-    train,
-    worker,
-)
-from glas_bench.cells import Cell
+from glas_bench import config, data, environment, progress, registry, signals
 from glas_bench.config import RunConfig
+from glas_bench.core import train
 from glas_bench.errors import UsageError
 from glas_bench.registry import Variant
+from glas_bench.runs import cells, outcome, worker
+from glas_bench.runs.cells import Cell
 from glas_bench.tracking.mirror import Mirror
 
 if TYPE_CHECKING:

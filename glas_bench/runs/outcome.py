@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from glas_bench import config, evaluate
-from glas_bench.cells import Cell
 from glas_bench.progress import number
 from glas_bench.record import load_run
-from glas_bench.refit import STILL_GAINING
+from glas_bench.runs.cells import Cell
+from glas_bench.yardstick.refit import STILL_GAINING
 
 NUMBERS = (
     "objective",

@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from glas_bench import hmc, programs, rollout
-from glas_bench.annealing import Annealing
-from glas_bench.hmc import LogLikelihood
+from glas_bench.ais import hmc
+from glas_bench.ais.annealing import Annealing
+from glas_bench.ais.hmc import LogLikelihood
+from glas_bench.core import rollout
 from glas_bench.model import Glas
+from glas_bench.ops import programs
 
 ROWS = {"cpu": 640, "cuda": 8192}
 """Rows (chains x images) that are walked at once at most; on a CPU more rows are no faster."""

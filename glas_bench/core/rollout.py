@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glas_bench import streams
+from glas_bench.core import streams
 from glas_bench.model import BaseSettings, Context, Generation, Glas, State, Step, Terms
 
 Trace = Callable[[int, State, Step], None]

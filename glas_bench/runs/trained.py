@@ -7,13 +7,13 @@ from pathlib import Path
 
 from glas_bench import data, registry
 from glas_bench.config import config_key
+from glas_bench.core.train import Training
 from glas_bench.data import Splits
 from glas_bench.errors import RunError, UsageError
 from glas_bench.model import Glas
-from glas_bench.pictures import Subject
 from glas_bench.record import RunRecord, load_run
 from glas_bench.registry import Variant
-from glas_bench.train import Training
+from glas_bench.runs.pictures import Subject
 
 
 @dataclass(frozen=True)
