@@ -115,13 +115,15 @@ def run(
     from glas_bench.runs import running
 
     overrides = config.parse_overrides(pairs)
-    for key, value in (("precision", precision), ("threads", threads)):
+    said = {"precision": precision, "threads": threads, "dataset": dataset}
+    for key, value in said.items():
         if value is not None:
+            if key in overrides:
+                raise click.UsageError(f"--{key} and --set {key} say the same; give one of them")
             overrides[key] = value
     request = running.Request(
         variant=variant,
         baseline=baseline,
-        dataset=dataset,
         data_file=data_file,
         preset=preset,
         seeds=config.parse_seeds(seeds),

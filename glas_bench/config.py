@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -69,6 +69,31 @@ DEFAULT_PRESET = "quick"
 NO_VERDICTS = frozenset({"smoke", "quick"})
 """Presets whose pages are a look at the harness and never give verdicts."""
 
+
+# What papers and other code call a setting.
+_ALSO_CALLED = {
+    "lr": "learning_rate",
+    "batch_size": "batch",
+    "b": "batch",
+    "t": "steps",
+    "h": "hidden",
+    "hidden_size": "hidden",
+    "hidden_dim": "hidden",
+    "l": "latent_size",
+    "r": "filter_size",
+    "read_size": "filter_size",
+    "z": "sample_size",
+    "z_dim": "sample_size",
+    "latent_dim": "sample_size",
+    "k": "samples",
+    "iw_samples": "samples",
+    "num_samples": "samples",
+    "beta": "charge_weight",
+    "kl_weight": "charge_weight",
+    "dtype": "precision",
+}
+# What is said beside the settings: by an option, in a study file by a key of its own.
+_BESIDE = {"seed": "seeds", "seeds": "seeds", "preset": "preset", "baseline": "baseline"}
 
 SCORING = frozenset({"samples", "images"})
 """Keys of a config that say how a trained model is scored, and nothing of its training."""
@@ -185,6 +210,20 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
+def meant(key: str, allowed: Collection[str]) -> str:
+    """Return `` Did you mean 'x'?`` for a setting that there is not, or where it is said instead.
+
+    Knows what papers call a setting, then looks for the nearest name; nothing where none is near.
+    """
+    if key.lower() in _BESIDE:
+        word = _BESIDE[key.lower()]
+        return f" It is said with --{word}, or under {word}: in a study file."
+    usual = _ALSO_CALLED.get(key.lower())
+    if usual in allowed:
+        return f" Did you mean {usual!r}?"
+    return nearest(key, allowed)
+
+
 def told_seeds(seeds: Sequence[int]) -> str:
     """Return seeds as they are given to a command: 0-4, or 0,2,4."""
     if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
@@ -261,7 +300,7 @@ def _refuse_unknown(variant: Variant, given: Mapping[str, Any], own: set[str]) -
             raise UsageError(f"{key}: a number or a name is wanted, got {str(value).lower()}")
         if key not in own | run_keys:
             raise UsageError(
-                f"{variant.name} has no setting {key!r}.{nearest(key, own | run_keys)} "
+                f"{variant.name} has no setting {key!r}.{meant(key, own | run_keys)} "
                 f"Its own: {', '.join(sorted(own))}. Every run's: {', '.join(sorted(run_keys))}."
             )
 

@@ -355,7 +355,8 @@ class _Planner:
         raise self.source.error(
             loc,
             f"{entry.variant.name} has no setting {key!r}."
-            f"{nearest(key, _own(entry.variant))} If it is to run without, list it under skip: "
+            f"{config.meant(key, _own(entry.variant))} "
+            "If it is to run without, list it under skip: "
             f"{{variant: {entry.variant.name}, axis: {key}, reason: ...}}",
         )
 
@@ -574,6 +575,6 @@ def _own(variant: Variant) -> set[str]:
 def _no_setting(variant: Variant, key: str) -> str:
     own = _own(variant)
     return (
-        f"{variant.name} has no setting {key!r}.{nearest(key, own)} It has: "
+        f"{variant.name} has no setting {key!r}.{config.meant(key, own)} It has: "
         f"{', '.join(sorted(own))}."
     )

@@ -66,6 +66,16 @@ def test_vae_keeps_its_sizes_under_any_preset(preset: str) -> None:
     assert "vae has no setting 'steps'" in refusal(VAE, preset=preset, overrides={"steps": 2})
 
 
+def test_what_papers_call_a_setting_is_known() -> None:
+    known = set(RunConfig.model_fields) | set(CAUCHY.cls.Settings.model_fields)
+    assert set(config._ALSO_CALLED.values()) <= known
+    assert known.isdisjoint(config._ALSO_CALLED)
+    assert "'batch'" in refusal(CAUCHY, overrides={"batch_size": 8})
+    assert "'charge_weight'" in refusal(CAUCHY, overrides={"beta": 2})
+    assert "'latent_size'" in refusal(CAUCHY, overrides={"L": 9})
+    assert "Did you mean" not in refusal(VAE, overrides={"T": 9})  # it has no steps
+
+
 def test_presets_are_those_of_the_design() -> None:
     table = {
         name: [values[key] for key in ("dataset", "steps", "hidden", "epochs", "samples")]

@@ -40,7 +40,7 @@ def read(text: str) -> Condition:
     Raises:
         UsageError: it has not that form, or names a metric that there is not.
     """
-    match = re.fullmatch(rf"\s*([^<>]*\))\s*([<>])\s*({_NUMBER})\s*", text)
+    match = re.fullmatch(rf"\s*([^<>()]*\([^<>()]*\))\s*([<>])\s*({_NUMBER})\s*", text)
     if match is None:
         raise UsageError(
             f"--fail-if {text!r} cannot be read; write {FORM}, e.g. 'elbo(cauchy) > 90'. "

@@ -32,11 +32,10 @@ class Request:
 
     variant: str
     baseline: str | None
-    dataset: str | None
     data_file: Path | None
     preset: str | None
     seeds: list[int]
-    overrides: dict[str, Any]
+    overrides: dict[str, Any]  # of `--set`, and of the options that say a setting
     device: str
     fresh: bool
     mirror: bool
@@ -119,9 +118,7 @@ def _resolve(variant: Variant, first: Variant, request: Request, device: str) ->
     if variant is not first:
         own = set(variant.cls.Settings.model_fields) | set(RunConfig.model_fields)
         overrides = {key: value for key, value in overrides.items() if key in own}
-    return config.resolve(
-        variant, preset=request.preset, dataset=request.dataset, overrides=overrides
-    )
+    return config.resolve(variant, preset=request.preset, overrides=overrides)
 
 
 def _run_watched(
