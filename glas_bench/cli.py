@@ -329,7 +329,8 @@ def check(variant: str, results: Path) -> None:
     "fail_if",
     multiple=True,
     metavar="EXPR",
-    help="Exit with 4 where it holds, e.g. 'elbo(cauchy) > 90'; repeatable.",
+    help="Exit with 4 where it holds, e.g. 'elbo(cauchy) > 90', or 'nll_low(mine) > 0': the 95 % "
+    "interval of the difference from its baseline lies above 0; repeatable.",
 )
 @common
 def report(

@@ -750,6 +750,9 @@ def test_fail_if() -> None:
             row("cauchy", cell="b", elbo=89.0, settings='{"grid": "centred"}', params_rate="1.0"),
             row("u", elbo=None, elbo_status="infinite"),
             row("w", status="failed", elbo=None),
+            row("better", nll_difference="-3", nll_low="-4", nll_high="-2", params_rate="1.0"),
+            row("open", nll_difference="-1", nll_low="-4", nll_high="2"),
+            row("lonely", nll_apart="they have no seed in common"),
         ]
     )
     for text, count in [
@@ -761,6 +764,10 @@ def test_fail_if() -> None:
         ("elbo(u) > 1e6", 1),
         ("elbo(u) < 1e6", 0),
         ("elbo(w) > 90", 1),
+        ("nll_low(better) > 0", 0),
+        ("nll_high( better, rate=1 ) > 0", 0),
+        ("nll_difference(better) < -2", 1),
+        ("nll_high(open) > 0", 1),
     ]:
         assert len(condition.tripped(condition.read(text), found)) == count, text
     for wrong, told in [
@@ -768,9 +775,16 @@ def test_fail_if() -> None:
         ("elbo(cauchy) > many", "write METRIC"),
         ("loss(cauchy) > 90", "unknown metric 'loss'"),
         ("objective(cauchy) > 90", "objectives are not comparable"),
+        ("objective_low(cauchy) > 90", "objectives are not comparable"),
+        ("nll(a) - nll(b) > 0", "write METRIC"),
+        ("nll(a) > nll(b)", "nll_difference, nll_low, nll_high"),
+        ("failed_share_low(cauchy) > 0", "have no interval"),
     ]:
         with pytest.raises(UsageError, match=re.escape(told)):
             condition.read(wrong)
+    for name, why in [("lonely", "no seed in common"), ("cauchy, rate=1", "with no baseline")]:
+        (told,) = condition.tripped(condition.read(f"nll_low({name}) > 0"), found)
+        assert why in told
     with pytest.raises(UsageError, match="Did you mean 'cauchy'"):
         condition.tripped(condition.read("elbo(couchy) > 1"), found)
     with pytest.raises(UsageError, match="no cell of cauchy has grid=other"):

@@ -1,6 +1,9 @@
 """`--fail-if`: a number that a page must not have, in the grammar of claims.
 
-`elbo(cauchy) > 90`, `nll(gaussian, grid=centred) > 95`, `failed_share(fixed-random) > 0.2`.
+`elbo(cauchy) > 90`, `nll(gaussian, grid=centred) > 95`, `failed_share(fixed-random) > 0.2`; and of
+the difference from a cell's baseline, paired as on its page, or of an end of its 95 % interval:
+`nll_low(mine) > 0` where mine is shown to be worse, `nll_high(mine) > 0` where it is not shown to
+be better.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from glas_bench.report.cells import Cell
 from glas_bench.study import plain
 
 FORM = "METRIC(VARIANT, setting=value, ...) > NUMBER, or the same with <"
+DIFFERENCES = ("difference", "low", "high")
+"""What there is of the difference from the baseline: `nll_difference`, `nll_low`, `nll_high`."""
+
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
@@ -44,14 +50,26 @@ def read(text: str) -> Condition:
     if match is None:
         raise UsageError(
             f"--fail-if {text!r} cannot be read; write {FORM}, e.g. 'elbo(cauchy) > 90'. "
-            f"Metrics: {', '.join(sorted(METRICS))}."
+            f"Metrics: {', '.join(sorted(METRICS))}; of the difference from the baseline: "
+            f"{', '.join(f'nll_{part}' for part in DIFFERENCES)}, and so for each metric."
         )
     side, sign, limit = match.groups()
+    side, part = _split(side)
     try:
         parsed = parse(f"{side} {sign} {side}")
     except UsageError as error:
         raise UsageError(f"--fail-if {text!r}: {error}") from error
-    return Condition(text, parsed.metric, parsed.left, sign == ">", float(limit))
+    metric = f"{parsed.metric}_{part}" if part else parsed.metric
+    if part and parsed.metric in SHARES:
+        raise UsageError(f"--fail-if {text!r}: shares of seeds have no interval; name a metric")
+    return Condition(text, metric, parsed.left, sign == ">", float(limit))
+
+
+def _split(side: str) -> tuple[str, str]:
+    """Return a side without what it says of a difference, and that."""
+    name, bracket, rest = side.partition("(")
+    metric, _, part = name.strip().rpartition("_")
+    return (f"{metric}{bracket}{rest}", part) if part in DIFFERENCES else (side, "")
 
 
 def tripped(condition: Condition, found: Sequence[Cell]) -> list[str]:
@@ -81,7 +99,8 @@ def tripped(condition: Condition, found: Sequence[Cell]) -> list[str]:
     for cell in meant:
         value = _value(cell, condition.metric)
         if value is None:
-            lines.append(f"{condition.text}: {condition.metric} of {cell.label} has no number")
+            why = _why_none(cell, condition.metric)
+            lines.append(f"{condition.text}: {condition.metric} of {cell.label} has no number{why}")
         elif condition.holds(value):
             shown = "infinite" if math.isinf(value) else f"{value:.4g}"
             lines.append(f"{condition.text}: {condition.metric} of {cell.label} is {shown}")
@@ -102,6 +121,15 @@ def _same(told: str, value: object) -> bool:
         return float(told) == float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return False
+
+
+def _why_none(cell: Cell, metric: str) -> str:
+    """Say why there is no difference, where one was asked for."""
+    name, _, part = metric.rpartition("_")
+    if part not in DIFFERENCES:
+        return ""
+    told = cell.first.get(f"{name}_apart") or "it is compared with no baseline by this metric"
+    return f": {told}"
 
 
 def _value(cell: Cell, metric: str) -> float | None:
