@@ -1,5 +1,5 @@
 # make run   install, then train and score `hellinger` beside the `cauchy` control
-# make test  install, then run the tests, a file of them a core
+# make test  install, then run the tests, one file of them to a core at a time
 # make lint  install, then ruff and mypy
 #
 # Nothing else to know: each creates .venv when it is not there.

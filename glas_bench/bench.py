@@ -346,7 +346,7 @@ class Ceilings:
 
     Products have the shapes of the model's: of a step's inputs with a kernel, of its gradient with
     the kernel, and of the inputs of eight steps with their gradients. Each is made by whoever is
-    the fastest at it, on a CPU of the three that `gemm` knows, a kernel's layout not counted.
+    the fastest at it, on a CPU of the three that `ops.gemm` knows, a kernel's layout not counted.
     """
 
     def __init__(self, resolved: RunConfig, device: str) -> None:

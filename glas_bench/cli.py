@@ -72,20 +72,27 @@ def cli() -> None:
 # --------------------------------------------------------------------------- run
 
 
-@cli.command()
+@cli.command(short_help="Train and score one variant, and a baseline beside it.")
 @click.option("--variant", required=True, help="A variant's name, or the path of its file.")
 @click.option("--baseline", help="A variant to run beside it and subtract.")
 @click.option("--dataset", help="mnist-5k, mnist-static or omniglot; the preset's unless said.")
 @click.option(
     "--data-file",
     type=click.Path(path_type=Path),
-    help="A file of the data set's own layout to use in its stead.",
+    help="For omniglot alone: a .mat of chardata.mat's layout, or a packed .npz, in its stead.",
 )
 @click.option("--preset", help="smoke, quick (default), laptop, short or paper.")
 @click.option("--seeds", default="0", show_default=True, help="0, 0-2 or 0,3,5-7.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override; repeatable.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting: epochs, batch, learning_rate, samples (K), images, ..., or one of the "
+    "variant's own (glas-bench variants NAME); repeatable.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", help="fp32, tf32 (a GPU's default) or bf16, of matrix products.")
+@click.option("--precision", help="fp32 (a CPU's), tf32 (a GPU's) or bf16, of products.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads a seed; 1 unless said.")
 @click.option("--fresh", is_flag=True, help="Start these seeds over, removing what they had.")
 @click.option("--mirror/--no-mirror", default=True, help="Mirror to MLflow (default).")
@@ -177,7 +184,7 @@ def studied(function: F) -> F:
     return function
 
 
-@cli.command()
+@cli.command(short_help="Run what is missing of a study.")
 @studied
 @click.option(
     "--workers",
@@ -239,7 +246,7 @@ def sweep(
     sys.exit(answer.exit_code)
 
 
-@cli.command()
+@cli.command(short_help="Say where every cell of a study stands.")
 @studied
 @common
 def status(
@@ -276,7 +283,7 @@ def status(
 # --------------------------------------------------------------------------- variants, check
 
 
-@cli.command()
+@cli.command(short_help="List the variants, or explain one.")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @common
@@ -293,7 +300,7 @@ def variants(name: str | None, as_json: bool, results: Path) -> None:
     click.echo(json.dumps(facts) if as_json else explain.page(facts))
 
 
-@cli.command()
+@cli.command(short_help="Test a variant against the contract.")
 @click.argument("variant")
 @common
 def check(variant: str, results: Path) -> None:
@@ -317,7 +324,7 @@ def check(variant: str, results: Path) -> None:
 # --------------------------------------------------------------------------- report, sync
 
 
-@cli.command()
+@cli.command(short_help="Write pages: tables, verdicts, figures.")
 @click.argument("references", nargs=-1, metavar="[STUDY ... | FILE.csv]")
 @click.option(
     "--out",
@@ -358,7 +365,7 @@ def report(
     sys.exit(answer.exit_code)
 
 
-@cli.command()
+@cli.command(short_help="Mirror run folders to MLflow.")
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @common
 def sync(folders: tuple[Path, ...], results: Path) -> None:
@@ -387,20 +394,25 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
 # --------------------------------------------------------------------------- finished runs
 
 
-@cli.command()
+@cli.command(short_help="Score a finished run again, or by AIS.")
 @click.argument("run")
 @click.option(
     "--estimator",
     "estimators",
     default="iw,refit",
     show_default=True,
-    help="Of iw, refit and ais.",
+    help="A list of iw, refit and ais.",
 )
-@click.option("-K", "samples", type=click.IntRange(min=1), help="Weights an image.")
+@click.option(
+    "-K",
+    "samples",
+    type=click.IntRange(min=1),
+    help="Importance weights an image; the run's own unless said.",
+)
 @click.option(
     "--images",
     type=click.IntRange(min=1),
-    help="Of a seeded random draw; all unless said, 100 for ais.",
+    help="How many test images, a seeded random draw; the run's own unless said, 100 for ais.",
 )
 @click.option(
     "--temperatures",
@@ -410,7 +422,11 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
     help="N of ais, which walks at N and 2N.",
 )
 @click.option(
-    "--chains", type=click.IntRange(min=2), default=16, show_default=True, help="Of ais, an image."
+    "--chains",
+    type=click.IntRange(min=2),
+    default=16,
+    show_default=True,
+    help="Chains of ais for each image.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="One seed; all finished ones unless said.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -454,7 +470,7 @@ def evaluate(
     click.echo(json.dumps({"seeds": rows}) if as_json else "\n\n".join(texts))
 
 
-@cli.command()
+@cli.command(short_help="Draw a finished run.")
 @click.argument("run")
 @click.option("--seed", type=click.IntRange(min=0), help="One seed; all finished ones unless said.")
 @click.option(
@@ -529,7 +545,7 @@ def pack(name: str, folder: Path, data_file: Path | None, results: Path) -> None
     click.echo(str(data.pack(name, folder, data_file)))
 
 
-@cli.command()
+@cli.command(short_help="Say what this machine has and lacks.")
 @common
 def doctor(results: Path) -> None:
     """Say what this machine has, what is missing, and what mends it."""
@@ -543,7 +559,7 @@ def doctor(results: Path) -> None:
             click.echo(f"{' ' * width}  -> {line.mend}")
 
 
-@cli.command()
+@cli.command(short_help="Measure the speed of training.")
 @click.option("--variant", default="cauchy", show_default=True, help="A name, or a file.")
 @click.option("--steps", default="8,64", show_default=True, help="T, a list.")
 @click.option("--hidden", type=click.IntRange(1), default=256, show_default=True, help="H.")
@@ -552,7 +568,11 @@ def doctor(results: Path) -> None:
 @click.option("--precision", help="A list of fp32, tf32 and bf16; as in training unless said.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--no-reference", is_flag=True, help="Leave the eager loops out.")
-@click.option("--growth", type=click.Path(file_okay=False, path_type=Path), help="Table and figure")
+@click.option(
+    "--growth",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Measure cost against T, S, H and K instead; growth.csv and growth.png go there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @common
 def bench(

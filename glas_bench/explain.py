@@ -9,8 +9,11 @@ from pydantic.fields import FieldInfo
 
 from glas_bench.registry import Variant
 
-ESTIMATOR = "single-sample -ELBO; split unverified"
-"""What the original's published numbers are (its `eval.py` averages the training loss)."""
+ESTIMATOR = "as its file says; split unverified"
+"""What is said of a published number: what it measures is in the variant's docstring."""
+
+
+SETTINGS = "settings and their defaults (a preset sets steps and hidden unless the file does):"
 
 
 def facts(variant: Variant) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def listing(found: Sequence[dict[str, Any]]) -> str:
 def page(one: dict[str, Any]) -> str:
     """Return all that is known of one variant."""
     words = {True: "yes", False: "no", None: "not shown"}
-    lines = [f"{one['name']}  ({one['file']})", "", one["docstring"], "", "settings:"]
+    lines = [f"{one['name']}  ({one['file']})", "", one["docstring"], "", SETTINGS]
     for name, setting in one["settings"].items():
         lines.append(f"  {name} = {setting['default']}  ({setting['allowed']})")
         lines.append(f"      {setting['about']}")
@@ -91,7 +94,7 @@ def page(one: dict[str, Any]) -> str:
         f"q has a density: {words[one['has_density']]}",
         f"needs labels: {words[one['needs_labels']]}",
         f"generative parameters: {', '.join(one['generative'])}; the rest is recognition",
-        f"the write-up: {one['write_up'] or 'says nothing of it'}",
+        f"what the write-up says happened: {one['write_up'] or 'nothing'}",
     ]
     lines += [
         f"published on {p['dataset']}: {p['nats']} nats ({p['estimator']})"

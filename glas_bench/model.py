@@ -353,6 +353,7 @@ class Glas(nn.Module):
     - `generative`: prefixes of the names of the parameters that p(x|z) uses; the rest is
       recognition;
     - `statistics_of`: names of running statistics, see `statistics`;
+    - `latent_trained`: False keeps the latent matrix as it was drawn, a buffer;
     - `write_up`: what the write-up says happened; `published`: its numbers by data set.
 
     Args:

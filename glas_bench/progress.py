@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 class Display(Protocol):
-    """What the commands tell events of `worker` to."""
+    """What the commands tell events of `runs.worker` to."""
 
     def __enter__(self) -> Display: ...
 

@@ -161,9 +161,17 @@ def paired_difference(
 ) -> PairedDifference:
     """Return a - b, paired by seed and image, with its interval and p-value.
 
-    A row is a seed; a single row may be given as [B]. With one seed it is the paired t over images
-    and says so. Seeds that diverged in either arm are left out of both by the caller, who counts
-    them in ``diverged``, and they stay in the label.
+    With one seed it is the paired t over images and says so.
+
+    Args:
+        a_SB: nats per image, a row a seed; a single row may be given as [B].
+        b_SB: the same of the other arm: the same seeds and images, in the same order.
+        diverged: seeds that diverged in either arm, which the caller has left out of both; they
+            stay in the label.
+
+    Raises:
+        ValueError: shapes that differ, a value that is not finite, fewer than two images, or a
+            negative ``diverged``.
     """
     a_SB, b_SB = _table("a", a_SB), _table("b", b_SB)
     if a_SB.shape != b_SB.shape:
@@ -194,7 +202,11 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values of one family of comparisons, adjusted by Holm (1979), in their order."""
+    """Return the p-values of one family of comparisons, adjusted by Holm (1979), in their order.
+
+    Raises:
+        ValueError: something that is no list of numbers in [0, 1].
+    """
     p_N = np.asarray(p_values, dtype=np.float64)
     if p_N.ndim != 1 or not bool(((p_N >= 0) & (p_N <= 1)).all()):
         raise ValueError(f"p-values are a list of numbers in [0, 1], got {p_values!r}")
@@ -209,6 +221,9 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     """Return the two-sided exact p of McNemar's test (1947).
 
     ``only_a`` seeds fail in a and not in b, ``only_b`` the other way round.
+
+    Raises:
+        ValueError: a negative count.
     """
     from scipy import stats
 
@@ -237,6 +252,9 @@ def resolvable(difference: PairedDifference, seeds: int | None = None) -> Resolu
     x = (t_{.975, df} + t_{.8, df}) sqrt(V), V = var_seed / n + var_image / B + var_rest / (n B):
     a true difference of x is found at alpha .05 in four cases of five, the variances taken from
     this difference's mean squares.
+
+    Raises:
+        ValueError: fewer than two seeds are asked about.
     """
     from scipy import stats
 
@@ -292,6 +310,9 @@ def verdict(
     ``adjusted_p`` is Holm's over the study's comparisons of the metric; the difference's own p
     stands for the only comparison. ``seeds`` are those run, the ``diverged`` among them; both
     come from the difference unless said.
+
+    Raises:
+        ValueError: a ``predicted`` that is no sign, a negative margin, or counts that do not agree.
     """
     if predicted not in (-1, 1):
         raise ValueError(f"predicted is -1 (a is better) or 1 (a is worse), got {predicted!r}")
@@ -340,6 +361,9 @@ def share_verdict(
     ``predicted`` is the sign of a's share minus b's; ``seeds`` are those that both arms finished,
     ``diverged`` those left out besides because an arm diverged. ``adjusted_p`` is Holm's over the
     study's ``comparisons`` of shares.
+
+    Raises:
+        ValueError: a ``predicted`` that is no sign, or counts that do not agree.
     """
     if predicted not in (-1, 1):
         raise ValueError(f"predicted is -1 (a's share is smaller) or 1, got {predicted!r}")

@@ -205,7 +205,7 @@ def test_the_withdrawn_numbers_belong_to_the_mistake_alone():
     numbers = {one["dataset"]: one["nats"] for one in told["published"]}
     assert numbers == {"mnist-static": 82.07, "omniglot": 112.43}
     assert "withdrawn" in told["write_up"]
-    assert "single-sample -ELBO; split unverified" in explain.page(told)
+    assert "as its file says; split unverified" in explain.page(told)
     others = [explain.facts(registry.find(name)) for name in NAMES if name != "min-chi2"]
     assert all(one["published"] == [] for one in others)
 

@@ -116,6 +116,9 @@ def anneal(
 
     ``log_likelihood_for`` maps a chunk of the images to its log p(x|z). ``image_index`` names the
     images to their noise (0..B-1 unless said), so that an image has one noise in any subset.
+
+    Raises:
+        ValueError: a log likelihood of another shape, or an ``image_index`` of another length.
     """
     index = range(len(x_B)) if image_index is None else [int(i) for i in image_index]
     if len(index) != len(x_B):
@@ -140,9 +143,26 @@ def annealed_importance_sampling(
 ) -> Tensor:
     """Return an estimate [batch] of log p(x), float64, in nats, under the prior N(0, I).
 
-    ``log_likelihood`` maps z [chains, batch, latent_size] to log p(x|z) [chains, batch] and can be
-    differentiated. ``image_index`` names the images to their noise, for a batch that is part of a
-    larger one. ``anneal`` does the chunking and tells more.
+    It is the logarithm of the mean weight over chains, which lies below log p(x) on average.
+    ``anneal`` does the chunking and tells more.
+
+    Args:
+        log_likelihood: maps z [chains, batch, latent_size] to log p(x|z) [chains, batch], nats;
+            it is differentiated by z.
+        latent_size: numbers in a z.
+        batch: how many images it is about.
+        chains: independent walks an image.
+        temperatures: steps of the inverse temperature from 0 to 1; with 1, importance sampling
+            from the prior.
+        leapfrog: gradients a move.
+        seed: from which all noise is derived.
+        device: where chains walk; torch's default unless said.
+        dtype: of the chains; torch's default unless said.
+        image_index: names the images to their noise, for a batch that is part of a larger one.
+        progress: called with the moves done and their total.
+
+    Raises:
+        ValueError: a number below its least, or a log likelihood of another shape.
     """
     how = Annealing(
         chains=chains,

@@ -37,7 +37,7 @@ class DecoderLikelihood:
         x_BP: the images.
         gradients: by shape of the noise, the programs that give value and gradient; shared by
             the chunks of a run.
-        ways: what is tried, see `programs`.
+        ways: what is tried, see `ops.programs`.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """All seeds of a cell in one program: parameters, optimiser and streams with a leading seed axis.
 
 The stack itself, its recurrence and its Adam are in `stack`. One step of all seeds is one function
-of tensors that stay where they are (`program` in `programs`): data, order, counters, sums and flags
-lie on the device, and nothing waits for the host until `collect`. A seed whose loss or gradient is
-not finite keeps its parameters from that step on, and its step is noted on the device; the others
-go on.
+of tensors that stay where they are (`program` in `ops.programs`): data, order, counters, sums and
+flags lie on the device, and nothing waits for the host until `collect`. A seed whose loss or
+gradient is not finite keeps its parameters from that step on, and its step is noted on the device;
+the others go on.
 
 `StackedTraining` moves the `Training`s that it is given: between two `collect`s the stack is what
 is true, after one they are, in their own formats, checkpoints included. The same numbers as
@@ -39,7 +39,7 @@ class StackedTraining:
         trainings: of one cell, at the same position, on one device.
         segment: see `Rollout`.
         tell: is told what runs slower than it might.
-        ways: what is tried, see `programs`.
+        ways: what is tried, see `ops.programs`.
 
     Raises:
         ValueError: the trainings do not stand at the same position.

@@ -7,6 +7,7 @@ the numbers of others; `sheet` is the tidy csv, from which `page` makes the mark
 what can be drawn from it; `looks` draws what takes curves and arrays; `index` lists all pages;
 `condition` is `--fail-if`; `making` is what the command does, from its arguments to its exit code.
 
-A page is made from its csv and from nothing else, so that the csv is the whole of it. Nothing on it
-hangs on the clock, the machine or the order of what was read: the same record gives the same bytes.
+A page's text is made from its csv and from nothing else, so that the csv holds all of its words and
+numbers; figures of curves, steps and samples are made from the record. Nothing on a page hangs on
+the clock, the machine or the order of what was read: the same record gives the same bytes.
 """

@@ -30,7 +30,7 @@ MOST_LINES = 4
 MOST_PANELS = 32
 MOST_PICTURES = 8
 TITLE_PIXELS = 60
-"""What is lower than this, at the top of a picture of `pictures`, is a line of its title."""
+"""What is lower than this, at the top of a picture of `runs.pictures`, is a line of its title."""
 FILTERS = ("cauchy", "gaussian", "grid")
 
 

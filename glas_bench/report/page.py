@@ -32,8 +32,9 @@ from glas_bench.report.judge import NONE
 
 DIFFERENCES = (
     "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "
-    "random-effects variance (with one seed: over images alone), p adjusted by Holm over all of "
-    "the page's comparisons of that metric: rows with their baselines, and claims."
+    "random-effects variance (with one seed: over images alone). An interval is of its comparison "
+    "alone; p is adjusted by Holm over all of the page's comparisons of that metric (rows with "
+    "their baselines, and claims), so that an interval may leave out 0 where p is large."
 )
 
 STATISTICS = (
@@ -45,6 +46,9 @@ STATISTICS = (
 )
 
 COLUMNS = (
+    "elbo: the negative ELBO, one draw from the variant's own q; iw: the importance-weighted bound "
+    "with K draws from it; refit_iw: the same with a common q that was refitted to the frozen "
+    "decoder; objective: what was minimised, struck through where it is not shown to bound; "
     "v: Var(log w) of the importance weights that {metric} comes from, mean over images, and the "
     "share of images above 10; failed: seeds with a validation recon not 20 nats better than the "
     "pixel-wise Bernoulli, or under 1 nat of KL."
@@ -55,7 +59,7 @@ COMPARED = ("nll", "elbo", "iw", "refit_iw")
 GAP = "gap: nll minus an objective that is not shown to bound; at most so much is hidden."
 
 STILL_GAINING = 0.1
-"""Nats in the last tenth of a refit that are said, as in `refit`, which takes torch."""
+"""Nats in the last tenth of a refit that are said, as in `yardstick.refit`, which takes torch."""
 
 RANKS = (
     "Rows are in the order of {metric}. rank: the places that a row may have, after the rows shown "
@@ -135,7 +139,7 @@ def _head(rows: Sequence[Row], found: Sequence[Cell]) -> str:
         lines += ["Runs that were made by hand, one by one; no study plans them.", ""]
     if any(row.get("look") for row in rows):
         lines += [
-            "**A look at the harness, no verdicts**: the preset is for trials.",
+            "**A look at the harness, no verdicts**: its preset is for a first look.",
             "",
         ]
     lines += [
@@ -337,6 +341,20 @@ def _tables(found: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
+def _draws(found: Sequence[Cell]) -> list[str]:
+    """Say which rows train with several draws an image, whose steps cost as many times more."""
+    several: dict[str, list[str]] = {}
+    for cell in found:
+        draws = cell.first.get("params.draws", "")
+        if draws.isdecimal() and int(draws) > 1:
+            several.setdefault(draws, []).append(f"`{cell.variant}`")
+    return [
+        f"In training {', '.join(dict.fromkeys(names))} takes {draws} draws an image: "
+        f"{draws} times the work a step."
+        for draws, names in several.items()
+    ]
+
+
 def _heading(section: Section, apart: Sequence[str]) -> str:
     """Return a section's name: its data, and all that keeps it from the page's others."""
     common = section.common
@@ -348,7 +366,7 @@ def _heading(section: Section, apart: Sequence[str]) -> str:
         "precision": common["precision"] or "fp32",
         "scoring": f"protocol {common['scoring'][:8] or 'none'}",
         "core": f"core {common['core'] or 'unknown'}",
-        "look": "a preset for trials" if common["look"] else "no preset for trials",
+        "look": "a preset for a first look" if common["look"] else "no preset for a first look",
     }
     shown = (name for name in apart if name not in ("data", "binarisation"))
     return ", ".join([*told, *(words.get(n, f"{n} = {common[n] or 'none'}") for n in shown)])
@@ -404,6 +422,7 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
         columns, rows = _without(columns, rows, "gap")
     else:
         about.append(GAP)
+    about += _draws(order)
     lines += [*table(columns, rows), " ".join(about), ""]
     if sum(bool(cell.first.get("rank")) for cell in order) > 1:
         lines += [RANKS.format(metric=metric), ""]

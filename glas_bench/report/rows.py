@@ -29,7 +29,7 @@ SCHEMA = "1"
 """Version of the csv's columns."""
 
 Run = Mapping[str, Any]
-"""A row of `store.read_runs`."""
+"""A row of `tracking.store.read_runs`."""
 
 BASELINE = "cauchy"
 """What runs by hand are compared with."""

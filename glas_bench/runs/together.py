@@ -45,8 +45,8 @@ def run_together(
         config: the cell.
         splits: the data, on the device to train on.
         tell: told of every event, as in `worker.run_seed`, and of notes `{"event": "note", ...}`.
-        ways: what is tried, see `programs`.
-        free: bytes of the device that may be taken; `memory.plan` looks unless said.
+        ways: what is tried, see `ops.programs`.
+        free: bytes of the device that may be taken; `core.memory.plan` looks unless said.
 
     Returns:
         For every seed its status, with a reason where there is one.

@@ -349,9 +349,7 @@ class Sitting:
 
 def prepare_torch(threads: int, precision: str = "fp32") -> None:
     """Set what the numbers and the speed of a process hang on."""
-    import numpy  # noqa: F401 - its BLAS must be there to be limited
     import torch
-    from threadpoolctl import threadpool_limits
 
     with warnings.catch_warnings():
         # deprecated, but torch's compiler reads it, and fails where the setting that takes its
@@ -359,9 +357,20 @@ def prepare_torch(threads: int, precision: str = "fp32") -> None:
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.set_num_threads(threads)
-    threadpool_limits(threads, user_api="blas")  # numpy's, see `products`
+    _limit_blas(threads)
     torch.set_flush_denormal(True)
     _keep_freed_memory()
+
+
+def _limit_blas(threads: int) -> None:
+    """Limit numpy's BLAS, which makes some of the products (see `ops.gemm`)."""
+    import numpy  # noqa: F401 - it must be there to be limited
+
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:  # a bare machine, where it stays at the one that `__main__` sets
+        return
+    threadpool_limits(threads, user_api="blas")
 
 
 def _keep_freed_memory() -> None:

@@ -119,7 +119,7 @@ class Database:
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"--storage {redact(self.url)}: {error.name} is not installed; "
-                "pip install 'glas-bench[postgres]'"
+                "pip install -e '.[postgres]' in the checkout"
             ) from error
         except Exception as error:
             raise UsageError(f"--storage {redact(self.url)}: {explain(error)}") from error

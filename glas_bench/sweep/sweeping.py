@@ -1,6 +1,6 @@
 """What `sweep` and `status` do, from their arguments to what they print and exit with.
 
-The three commands' ends, `sweep`, its dry run and `status`, share a request and are one file.
+`sweep`, its dry run and `status` share a request and are one file.
 """
 
 from __future__ import annotations

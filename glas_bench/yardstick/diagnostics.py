@@ -3,7 +3,7 @@
 Every number comes from small, seeded sets: at most 1,000 images of a split, a few draws each. KL,
 active units, footprints and the permuted latent matrix are about test images, `failed` is about
 validation images, the canvas's variance about samples of the prior. Under soft binarisation images
-are grey, as the objective's are. Noise is addressed by (seed, purpose, image), see `streams`.
+are grey, as the objective's are. Noise is addressed by (seed, purpose, image), see `core.streams`.
 
 Burda et al. 2016 (arXiv 1509.00519), section 5.2, for active units. Shape suffixes: K draws, B
 images, T steps, Z sample size, P pixels, R side of the filter, L side of the latent matrix.
@@ -336,7 +336,7 @@ def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
     for _ in range(PERMUTATIONS):
         order = torch.randperm(matrix.numel(), generator=generator).to(matrix.device)
         shuffled = {"model.latent": matrix.flatten()[order].view_as(matrix)}
-        # A first draw's noise is the same among one draw or many: `streams` goes by position.
+        # A first draw's noise is the same among one draw or many: `core.streams` goes by position.
         for images in batches.of(model, 1):
             total = total + torch.func.functional_call(program, shuffled, images)
     total = total / PERMUTATIONS

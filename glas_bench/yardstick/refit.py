@@ -365,7 +365,7 @@ class Refiner:
         model: a fitted recogniser, its parameters frozen.
         budget: how many steps, and how long.
         tell: is told of what runs slower than it might.
-        ways: what is tried for the gradients, see `programs`.
+        ways: what is tried for the gradients, see `ops.programs`.
     """
 
     def __init__(

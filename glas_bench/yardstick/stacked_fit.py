@@ -30,9 +30,9 @@ class StackedFit:
 
     Args:
         fits: at the same step, on one device.
-        segment: see `stack.Rollout`.
+        segment: see `core.stack.Rollout`.
         tell: is told what runs slower than it might.
-        ways: what is tried, see `programs`.
+        ways: what is tried, see `ops.programs`.
 
     Raises:
         ValueError: the fits do not stand at the same step.
@@ -150,9 +150,9 @@ def fit_together(
         name: under which they are kept.
         unfinished: where each is kept.
         tick: called after each step; it may raise to stop.
-        segment: see `stack.Rollout`.
+        segment: see `core.stack.Rollout`.
         tell: is told what runs slower than it might.
-        ways: what is tried, see `programs`.
+        ways: what is tried, see `ops.programs`.
     """
     places = dict(zip(fits, unfinished, strict=True))
     for fit, place in places.items():

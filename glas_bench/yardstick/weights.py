@@ -55,13 +55,17 @@ def importance_weighted_nll(log_w_KB: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_w_KB: Tensor) -> Tensor:
-    """Return (sum w)^2 / sum w^2, [B] in [1, K]; 0 where every weight is 0 (Kong 1992)."""
+    """Return (sum w)^2 / sum w^2, [B] in [1, K]; 0 where every weight is 0 (Kong 1992).
+
+    Args:
+        log_w_KB: as for `importance_weighted_nll`.
+    """
     twice = 2 * torch.logsumexp(log_w_KB, 0) - torch.logsumexp(2 * log_w_KB, 0)
     return torch.where(torch.isfinite(twice), twice.exp(), torch.zeros_like(twice))
 
 
 def variance(log_w_KB: Tensor) -> Tensor:
-    """Return v = Var(log w) over draws, [B]; inf where a weight is 0, 0 for a single draw."""
+    """Return v = Var(log w) over draws, [B] nats^2; inf where a weight is 0, 0 for one draw."""
     if log_w_KB.shape[0] == 1:
         return torch.zeros_like(log_w_KB[0])
     v = log_w_KB.var(0)
@@ -177,7 +181,7 @@ class Weigher:
 
 
 class Weights:
-    """Log importance weights of rollouts of the same shapes, many times: see `programs`.
+    """Log importance weights of rollouts of the same shapes, many times: see `ops.programs`.
 
     A model whose recogniser holds an image's own parameters (`shift`) is told of them anew at every
     call; all else that it holds must stay where it is.
