@@ -210,10 +210,10 @@ def test_a_page_tells_all_that_is_known(
         assert setting["about"], key
         assert setting["about"] in ended.out
     assert facts["bound_reason"] in ended.out
-    assert (facts["write_up"] or "says nothing") in ended.out
+    assert f"happened: {facts['write_up'] or 'nothing'}" in ended.out
     for number in facts["published"]:
         assert f"{number['dataset']}: {number['nats']} nats" in ended.out
-        assert "single-sample" in ended.out
+        assert "split unverified" in ended.out
 
 
 def test_allowed_values_are_told_in_words(listed: tuple[Ended, Ended]) -> None:
