@@ -134,6 +134,8 @@ def test_seconds_left() -> None:
     rows = [done]
     assert states.seconds_left(whole, [], states.states(whole, [])) is None
     assert states.seconds_left(whole, rows, states.states(whole, rows)) == 80.0
+    resumed = row(about={**DONE, "seconds": 40.0, "worked": 1})  # the other seed was there before
+    assert states.seconds_left(whole, [resumed], states.states(whole, [resumed])) == 160.0
     two = [
         done,
         row("running", 1, cell="gaussian", seeds=[0], owner={"token": "a"}),

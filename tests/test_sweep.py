@@ -199,6 +199,10 @@ def test_what_run_has_made_counts_at_once(glas: Glas) -> None:
     other = sweep(glas, TINY.replace("name: tiny", "name: other"))  # nor is another study's run
     assert other.code == 0
     assert "running" not in other.err
+    more = sweep(glas, TINY.replace("name: tiny", "name: more").replace("seeds: 0", "seeds: 0-1"))
+    assert more.code == 0
+    worked = [trial.user_attrs["worked"] for trial in trials(glas, "more")]
+    assert worked == [1, 1]  # of two seeds each: what is left is told by the one that took time
 
 
 def test_not_applicable_is_listed_and_complete(glas: Glas) -> None:

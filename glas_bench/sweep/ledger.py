@@ -179,6 +179,7 @@ class Ledger(Database):
         from optuna.trial import TrialState
 
         about: dict[str, Any] = {"status": result.status, "seconds": round(result.seconds, 3)}
+        about |= {"worked": result.worked} if result.worked else {}
         about |= {"reason": result.reason} if result.reason else {}
         about |= {"outcomes": result.outcomes} if result.outcomes else {}
         about |= {name: round(value, 4) for name, value in result.numbers.items()}

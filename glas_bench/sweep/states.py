@@ -130,8 +130,8 @@ def summary(found: Sequence[State]) -> str:
 def seconds_left(document: Document, rows: Sequence[Row], found: Sequence[State]) -> float | None:
     """Return about how long the rest will take, None where nothing is known yet.
 
-    From the seconds that finished trials took for each unit of their cost, shared by as many
-    workers as run something now.
+    From the seconds that finished trials took for each unit of the cost of the seeds that they had
+    to work on, shared by as many workers as run something now.
     """
     cost = {each["cell"]: each["cost"] for each in document["cells"]}
     spent = work = 0.0
@@ -139,7 +139,7 @@ def seconds_left(document: Document, rows: Sequence[Row], found: Sequence[State]
         seconds = row.about.get("seconds") or 0.0
         if row.state == "complete" and seconds > 0:
             spent += seconds
-            work += cost.get(row.cell, 0.0) * len(row.seeds)
+            work += cost.get(row.cell, 0.0) * row.about.get("worked", len(row.seeds))
     if not work:
         return None
     left = 0.0

@@ -61,6 +61,9 @@ class Result:
     numbers: dict[str, float] = field(default_factory=dict)
     """Means over seeds, by metric."""
     seconds: float = 0.0
+    """How long this sitting took."""
+    worked: int = 0
+    """Seeds that it had to work on: others were finished before."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Row:
     values: dict[str, Any]
     value: float | None
     about: dict[str, Any]
-    """User attributes: status, reason, outcomes, seconds and numbers."""
+    """User attributes: status, reason, outcomes, seconds, worked and numbers."""
     owner: dict[str, Any] | None
 
 

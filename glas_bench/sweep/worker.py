@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,7 @@ def run_task(plan: Plan, task: Task, device: str, tell: Tell) -> Result | None:
     cell = plan.cell(task.cell, task.values)
     splits = plan.splits(cell.config)
     began = time.monotonic()
+    worked = sum(_status(cell, seed) is None for seed in task.seeds)
 
     def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
         tell({"event": "seed", "cell": task.cell, "name": task.name, "seed": seed, "of": event})
@@ -149,7 +150,8 @@ def run_task(plan: Plan, task: Task, device: str, tell: Tell) -> Result | None:
     by_seed = {seed: outcomes[cell.key, seed] for seed in task.seeds}
     if any(each["status"] == "interrupted" for each in by_seed.values()):
         return None
-    return result_of(cell, by_seed, time.monotonic() - began, strict=task.is_search)
+    found = result_of(cell, by_seed, strict=task.is_search)
+    return replace(found, seconds=time.monotonic() - began, worked=worked)
 
 
 def _sittings(seeds: Sequence[int], device: str, cell: Cell) -> list[list[int]]:
@@ -165,26 +167,28 @@ def _sittings(seeds: Sequence[int], device: str, cell: Cell) -> list[list[int]]:
 
 def finished(cell: Cell, seeds: Sequence[int]) -> Result | None:
     """Return the result of a cell that its run folder has already, or None."""
-    from glas_bench.runs import worker
-
     by_seed = {}
     for seed in seeds:
-        status = worker.finished(cell.folder.seed(seed), cell.config)
+        status = _status(cell, seed)
         if status is None:
             return None
         by_seed[seed] = {"status": status}
-    return result_of(cell, by_seed, 0.0)
+    return result_of(cell, by_seed)
 
 
-def result_of(
-    cell: Cell, by_seed: Mapping[int, dict[str, Any]], seconds: float, *, strict: bool = False
-) -> Result:
+def _status(cell: Cell, seed: int) -> str | None:
+    """Return how a seed ended, or None where there is work left to do."""
+    from glas_bench.runs import worker
+
+    return worker.finished(cell.folder.seed(seed), cell.config)
+
+
+def result_of(cell: Cell, by_seed: Mapping[int, dict[str, Any]], *, strict: bool = False) -> Result:
     """Return what a cell's seeds amount to; a diverged seed counts as finished.
 
     Args:
         cell: what was run.
         by_seed: statuses, with reasons, by seed.
-        seconds: how long it took.
         strict: no value unless every seed has one: a search is not won by a setting that diverges.
     """
     statuses = {str(seed): str(each["status"]) for seed, each in by_seed.items()}
@@ -209,7 +213,6 @@ def result_of(
         reason="; ".join(reasons) or None,
         outcomes=statuses,
         numbers=numbers,
-        seconds=seconds,
     )
 
 
