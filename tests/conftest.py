@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,10 @@ from services import Postgres
 
 # Tensors of the tests are small and other processes train beside them: threads would only wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch compiles with a C++ compiler"
+)
 
 LONG = 120.0
 """Seconds after which a command, or what is awaited of one, counts as lost."""
@@ -44,6 +49,13 @@ def _away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             if name.startswith(("GLAS_BENCH_", "MLFLOW_", "OPTUNA_")):
                 monkeypatch.delenv(name)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _alike_in_any_order() -> None:
+    """Let what a test draws from torch's global generator not hang on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -434,3 +434,14 @@ def test_a_gpu_brackets_the_exact_value_too():
     assert result.gap_B.device.type == "cuda"
     assert -3 * error < below < 0.6
     assert abs(result.gap) < 1
+
+
+def test_walks_of_other_lengths_start_elsewhere_and_move_otherwise() -> None:
+    """The referee takes the agreement of N and 2N as evidence: they must not share their noise."""
+    how = [Annealing(chains=3, temperatures=n) for n in (5, 10)]
+    walks = [
+        annealing.Walk(lambda z: -z.square().sum(-1), 4, each, [0], torch.full((16, 1), 0.1))
+        for each in how
+    ]
+    assert not bool((walks[0].walkers.z_CBD == walks[1].walkers.z_CBD).any())
+    assert not bool((walks[0].noise(3, 6, 1) == walks[1].noise(3, 6, 1)).any())

@@ -72,7 +72,8 @@ def test_the_command_measures_and_prints_one_document(bare_glas):
         assert row["images_per_second"] == pytest.approx(4 * row["seeds"] / row["seconds_per_step"])
         assert row["ratio_to_reference"] > 0
         assert row["ratio_to_plain"] > 0
-        assert 0 < row["share_of_limit"] < 1.5
+        share = row["limit_seconds"] / row["seconds_per_step"]
+        assert row["share_of_limit"] == pytest.approx(share)
         assert row["peak_memory_bytes"] > 2**20
         assert row["limit_seconds"] > 0
     assert bench.text(rows).splitlines()[0].split()[:6] == [
@@ -113,3 +114,10 @@ def test_growth_is_fitted_and_drawn(tmp_path, monkeypatch):
     assert len(table) == 9
     assert (tmp_path / "growth.png").stat().st_size > 5000
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_what_misses_the_line_is_told_by_how_much():
+    rows = [{"work": work, "seconds": seconds} for work, seconds in ((1, 3.0), (2, 3.0), (3, 6.0))]
+    growth._fit(rows)  # y = 1 + 1.5 x
+    assert [row["line_seconds"] for row in rows] == pytest.approx([2.5, 4.0, 5.5])
+    assert [row["miss"] for row in rows] == pytest.approx([0.2, -0.25, 1 / 11])

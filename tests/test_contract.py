@@ -110,6 +110,18 @@ def test_a_broken_variant_is_found_out(promise, tmp_path):
     assert problems[promise], f"{promise!r} was not found broken: {problems}"
 
 
+def test_a_gradient_that_vmap_loses_is_found(tmp_path):
+    path = tmp_path / "broken_idea.py"
+    path.write_text(
+        f"{HEAD}\n\nclass Idea(Glas):\n"
+        "    def paint(self, d_BH):\n"
+        "        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(d_BH)\n"
+        "        return self.write(d_BH.detach() if wrapped else d_BH)\n"
+    )
+    problems = {f.promise: f.problem for f in contract.check(registry.find(str(path)))}
+    assert "under vmap differs" in problems["stacks over seeds"]
+
+
 def test_a_variant_that_raises_is_told_the_line(tmp_path):
     path = tmp_path / "raises.py"
     path.write_text(

@@ -15,6 +15,7 @@ from glas_bench import config, evaluate, registry
 from glas_bench.core import rollout
 from glas_bench.model import Glas, Normal
 from glas_bench.runs import worker
+from glas_bench.yardstick import weights
 from glas_bench.yardstick.unfinished import Unfinished
 
 SIGMA = 0.5
@@ -313,3 +314,29 @@ def test_a_bf16_run_is_scored_in_bf16_from_its_elbo_to_its_refit():
         near, exact = (found[precision][1][name] for precision in ("bf16", "fp32"))
         assert not np.array_equal(near, exact), name
         np.testing.assert_allclose(near, exact, rtol=3e-2)
+
+
+def test_v_is_the_variance_of_log_w_and_more_than_a_twentieth_above_ten_is_a_bound_only():
+    log_w_KB = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]], dtype=torch.float64)
+    assert weights.variance(log_w_KB).tolist() == pytest.approx([4, 0])
+    for wide, bound_only in ((1, False), (2, True)):
+        v = np.array([10.01] * wide + [9.99] * (20 - wide))
+        found = evaluate._weight_health({"v": v, "ess": np.arange(20.0)})
+        assert found["v_over_10_share"] == wide / 20
+        assert found["bound_only"] is bound_only
+        assert found["ess_mean"] == found["ess_median"] == 9.5
+
+
+class Free(LinearGaussian):
+    """Charges nothing, so that its objective bounds nothing."""
+
+    bounds_nll = False
+
+    def charge(self, q, p, z):
+        return z.new_zeros(len(z))
+
+
+def test_the_gap_is_what_an_objective_that_bounds_nothing_hides():
+    scores, _ = scorer(Free, samples=20, estimators=evaluate.ESTIMATORS).score()
+    assert scores["objective_gap"] == pytest.approx(scores["nll"] - scores["objective"], rel=1e-5)
+    assert scores["objective"] == pytest.approx(scores["recon"])

@@ -58,7 +58,8 @@ def finish(run):
 
 
 def test_all_23_are_there():
-    assert registry.names() == NAMES
+    assert set(NAMES) <= set(registry.names())
+    assert len(NAMES) == 23
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -101,6 +102,9 @@ def test_it_is_scored_and_drawn(name, tmp_path):
     assert scores["refit_elbo"] >= scores["refit_iw"]
     bounds = run.model.bound(run.model.settings).holds
     assert (scores["objective_gap"] is None) == (bounds is True)
+    if bounds is not True:
+        hidden = scores["nll"] - scores["objective"]
+        assert scores["objective_gap"] == pytest.approx(hidden, abs=1e-4)
     subject = pictures.Subject(name, run.model, run.config, SPLITS, 0)
     drawn = {path.name for path in pictures.draw(tmp_path, subject, 2)}
     assert {"samples.png", "reconstructions.png"} <= drawn

@@ -42,3 +42,21 @@ def test_v_and_ess_are_of_the_weights_of_nll(source: str | None, v: str, ess: st
 def test_a_refit_that_was_still_gaining_is_said(gain: float | None, said: bool) -> None:
     _, text = table(nll_from="refit_iw", refit_last_gain=gain)
     assert ("seed 0: the refit was still gaining, 0.34 nats in its last tenth." in text) == said
+
+
+def test_a_difference_is_printed_with_sign_interval_and_pairs() -> None:
+    found: dict[str, Any] = {"estimate": -1.25, "low": -2.0, "high": -0.5, "p": 0.004}
+    found |= {"seeds": [0, 1, 2], "label": "3 seeds x 500 images", "resolvable": 0.31}
+    told: dict[str, Any] = {
+        "nll": found,
+        "elbo": {"estimate": None, "reason": "no seed has elbo for both"},
+        "iw": {"estimate": 2.0, "reason": "no interval: no scipy"},
+    }
+    names = [{"variant": "hellinger"}, {"variant": "cauchy"}]
+    assert outcome._difference_lines(names, told) == [
+        "hellinger minus cauchy, paired by image:",
+        "  nll: -1.25  95 % interval [-2.00, -0.50]  p = 0.004  (3 seeds x 500 images)",
+        "  elbo: no difference, no seed has elbo for both",
+        "  iw: +2.00 (no interval: no scipy)",
+        "  with 3 seeds you can resolve about 0.31 nats of nll",
+    ]

@@ -97,6 +97,19 @@ def test_the_choice_is_made_on_validation_once_for_all_images(monkeypatch):
     assert len(names) == len(found.splits.test.images) // 5
 
 
+def test_the_choice_and_early_stopping_look_at_validation_images():
+    found = scorer(registry.find("cauchy"))
+    splits, rows = found.splits, list(found.validation.names)
+    assert torch.equal(found.validation.pixels_NP, splits.validation.images[rows])
+    assert not torch.equal(found.validation.pixels_NP, splits.test.images[rows])
+
+
+def test_the_learning_rate_of_a_fit_is_held_and_then_falls_to_0():
+    one = fit(refit.Budget(share=100.0, learning_rate=2e-3))
+    rates = [one.learning_rate_at(one.total_steps * k // 4) for k in range(5)]
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 1e-3, 0])
+
+
 def test_the_steps_of_an_image_lower_its_elbo_and_know_no_other_image(monkeypatch):
     found = ready(LinearGaussian, monkeypatch, refit.Budget(), samples=50)
     budget = refit.Budget(image_steps=200, image_learning_rate=0.05)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import needs_compiler
 from test_train import Exploding, ExplodingGradient, TwoStep, local, tiny_splits, training, weights
 
 from glas_bench import registry
@@ -213,6 +214,18 @@ def test_activations_computed_again_give_the_same_numbers(name, segment):
         assert_same(one, other)
 
 
+@pytest.mark.parametrize("name", ["cauchy", "uniform-pit"])
+def test_a_stack_validates_each_seed_as_alone(name, monkeypatch):
+    monkeypatch.setattr(stacked, "VALIDATION_ROWS", 3)  # of eight images
+    whole = together(name, splits=tiny_splits(pixels=25), overrides={"epochs": 1})
+    whole.step()
+    whole.collect()
+    for one, (kind, value) in zip(whole.trainings, whole.validate(), strict=True):
+        wanted = one.validate()
+        assert (kind, value) == (wanted[0], pytest.approx(wanted[1], rel=1e-5))
+
+
+@needs_compiler
 @pytest.mark.filterwarnings("default")  # the compiler's own
 @pytest.mark.parametrize("name", ["cauchy", "uniform-kl"])
 def test_the_compiled_step_equals_the_eager_one(name):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import needs_compiler
 from test_refit import fit
 
 from glas_bench import registry
@@ -135,6 +136,7 @@ def test_a_gpu_is_given_what_the_registry_finds():
         torch.testing.assert_close(terms.charge[0], plain.charge)
 
 
+@needs_compiler
 @pytest.mark.filterwarnings("default")  # the compiler's own
 def test_refining_by_a_compiled_step_is_refining():
     one = alone()

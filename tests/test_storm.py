@@ -108,7 +108,7 @@ class Weather:
         """Return what happens, each once so many cells are complete."""
         kinds = ["kill", "kill", "restart", "restart", "mlflow down"]
         self.rng.shuffle(kinds)
-        return sorted((self.rng.randrange(0, CELLS - 6), kind) for kind in kinds)
+        return sorted((self.rng.randrange(0, CELLS // 2), kind) for kind in kinds)
 
     def happen(self, kind: str, sweep: Any) -> None:
         time.sleep(self.rng.random())
@@ -148,6 +148,7 @@ def test_nothing_is_lost_and_nothing_done_twice(
     if mlflow_server.process is None:
         mlflow_server.start()
     seed = random.SystemRandom().randrange(10**6)
+    print(f"storm {storm}: seed {seed}")  # pytest shows it where the storm fails
     weather = Weather(seed, glas, postgres, mlflow_server)
     url = postgres.fresh()
     (glas.folder / "storm.yaml").write_text(STUDY)
@@ -166,7 +167,7 @@ def test_nothing_is_lost_and_nothing_done_twice(
     )
     for after, kind in weather.events():
         until(lambda after=after: complete(glas.results) >= after, sweep, LONG, every=0.05)
-        assert sweep.poll() is None
+        assert sweep.poll() is None, weather.log
         weather.happen(kind, sweep)
         cells_of = [command_of(pid) for pid in children(sweep.pid)]
         assert not any(Postgres.PASSWORD.encode() in each for each in cells_of)
@@ -177,7 +178,7 @@ def test_nothing_is_lost_and_nothing_done_twice(
     if not back:
         mlflow_server.start()
     took = time.monotonic() - weather.began
-    assert code in ((0, 3) if back else (3,)), err
+    assert code in ((0, 3) if back else (3,)), (weather.log, err)
     assert Postgres.PASSWORD not in out + err
 
     # Optuna: every cell complete, exactly once

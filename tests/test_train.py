@@ -333,3 +333,14 @@ def test_golden_losses():
             f"{name} trains otherwise than core version {config.CORE_VERSION} did: "
             "raise CORE_VERSION in glas_bench/config.py and record the golden losses anew"
         )
+
+
+def test_the_schedule_begins_anew_with_every_phase():
+    run = training(local(TwoStep), epochs=5, decay_epochs=2, learning_rate=1e-3)
+    rates = []
+    while not run.finished:
+        rates.append(run.learning_rate)
+        for _ in range(run.steps_per_epoch):
+            run.step()
+        run.end_epoch()
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4, 1e-4])  # two epochs, then three
