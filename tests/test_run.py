@@ -278,6 +278,30 @@ def test_sigterm_ctrl_c_and_a_second_process(glas: Glas, undisturbed: Path) -> N
     assert_same(seed, seed_folder(undisturbed))
 
 
+NOTE = """
+import signal
+import sys
+
+class Note:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            with open(PLACE, "a") as file:
+                print(*map(signal.getsignal, (signal.SIGTERM, signal.SIGINT)), file=file)
+
+sys.meta_path.insert(0, Note)
+"""
+
+
+def test_signals_are_answered_before_anything_heavy_is_imported(glas: Glas) -> None:
+    site, place = glas.folder / "site", glas.folder / "handlers"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"PLACE = {str(place)!r}\n{NOTE}")
+    assert glas("variants", PYTHONPATH=site).code == 0
+    handlers = place.read_text()
+    assert handlers.count("function _handle") == 2, handlers  # of `signals`, for both
+
+
 @linux
 @pytest.mark.parametrize(
     ("delay", "number", "code"),
@@ -295,8 +319,6 @@ def test_a_signal_in_the_first_moments(
 ) -> None:
     process = glas.start(*cell(epochs=1000))
     until(lambda: answers(process, signal.SIGTERM), process)
-    if not delay:  # it answers before anything heavy is imported
-        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
     time.sleep(delay)
     process.send_signal(number)
     ended = glas.ended(process)
