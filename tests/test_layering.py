@@ -45,7 +45,7 @@ LAYERS = (
         "runs.pictures",
         "study",
     ),
-    ("yardstick.weights", "core.memory", "core.stacked"),
+    ("yardstick.weights", "core.memory", "core.stacked", "processes"),
     ("yardstick.refit",),
     ("yardstick.stacked_fit",),
     ("evaluate",),

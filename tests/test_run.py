@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_a_seed_s_process_ends_when_its_stdin_closes(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    out, _ = process.communicate(job.line(), timeout=60)
+    out, _ = process.communicate(json.dumps(asdict(job)).encode() + b"\n", timeout=60)
     assert (process.returncode, out) == (1, b"")
     assert not (glas.results / "runs").exists()
 

@@ -496,7 +496,6 @@ def test_what_a_search_runs_is_noted_however_it_ends(
     assert made <= set(noted)
 
 
-@quick
 def test_a_search_is_told_the_validation_nll_and_is_not_won_by_what_diverges(glas: Glas) -> None:
     cell = Plan(study.load(str(write(glas, TINY))), glas.results).cell("cauchy")
     for seed, value in ((0, 90.0), (1, 92.0)):
@@ -511,6 +510,7 @@ def test_a_search_is_told_the_validation_nll_and_is_not_won_by_what_diverges(gla
     assert worker.result_of(cell, both, strict=True).value is None
 
 
+@quick
 def test_an_edited_variant_is_searched_anew(glas: Glas) -> None:
     variant = glas.folder / "mine.py"
     variant.write_text(registry.find("gaussian").path.read_text())

@@ -660,7 +660,7 @@ def test_the_mirror_follows_a_training(results: Path) -> None:
         assert (folder.path / "tracking.json").exists(), "nothing is mirrored before the end"
         train(folder.seed(0), range(3, 4), at=BEGAN + 4)
         score(folder.seed(0))
-        found = finished(results, "hellinger")  # what a search comes upon on its way
+        found = finished(results, variant="hellinger")  # what a search comes upon on its way
         mirror.add(found.path)
         mirror.add(folder.path)
         report = mirror.finish(240)

@@ -14,17 +14,16 @@ import contextlib
 import queue
 import shutil
 import signal
-import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from glas_bench import environment, signals
 from glas_bench.config import RunConfig, config_key
 from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.processes import Beside
 from glas_bench.record import RunFolder
 from glas_bench.runs import worker
 
@@ -221,7 +220,7 @@ class _SideBySide:
         self.data_file = data_file
         self.watch = watch
         self.events: queue.Queue[tuple[tuple[Cell, int], dict[str, Any] | None]] = queue.Queue()
-        self.running: dict[tuple[str, int], tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self.running: dict[tuple[str, int], Beside] = {}
         self.outcomes: dict[tuple[str, int], dict[str, Any]] = {}
 
     def run(self) -> dict[tuple[str, int], dict[str, Any]]:
@@ -237,8 +236,8 @@ class _SideBySide:
                 with contextlib.suppress(queue.Empty):
                     self._take(*self.events.get(timeout=0.2))
         finally:
-            for process, _ in self.running.values():
-                process.kill()
+            for process in self.running.values():
+                process.close()
         return self.outcomes
 
     def _places(self) -> int:
@@ -250,8 +249,8 @@ class _SideBySide:
         for cell, seed in self.waiting:
             self.outcomes[cell.key, seed] = {"status": "interrupted", "reason": "not begun"}
         self.waiting.clear()
-        for process, _ in self.running.values():
-            process.terminate()
+        for process in self.running.values():
+            process.stop()
 
     def _start(self, cell: Cell, seed: int) -> None:
         job = worker.Job(
@@ -263,33 +262,12 @@ class _SideBySide:
             device=self.device,
             data_file=str(self.data_file.resolve()) if self.data_file else None,
         )
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        command, surroundings = environment.child("glas_bench.runs.worker")
-        process = subprocess.Popen(
-            command,
-            env=surroundings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+        self.running[cell.key, seed] = Beside(
+            "glas_bench.runs.worker",
+            asdict(job),
+            lambda event: self.events.put(((cell, seed), event)),
             pass_fds=[self.locks[cell.key]],
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
         )
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):  # one that dies at once is told of by its exit
-            process.stdin.write(job.line())
-            process.stdin.flush()
-        self.running[cell.key, seed] = (process, errors)
-        threading.Thread(target=self._listen, args=((cell, seed), process), daemon=True).start()
-
-    def _listen(self, job: tuple[Cell, int], process: subprocess.Popen[bytes]) -> None:
-        import json
-
-        assert process.stdout is not None
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):
-                self.events.put((job, json.loads(line)))
-        process.wait()
-        self.events.put((job, None))
 
     def _take(self, job: tuple[Cell, int], event: dict[str, Any] | None) -> None:
         cell, seed = job
@@ -298,23 +276,21 @@ class _SideBySide:
                 self.outcomes[cell.key, seed] = {k: v for k, v in event.items() if k != "event"}
             self.watch(cell, seed, event)
             return
-        process, errors = self.running.pop((cell.key, seed))
+        process = self.running.pop((cell.key, seed))
         if (cell.key, seed) not in self.outcomes:
-            outcome = self._died(cell, seed, process.returncode, errors)
+            outcome = self._died(cell, seed, *process.ended_by)
             self.outcomes[cell.key, seed] = outcome
             self.watch(cell, seed, {"event": "end", **outcome})
-        errors.close()
+        process.close()
 
-    def _died(self, cell: Cell, seed: int, code: int, errors: IO[bytes]) -> dict[str, Any]:
+    def _died(self, cell: Cell, seed: int, code: int, last: str) -> dict[str, Any]:
         """Note a process that ended without telling how."""
         if signals.requested() and code == -signal.SIGTERM:  # too young to answer it
             with contextlib.suppress(GlasBenchError):
                 cell.folder.seed(seed).set_status("interrupted")
             return {"status": "interrupted"}
-        errors.seek(0)
-        last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        reason = f"its process ended {how}" + (f": {last[0]}" if last else "")
+        reason = f"its process ended {how}" + (f": {last}" if last else "")
         with contextlib.suppress(GlasBenchError):
             cell.folder.seed(seed).set_status("failed", reason=reason)
         return {"status": "failed", "reason": reason}

@@ -9,20 +9,17 @@ halves are here because the second is no more than the first behind two pipes.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-import sys
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from glas_bench import signals
+from glas_bench import processes, signals
 from glas_bench.config import RunConfig, config_key, protocol_key
 from glas_bench.errors import GlasBenchError, RunError, UsageError
 
@@ -54,10 +51,6 @@ class Job:
     seed: int
     device: str
     data_file: str | None = None
-
-    def line(self) -> bytes:
-        """Return the job as a line of JSON."""
-        return json.dumps(asdict(self)).encode() + b"\n"
 
 
 def checkpoint_seconds() -> float:
@@ -390,25 +383,14 @@ def _keep_freed_memory() -> None:
 # --------------------------------------------------------------------------- as a process
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the job given on stdin."""
-    signals.install()
-    with signals.graceful():
-        stdin = sys.stdin.buffer
-        job = Job(**json.loads(stdin.readline()))
-        threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
-        out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-        os.dup2(2, 1)  # whatever else prints goes to stderr
+    processes.serve(_serve)
 
-        def tell(event: dict[str, Any]) -> None:
-            try:
-                out.write(json.dumps(event) + "\n")
-            except OSError:  # the parent is gone, which is no failure of the seed
-                os._exit(1)
 
-        tell({"event": "end", **_run_job(job, tell)})
-        out.flush()
-        os._exit(0)
+def _serve(order: dict[str, Any], tell: Tell) -> int:
+    tell({"event": "end", **_run_job(Job(**order), tell)})
+    return 0
 
 
 def _run_job(job: Job, tell: Tell) -> dict[str, Any]:
@@ -444,13 +426,6 @@ def note_failure(folder: SeedFolder, error: Exception, variant: str) -> dict[str
     except GlasBenchError as second:
         failure["reason"] += f" (and its status could not be written: {second})"
     return failure
-
-
-def _die_with_parent(stdin: Any) -> None:
-    """End this process when the other end of stdin is closed."""
-    while stdin.read(1):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

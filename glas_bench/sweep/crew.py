@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import signal
-import subprocess
-import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import IO, Any
+from typing import Any
 
 from glas_bench import environment, signals
+from glas_bench.processes import Beside
 from glas_bench.sweep import addresses
 from glas_bench.sweep.worker import Job
 
@@ -35,38 +32,19 @@ class Crew:
         self.problems: list[tuple[int, str]] = []
         """Exit code and reason of workers that ended before their time."""
         self.doing: dict[int, str] = {}
-        self.running: dict[int, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self.running: dict[int, Beside] = {}
         self.told: set[int] = set()
         cores = max(1, environment.cores() // len(jobs))
         for index, job in enumerate(jobs):
             self._start(index, job, url, cores)
 
     def _start(self, index: int, job: Job, url: str, cores: int) -> None:
-        command, surroundings = environment.child("glas_bench.sweep.worker")
-        surroundings |= {addresses.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)}
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        process = subprocess.Popen(
-            command,
-            env=surroundings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
+        self.running[index] = Beside(
+            "glas_bench.sweep.worker",
+            asdict(job),
+            lambda event: self.events.put((index, event)),
+            surroundings={addresses.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)},
         )
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):  # one that dies at once is told of by its exit
-            process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
-            process.stdin.flush()
-        self.running[index] = (process, errors)
-        threading.Thread(target=self._listen, args=(index, process), daemon=True).start()
-
-    def _listen(self, index: int, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):
-                self.events.put((index, json.loads(line)))
-        process.wait()
-        self.events.put((index, None))
 
     def wait(self) -> None:
         """Pass events on until the last worker has ended."""
@@ -75,13 +53,13 @@ class Crew:
             while self.running:
                 if signals.requested() and not stopped:
                     stopped = True
-                    for process, _ in self.running.values():
-                        process.terminate()
+                    for process in self.running.values():
+                        process.stop()
                 with contextlib.suppress(queue.Empty):
                     self._take(*self.events.get(timeout=0.2))
         finally:
-            for process, _ in self.running.values():
-                process.kill()
+            for process in self.running.values():
+                process.close()
 
     def _take(self, index: int, event: dict[str, Any] | None) -> None:
         if event is None:
@@ -98,19 +76,17 @@ class Crew:
         self.tell({**event, "worker": index})
 
     def _ended(self, index: int) -> None:
-        process, errors = self.running.pop(index)
-        code = process.returncode
+        process = self.running.pop(index)
+        code, last = process.ended_by
         if index not in self.told and not (signals.requested() and code == -signal.SIGTERM):
-            errors.seek(0)
-            last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             doing = (
                 f" over {self.doing[index]}, which others take over" if index in self.doing else ""
             )
-            reason = f"worker {index} {how}{doing}" + (f": {last[0]}" if last else "")
+            reason = f"worker {index} {how}{doing}" + (f": {last}" if last else "")
             self.problems.append((1, reason))
             self.tell({"event": "lost", "worker": index, "reason": reason})
-        errors.close()
+        process.close()
 
 
 def devices(device: str, workers: int) -> list[str]:

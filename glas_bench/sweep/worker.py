@@ -8,19 +8,15 @@ database's address comes in the environment, since it may hold a password.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from glas_bench import environment, signals
+from glas_bench import environment, processes, signals
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
 from glas_bench.runs import cells, outcome
 from glas_bench.runs.cells import Cell
@@ -229,34 +225,22 @@ def _validation(cell: Cell, seed: str) -> float | None:
 # --------------------------------------------------------------------------- as a process
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Do the job given on stdin."""
-    signals.install()
-    with signals.graceful():
-        stdin = sys.stdin.buffer
-        job = Job(**json.loads(stdin.readline()))
-        threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
-        out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-        os.dup2(2, 1)  # whatever else prints goes to stderr
-        lock = threading.Lock()
+    processes.serve(_serve)
 
-        def tell(event: dict[str, Any]) -> None:
-            try:
-                with lock:
-                    out.write(json.dumps(event) + "\n")
-            except OSError:
-                os._exit(1)
 
-        try:
-            _do(job, tell)
-        except GlasBenchError as error:
-            tell({"event": "stopped", "reason": str(error), "code": error.exit_code})
-        except Exception as error:
-            traceback.print_exc()
-            tell({"event": "stopped", "reason": f"{type(error).__name__}: {error}", "code": 1})
-        else:
-            tell({"event": "done"})
-        os._exit(signals.exit_code() if signals.requested() else 0)
+def _serve(order: dict[str, Any], tell: Tell) -> int:
+    try:
+        _do(Job(**order), tell)
+    except GlasBenchError as error:
+        tell({"event": "stopped", "reason": str(error), "code": error.exit_code})
+    except Exception as error:
+        traceback.print_exc()
+        tell({"event": "stopped", "reason": f"{type(error).__name__}: {error}", "code": 1})
+    else:
+        tell({"event": "done"})
+    return signals.exit_code() if signals.requested() else 0
 
 
 def _do(job: Job, tell: Tell) -> None:
@@ -272,13 +256,6 @@ def _do(job: Job, tell: Tell) -> None:
     url = addresses.storage_url(None, results)
     with contextlib.closing(Store(url, patience=PATIENCE)) as store:
         work(plan, store, job, tell)
-
-
-def _die_with_parent(stdin: Any) -> None:
-    """End this process when the other end of stdin is closed."""
-    while stdin.read(1):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":
