@@ -378,6 +378,47 @@ def test_one_wide_interval_does_not_press_the_others_together() -> None:
     assert "An arrow" not in few.caption
 
 
+def test_the_seeds_behind_a_difference_are_drawn() -> None:
+    """One seed that collapsed makes a wide interval; that it was one is seen, wherever it lies."""
+    ends = {"nll_difference": 20.0, "nll_low": -30.0, "nll_high": 70.0, "nll_p_holm": 0.7}
+    given = [row("cauchy", seed, cell="c", nll=100.0 + seed) for seed in range(5)]
+    given += [
+        row("gaussian", seed, cell="g", compared_with="c", nll=100.0 + seed + off, **ends)
+        for seed, off in enumerate((1.0, -1.0, 2.0, 98.0, 0.0))
+    ]
+    (differences, _) = figures.from_csv(given)
+    (axis,) = differences.draw().axes
+    (strokes,) = [line for line in axis.get_lines() if line.get_marker() == "|"]
+    assert list(strokes.get_xdata()) == [1.0, -1.0, 2.0, 98.0, 0.0]
+    assert axis.get_xlim()[1] > 98
+    assert "Upright strokes: the single seeds." in differences.caption
+    (alone, _) = figures.from_csv([given[0], given[5]])  # a seed alone is its own estimate
+    assert "strokes" not in alone.caption
+    assert not [line for line in alone.draw().axes[0].get_lines() if line.get_marker() == "|"]
+
+
+def test_a_seed_beyond_the_picture_is_an_arrow() -> None:
+    about = {"nll_low": -2.0, "nll_high": 2.0, "nll_p_holm": 1.0, "nll_difference": 0.1}
+    given = [row("cauchy", seed, cell="c", nll=100.0) for seed in range(2)]
+    for place, far in enumerate((1.0, 1.5, 300.0)):
+        values = {"cell": str(place), "compared_with": "c", **about}
+        given += [row("vae", seed, nll=100.0 + far * seed, **values) for seed in range(2)]
+    (differences, _) = figures.from_csv(given)
+    (axis,) = differences.draw().axes
+    assert axis.get_xlim()[1] < 10
+    assert [line.get_marker() for line in axis.get_lines()].count(">") == 1
+    assert "or a seed, lies beyond the picture" in differences.caption
+
+
+def test_curves_show_every_seed() -> None:
+    some = cells([row("cauchy", seed) for seed in range(3)])
+    series = {("key-cauchy", seed): [(1.0, 90.0), (2.0, 80.0 + 50 * seed)] for seed in range(3)}
+    (drawing,) = looks._panelled("x", "X", "", ("x", "y"), some, series)
+    (axis,) = drawing.draw().axes
+    assert sorted(line.get_ydata()[1] for line in axis.get_lines()) == [80, 130, 130, 180]
+    assert drawing.caption == " Bold lines are means over seeds, thin ones the single seeds."
+
+
 def panels(series: Any, alone: Any) -> dict[str, int]:
     """Titles of a figure's panels, with how many curves each has."""
     some = cells([row("cauchy"), row("uniform-pit"), row("vae")])

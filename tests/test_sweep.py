@@ -268,6 +268,22 @@ def test_a_failed_cell_keeps_its_reason_and_is_run_again_when_asked(glas: Glas) 
     assert len(trials(glas)) == 3
 
 
+def test_a_cell_left_by_a_dead_worker_counts_for_how_many_are_wanted(
+    glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: two cells were left, one of them by a worker that was killed, and one worker began."""
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    store, plan = planned(glas, TINY)
+    task = store.claim(plan)
+    assert isinstance(task, Task)
+    store.settle(plan, lambda _: None)
+    assert sweeping._workers(plan, store, "cpu") == 1  # this process is there and runs it
+    gone = {**store.owner, "began": "0", "token": "of another"}
+    store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", gone)
+    store.settle(plan, lambda _: None)
+    assert sweeping._workers(plan, store, "cpu") == 2
+
+
 def test_a_cell_over_which_workers_die_fails_at_last(glas: Glas) -> None:
     store, plan = planned(glas, TINY.replace(", gaussian", ""))
     for _ in range(MOST_LOST):
@@ -442,6 +458,27 @@ tuning_seeds: 1000-1001
 seeds: 0
 """
 )
+
+
+def test_a_setting_that_diverged_on_a_tuning_seed_wins_no_search(
+    glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell that is reported has a value all the same: of the seeds that have one."""
+    plan = Plan(study.load(str(write(glas, TINY.replace("seeds: 0", "seeds: 0-1")))), glas.results)
+    seeds = {0: {"status": "complete"}, 1: {"status": "diverged", "reason": "not finite"}}
+
+    def ran(runs: Any, *_: object, **__: object) -> dict[Any, Any]:
+        ((cell, mine),) = runs
+        return {(cell.key, seed): seeds[seed] for seed in mine}
+
+    monkeypatch.setattr(worker.cells, "run_cells", ran)
+    monkeypatch.setattr(worker, "_validation", lambda *_: 90.0)
+    for is_search, value in ((False, 90.0), (True, None)):
+        task = Task("tiny", 1, 0, "cauchy", [0, 1], {}, is_search)
+        found = worker.run_task(plan, task, "cpu", lambda _: None)
+        assert found is not None
+        assert (found.status, found.value) == ("complete", value)
+        assert found.outcomes == {"0": "complete", "1": "diverged"}
 
 
 @quick

@@ -143,7 +143,11 @@ def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
         for metric, some in told.items()
         if (own := [cell for cell in some if cell.name in kept])
     }
-    ranges = {metric: _range(some, metric) for metric, some in shown.items()}
+    seeds = {
+        metric: {cell.name: _seed_differences(cell, metric, some) for cell in own}
+        for metric, own in shown.items()
+    }
+    ranges = {metric: _range(own, metric, seeds[metric]) for metric, own in shown.items()}
     caption = (
         "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by seed "
         "and image. Left of zero is better than the baseline"
@@ -153,14 +157,28 @@ def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
     caption += (
         ". Hollow: Holm-adjusted p >= .05. A cross: one seed, whose interval knows of images alone."
     )
+    if any(values for own in seeds.values() for values in own.values()):
+        caption += " Upright strokes: the single seeds."
     if any(each.cuts for each in ranges.values()):
-        caption += " An arrow: the interval goes on beyond the picture."
+        caption += " An arrow: the interval, or a seed, lies beyond the picture."
     yield Drawing(
         "differences",
         "Differences from the baseline",
         caption + cut,
-        lambda: _forest(shown, order, ranges),
+        lambda: _forest(shown, order, ranges, seeds),
     )
+
+
+def _seed_differences(cell: Cell, metric: str, some: Sequence[Cell]) -> list[float]:
+    """Return a cell minus its baseline seed by seed, where several seeds have both."""
+    planned = cell.first.get("compared_with")
+    baseline = next((other for other in some if other.name == planned), None)
+    if baseline is None:
+        return []
+    there = {row["seed"]: number(row, metric) for row in baseline.finished}
+    pairs = [(number(row, metric), there.get(row["seed"])) for row in cell.finished]
+    found = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
+    return found if len(found) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -176,14 +194,17 @@ class _Range:
     """Whether the margin of a verdict is wide enough to be seen."""
 
 
-def _range(some: Sequence[Cell], metric: str) -> _Range:
-    """Return what is shown: every estimate, and intervals as far as most of them go.
+def _range(some: Sequence[Cell], metric: str, seeds: Mapping[str, Sequence[float]]) -> _Range:
+    """Return what is shown: every estimate, and intervals and seeds as far as most of them go.
 
-    One outlier presses all others together. Where it is an interval, it is cut; where it is an
-    estimate, the scale is linear near zero and logarithmic beyond.
+    One outlier presses all others together. Where it is an interval or a seed, it is cut; where it
+    is an estimate, the scale is linear near zero and logarithmic beyond.
     """
     ends = [_ends(cell, metric) for cell in some]
-    reaches = sorted(max(abs(low), abs(high)) for _, low, high in ends)
+    reaches = sorted(
+        max(map(abs, (low, high, *seeds[cell.name])))
+        for cell, (_, low, high) in zip(some, ends, strict=True)
+    )
     median = reaches[len(reaches) // 2]
     limit = max(1.1 * max(abs(estimate) for estimate, _, _ in ends), 2 * median)
     cuts = reaches[-1] > 1.5 * limit
@@ -210,7 +231,10 @@ def _ends(cell: Cell, metric: str) -> tuple[float, float, float]:
 
 
 def _forest(
-    told: Mapping[str, Sequence[Cell]], order: Sequence[Cell], ranges: Mapping[str, _Range]
+    told: Mapping[str, Sequence[Cell]],
+    order: Sequence[Cell],
+    ranges: Mapping[str, _Range],
+    seeds: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> Figure:
     height = 0.9 + 0.24 * len(order)
     figure, axes = blank(3.2 + 3.0 * len(told), height, 1, len(told), sharey=True)
@@ -221,7 +245,8 @@ def _forest(
             axis.axvspan(-MARGIN, MARGIN, color="0.9", zorder=0)
         axis.axvline(0, color="0.3", linewidth=0.8)
         for cell in some:
-            _interval(axis, places[cell.name], cell, metric, shown, colour)
+            own = seeds[metric][cell.name]
+            _interval(axis, places[cell.name], cell, metric, shown, own, colour)
         axis.set_xlabel(f"{metric} - baseline, {NATS}")
         if shown.linear < math.inf:
             axis.set_xscale("symlog", linthresh=shown.linear)
@@ -232,8 +257,16 @@ def _forest(
     return figure
 
 
-def _interval(axis: Axes, y: float, cell: Cell, metric: str, shown: _Range, colour: Any) -> None:
-    """Draw one difference, its interval cut where the picture ends."""
+def _interval(
+    axis: Axes,
+    y: float,
+    cell: Cell,
+    metric: str,
+    shown: _Range,
+    seeds: Sequence[float],
+    colour: Any,
+) -> None:
+    """Draw one difference, its interval and seeds cut where the picture ends."""
     estimate, low, high = _ends(cell, metric)
     p = number(cell.first, f"{metric}_p_holm")
     one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
@@ -241,10 +274,16 @@ def _interval(axis: Axes, y: float, cell: Cell, metric: str, shown: _Range, colo
     face = colour if p is not None and p < 0.05 else "white"
     left, right = max(low, -shown.limit), min(high, shown.limit)
     axis.plot([left, right], [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
+    inside = [value for value in seeds if abs(value) <= shown.limit]
+    if inside:
+        axis.plot(inside, [y] * len(inside), "|", color=colour, alpha=0.6, markersize=6)
     axis.plot([estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
-    for end, whole, arrow in ((left, low, "<"), (right, high, ">")):
-        if end != whole:
-            axis.plot([end], [y], arrow, color=colour, markersize=4.5)
+    for edge, furthest, arrow in (
+        (-shown.limit, min((low, *seeds)), "<"),
+        (shown.limit, max((high, *seeds)), ">"),
+    ):
+        if abs(furthest) > shown.limit and furthest * edge > 0:
+            axis.plot([edge], [y], arrow, color=colour, markersize=4.5)
 
 
 def _by_difference(told: Mapping[str, Sequence[Cell]]) -> list[Cell]:

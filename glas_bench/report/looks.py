@@ -220,7 +220,7 @@ def _panelled(
     if not series:
         return
     panels = list(_panels(some, series))
-    told = " Lines are means over seeds, bands their range"
+    told = " Bold lines are means over seeds, thin ones the single seeds"
     baseline = next((cell for cell in some if cell.first.get("is_baseline")), None)
     if baseline is not None and len(panels) > 1:
         told += f"; dashed grey, in the others' panels, is {baseline.title}, the baseline"
@@ -248,10 +248,10 @@ def _draw_panels(
     for axis, (title, some) in zip(flat, panels, strict=False):
         other = any(key in alone for cell in some for key in _keys(cell))
         if baseline is not None and baseline not in some and not other:
-            _band(axis, baseline, series, "0.45", (3, 2), None)
+            _lines(axis, baseline, series, "0.45", (3, 2), None)
         for i, cell in enumerate(some):
             told = ", ".join(f"{key}={short(value)}" for key, value in cell.settings.items())
-            _band(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], told or title)
+            _lines(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], told or title)
         axis.set_title(title + (" (recon alone)" if other else ""), fontsize=8)
         if len(some) > 1 or some[0].settings:
             axis.legend(fontsize=6, frameon=False, loc="best", handlelength=2.2)
@@ -280,10 +280,10 @@ def _keys(cell: Cell) -> list[Key]:
     return [(row["config_key"], int(row["seed"])) for row in cell.finished]
 
 
-def _band(
+def _lines(
     axis: Any, cell: Cell, series: Series, colour: Any, dashes: Any, label: str | None
 ) -> None:
-    """Draw a cell's mean over seeds and their range."""
+    """Draw a cell's mean over seeds in bold, and each seed: a mean hides the one that collapsed."""
     curves = [dict(series[key]) for key in _keys(cell) if key in series]
     if not curves:
         return
@@ -301,7 +301,7 @@ def _band(
         markersize=3,
     )
     if len(curves) > 1:
-        axis.fill_between(xs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+        axis.plot(xs, values.T, color=colour, alpha=0.4, linewidth=0.5)
 
 
 def _beside(told: Sequence[tuple[Cell, bytes]], columns: int) -> Figure:

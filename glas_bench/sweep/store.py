@@ -118,6 +118,8 @@ class Store(Ledger):
     def settle(self, plan: Plan, result_of: Callable[[Row], Result | None]) -> int:
         """Tell the results of waiting trials that are there already; return how many.
 
+        What workers held that have died waits again before that.
+
         Args:
             plan: the study.
             result_of: returns what a run folder on this machine has of a trial, or None.
@@ -126,6 +128,7 @@ class Store(Ledger):
         def action() -> int:
             done = 0
             with self.locked():
+                self.revive(plan.name, self.rows(plan.name))
                 for trial, row in self.rows(plan.name):
                     if row.state != "waiting" or row.cell not in plan.items:
                         continue
