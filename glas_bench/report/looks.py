@@ -223,7 +223,7 @@ def _panelled(
     told = " Bold lines are means over seeds, thin ones the single seeds"
     baseline = next((cell for cell in some if cell.first.get("is_baseline")), None)
     if baseline is not None and len(panels) > 1:
-        told += f"; dashed grey, in the others' panels, is {baseline.title}, the baseline"
+        told += f"; dashed grey, in the others' panels, the mean of {baseline.title}, the baseline"
     cut = f" The first {MOST_PANELS} of {len(panels)} panels." if len(panels) > MOST_PANELS else ""
     yield Drawing(
         name,
@@ -283,7 +283,7 @@ def _keys(cell: Cell) -> list[Key]:
 def _lines(
     axis: Any, cell: Cell, series: Series, colour: Any, dashes: Any, label: str | None
 ) -> None:
-    """Draw a cell's mean over seeds in bold, and each seed: a mean hides the one that collapsed."""
+    """Draw a cell's mean over seeds, and in its own panel each seed: a mean hides a collapse."""
     curves = [dict(series[key]) for key in _keys(cell) if key in series]
     if not curves:
         return
@@ -300,7 +300,7 @@ def _lines(
         marker=marker,
         markersize=3,
     )
-    if len(curves) > 1:
+    if len(curves) > 1 and label is not None:
         axis.plot(xs, values.T, color=colour, alpha=0.4, linewidth=0.5)
 
 
