@@ -763,6 +763,16 @@ def test_a_csv_comes_back_as_it_was(tmp_path: Path) -> None:
     assert page.render(found) == page.render(given)
 
 
+def test_what_is_of_the_whole_page_is_written_once_and_read_everywhere(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    told = '[{"caption": "of the whole page"}]'
+    given = [row("cauchy", seed, figures=told) for seed in range(3)]
+    path.write_bytes(sheet.write(given))
+    assert path.read_text().count("of the whole page") == 1
+    assert [each["figures"] for each in sheet.read(path)] == [told] * 3
+    assert [each["figures"] for each in given] == [told] * 3
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

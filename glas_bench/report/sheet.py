@@ -25,6 +25,9 @@ FIRST = (
 )
 """Columns that come first, in this order; the others follow by name."""
 
+ONCE = ("figures", "skipped", "remarks")
+"""Columns of JSON that say the same of the whole page: the first row alone has them in the file."""
+
 NEEDED = ("schema", "study", "cell", "variant", "seed", "status")
 
 
@@ -35,6 +38,8 @@ def write(rows: Sequence[Row]) -> bytes:
     columns = [name for name in FIRST if name in names]
     columns += sorted(names - set(columns))
     table = pd.DataFrame([[row.get(name, "") for name in columns] for row in rows], columns=columns)
+    for name in (each for each in ONCE if each in table):
+        table[name] = table[name].mask(table[name].duplicated(), "")
     buffer = io.StringIO()
     table.to_csv(buffer, index=False, lineterminator="\n")
     return buffer.getvalue().encode()
@@ -61,6 +66,8 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     if missing or table.empty:
         lacks = f"it lacks {', '.join(missing)}" if missing else "it has no rows"
         raise UsageError(f"{path} is no csv of `glas-bench report`: {lacks}")
+    for name in (each for each in ONCE if each in table):
+        table[name] = next(filter(None, table[name]), "")
     rows: list[Row] = table.to_dict("records")  # type: ignore[assignment]
     if {row["schema"] for row in rows} != {SCHEMA}:
         raise UsageError(
