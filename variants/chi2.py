@@ -1,9 +1,10 @@
 """A normal q charged with ln(1 + chi2) to the prior (what approach 5 should have been).
 
 q = N(m, s^2) with s^2 = 2 sigmoid(h), because chi2(q || p) is finite for s^2 < 2 alone; the charge
-is the sum over dimensions and steps of ln(1 + chi2(q || p)), which is ln(1 + chi2) of the whole,
-since 1 + chi2 multiplies. `fixed_width: true` sets s = 1 and has no second head: the charge is then
-m^2, twice the KL, and the least that mends `min-chi2`.
+is the sum over dimensions and steps of ln(1 + chi2(q || p)): over the dimensions of a step it is
+ln(1 + chi2) of that step, since 1 + chi2 multiplies, and at each step at least the KL.
+`fixed_width: true` sets s = 1 and has no second head: the charge is then m^2, twice the KL, and the
+least that mends `min-chi2`.
 
 Source: Akoury 2017, README, unsuccessful approach 5, and the comment in `ChiSquaredSampler` of
 `glas/model/sample.py`, whose aim is this bound, KL <= ln(1 + chi2); the code charges something else

@@ -7,7 +7,7 @@ epoch is all phase two's: the matrix then stays as it was drawn, as in `fixed-ra
 
 `latent_from` gives the controls, with the same epochs left for phase two: `permuted` shuffles the
 cells of the supervised matrix, `cauchy` learns it in phase one from the published objective, and
-`random` throws away what phase one learned.
+`random` throws away what phase one learned and draws the matrix anew.
 
 Source: Akoury 2017, README, unsuccessful approach 2, which proposes this. It is no option of the
 original code: phases, head and controls are our design.

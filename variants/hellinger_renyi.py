@@ -1,9 +1,9 @@
 """The Hellinger idea as a bound: -2 ln mean_k sqrt(w_k) over K draws (approach 4, made valid).
 
 In general -(1/(1 - alpha)) ln mean_k w_k^(1 - alpha) with w_k the importance weight of a whole
-trajectory: alpha 1/2 is the Renyi divergence of order 1/2, -2 ln(1 - H^2), between q and the
-*posterior*; alpha 1 is the ELBO averaged over the draws, alpha 0 the IWAE. Compare the three at
-equal `draws`.
+trajectory. With many draws it exceeds -log p(x) by the Renyi divergence of order alpha between q
+and the *posterior*: -2 ln(1 - H^2) at alpha 1/2. Alpha 1 is the ELBO averaged over the draws,
+alpha 0 the IWAE. Compare the three at equal `draws`.
 
 Source: Akoury 2017, README, unsuccessful approach 4, which puts the divergence between q and the
 prior and so bounds nothing: `hellinger`. The bound is the VR bound of Li & Turner 2016 (arXiv

@@ -3,7 +3,7 @@
 M_0 = 0; a_t = A(e_t, (1 - M_{t-1}) * L); the footprint f_t of the filter is the outer product of
 the column sums of F_y and F_x, scaled to sum to 1; then
 M_t = M_{t-1} + (1 - M_{t-1}) * min(1, rate * (L * L / T) * f_t). No gradient flows through M.
-At rate 1 a step removes about L * L / T cells' worth, so T steps go once through the matrix.
+T even reads leave about exp(-rate) of each cell; a filter that looks at few empties those sooner.
 
 Source: Akoury 2017, README, unsuccessful approach 1. It is in no commit of the original code: this
 is designed from its prose, as the reading in which a portion that was used is gone; for the one in
@@ -29,7 +29,7 @@ class MaskedProgressive(Glas):
         """Those of a filter, and how fast it uses up the matrix."""
 
         rate: float = Field(
-            1.0, ge=0, description="share of the matrix that T steps remove; 0 removes nothing"
+            1.0, ge=0, description="how fast reads empty cells: T even ones leave about exp(-rate)"
         )
 
     def begin_recognition(self, x: Tensor) -> Recognition:
