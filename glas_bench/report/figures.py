@@ -496,7 +496,8 @@ def _charges(found: Sequence[Cell]) -> Iterator[Drawing]:
         "What is charged and what it costs",
         "Each seed's charge, times the weight that its objective gives it, against the true "
         "KL(q || p) summed over steps, nats per image. On the solid line the charge is the KL. "
-        f"The dashed line is the least that the sampler of `min-chi2` can cost: 2.725 times its charge.{cut}",
+        "The dashed line is the least that the sampler of `min-chi2` can cost: 2.725 times its "
+        f"charge.{cut}",
         lambda: _charge(told),
     )
 
