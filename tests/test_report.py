@@ -1130,6 +1130,21 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     )
     (fewer,) = plans.asked(["grid-slip@laptop"], tmp_path)
     assert fewer.command == "glas-bench sweep grid-slip --preset laptop --seeds 0-2"
+    for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
+        assert plans.asked([alike], tmp_path) == [fewer]
+
+
+def test_a_study_file_has_the_seeds_it_was_swept_with(tmp_path: Path) -> None:
+    shipped = study.shipped()["grid-slip"].resolve()
+    note_study(tmp_path, "grid-slip", {}, file=str(shipped), seeds="0-2")
+    (swept,) = plans.asked([str(shipped)], tmp_path)
+    assert swept.command == "glas-bench sweep grid-slip --seeds 0-2"
+    (copy,) = plans.asked([shutil.copy(shipped, str(tmp_path))], tmp_path)
+    assert copy.command == "glas-bench sweep grid-slip"
+    assert plans.asked([str(shipped), "grid-slip"], tmp_path) == [swept]
+
+
+def test_plans_of_a_run_by_hand_and_of_none(tmp_path: Path) -> None:
     (two,) = plans.asked(["glas-bench"], tmp_path)
     assert two.study is None
     with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):
