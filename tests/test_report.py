@@ -348,6 +348,20 @@ def test_collapsed_seeds_do_not_stretch_the_picture_of_charges() -> None:
     assert charge.draw().axes[0].get_ylim()[0] > 1
 
 
+def test_a_charge_is_drawn_as_its_objective_counts_it() -> None:
+    given = [
+        row("min-chi2", charge=10.0, kl=30.0),
+        row("cauchy", charge=20.0, kl=20.0),
+        row("cauchy", cell="c", charge=32.0, kl=32.0, params_charge_weight=0.25),
+    ]
+    (charge,) = [each for each in figures.from_csv(given) if each.name == "charge"]
+    lines = charge.draw().axes[0].get_lines()
+    there = {str(line.get_label()): (line.get_xdata()[0], line.get_ydata()[0]) for line in lines}
+    assert there["cauchy"] == (20.0, 20.0)
+    assert there["cauchy (charge_weight=0.25)"] == (8.0, 32.0)
+    assert there["min-chi2"] == (10.0, 30.0)
+
+
 def test_an_objective_below_a_bound_is_not_said_to_be_below_what_is_bounded() -> None:
     """nll bounds -log p(x) from above: what lies below it need not lie below -log p(x)."""
     (objective,) = figures.from_csv([row("hellinger", objective=70.0, bounds_nll="no")])
@@ -1116,6 +1130,21 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     )
     (fewer,) = plans.asked(["grid-slip@laptop"], tmp_path)
     assert fewer.command == "glas-bench sweep grid-slip --preset laptop --seeds 0-2"
+    for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
+        assert plans.asked([alike], tmp_path) == [fewer]
+
+
+def test_a_study_file_has_the_seeds_it_was_swept_with(tmp_path: Path) -> None:
+    shipped = study.shipped()["grid-slip"].resolve()
+    note_study(tmp_path, "grid-slip", {}, file=str(shipped), seeds="0-2")
+    (swept,) = plans.asked([str(shipped)], tmp_path)
+    assert swept.command == "glas-bench sweep grid-slip --seeds 0-2"
+    (copy,) = plans.asked([shutil.copy(shipped, str(tmp_path))], tmp_path)
+    assert copy.command == "glas-bench sweep grid-slip"
+    assert plans.asked([str(shipped), "grid-slip"], tmp_path) == [swept]
+
+
+def test_plans_of_a_run_by_hand_and_of_none(tmp_path: Path) -> None:
     (two,) = plans.asked(["glas-bench"], tmp_path)
     assert two.study is None
     with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):

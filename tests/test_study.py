@@ -415,6 +415,7 @@ SHIPPED = {
     "supervised": 5,
     "depth": 6,
     "original-search": 3,
+    "published": 12,
 }
 
 

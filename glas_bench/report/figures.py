@@ -415,14 +415,15 @@ def _objective(told: Sequence[Cell]) -> Figure:
     ):
         some = [cell for cell in told if cell.says("bounds_nll") == kind]
         if some:
-            _points(axis, some, ("objective", "nll"), marker, colour, name)
+            pairs = [pair for cell in some for pair in _pairs(cell, "objective", "nll")]
+            _points(axis, pairs, marker, colour, name)
     _diagonal(axis, told)
     axis.legend(loc="best", frameon=False, fontsize=8)
     if hidden:  # they lie close together where others are far from their bounds
         axis = axes[0][1]
         for i, cell in enumerate(hidden):
             marker, colour = MARKERS[i % len(MARKERS)], colours(i + 1)[i]
-            _points(axis, [cell], ("objective", "nll"), marker, colour, cell.label)
+            _points(axis, _pairs(cell, "objective", "nll"), marker, colour, cell.label)
         _diagonal(axis, hidden)
         figure.legend(
             *axis.get_legend_handles_labels(),
@@ -434,16 +435,9 @@ def _objective(told: Sequence[Cell]) -> Figure:
 
 
 def _points(
-    axis: Axes,
-    some: Sequence[Cell],
-    names: tuple[str, str],
-    marker: str,
-    colour: Any,
-    label: str,
-    floor: float = -math.inf,
+    axis: Axes, points: Sequence[tuple[float, float]], marker: str, colour: Any, label: str
 ) -> None:
-    """Draw one metric against another, a point a seed that is above a floor by both."""
-    points = [pair for cell in some for pair in _pairs(cell, *names) if min(pair) > floor]
+    """Draw one metric against another, a point a seed."""
     if points:
         axis.plot(
             *zip(*points, strict=True),
@@ -491,30 +485,42 @@ def _hidden(told: Sequence[Cell]) -> list[Cell]:
 
 
 def _charges(found: Sequence[Cell]) -> Iterator[Drawing]:
-    told = [cell for cell in found if _pairs(cell, "charge", "kl")]
+    told = [cell for cell in found if _charged(cell)]
     if not any(cell.variant == "min-chi2" for cell in told):
         return
-    pairs = [pair for cell in told for pair in _pairs(cell, "charge", "kl")]
+    pairs = [pair for cell in told for pair in _charged(cell)]
     unseen = sum(min(pair) <= LEAST_CHARGE for pair in pairs)
     cut = f" {unseen} of {len(pairs)} seeds lie below {LEAST_CHARGE} nats." if unseen else ""
     yield Drawing(
         "charge",
         "What is charged and what it costs",
-        "Each seed's charge, as its objective counts it, against the true KL(q || p) summed over "
-        "steps, nats per image. On the solid line the charge is the KL. The dashed line is the "
-        f"least that the sampler of `min-chi2` can cost: 2.725 times its charge.{cut}",
+        "Each seed's charge, times the weight that its objective gives it, against the true "
+        "KL(q || p) summed over steps, nats per image. On the solid line the charge is the KL. "
+        "The dashed line is the least that the sampler of `min-chi2` can cost: 2.725 times its "
+        f"charge.{cut}",
         lambda: _charge(told),
     )
+
+
+def _charged(cell: Cell) -> list[tuple[float, float]]:
+    """Return each seed's charge, times what its objective weighs it with, and its true KL."""
+    return [(_weight(cell) * charge, kl) for charge, kl in _pairs(cell, "charge", "kl")]
+
+
+def _weight(cell: Cell) -> float:
+    return float(cell.first.get("params.charge_weight") or 1)
 
 
 def _charge(told: Sequence[Cell]) -> Figure:
     figure, axes = blank(6.6, 4.4)
     axis = axes[0][0]
-    for i, variant in enumerate(sorted({cell.variant for cell in told})):
-        some = [cell for cell in told if cell.variant == variant]
-        marker, colour = MARKERS[i % len(MARKERS)], colours(i + 1)[i]
-        _points(axis, some, ("charge", "kl"), marker, colour, variant, LEAST_CHARGE)
-    every = [pair for cell in told for pair in _pairs(cell, "charge", "kl")]
+    weighed = sorted({(cell.variant, _weight(cell)) for cell in told})
+    for i, (variant, weight) in enumerate(weighed):
+        some = [cell for cell in told if (cell.variant, _weight(cell)) == (variant, weight)]
+        points = [pair for cell in some for pair in _charged(cell) if min(pair) > LEAST_CHARGE]
+        name = variant if weight == 1 else f"{variant} (charge_weight={weight:g})"
+        _points(axis, points, MARKERS[i % len(MARKERS)], colours(i + 1)[i], name)
+    every = [pair for cell in told for pair in _charged(cell)]
     if every := [pair for pair in every if min(pair) > LEAST_CHARGE]:
         axis.set_xscale("log")
         axis.set_yscale("log")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glas_bench import study
 from glas_bench.config import PRESETS, parse_seeds, told_seeds
@@ -77,7 +78,7 @@ def noted(results: Path) -> list[str]:
 def _named(reference: str, results: Path) -> Plan:
     if reference == experiment_name():
         return Plan(reference, None)
-    note = results / "studies" / f"{reference}.json"
+    note = _note_of(reference, results)
     if note.is_file():
         return Plan(reference, _from_note(reference, note))
     base, *others = reference.split("@") if "/" not in reference else [reference]
@@ -86,15 +87,26 @@ def _named(reference: str, results: Path) -> Plan:
     for word in others:
         if word not in (preset, dataset):
             raise unknown("preset or data set", word, [*PRESETS, *DATASETS])
+    is_file = base.endswith((".yaml", ".yml")) or "/" in base
     try:
         found = study.load(base, preset, dataset)
     except UsageError as error:
         known = [*study.shipped(), *noted(results), experiment_name()]
-        is_file = base.endswith((".yaml", ".yml")) or "/" in base
         if is_file or base.replace("_", "-") in study.shipped():
             raise
         raise unknown("study", reference, known) from error
+    note = _note_of(found.name, results)  # of its own name: it may have been swept with other seeds
+    if note.is_file() and (not is_file or _file_of(read_json(note)) == found.path.resolve()):
+        return Plan(found.name, _from_note(found.name, note))
     return Plan(found.name, found)
+
+
+def _note_of(name: str, results: Path) -> Path:
+    return results / "studies" / f"{name}.json"
+
+
+def _file_of(about: dict[str, Any]) -> Path:
+    return Path(str(about.get("file", "")))
 
 
 def _from_note(name: str, note: Path) -> Study:
@@ -102,7 +114,7 @@ def _from_note(name: str, note: Path) -> Study:
     base, *others = name.split("@")
     preset = about.get("preset") or next((word for word in others if word in PRESETS), None)
     dataset = about.get("dataset") or next((word for word in others if word in DATASETS), None)
-    file = Path(str(about.get("file", "")))
+    file = _file_of(about)
     if not file.is_file():  # made elsewhere, or moved since
         if base not in study.shipped():
             raise RunError(
