@@ -10,7 +10,10 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
+import itertools
 import sys
+import tokenize
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = Path(__file__).parent / "variants"
 ENTRY_POINTS = "glas_bench.variants"
+_LAYOUT = {tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,17 @@ class Variant:
 
     @cached_property
     def source_hash(self) -> str:
-        """SHA-256 of the variant's source with that of its bases, newlines normalised.
+        """SHA-256 of the variant's code with that of its bases.
 
-        `find` takes it at once: what is edited later is not what was imported.
+        Comments and docstrings do not count: who mends one keeps the runs. `find` takes it at once:
+        what is edited later is not what was imported.
         """
         from glas_bench.model import Glas
 
         digest = hashlib.sha256()
         for base in self.cls.__mro__[: self.cls.__mro__.index(Glas)]:
             source = Path(inspect.getfile(base)).read_text(encoding="utf-8")
-            digest.update(source.replace("\r\n", "\n").encode() + b"\0")
+            digest.update(code_alone(source).encode() + b"\0")
         return digest.hexdigest()
 
     @property
@@ -60,6 +65,41 @@ class Variant:
         """The docstring of the variant's file, or of its class."""
         module = sys.modules[self.cls.__module__]
         return inspect.cleandoc(module.__doc__ or self.cls.__doc__ or "")
+
+
+def code_alone(source: str) -> str:
+    """Return Python source without comments, docstrings and blank lines between statements.
+
+    Cut out of the text, since what `ast` makes of it differs between versions of Python.
+    """
+    lines = io.StringIO(source).readlines()
+    places = [0, *itertools.accumulate(map(len, lines))]
+    code: list[str] = []
+    statement: list[tuple[int, int, int]] = []  # of its tokens: kind, start of the line, end
+    remarks: list[tuple[int, int]] = []
+    for token in tokenize.generate_tokens(iter(lines).__next__):
+        row = places[token.start[0] - 1]
+        end = places[token.end[0] - 1] + token.end[1]
+        if token.type == tokenize.COMMENT:
+            before = lines[token.start[0] - 1][: token.start[1]].rstrip()
+            remarks.append((row + len(before), end) if before else (row, end + 1))
+        elif token.type == tokenize.NEWLINE:
+            if any(kind != tokenize.STRING for kind, _, _ in statement):
+                code.append(_without(source, remarks, statement[0][1], statement[-1][2]))
+            statement, remarks = [], []
+        elif token.type not in _LAYOUT:
+            statement.append((token.type, row, end))
+    return "\n".join(code)
+
+
+def _without(source: str, cuts: list[tuple[int, int]], start: int, end: int) -> str:
+    """Return source[start:end] without the stretches to cut, which are in order."""
+    kept = []
+    for first, last in cuts:
+        if start < first < end:
+            kept.append(source[start:first])
+            start = last
+    return "".join([*kept, source[start:end]])
 
 
 def names() -> list[str]:

@@ -1,7 +1,9 @@
-"""Variants are found by name, by file and by entry point; their identity is their source."""
+"""Variants are found by name, by file and by entry point; their identity is their code."""
 
 import importlib
+import io
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,7 @@ def test_names_import_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in sys.modules if name.startswith("glas_bench.variants.")]
 
 
-def test_the_identity_is_the_source(tmp_path: Path) -> None:
+def test_the_identity_is_the_code(tmp_path: Path) -> None:
     path = tmp_path / "my_idea.py"
     path.write_text(SOURCE)
     found = registry.find(str(path))
@@ -63,6 +65,88 @@ def test_the_identity_is_the_source(tmp_path: Path) -> None:
     moved.parent.mkdir()
     moved.write_text(SOURCE)
     assert registry.find(str(moved)).source_hash == found.source_hash
+
+
+WRITTEN = '''\
+"""A charge."""
+
+from glas_bench import Glas
+
+
+class Charged(Glas):
+    """The published model, charged more."""
+
+    WORDS = """two
+
+    lines"""
+    factor = 2.0
+    """What it is charged."""
+
+    def charge(self, q, p, z):
+        return self.factor * super().charge(  # at every step
+            q,
+            p,
+            # the draw
+            z,
+        )
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""A charge."""\n', '"""Another.\n\nOf more lines.\n"""\n# and a remark\n'),
+        ('    """The published model, charged more."""\n\n', ""),
+        ('    """What it is charged."""\n', "    'what \"it\" is' 'charged'\n\n"),
+        ("  # at every step", " # once"),
+        ("            # the draw\n", ""),
+        ("    def charge", "    # here\n\n    def charge"),
+        ("factor = 2.0", 'factor = 2.0  # """ no string'),
+    ],
+)
+def test_comments_and_docstrings_keep_the_identity(old: str, new: str) -> None:
+    assert WRITTEN.count(old) == 1
+    assert registry.code_alone(WRITTEN.replace(old, new)) == registry.code_alone(WRITTEN)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.0", "2.5"),
+        ("two\n\n    lines", "two\n    lines"),
+        ("two\n", "# two\n"),
+        ("    def charge", "def charge"),
+        ("# the draw\n", "the_draw,\n"),
+        ('    """What it is charged."""\n', '    x = """What it is charged."""\n'),
+    ],
+)
+def test_all_else_changes_it(old: str, new: str) -> None:
+    assert WRITTEN.count(old) == 1
+    assert registry.code_alone(WRITTEN.replace(old, new)) != registry.code_alone(WRITTEN)
+
+
+def statements(source: str) -> list[list[str]]:
+    """Return the words of every statement that is more than a string."""
+    layout = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    found: list[list[tokenize.TokenInfo]] = [[]]
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.NEWLINE:
+            found.append([])
+        elif token.type not in layout:
+            found[-1].append(token)
+    return [
+        [token.string for token in each]
+        for each in found
+        if any(token.type != tokenize.STRING for token in each)
+    ]
+
+
+def test_no_code_is_lost() -> None:
+    files = [*registry.BUILT_IN.parent.rglob("*.py"), *registry.BUILT_IN.glob("*.py")]
+    assert len(files) > 100
+    for path in files:
+        source = path.read_text(encoding="utf-8")
+        assert statements(registry.code_alone(source)) == statements(source), path
 
 
 def test_bases_are_part_of_the_identity(tmp_path: Path) -> None:
