@@ -131,12 +131,7 @@ def _noted(results: Path, study: str | None) -> dict[str, str]:
     """Return the protocol key by the folder's name, of the folders that a study has."""
     if study is None or not _note(results, study).is_file():
         return {}
-    return _folders(read_json(_note(results, study)))
-
-
-def _folders(document: dict[str, Any]) -> dict[str, str]:
-    folders = document["folders"]  # a list in what was noted before protocols were
-    return dict(folders) if isinstance(folders, dict) else dict.fromkeys(folders, "")
+    return dict(read_json(_note(results, study))["folders"])
 
 
 def by_experiment(
@@ -153,7 +148,7 @@ def by_experiment(
     taken: set[str] = set()
     for path in sorted((results / "studies").glob("*.json")):
         about = read_json(path)
-        names = _folders(about)
+        names = about["folders"]
         found[about["study"]] = [each for each in there if each.resolve().name in names]
         taken |= set(names)
     return {**found, None: [each for each in there if each.resolve().name not in taken]}
