@@ -369,6 +369,23 @@ def test_ais_is_paired_with_some_images_where_the_run_scored_some(tmp_path):
     assert verdict.paired(folder, "own", scored, np.array([7]), np.array([1.0])) == {}
 
 
+def test_scores_that_come_after_ais_are_set_beside_it(tmp_path):
+    seed = make(Exact, tmp_path)
+    how = {"temperatures": 2, "chains": 2, "leapfrog": 1, "pilot": 16}
+    folder = seed.record.seeds[0].folder
+    before = referee.score(seed, **how)
+    assert before["paired"] == {}
+    ais = folder.per_image(before["protocol_key"])["ais"]
+    own = config.protocol_key(evaluate.protocol(seed.record.config))
+    folder.save_scores(own, {}, {"nll": ais + np.arange(8) / 7})
+    after = referee.score(seed, **how)
+    assert after["paired"]["nll"]["difference"] == pytest.approx(-0.5)
+    stored = folder.scores(before["protocol_key"])
+    assert stored["paired"] == after["paired"]
+    assert stored["time"] == before["time"], "it is the same scoring"
+    assert referee.score(seed, **how) == after
+
+
 def test_the_images_of_ais_are_among_those_that_a_run_scores():
     few, some = (set(evaluate.scored_images(10_000, n).tolist()) for n in (20, 2000))
     assert few < some < set(evaluate.scored_images(10_000, "all").tolist())

@@ -132,6 +132,26 @@ def test_rows_are_ranked_by_nll_and_means_are_over_seeds() -> None:
     assert any("a bound only" in note for note in notes(text))
 
 
+def test_what_the_referee_found_is_told_beside_nll() -> None:
+    assert "The referee" not in render(row("cauchy", nll=90.0))
+    about = {"ais_images": 20, "ais_temperatures": 400, "ais_chains": 16}
+    about |= {"ais_change": 0.04, "ais_change_error": 0.07, "ais_gap": -0.02, "ais_gap_error": 0.09}
+    less = {"ais_less_nll": -0.904, "ais_less_nll_error": 0.23}
+    text = render(
+        row("cauchy", 0, nll=120.64, ais_status="accepted", ais=125.15, **about, **less),
+        row("cauchy", 1, nll=120.0),
+        row("vae", nll=95.0, ais_status="refused", **{**about, "ais_gap": 3.0}),
+    )
+    _, _, section = text.partition("## The referee\n")
+    section, _, _ = section.partition("\n## ")
+    shared = ("20", "400 (16)", "+0.04 ± 0.07")
+    told = ("-0.02 ± 0.09", "accepted", "120.64", "-0.90 ± 0.23", "119.74")
+    assert table_rows(section, "| variant |") == [
+        ["`cauchy`", "0", *shared, *told],
+        ["`vae`", "0", *shared, "+3.00 ± 0.09", "refused", "95.00", "–", "–"],
+    ]
+
+
 def test_a_refit_that_was_still_gaining_is_said() -> None:
     assert page.STILL_GAINING == refit.STILL_GAINING
     gains = (0.05, 0.34, 0.2)

@@ -368,12 +368,19 @@ def told(folder: RunFolder) -> tuple[dict[str, float], dict[str, str | None]]:
 
 def test_ais_is_told_beside_them_and_its_number_only_if_accepted(results: Path) -> None:
     folder = finished(results)
-    about = {"protocol": {"estimators": ["ais"]}, "ais": 99.0, "ais_error": 1.25, "gap": 0.75}
-    for status, accepted in (("refused", {}), ("accepted", {"ais": 99.0})):
+    protocol = {"estimators": ["ais"], "chains": 16, "temperatures": 400}
+    about = {"protocol": protocol, "ais": 99.0, "ais_error": 1.25, "gap": 0.75}
+    about["paired"] = {
+        "nll": {"difference": -0.5, "error": 0.25, "corrected": 98.0},
+        "iw": {"difference": -2.0, "error": None, "corrected": None},
+    }
+    less = {"ais_less_nll": -0.5, "ais_less_nll_error": 0.25, "ais_less_iw": -2.0}
+    for status, accepted in (("refused", {}), ("accepted", {"ais": 99.0, **less})):
         folder.seed(0).save_scores("0" * 12, {**about, "ais_status": status}, {})
         numbers, tags = told(folder)
         found = {name: value for name, value in numbers.items() if name.startswith("ais")}
-        assert found == {"ais_error": 1.25, "ais_gap": 0.75, **accepted}
+        always = {"ais_error": 1.25, "ais_gap": 0.75, "ais_chains": 16, "ais_temperatures": 400}
+        assert found == {**always, **accepted}
         assert tags["ais_status"] == status
         assert numbers["iw"] == 148.5
 

@@ -359,7 +359,8 @@ def score(
 ) -> dict[str, Any]:
     """Return a finished seed's AIS scores, JSON-ready; what is stored already is read back.
 
-    The run's lock is held by the caller.
+    `paired`, which sets them beside the run's own scores, is made anew each time: those may have
+    come later. The run's lock is held by the caller.
 
     Raises:
         UsageError: a number that cannot be.
@@ -380,5 +381,7 @@ def score(
     total = len(trained.splits.test.images)
     scored = evaluate.scored_images(total, trained.record.config.images).numpy()
     corrections = paired(folder, own_key, scored, values["image"], values["ais"])
-    about = {"seed": trained.seed, "protocol_key": referee.key, "estimator": "ais"}
-    return {**about, **scores, "paired": corrections}
+    if scores.get("paired") != corrections:
+        scores = {**scores, "paired": corrections}
+        folder.save_scores(referee.key, scores, {})
+    return {"seed": trained.seed, "protocol_key": referee.key, "estimator": "ais", **scores}

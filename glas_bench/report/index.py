@@ -8,6 +8,7 @@ from pathlib import Path
 from glas_bench.errors import GlasBenchError
 from glas_bench.report import page, sheet
 from glas_bench.report.cells import KEYS, cells, complete
+from glas_bench.report.markdown import table
 
 COLUMNS = ("question", "claims", "ended", *KEYS.values())
 """What the index is made from."""
@@ -50,4 +51,4 @@ def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return [*lines, "No runs yet: `glas-bench run --variant hellinger`.", ""]
     columns = ["study", "question", "cells complete", "newest run", "verdicts", "data"]
-    return [*lines, *page.table(columns, rows), page.STATISTICS, ""]
+    return [*lines, *table(columns, rows), page.STATISTICS, ""]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glas_bench.progress import duration
+from glas_bench.report import refereed
 from glas_bench.report.cells import (
     DRAWN,
     KEYS,
@@ -29,6 +30,7 @@ from glas_bench.report.cells import (
     tables,
 )
 from glas_bench.report.judge import NONE
+from glas_bench.report.markdown import Notes, plain, table, without
 
 DIFFERENCES = (
     "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "
@@ -75,27 +77,6 @@ NOT_COVERED = (
 )
 
 
-class Notes:
-    """The footnotes of a section, numbered as they come up."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.texts: list[str] = []
-
-    def mark(self, text: str) -> str:
-        """Return the mark of a note."""
-        text = " ".join(text.split())
-        if text not in self.texts:
-            self.texts.append(text)
-        return f"[^{self.prefix}-{self.texts.index(text) + 1}]"
-
-    def lines(self) -> Iterator[str]:
-        """Yield the notes themselves, each a paragraph."""
-        for place, text in enumerate(self.texts, 1):
-            yield f"[^{self.prefix}-{place}]: {text}"
-            yield ""
-
-
 def render(rows: Sequence[Row]) -> str:
     """Return the markdown of a page."""
     found = cells(rows)
@@ -103,28 +84,13 @@ def render(rows: Sequence[Row]) -> str:
         _head(rows, found),
         _claims(found),
         _tables(found),
+        refereed.section(found),
         _figures(rows, found),
         _reproduction(found),
         _coverage(rows, found),
         "## Not covered\n\n" + NOT_COVERED,
     ]
     return "\n".join(part for part in parts if part)
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a markdown table's lines, and an empty one."""
-    cut = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in cut), ""]
-
-
-def _without(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
-) -> tuple[list[str], list[list[str]]]:
-    """Return a table without a column, which says the same in every row."""
-    place = columns.index(name)
-    narrow = [[*row[:place], *row[place + 1 :]] for row in (columns, *rows)]
-    return narrow[0], narrow[1:]
 
 
 # --------------------------------------------------------------------------- head
@@ -260,7 +226,7 @@ def _claims(found: Sequence[Cell]) -> str:
     lines = ["## Claims", ""]
     if len({row[-1] for row in rows}) == 1:
         lines += [f"At this budget: {rows[0][-1]}.", ""]
-        columns, rows = _without(columns, rows, "budget")
+        columns, rows = without(columns, rows, "budget")
     lines += [*table(columns, rows), STATISTICS, ""]
     return "\n".join([*lines, *notes.lines()])
 
@@ -414,12 +380,12 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
         )
     if not any(cell.first.get("tuned") for cell in order):
         lines += ["Every row is untuned: nobody searched its learning rate.", ""]
-        columns, rows = _without(columns, rows, "tuned")
+        columns, rows = without(columns, rows, "tuned")
     about = [COLUMNS.format(metric=metric)]
     if not any(cell.mean("aux") for cell in order):
-        columns, rows = _without(columns, rows, "aux")
+        columns, rows = without(columns, rows, "aux")
     if all(cell.says("bounds_nll") == "yes" for cell in order):
-        columns, rows = _without(columns, rows, "gap")
+        columns, rows = without(columns, rows, "gap")
     else:
         about.append(GAP)
     about += _draws(order)
@@ -600,11 +566,6 @@ def _costs(order: Sequence[Cell], notes: Notes) -> list[str]:
             "device" + notes.mark("rows of different machines: times and speeds do not compare")
         )
     return ["Means a seed:", "", *table(columns, rows)]
-
-
-def plain(value: float | None, digits: int = 2, signed: bool = False) -> str:
-    """Return a number as a table has it."""
-    return "–" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
 
 
 # --------------------------------------------------------------------------- figures

@@ -238,9 +238,21 @@ def _numbers(
 
 
 def _ais(scores: Mapping[str, Any]) -> Iterator[Point]:
-    """Return what AIS found, each name beginning with `ais`; `ais` itself only if accepted."""
-    for name, value in scores.items():
-        if _is(value) and name not in ("schema", "time") and (name != "ais" or _accepted(scores)):
+    """Return what AIS found, each name beginning with `ais`.
+
+    `ais` itself, and what it lies above a run's own estimates, only if it was accepted.
+    """
+    protocol = scores.get("protocol") or {}
+    found = {name: value for name, value in scores.items() if name not in ("schema", "time")}
+    found |= {name: protocol.get(name) for name in ("chains", "temperatures")}
+    if _accepted(scores):
+        for estimate, one in (scores.get("paired") or {}).items():
+            found[f"less_{estimate}"] = one["difference"]
+            found[f"less_{estimate}_error"] = one["error"]
+    else:
+        found.pop("ais", None)
+    for name, value in found.items():
+        if _is(value):
             full = name if name.startswith("ais") else f"ais_{name}"
             yield Point(full, float(value), round(scores.get("time", 0.0) * 1000), 0)
 
