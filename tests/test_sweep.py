@@ -555,7 +555,7 @@ def test_an_edited_variant_is_searched_anew(glas: Glas) -> None:
     ended = sweep(glas, text)
     assert ended.code == 0, ended.err
     assert cells(ended)["mine"]["nll"] > 0
-    variant.write_text(variant.read_text() + "# edited\n")
+    variant.write_text(variant.read_text() + "EDITED = True\n")
     extended = sweep(glas, None, "--max-trials", 1, "--extend")  # no trial for either search
     assert statuses(extended)["mine"] == "waiting"
     assert "nll" not in cells(extended)["mine"]
