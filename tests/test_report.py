@@ -453,6 +453,18 @@ def test_curves_show_every_seed() -> None:
     assert drawing.caption == " Bold lines are means over seeds, thin ones the single seeds."
 
 
+def test_a_variant_s_lines_are_named_by_its_settings_or_itself() -> None:
+    size = looks.MOST_LINES
+    about = [{}, *({"settings": json.dumps({"draws": str(n)})} for n in range(size))]
+    some = cells([row("vae", cell=f"c{i}", config_key=f"k{i}", **a) for i, a in enumerate(about)])
+    series = {(f"k{i}", 0): [(1.0, 90.0), (2.0, 80.0)] for i in range(size + 1)}
+    (drawing,) = looks._panelled("x", "X", "", ("x", "y"), some, series)
+    axes = [axis for axis in drawing.draw().axes if axis.lines]
+    assert [axis.get_title() for axis in axes] == ["vae (1)", "vae (2)"]
+    named = [text.get_text() for axis in axes for text in axis.get_legend().get_texts()]
+    assert named == ["vae", *(f"draws={n}" for n in range(size))]
+
+
 def panels(series: Any, alone: Any) -> dict[str, int]:
     """Titles of a figure's panels, with how many curves each has."""
     some = cells([row("cauchy"), row("uniform-pit"), row("vae")])

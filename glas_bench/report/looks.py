@@ -251,10 +251,11 @@ def _draw_panels(
             _lines(axis, baseline, series, "0.45", (3, 2), None)
         for i, cell in enumerate(some):
             told = ", ".join(f"{key}={short(value)}" for key, value in cell.settings.items())
-            _lines(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], told or title)
+            label = told or cell.variant
+            _lines(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], label)
         axis.set_title(title + (" (recon alone)" if other else ""), fontsize=8)
         if len(some) > 1 or some[0].settings:
-            axis.legend(fontsize=6, frameon=False, loc="best", handlelength=2.2)
+            axis.legend(fontsize=6, framealpha=0.7, edgecolor="none", loc="best", handlelength=2.2)
     flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     for axis in flat[len(panels) :]:
         axis.set_visible(False)
