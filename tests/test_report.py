@@ -136,11 +136,14 @@ def test_what_the_referee_found_is_told_beside_nll() -> None:
     assert "The referee" not in render(row("cauchy", nll=90.0))
     about = {"ais_images": 20, "ais_temperatures": 400, "ais_chains": 16}
     about |= {"ais_change": 0.04, "ais_change_error": 0.07, "ais_gap": -0.02, "ais_gap_error": 0.09}
-    less = {"ais_less_nll": -0.904, "ais_less_nll_error": 0.23}
+    about |= {"params_samples": 100, "params_images": "all"}
+    own, other = (json.dumps({"samples": k, "images": "all"}) for k in (100, 1000))
+    less = {"ais_less_nll": -0.904, "ais_less_nll_error": 0.23, "protocol": own}
     text = render(
         row("cauchy", 0, nll=120.64, ais_status="accepted", ais=125.15, **about, **less),
         row("cauchy", 1, nll=120.0),
         row("vae", nll=95.0, ais_status="refused", **{**about, "ais_gap": 3.0}),
+        row("chi2", nll=97.0, ais_status="accepted", **about, **{**less, "protocol": other}),
     )
     _, _, section = text.partition("## The referee\n")
     section, _, _ = section.partition("\n## ")
@@ -149,7 +152,10 @@ def test_what_the_referee_found_is_told_beside_nll() -> None:
     assert table_rows(section, "| variant |") == [
         ["`cauchy`", "0", *shared, *told],
         ["`vae`", "0", *shared, "+3.00 ± 0.09", "refused", "95.00", "–", "–"],
+        ["`chi2`", "0", *shared, "-0.02 ± 0.09", "accepted", "97.00", "–[^ais-1]", "–"],
     ]
+    (told_why,) = (note for note in notes(section) if "another K" in note)
+    assert told_why.startswith("[^ais-1]: AIS was set beside the run's own scores")
 
 
 def test_a_refit_that_was_still_gaining_is_said() -> None:

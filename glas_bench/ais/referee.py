@@ -369,19 +369,18 @@ def score(
     """
     referee = Referee(trained, images, temperatures, chains, leapfrog, pilot)
     folder = trained.record.seeds[trained.seed].folder
-    if folder.scores(referee.key) is None:
-        path = folder.path / "eval" / f"{referee.key}.partial.npz"
+    path = folder.path / "eval" / f"{referee.key}.partial.npz"
+    if (scores := folder.scores(referee.key)) is not None:
+        values = folder.per_image(referee.key)
+    else:
         with signals.graceful():
-            scores, per_image = referee.score(path, tell)
-        folder.save_scores(referee.key, scores, per_image)
-        path.unlink(missing_ok=True)
-    scores = folder.scores(referee.key) or {}
-    values = folder.per_image(referee.key)
+            scores, values = referee.score(path, tell)
     own_key = protocol_key(evaluate.protocol(trained.record.config))
     total = len(trained.splits.test.images)
     scored = evaluate.scored_images(total, trained.record.config.images).numpy()
     corrections = paired(folder, own_key, scored, values["image"], values["ais"])
     if scores.get("paired") != corrections:
-        scores = {**scores, "paired": corrections}
-        folder.save_scores(referee.key, scores, {})
-    return {"seed": trained.seed, "protocol_key": referee.key, "estimator": "ais", **scores}
+        folder.save_scores(referee.key, {**scores, "paired": corrections}, values)
+        path.unlink(missing_ok=True)
+    stored = folder.scores(referee.key) or {}
+    return {"seed": trained.seed, "protocol_key": referee.key, "estimator": "ais", **stored}

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 Row = dict[str, str]
 
@@ -50,6 +51,15 @@ def number(row: Mapping[str, str], column: str) -> float | None:
     """Return a column's number, None where it has none."""
     text = row.get(column, "")
     return float(text) if text else None
+
+
+def protocol(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the row was scored by; nothing where that is not known."""
+    try:
+        found = json.loads(row.get("protocol", ""))
+    except ValueError:  # none, or cut short by a server's limit
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass

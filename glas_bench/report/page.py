@@ -25,6 +25,7 @@ from glas_bench.report.cells import (
     differing,
     number,
     planned,
+    protocol,
     short,
     statuses,
     tables,
@@ -157,20 +158,12 @@ def _estimators(rows: Sequence[Row]) -> str:
     """Return which estimators were scored, with every K."""
     scored = [row for row in rows if row.get("protocol")]
     ks = sorted({int(row["samples"]) for row in scored if row.get("samples")})
-    names = sorted({name for row in scored for name in _protocol(row).get("estimators", ())})
+    names = sorted({name for row in scored for name in protocol(row).get("estimators", ())})
     told = ", ".join(names) or "elbo, iw"
     k = f"; K = {', '.join(map(str, ks))}" if ks else ""
     if "refit" not in names:
         return told + k
     return f"{told}{k}; nll is the smaller of iw and refit_iw, chosen on validation images"
-
-
-def _protocol(row: Row) -> dict[str, Any]:
-    try:
-        found = json.loads(row["protocol"])
-    except ValueError:  # cut short by a server's limit
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def budget(row: Row) -> str:

@@ -14,6 +14,7 @@ from glas_bench.errors import GlasBenchError, RunError, UsageError, unknown
 from glas_bench.record import read_json
 from glas_bench.study import Study
 from glas_bench.tracking.addresses import experiment_name
+from glas_bench.tracking.sync import note_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def noted(results: Path) -> list[str]:
 def _named(reference: str, results: Path) -> Plan:
     if reference == experiment_name():
         return Plan(reference, None)
-    note = _note_of(reference, results)
+    note = note_of(results, reference)
     if note.is_file():
         return Plan(reference, _from_note(reference, note))
     base, *others = reference.split("@") if "/" not in reference else [reference]
@@ -95,14 +96,10 @@ def _named(reference: str, results: Path) -> Plan:
         if is_file or base.replace("_", "-") in study.shipped():
             raise
         raise unknown("study", reference, known) from error
-    note = _note_of(found.name, results)  # of its own name: it may have been swept with other seeds
+    note = note_of(results, found.name)  # of its own name: it may have been swept with other seeds
     if note.is_file() and (not is_file or _file_of(read_json(note)) == found.path.resolve()):
         return Plan(found.name, _from_note(found.name, note))
     return Plan(found.name, found)
-
-
-def _note_of(name: str, results: Path) -> Path:
-    return results / "studies" / f"{name}.json"
 
 
 def _file_of(about: dict[str, Any]) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from glas_bench.report.cells import NBSP, Cell, Row, number
-from glas_bench.report.markdown import plain, table
+from glas_bench.report.cells import NBSP, Cell, Row, number, protocol
+from glas_bench.report.markdown import Notes, plain, table
 
 ABOUT = (
     "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the mean "
@@ -28,12 +28,19 @@ def section(found: Sequence[Cell]) -> str:
     asked = [(cell, row) for cell in found for row in cell.finished if row.get("ais_status")]
     if not asked:
         return ""
-    rows = [_line(cell, row) for cell, row in asked]
-    return "\n".join(["## The referee", "", *table(COLUMNS, rows), ABOUT, ""])
+    notes = Notes("ais")
+    rows = [_line(cell, row, notes) for cell, row in asked]
+    return "\n".join(["## The referee", "", *table(COLUMNS, rows), ABOUT, "", *notes.lines()])
 
 
-def _line(cell: Cell, row: Row) -> list[str]:
+def _line(cell: Cell, row: Row, notes: Notes) -> list[str]:
     nll, less = number(row, "nll"), number(row, "ais_less_nll")
+    beside = _with_error(row, "ais_less_nll")
+    if less is not None and not _by_its_own_protocol(row):
+        less = None
+        beside = "–" + notes.mark(
+            "AIS was set beside the run's own scores, and these are of another K or other images"
+        )
     return [
         cell.title,
         row["seed"],
@@ -43,9 +50,14 @@ def _line(cell: Cell, row: Row) -> list[str]:
         _with_error(row, "ais_gap"),
         row["ais_status"],
         plain(nll),
-        _with_error(row, "ais_less_nll"),
+        beside,
         plain(None if nll is None or less is None else nll + less),
     ]
+
+
+def _by_its_own_protocol(row: Row) -> bool:
+    scored = protocol(row)
+    return all(str(scored.get(name)) == row.get(f"params.{name}") for name in ("samples", "images"))
 
 
 def _with_error(row: Row, column: str) -> str:

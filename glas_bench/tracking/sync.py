@@ -120,18 +120,19 @@ def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: 
     """
     protocols = _noted(results, study) | {folder.name: key for folder, key in folders.items()}
     document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
-    write_json(_note(results, study), document)
+    write_json(note_of(results, study), document)
 
 
-def _note(results: Path, study: str) -> Path:
+def note_of(results: Path, study: str) -> Path:
+    """Return where `note_study` writes, whether or not it has."""
     return results / "studies" / f"{study}.json"
 
 
 def _noted(results: Path, study: str | None) -> dict[str, str]:
     """Return the protocol key by the folder's name, of the folders that a study has."""
-    if study is None or not _note(results, study).is_file():
+    if study is None or not note_of(results, study).is_file():
         return {}
-    return dict(read_json(_note(results, study))["folders"])
+    return dict(read_json(note_of(results, study))["folders"])
 
 
 def by_experiment(
