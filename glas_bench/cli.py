@@ -119,7 +119,7 @@ def run(
     The same command again shows what is finished and goes on with what is not.
     """
     from glas_bench import config
-    from glas_bench.runs import running
+    from glas_bench.commands import run as running
 
     overrides = config.parse_overrides(pairs)
     said = {"precision": precision, "threads": threads, "dataset": dataset}
@@ -221,7 +221,7 @@ def sweep(
     left and shows what is finished.
     """
     from glas_bench import config
-    from glas_bench.sweep import sweeping
+    from glas_bench.commands import sweep as sweeping
 
     sweeping.hide_password(storage)
     request = sweeping.Request(
@@ -258,7 +258,7 @@ def status(
     results: Path,
 ) -> None:
     """Say where every planned cell of a study stands; from any machine with the same storage."""
-    from glas_bench.sweep import sweeping
+    from glas_bench.commands import sweep as sweeping
 
     sweeping.hide_password(storage)
     request = sweeping.Request(
@@ -289,7 +289,8 @@ def status(
 @common
 def variants(name: str | None, as_json: bool, results: Path) -> None:
     """List the variants, or explain one (a name, or the path of a file)."""
-    from glas_bench import explain, registry
+    from glas_bench import registry
+    from glas_bench.commands import variants as explain
 
     del results
     if name is None:
@@ -348,7 +349,7 @@ def report(
     A study is a name (unsuccessful@smoke), or its file; a page's csv is rendered again without the
     record. Exits with 3 where a planned cell is not complete.
     """
-    from glas_bench.report import making
+    from glas_bench.commands import report as making
 
     request = making.Request(
         references=references,
@@ -447,8 +448,8 @@ def evaluate(
     """Score a finished run again; RUN is a path, or a unique beginning of its name or key."""
     from glas_bench import environment, signals
     from glas_bench.ais import referee
+    from glas_bench.commands import evaluate as rescore
     from glas_bench.record import find_run
-    from glas_bench.runs import rescore
     from glas_bench.runs.worker import Stopped
 
     names = rescore.check_estimators(estimators)
@@ -549,7 +550,7 @@ def pack(name: str, folder: Path, data_file: Path | None, results: Path) -> None
 @common
 def doctor(results: Path) -> None:
     """Say what this machine has, what is missing, and what mends it."""
-    from glas_bench import doctor as examination
+    from glas_bench.commands import doctor as examination
 
     lines = examination.examine(results)
     width = max(len(line.what) for line in lines)
@@ -590,9 +591,9 @@ def bench(
 ) -> None:
     """Measure the training core beside plain eager loops and this machine's limit."""
     del results
-    from glas_bench import bench as benchmark
     from glas_bench import environment
-    from glas_bench import growth as growing
+    from glas_bench.commands import bench as benchmark
+    from glas_bench.commands import growth as growing
 
     chosen = environment.choose_device(device)
     sizes = {"steps": numbers("--steps", steps), "seeds": numbers("--seeds", seeds)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -222,13 +222,6 @@ def meant(key: str, allowed: Collection[str]) -> str:
     if usual in allowed:
         return f" Did you mean {usual!r}?"
     return nearest(key, allowed)
-
-
-def told_seeds(seeds: Sequence[int]) -> str:
-    """Return seeds as they are given to a command: 0-4, or 0,2,4."""
-    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ",".join(map(str, seeds))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from glas_bench import bench, growth, registry
+from glas_bench import registry
+from glas_bench.commands import bench, growth
 
 
 def case(**about):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glas_bench import progress
+from glas_bench import display as progress
 
 EVENTS = [
     {"event": "train", "done": 3, "total": 62, "epoch": 1, "epochs": 2, "images_per_second": 900.0}

@@ -17,24 +17,31 @@ from conftest import Glas
 from fabricated import Arm
 
 from glas_bench import config, registry, study
-from glas_bench.claims import Claim, Pair, parse
+from glas_bench.commands import report as making
 from glas_bench.errors import UsageError
 from glas_bench.report import (
     compare,
-    condition,
     figures,
     index,
     judge,
-    looks,
-    making,
     page,
     plans,
     published,
     rows,
-    sheet,
+)
+from glas_bench.report import (
+    csv_file as sheet,
+)
+from glas_bench.report import (
+    fail_if as condition,
+)
+from glas_bench.report import (
+    record_figures as looks,
 )
 from glas_bench.report.cells import Cell, Row, cells
-from glas_bench.tracking import addresses, store
+from glas_bench.study.claims import Claim, Pair, parse
+from glas_bench.tracking import address as addresses
+from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.sync import note_study
 from glas_bench.yardstick import refit
 

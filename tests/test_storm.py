@@ -23,7 +23,7 @@ from conftest import QUICKLY, Glas, children, until
 from services import Postgres, Server
 
 from glas_bench.record import RunRecord, load_run
-from glas_bench.sweep.addresses import storage_url
+from glas_bench.sweep.storage import storage_url
 
 STORMS = int(os.environ.get("GLAS_BENCH_STORMS", "1"))
 CELLS = 24

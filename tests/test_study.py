@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from glas_bench import claims, config, registry, study
+from glas_bench import config, registry, study
 from glas_bench.errors import UsageError
-from glas_bench.study import Study
+from glas_bench.study import Study, claims
 
 HEAD = """\
 name: some

@@ -27,10 +27,11 @@ from quick.budget import QUICK
 from services import Postgres
 
 from glas_bench import environment, evaluate, registry, study
+from glas_bench.commands import sweep as sweeping
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
 from glas_bench.runs import outcome
-from glas_bench.sweep import addresses, crew, owner, states, sweeping, worker
+from glas_bench.sweep import crew, owner, states, storage, worker
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, StorageDown
 from glas_bench.sweep.ledger import MOST_LOST, WATCHED_BEATS
 from glas_bench.sweep.plan import Plan, digest
@@ -89,7 +90,7 @@ def seeds_of(cell: dict[str, Any]) -> dict[int, str]:
 
 
 def trials(glas: Glas, name: str = "tiny") -> list[optuna.trial.FrozenTrial]:
-    return trials_at(addresses.storage_url(None, glas.results), name)
+    return trials_at(storage.storage_url(None, glas.results), name)
 
 
 def trials_at(url: str, name: str = "tiny") -> list[optuna.trial.FrozenTrial]:
@@ -692,7 +693,7 @@ def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(glas: Glas, text: str, url: str | None = None) -> tuple[Store, Plan]:
     plan = Plan(study.load(str(write(glas, text))), glas.results)
-    OPEN.append(store := Store(addresses.storage_url(url, glas.results)))
+    OPEN.append(store := Store(storage.storage_url(url, glas.results)))
     store.plan(plan, extend=False, retry_failed=False)
     return store, plan
 
@@ -723,7 +724,7 @@ def test_ten_first_starts_plan_and_claim_each_cell_once(
     text = TINY.replace("seeds: 0", "grid: {filter_size: [1, 2, 3, 4, 5, 6]}\nseeds: 0")
     plan = Plan(study.load(str(write(glas, text))), glas.results)
     given = request.getfixturevalue("postgres").fresh() if kind == "postgresql" else None
-    url = addresses.storage_url(given, glas.results)
+    url = storage.storage_url(given, glas.results)
     several = multiprocessing.get_context("fork")
     gate, out = several.Barrier(10), several.Queue()
     workers = [several.Process(target=_start, args=(plan, url, gate, out)) for _ in range(10)]
@@ -884,19 +885,19 @@ def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert addresses.storage_url(None, tmp_path) == f"sqlite:///{tmp_path / 'optuna.db'}"
+    assert storage.storage_url(None, tmp_path) == f"sqlite:///{tmp_path / 'optuna.db'}"
     here = "postgresql+psycopg://me:pw@h/d"
     for text in ("postgres://me:pw@h/d", "postgresql://me:pw@h/d", here):
-        assert addresses.storage_url(text, tmp_path) == here
+        assert storage.storage_url(text, tmp_path) == here
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://h/d")
-    assert addresses.storage_url(None, tmp_path) == "postgresql+psycopg://h/d"
-    assert addresses.storage_url("sqlite:////a/b.db", tmp_path) == "sqlite:////a/b.db"
+    assert storage.storage_url(None, tmp_path) == "postgresql+psycopg://h/d"
+    assert storage.storage_url("sqlite:////a/b.db", tmp_path) == "sqlite:////a/b.db"
     for wrong in ("mysql://me:secret@h/d", "optuna.db", "sqlite://", "redis://h"):
         with pytest.raises(UsageError, match="postgresql://user@host") as caught:
-            addresses.storage_url(wrong, tmp_path)
+            storage.storage_url(wrong, tmp_path)
         assert "secret" not in str(caught.value)
     with pytest.raises(UsageError, match="wants a file"):
-        addresses.storage_url("sqlite:///:memory:", tmp_path)
+        storage.storage_url("sqlite:///:memory:", tmp_path)
 
 
 MOUNTS = """\
@@ -918,16 +919,16 @@ MOUNTS = """\
     ],
 )
 def test_file_systems(path: str, kind: str) -> None:
-    assert addresses.file_system(Path(path), MOUNTS) == kind
+    assert storage.file_system(Path(path), MOUNTS) == kind
 
 
 def test_sqlite_on_a_network_file_system_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(addresses, "file_system", lambda path: "nfs4")
+    monkeypatch.setattr(storage, "file_system", lambda path: "nfs4")
     with pytest.raises(UsageError, match=r"network file system \(nfs4\).*--storage postgresql"):
-        addresses.storage_url(None, tmp_path)
-    assert addresses.storage_url("postgresql://h/d", tmp_path)
+        storage.storage_url(None, tmp_path)
+    assert storage.storage_url("postgresql://h/d", tmp_path)
 
 
 def test_a_password_is_taken_off_the_command_line(postgres: Postgres, glas: Glas) -> None:
@@ -943,7 +944,7 @@ def test_a_password_is_taken_off_the_command_line(postgres: Postgres, glas: Glas
     ended = glas.ended(running)
     assert ended.code == 75
     assert Postgres.PASSWORD not in ended.out + ended.err
-    assert addresses.without_storage([*given, f"--storage={url}", "--json"], url) == [
+    assert storage.without_storage([*given, f"--storage={url}", "--json"], url) == [
         *given, "--json"
     ]  # fmt: skip
 

@@ -23,7 +23,9 @@ from services import Server, free_port
 from glas_bench.config import RunConfig, protocol_key
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, SeedFolder, load_run, write_json
-from glas_bench.tracking import addresses, entries, store
+from glas_bench.tracking import address as addresses
+from glas_bench.tracking import entries
+from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.mirror import Mirror
 from glas_bench.tracking.sync import SyncReport, by_experiment, note_study, sync, sync_all
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_evaluate import scorer
 
-from glas_bench import divergences, explain, registry
+from glas_bench import divergences, registry
+from glas_bench.commands import variants as explain
 from glas_bench.core import rollout, streams
 from glas_bench.model import StandardUniform, Uniform
 

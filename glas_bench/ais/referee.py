@@ -31,10 +31,10 @@ from glas_bench.ais.verdict import Verdict, paired, text
 from glas_bench.config import protocol_key
 from glas_bench.core.train import scoring
 from glas_bench.errors import UsageError
-from glas_bench.progress import duration
 from glas_bench.record import write_atomically
 from glas_bench.runs.trained import Trained
 from glas_bench.runs.worker import TELL_EVERY, Stopped, Tell, checkpoint_seconds
+from glas_bench.text import duration
 from glas_bench.yardstick.unfinished import PerImage
 
 __all__ = ["Referee", "check", "score", "text"]

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from glas_bench.ais import AISResult, Annealing, Bidirectional
-from glas_bench.progress import duration, number
 from glas_bench.record import SeedFolder
-from glas_bench.runs.outcome import aligned
+from glas_bench.text import aligned, duration, number
 
 ALLOWED = 0.5
 """Nats that the two estimates may differ by, and that the gap may have, in the mean over images."""

@@ -20,6 +20,7 @@ from glas_bench.core import streams
 from glas_bench.core.stack import Rollout, Stack
 from glas_bench.core.train import Training
 from glas_bench.ops import programs
+from glas_bench.text import byte_size
 
 SHARE = 0.85
 """Of the memory that is free, what may be planned with."""
@@ -67,8 +68,8 @@ class Plan:
         if not done:
             return None
         return (
-            f"{self.seeds} seeds together would take {size(self.whole)} of the "
-            f"{size(self.free)} to be had: {' and '.join(done)} ({size(self.needed)})"
+            f"{self.seeds} seeds together would take {byte_size(self.whole)} of the "
+            f"{byte_size(self.free)} to be had: {' and '.join(done)} ({byte_size(self.needed)})"
         )
 
 
@@ -175,8 +176,3 @@ def release() -> None:
     the collector finds them, and the allocator keeps what it has got."""
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def size(number: int) -> str:
-    """Return bytes in words, e.g. `1.5 GiB`."""
-    return f"{number / 2**30:.1f} GiB" if number >= 2**29 else f"{number / 2**20:.0f} MiB"

@@ -13,9 +13,9 @@ from itertools import combinations
 
 import numpy as np
 
-from glas_bench.claims import SHARES
 from glas_bench.report.cells import Cell, Row, apart, sections
 from glas_bench.stats import ALPHA, PairedDifference, holm, mcnemar_exact, paired_difference
+from glas_bench.study.claims import SHARES
 
 Values = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 """By metric and (config_key, seed): nats [images]."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glas_bench.errors import GlasBenchError
-from glas_bench.report import page, sheet
+from glas_bench.report import csv_file, page
 from glas_bench.report.cells import KEYS, cells, complete
 from glas_bench.report.markdown import table
 
@@ -20,7 +20,7 @@ def render(out: Path) -> tuple[str, list[str]]:
     problems = []
     for path in sorted(out.glob("*.csv")):
         try:
-            found = sheet.read(path, COLUMNS)
+            found = csv_file.read(path, COLUMNS)
         except GlasBenchError as error:
             problems.append(str(error))
             continue

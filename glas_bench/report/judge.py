@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from glas_bench.claims import SHARES, Claim, Pair
 from glas_bench.report.cells import Cell
 from glas_bench.report.compare import Comparison, Comparisons
 from glas_bench.stats import Verdict, share_verdict, verdict
-from glas_bench.study import Study, plain
+from glas_bench.study import Study
+from glas_bench.study.claims import SHARES, Claim, Pair
+from glas_bench.text import setting
 
 NONE = "no verdict"
 
@@ -44,7 +45,7 @@ def write_verdicts(study: Study, found: Sequence[Cell], made: Comparisons) -> No
                 "source": claim.source,
                 "expect": claim.expect,
                 "metric": claim.metric,
-                "at": {key: plain(value) for key, value in pair.at.items()},
+                "at": {key: setting(value) for key, value in pair.at.items()},
                 "left": left.title,
                 "right": right.title,
                 "right_cell": right.name,

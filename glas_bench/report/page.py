@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from glas_bench.progress import duration
 from glas_bench.report import refereed
 from glas_bench.report.cells import (
     DRAWN,
@@ -32,6 +31,7 @@ from glas_bench.report.cells import (
 )
 from glas_bench.report.judge import NONE
 from glas_bench.report.markdown import Notes, plain, table, without
+from glas_bench.text import duration
 
 DIFFERENCES = (
     "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "

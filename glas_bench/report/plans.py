@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from glas_bench import study
-from glas_bench.config import PRESETS, parse_seeds, told_seeds
+from glas_bench.config import PRESETS, parse_seeds
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError, RunError, UsageError, unknown
 from glas_bench.record import read_json
 from glas_bench.study import Study
-from glas_bench.tracking.addresses import experiment_name
+from glas_bench.text import seed_ranges
+from glas_bench.tracking.address import experiment_name
 from glas_bench.tracking.sync import note_of
 
 
@@ -38,7 +39,7 @@ class Plan:
         parts += [f"--preset {word}" for word in others if word in PRESETS]
         parts += [f"--dataset {word}" for word in others if word not in PRESETS]
         if self.study.seeds != self.study.own_seeds:
-            parts.append(f"--seeds {told_seeds(self.study.seeds)}")
+            parts.append(f"--seeds {seed_ranges(self.study.seeds)}")
         return " ".join(parts)
 
 

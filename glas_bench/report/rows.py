@@ -16,14 +16,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from glas_bench import registry
-from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, RunConfig, config_key, told_seeds
+from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, RunConfig, config_key
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
 from glas_bench.registry import Variant
 from glas_bench.report import published
 from glas_bench.report.cells import Row
 from glas_bench.report.plans import Plan
-from glas_bench.study import PlannedCell, Study, plain
+from glas_bench.study import PlannedCell, Study
+from glas_bench.text import seed_ranges, setting
 
 SCHEMA = "1"
 """Version of the csv's columns."""
@@ -172,7 +173,7 @@ class _Study:
             "preset": study.preset,
             "verdicts": "yes" if study.verdicts else "no",
             "look": _look(study.preset),  # whatever preset a run was made under
-            "seeds": told_seeds(study.seeds),
+            "seeds": seed_ranges(study.seeds),
             "skipped": json.dumps(skipped, default=str),
             "axes": json.dumps(_axes(study)),
         }
@@ -180,13 +181,13 @@ class _Study:
     def _about(self, cell: PlannedCell) -> Row:
         tuned = ""
         if cell.searched:
-            seeds = told_seeds(self.study.tuning_seeds)
+            seeds = seed_ranges(self.study.tuning_seeds)
             axes = ", ".join(cell.searched)
             tuned = f"{axes}: {self.study.trials} trials on seeds {seeds}"
         return {
             "cell": cell.name,
             "variant": cell.variant.name,
-            "settings": json.dumps({key: plain(value) for key, value in cell.params.items()}),
+            "settings": json.dumps({key: setting(value) for key, value in cell.params.items()}),
             "baseline": cell.baseline or "",
             "is_baseline": "yes" if cell.name in self.baselines else "",
             "tuned": tuned,

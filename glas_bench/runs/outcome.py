@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from glas_bench import config, evaluate
-from glas_bench.progress import number
 from glas_bench.record import load_run
 from glas_bench.runs.cells import Cell
+from glas_bench.text import aligned, number
 from glas_bench.yardstick.refit import STILL_GAINING
 
 NUMBERS = (
@@ -255,16 +255,3 @@ def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str,
             f"{known['resolvable']:.2g} nats of {METRICS[0]}"
         )
     return lines
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines with columns of one width; a rule stands below the first."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from glas_bench import environment, signals
 from glas_bench.processes import Beside
-from glas_bench.sweep import addresses
+from glas_bench.sweep import storage
 from glas_bench.sweep.worker import Job
 
 Tell = Callable[[dict[str, Any]], None]
@@ -43,7 +43,7 @@ class Crew:
             "glas_bench.sweep.worker",
             asdict(job),
             lambda event: self.events.put((index, event)),
-            surroundings={addresses.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)},
+            surroundings={storage.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)},
         )
 
     def wait(self) -> None:

@@ -21,7 +21,7 @@ from glas_bench import signals
 from glas_bench.errors import RunError, UsageError
 from glas_bench.sweep import owner
 from glas_bench.sweep.trials import Row, row_of
-from glas_bench.tracking.addresses import explain, redact, sqlite_file
+from glas_bench.tracking.address import explain, redact, sqlite_file
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

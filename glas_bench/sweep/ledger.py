@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from glas_bench.sweep import owner
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database
-from glas_bench.sweep.plan import Item, Plan, words
+from glas_bench.sweep.plan import Item, Plan
 from glas_bench.sweep.trials import (
     ABOUT,
     BEGUN,
@@ -26,9 +26,9 @@ from glas_bench.sweep.trials import (
     Row,
     Task,
     belongs,
-    spans,
     task_of,
 )
+from glas_bench.text import seed_ranges, settings
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -73,8 +73,8 @@ class Ledger(Database):
         shown = {
             "cell": item.cell,
             "variant": item.variant,
-            "settings": about.get("settings", words(item.params)),
-            "seeds": spans(seeds),
+            "settings": about.get("settings", settings(item.params)),
+            "seeds": seed_ranges(seeds),
         }
         if item.not_applicable:
             shown |= {"status": "not_applicable", "reason": item.not_applicable}

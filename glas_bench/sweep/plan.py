@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from glas_bench import data
 from glas_bench.runs import cells, outcome
-from glas_bench.study import PlannedCell, Study, plain
+from glas_bench.study import PlannedCell, Study
+from glas_bench.text import settings
 
 if TYPE_CHECKING:
     from glas_bench.config import RunConfig
@@ -119,7 +120,7 @@ class Plan:
     def reported(self, name: str, values: Mapping[str, Any]) -> tuple[str, str, str]:
         """Return settings in words, config_key and protocol_key of a search's best values."""
         cell = self.cell(name, values)
-        return words({**self.items[name].params, **values}), cell.key, outcome.protocol_key(cell)
+        return settings({**self.items[name].params, **values}), cell.key, outcome.protocol_key(cell)
 
     def _item(self, planned: PlannedCell) -> Item:
         key = protocol = None
@@ -141,11 +142,6 @@ class Plan:
             searched=list(planned.searched),
             cost=float(planned.config.epochs * int(settings.get("steps", 1))),
         )
-
-
-def words(params: Mapping[str, Any]) -> str:
-    """Return settings as `key=value key=value`."""
-    return " ".join(f"{key}={plain(value)}" for key, value in params.items())
 
 
 def digest(document: Document) -> str:

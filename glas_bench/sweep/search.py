@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glas_bench.sweep.ledger import Ledger
-from glas_bench.sweep.plan import Plan, words
-from glas_bench.sweep.trials import ABOUT, BEGUN, Row, Task, begun, spans, task_of
+from glas_bench.sweep.plan import Plan
+from glas_bench.sweep.trials import ABOUT, BEGUN, Row, Task, begun, task_of
+from glas_bench.text import seed_ranges, settings
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -49,7 +50,7 @@ class Searches:
             self.store.study_id(f"{plan.name}/{name}"),
             item,
             plan.study.tuning_seeds,
-            settings=words({**item.params, **params}),
+            settings=settings({**item.params, **params}),
             params=params,
             distributions=distributions,
             is_search=True,
@@ -121,8 +122,8 @@ class Searches:
         for key, value in (
             ("cell", item.cell),
             ("variant", item.variant),
-            ("settings", words({**item.params, **values})),
-            ("seeds", spans(plan.study.tuning_seeds)),
+            ("settings", settings({**item.params, **values})),
+            ("seeds", seed_ranges(plan.study.tuning_seeds)),
         ):
             self.store.storage.set_trial_user_attr(trial._trial_id, key, value)
         self.store.storage.record_heartbeat(trial._trial_id)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glas_bench.progress import number
-from glas_bench.runs.outcome import aligned
 from glas_bench.sweep.plan import Document, Item
 from glas_bench.sweep.trials import Row, belongs
+from glas_bench.text import aligned, number
 
 STATES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
 

@@ -152,14 +152,3 @@ def item_of(trial: FrozenTrial, row: Row) -> Item:
         searched=[],
         cost=1.0,
     )
-
-
-def spans(seeds: Sequence[int]) -> str:
-    """Return seeds as `0-3,7`."""
-    parts: list[list[int]] = []
-    for seed in sorted(seeds):
-        if parts and seed == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], seed]
-        else:
-            parts.append([seed])
-    return ",".join("-".join(map(str, part)) for part in parts)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from glas_bench.progress import duration, number
 from glas_bench.sweep.states import State, summary
+from glas_bench.text import duration, number
 
 
 def make_view() -> View:

@@ -245,7 +245,7 @@ def _serve(order: dict[str, Any], tell: Tell) -> int:
 
 def _do(job: Job, tell: Tell) -> None:
     from glas_bench import study
-    from glas_bench.sweep import addresses
+    from glas_bench.sweep import storage
 
     results = Path(job.results)
     precision = environment.default_precision(job.device)
@@ -253,7 +253,7 @@ def _do(job: Job, tell: Tell) -> None:
     plan = Plan(found, results)
     if digest(plan.document()) != job.digest:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
-    url = addresses.storage_url(None, results)
+    url = storage.storage_url(None, results)
     with contextlib.closing(Store(url, patience=PATIENCE)) as store:
         work(plan, store, job, tell)
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, cast
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import find_runs, load_run, read_json, write_json
 from glas_bench.tracking import entries
-from glas_bench.tracking.addresses import experiment_name, explain, locked, manners
+from glas_bench.tracking.address import experiment_name, explain, locked, manners
 from glas_bench.tracking.entries import Entry, Point
-from glas_bench.tracking.store import MOST_METRICS, Store
+from glas_bench.tracking.mlflow_store import MOST_METRICS, Store
 
 if TYPE_CHECKING:
-    from glas_bench.tracking.store import Run
+    from glas_bench.tracking.mlflow_store import Run
 
 
 @dataclass(frozen=True)

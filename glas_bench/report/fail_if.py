@@ -13,10 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glas_bench.claims import METRICS, SHARES, Reference, parse
 from glas_bench.errors import UsageError, nearest, unknown
 from glas_bench.report.cells import Cell
-from glas_bench.study import plain
+from glas_bench.study.claims import METRICS, SHARES, Reference, parse
+from glas_bench.text import setting
 
 FORM = "METRIC(VARIANT, setting=value, ...) > NUMBER, or the same with <"
 DIFFERENCES = ("difference", "low", "high")
@@ -89,7 +89,7 @@ def tripped(condition: Condition, found: Sequence[Cell]) -> list[str]:
         )
     meant = [cell for cell in own if _fits(cell, reference)]
     if not meant:
-        got = ", ".join(f"{key}={plain(value)}" for key, value in reference.settings.items())
+        got = ", ".join(f"{key}={setting(value)}" for key, value in reference.settings.items())
         there = [cell.label for cell in own]
         raise UsageError(
             f"--fail-if {condition.text!r}: no cell of {reference.variant} has {got}."
@@ -115,7 +115,7 @@ def _fits(cell: Cell, reference: Reference) -> bool:
 
 
 def _same(told: str, value: object) -> bool:
-    if told == plain(value):
+    if told == setting(value):
         return True
     try:
         return float(told) == float(value)  # type: ignore[arg-type]

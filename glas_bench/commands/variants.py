@@ -8,10 +8,8 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from glas_bench.registry import Variant
-
-ESTIMATOR = "as its file says; split unverified"
-"""What is said of a published number: what it measures is in the variant's docstring."""
-
+from glas_bench.report.published import ESTIMATOR
+from glas_bench.text import aligned
 
 SETTINGS = "settings and their defaults (a preset sets steps and hidden unless the file does):"
 
@@ -67,8 +65,6 @@ def allowed(field: FieldInfo) -> str:
 
 def listing(found: Sequence[dict[str, Any]]) -> str:
     """Return the list of variants as lines."""
-    from glas_bench.runs.outcome import aligned
-
     words = {True: "yes", False: "no", None: "not shown"}
     head = ["variant", "bounds NLL?", "q has a density?", "what changes"]
     rows = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import config, data, environment, progress, registry, signals
+from glas_bench import config, data, display, environment, registry, signals
 from glas_bench.config import RunConfig
 from glas_bench.core import train
 from glas_bench.errors import UsageError
@@ -130,10 +130,10 @@ def _run_watched(
         if request.mirror:
             folders = [cell.folder.path for cell in planned]
             mirror = stack.enter_context(Mirror(request.results, folders))
-        with progress.make_display() as display:
+        with display.make_display() as shown:
 
             def watch(cell: Cell, seed: int, event: dict[str, Any]) -> None:
-                display.show(f"{cell.variant.name} seed {seed}", event)
+                shown.show(f"{cell.variant.name} seed {seed}", event)
 
             outcomes = cells.run_cells(
                 [(cell, request.seeds) for cell in planned],

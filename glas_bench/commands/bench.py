@@ -43,6 +43,7 @@ from glas_bench.errors import RunError, UsageError
 from glas_bench.ops import gemm
 from glas_bench.registry import Variant
 from glas_bench.runs.worker import prepare_torch
+from glas_bench.text import byte_size
 
 PIXELS, CLASSES = 784, 10
 EPOCH = 390
@@ -166,7 +167,7 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     lines = [[head for head, _, _ in columns] + ["peak memory"]]
     for row in rows:
         cells = [format(row[key], how) if row[key] is not None else "-" for _, key, how in columns]
-        lines.append([*cells, memory.size(row["peak_memory_bytes"])])
+        lines.append([*cells, byte_size(row["peak_memory_bytes"])])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -515,7 +516,7 @@ def _together(seeds: Sequence[Ask], what: str) -> list[float]:
 
 @contextlib.contextmanager
 def _process(case: Case, names: Sequence[str]) -> Iterator[Ask]:
-    command, surroundings = environment.child("glas_bench.bench")
+    command, surroundings = environment.child("glas_bench.commands.bench")
     process = subprocess.Popen(
         command,
         env={**surroundings, "OMP_NUM_THREADS": "1"},

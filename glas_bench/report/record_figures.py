@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from glas_bench.report.cells import Cell, short
 from glas_bench.report.figures import DASHES, NATS, Drawing, blank, by_table, colours
 from glas_bench.report.rows import Run
-from glas_bench.tracking import store
+from glas_bench.tracking import mlflow_store as store
 
 Key = tuple[str, int]
 Series = Mapping[Key, Sequence[tuple[float, float]]]

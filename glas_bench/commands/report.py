@@ -8,14 +8,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glas_bench.claims import SHARES
 from glas_bench.record import write_atomically
-from glas_bench.report import compare, condition, figures, index, judge, looks, page, plans, sheet
+from glas_bench.report import (
+    compare,
+    csv_file,
+    fail_if,
+    figures,
+    index,
+    judge,
+    page,
+    plans,
+    record_figures,
+)
 from glas_bench.report.cells import Cell, Row, cells
 from glas_bench.report.plans import Plan
 from glas_bench.report.rows import Run, planned_rows
-from glas_bench.tracking import store
-from glas_bench.tracking.addresses import experiment_name, sqlite_file, tracking_uri
+from glas_bench.study.claims import SHARES
+from glas_bench.tracking import mlflow_store as store
+from glas_bench.tracking.address import experiment_name, sqlite_file, tracking_uri
 from glas_bench.tracking.sync import by_experiment, sync_all
 
 Tell = Callable[[str], None]
@@ -63,18 +73,18 @@ def carry_out(request: Request) -> Answer:
             read or means no cell.
         RunError: the record cannot be read, or the pages cannot be written.
     """
-    conditions = [condition.read(text) for text in request.fail_if]
+    conditions = [fail_if.read(text) for text in request.fail_if]
     out = request.out or request.results / "report"
     files = [Path(each) for each in request.references if each.endswith(".csv")]
     names = [each for each in request.references if not each.endswith(".csv")]
-    made = [_Page(sheet.read(path), beside=path.parent) for path in files]
+    made = [_Page(csv_file.read(path), beside=path.parent) for path in files]
     problems: list[str] = []
     if names or not files:
         made += _from_record(request, names, problems)
     tripped = [
         line
         for one in conditions
-        for line in condition.tripped(one, [cell for each in made for cell in cells(each.rows)])
+        for line in fail_if.tripped(one, [cell for each in made for cell in cells(each.rows)])
     ]
     answer = Answer(out)
     for each in made:
@@ -197,7 +207,7 @@ def _make(
     compare.write_ranks(found, values)
     if plan.study is not None:
         judge.write_verdicts(plan.study, found, made)
-    seen = list(looks.Looks(found, reported, request.results).drawings())
+    seen = list(record_figures.Looks(found, reported, request.results).drawings())
     told = [each.about(plan.name) for each in (*figures.from_csv(rows), *seen)]
     constant = {"figures": json.dumps(told), "remarks": json.dumps(remarks) if remarks else ""}
     for row in rows:
@@ -218,8 +228,8 @@ def _write(made: _Page, out: Path) -> Path:
     """Write a page with its csv and figures; return the page's path."""
     study = made.rows[0]["study"]
     path = out / f"{study}.csv"
-    _put(path, sheet.write(made.rows))
-    rows = sheet.read(path)  # a page is made from its csv, whoever made that
+    _put(path, csv_file.write(made.rows))
+    rows = csv_file.read(path)  # a page is made from its csv, whoever made that
     drawn = {each.file(study): each.png for each in (*figures.from_csv(rows), *made.looks)}
     wanted = [one["file"] for one in page.figures_of(rows)]
     for name in wanted:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from glas_bench import environment, signals, study
-from glas_bench.config import told_seeds
+from glas_bench.commands.run import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.runs import cells, outcome, worker
 from glas_bench.runs.cells import Cell
-from glas_bench.runs.running import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.study import Study
-from glas_bench.sweep import addresses, crew, states
+from glas_bench.sweep import crew, states, storage
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
 from glas_bench.sweep.states import State
@@ -29,7 +28,8 @@ from glas_bench.sweep.store import Store
 from glas_bench.sweep.trials import Result, Row
 from glas_bench.sweep.view import View, make_view
 from glas_bench.sweep.worker import Job, finished, work
-from glas_bench.tracking.addresses import sqlite_file
+from glas_bench.text import seed_ranges
+from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
 from glas_bench.tracking.sync import note_study
 
@@ -79,7 +79,7 @@ def carry_out(request: Request) -> Answer:
     worker.checkpoint_seconds()  # refused now rather than by every seed
     if request.most is not None and request.most < 1:
         raise UsageError(f"--max-trials {request.most}: give 1 or more")
-    url = addresses.storage_url(request.storage, request.results)
+    url = storage.storage_url(request.storage, request.results)
     device = environment.choose_device(request.device)
     found = _load(request, device)
     cells.check_results(request.results)
@@ -209,7 +209,7 @@ def _note(plan: Plan, store: Store) -> list[Path]:
     """Write down what the study is and which run folders are its own; return them."""
     found = plan.study
     where = {"file": str(found.path.resolve()), "preset": found.preset, "dataset": found.dataset}
-    where["seeds"] = told_seeds(found.seeds)
+    where["seeds"] = seed_ranges(found.seeds)
     cells = {cell.folder.path: outcome.protocol_key(cell) for cell in _cells(plan, store)}
     note_study(plan.results, plan.name, cells, **where)
     return list(cells)
@@ -340,7 +340,7 @@ def status(request: Request) -> Answer:
     Raises:
         UsageError: there is no such study, neither there nor as a file.
     """
-    url = addresses.storage_url(request.storage, request.results)
+    url = storage.storage_url(request.storage, request.results)
     name, planned = _named(request)
     file = sqlite_file(url)
     read: tuple[Document, list[Row]] | None = None
@@ -405,10 +405,10 @@ def _waiting(found: Study) -> Document:
 # --------------------------------------------------------------------------- passwords
 
 
-def hide_password(storage: str | None) -> None:
+def hide_password(given: str | None) -> None:
     """Take a password off this process's command line: start it anew with OPTUNA_STORAGE set."""
-    if storage is None or not addresses.has_password(storage):
+    if given is None or not storage.has_password(given):
         return
-    arguments = addresses.without_storage(sys.orig_argv, storage)
+    arguments = storage.without_storage(sys.orig_argv, given)
     if arguments is not None:
-        os.execve(sys.executable, arguments, {**os.environ, addresses.VARIABLE: storage})
+        os.execve(sys.executable, arguments, {**os.environ, storage.VARIABLE: given})

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glas_bench import bench, environment, registry
-from glas_bench.bench import Case
+from glas_bench import environment, registry
+from glas_bench.commands import bench
+from glas_bench.commands.bench import Case
 from glas_bench.core.train import Training, scoring
 from glas_bench.model import Glas
 from glas_bench.yardstick.unfinished import Unfinished

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from glas_bench import evaluate, progress, signals
+from glas_bench import display, evaluate, signals
 from glas_bench.errors import unknown
 from glas_bench.record import RunFolder
 from glas_bench.runs.trained import Trained, load_trained
@@ -43,9 +43,9 @@ def rescore(
         RunError: another process works in the folder, or it cannot be loaded.
         Stopped: the process was asked to stop; the same call goes on from there.
     """
-    with RunFolder.at(path).locked(), progress.make_display() as display:
+    with RunFolder.at(path).locked(), display.make_display() as shown:
         return [
-            _one(each, samples, images, estimators, display)
+            _one(each, samples, images, estimators, shown)
             for each in load_trained(path, seed, device)
         ]
 
@@ -67,11 +67,11 @@ def refereed(
     """
     from glas_bench.ais import referee
 
-    with RunFolder.at(path).locked(), progress.make_display() as display:
+    with RunFolder.at(path).locked(), display.make_display() as shown:
         found = []
         for each in load_trained(path, seed, device):
             _prepare(each)
-            show = functools.partial(display.show, f"{path.name} seed {each.seed}")
+            show = functools.partial(shown.show, f"{path.name} seed {each.seed}")
             found.append(referee.score(each, images, temperatures, chains, tell=show))
         return found
 
@@ -87,7 +87,7 @@ def _one(
     samples: int | None,
     images: int | None,
     estimators: list[str],
-    display: progress.Display,
+    shown: display.Display,
 ) -> dict[str, Any]:
     scorer = evaluate.Scorer(
         trained.model,
@@ -104,7 +104,7 @@ def _one(
     def tick(stage: str, done: int, total: int) -> None:
         if signals.requested():
             raise Stopped
-        display.show(name, {"event": "score", "stage": stage, "done": done, "total": total})
+        shown.show(name, {"event": "score", "stage": stage, "done": done, "total": total})
 
     with signals.graceful():
         scores = evaluate.score_into(trained.record.seeds[trained.seed].folder, scorer, tick)
@@ -113,8 +113,7 @@ def _one(
 
 def text(rows: list[dict[str, Any]]) -> str:
     """Return the scores as tables, nats per image: every estimator with the sweep over K."""
-    from glas_bench.progress import number
-    from glas_bench.runs.outcome import aligned
+    from glas_bench.text import aligned, number
 
     sizes = list(rows[0]["iw_sweep"])
     head = ["seed", "q", "images", "elbo", *(f"iw, K={size}" for size in sizes), "v", "ESS"]

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from glas_bench.errors import RunError, UsageError, unknown
-from glas_bench.tracking import addresses, entries
-from glas_bench.tracking.addresses import experiment_name, explain, locked, manners
-from glas_bench.tracking.addresses import redact as redact
-from glas_bench.tracking.addresses import tracking_uri as tracking_uri
+from glas_bench.tracking import address, entries
+from glas_bench.tracking.address import experiment_name, explain, locked, manners
+from glas_bench.tracking.address import redact as redact
+from glas_bench.tracking.address import tracking_uri as tracking_uri
 from glas_bench.tracking.entries import Point
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Store:
     def __init__(self, results: Path) -> None:
         self.results = results.resolve()
         self.uri = tracking_uri(results)
-        self.database = addresses.sqlite_file(self.uri)
+        self.database = address.sqlite_file(self.uri)
         self.experiment_id = self.key = ""
         self.born = 0
         with self.writing():
@@ -70,16 +70,16 @@ class Store:
             yield
 
     def _connect(self) -> MlflowClient:
-        addresses.knock(self.uri)
+        address.knock(self.uri)
         from mlflow import MlflowClient
 
         if self.database is None:
             return MlflowClient(tracking_uri=self.uri)
         if not self.database.exists():
             self._create(self.database)
-        path = addresses.unseen(self.database)
+        path = address.unseen(self.database)
         client = MlflowClient(tracking_uri=self.uri.replace(str(self.database), path, 1))
-        addresses.seen(self.database)
+        address.seen(self.database)
         return client
 
     def _create(self, database: Path) -> None:
@@ -121,7 +121,7 @@ class Store:
     def _artifacts(self) -> str | None:
         """Return where files go: beside a database; a server knows its own place."""
         kind = urlsplit(self.uri).scheme.partition("+")[0]
-        local = kind in ("sqlite", *addresses.DATABASES)
+        local = kind in ("sqlite", *address.DATABASES)
         return (self.results / "artifacts").as_uri() if local else None
 
     def experiments(self, names: Sequence[str] | None) -> dict[str, str]:

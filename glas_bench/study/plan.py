@@ -28,16 +28,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import claims, config, studyfile
-from glas_bench.claims import Claim, Expectation, Pair, Reference
+from glas_bench import config
 from glas_bench.config import RunConfig
 from glas_bench.errors import UsageError, nearest, unknown
-from glas_bench.studyfile import Dimension, Loc, Source, StudyFile
+from glas_bench.study import claims
+from glas_bench.study import file as studyfile
+from glas_bench.study.claims import Claim, Expectation, Pair, Reference
+from glas_bench.study.file import Dimension, Loc, Source, StudyFile
+from glas_bench.text import setting
 
 if TYPE_CHECKING:
     from glas_bench.registry import Variant
 
-SHIPPED = Path(__file__).parent / "studies"
+SHIPPED = Path(__file__).parents[1] / "studies"
 MOST_CORNERS = 4096
 
 
@@ -187,11 +190,6 @@ def replaced(variant: Variant, old: RunConfig, values: Mapping[str, Any]) -> Run
     """
     flat = {key: value for key, value in old.flat().items() if key != "variant"}
     return config.resolve(variant, study={**flat, **values})
-
-
-def plain(value: Any) -> str:
-    """Return a setting's value as it is written in a cell's name."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _identity(variant: Variant, resolved: RunConfig, searched: tuple[str, ...] = ()) -> str:
@@ -440,7 +438,7 @@ class _Planner:
                 f"give it under set. iw_sweep has every K up to samples already",
             )
         name = " ".join(
-            [entry.variant.name, *(f"{key}={plain(value)}" for key, value in params.items())]
+            [entry.variant.name, *(f"{key}={setting(value)}" for key, value in params.items())]
         )
         reason = train.not_applicable(entry.variant, resolved)
         if reason is None:

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any, Protocol
 
+from glas_bench.text import duration, number
+
 
 class Display(Protocol):
     """What the commands tell events of `runs.worker` to."""
@@ -32,21 +34,6 @@ def make_display() -> Display:
         except ImportError:
             pass
     return Lines()
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as `1:02:03`, `2:03` or `4 s`."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Return a number with so many decimals, or a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def ending(event: dict[str, Any]) -> str:

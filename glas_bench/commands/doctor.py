@@ -123,7 +123,7 @@ def _writable(what: str, folder: Path, mend: str) -> Line:
 
 
 def _addresses(results: Path) -> list[Line]:
-    from glas_bench.tracking.addresses import redact, tracking_uri
+    from glas_bench.tracking.address import redact, tracking_uri
 
     storage = os.environ.get("OPTUNA_STORAGE", f"sqlite:///{results / 'optuna.db'}")
     return [
