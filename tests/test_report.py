@@ -17,28 +17,20 @@ from conftest import Glas
 from fabricated import Arm
 
 from glas_bench import config, registry, study
-from glas_bench.commands import report as making
+from glas_bench.commands import report
 from glas_bench.errors import UsageError
 from glas_bench.report import (
     compare,
+    csv_file,
+    fail_if,
     figures,
-    index,
-    judge,
     page,
     plans,
     published,
-    rows,
+    record_figures,
+    records,
 )
-from glas_bench.report import (
-    csv_file as sheet,
-)
-from glas_bench.report import (
-    fail_if as condition,
-)
-from glas_bench.report import (
-    record_figures as looks,
-)
-from glas_bench.report.cells import Cell, Row, cells
+from glas_bench.report.table import Row, TableRow, table_rows
 from glas_bench.study.claims import Claim, Pair, parse
 from glas_bench.tracking import address as addresses
 from glas_bench.tracking import mlflow_store as store
@@ -60,7 +52,7 @@ def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 def row(variant: str = "cauchy", seed: int = 0, cell: str = "", **values: Any) -> Row:
     """A seed as the csv has it; `params_x` names the column `params.x`."""
     given = {
-        "schema": rows.SCHEMA,
+        "schema": records.SCHEMA,
         "study": "mine",
         "cell": cell or variant,
         "variant": variant,
@@ -102,11 +94,11 @@ def row(variant: str = "cauchy", seed: int = 0, cell: str = "", **values: Any) -
 def render(*given: Row, **values: Any) -> str:
     """Rank the rows and return the page."""
     made = list(given)
-    compare.write_ranks(cells(made), values)
+    compare.write_ranks(table_rows(made), values)
     return page.render(made)
 
 
-def table_rows(text: str, head: str = "| rank |") -> list[list[str]]:
+def table_of(text: str, head: str = "| rank |") -> list[list[str]]:
     """The cells of the rows of all tables with this head."""
     found: list[list[str]] = []
     inside = False
@@ -129,7 +121,7 @@ def test_rows_are_ranked_by_nll_and_means_are_over_seeds() -> None:
         row("cauchy", 1, nll=91.0),
         row("hellinger", nll=89.0, nll_bound_only="true", nll_from="iw"),
     )
-    found = [(cut[0], cut[1], cut[2]) for cut in table_rows(text)]
+    found = [(cut[0], cut[1], cut[2]) for cut in table_of(text)]
     assert found[0][:2] == ("1–3", "`hellinger`")  # no arrays: nothing is shown
     assert found[0][2].startswith("**89.00 iw**[^1-")
     assert found[1:] == [
@@ -156,7 +148,7 @@ def test_what_the_referee_found_is_told_beside_nll() -> None:
     section, _, _ = section.partition("\n## ")
     shared = ("20", "400 (16)", "+0.04 ± 0.07")
     told = ("-0.02 ± 0.09", "accepted", "120.64", "-0.90 ± 0.23", "119.74")
-    assert table_rows(section, "| variant |") == [
+    assert table_of(section, "| variant |") == [
         ["`cauchy`", "0", *shared, *told],
         ["`vae`", "0", *shared, "+3.00 ± 0.09", "refused", "95.00", "–", "–"],
         ["`chi2`", "0", *shared, "-0.02 ± 0.09", "accepted", "97.00", "–[^ais-1]", "–"],
@@ -175,7 +167,7 @@ def test_a_refit_that_was_still_gaining_is_said() -> None:
     )
     assert "2 of the 4 refits that nll comes from were still gaining more than 0.1 nats" in text
     assert "up to 0.34" in text
-    found = {cut[0]: cut[6] for cut in table_rows(text, "| variant | parameters |")}
+    found = {cut[0]: cut[6] for cut in table_of(text, "| variant | parameters |")}
     assert found == {"`cauchy`": "0.34", "`vae`": "0.05", "`chi2`": "–"}
     settled = render(row("vae", refit_last_gain=0.05))
     assert "gaining" not in settled
@@ -189,17 +181,17 @@ def test_v_is_of_the_weights_that_the_ranked_number_came_from() -> None:
         row("uniform-pit", v_mean=None, refit_v_mean=36.0, refit_v_over_10_share=1.0),
     )
     assert "| v of nll (over 10) |" in text
-    found = {cut[1]: cut[5] for cut in table_rows(text)}
+    found = {cut[1]: cut[5] for cut in table_of(text)}
     assert found == {"`cauchy`": "9.50 (30 %)", "`uniform-pit`": "36.00 (100 %)"}
     by_iw = render(row("cauchy", nll=None, v_mean=25.0), row("vae", v_mean=5.0))
     assert "| v of iw (over 10) |" in by_iw
-    assert [cut[5] for cut in table_rows(by_iw)] == ["25.00", "5.00"]
+    assert [cut[5] for cut in table_of(by_iw)] == ["25.00", "5.00"]
 
 
 def test_iw_ranks_where_a_row_with_weights_lacks_nll() -> None:
     text = render(row("cauchy", iw=95.0, nll=80.0), row("vae", iw=90.0, nll=None))
     assert "| iw (K = 100) |" in text
-    assert [cut[1] for cut in table_rows(text)] == ["`vae`", "`cauchy`"]
+    assert [cut[1] for cut in table_of(text)] == ["`vae`", "`cauchy`"]
 
 
 def test_what_is_not_told_apart_has_the_same_ranks() -> None:
@@ -215,7 +207,7 @@ def test_what_is_not_told_apart_has_the_same_ranks() -> None:
         *(row(name, seed, nll=90 + off) for name, off in arms.items() for seed in range(3)),
         nll=values,
     )
-    assert [(cut[0], cut[1]) for cut in table_rows(text)] == [
+    assert [(cut[0], cut[1]) for cut in table_of(text)] == [
         ("1–2", "`cauchy`"),
         ("1–2", "`vae`"),
         ("3–4", "`hellinger`"),
@@ -238,7 +230,7 @@ def test_a_row_may_have_the_places_between_what_is_better_and_what_is_worse() ->
         row(name, seed, nll=90 + np.mean(offs)) for name, offs in own.items() for seed in (0, 1)
     ]
     given += [row("apart", seed, nll=94.0) for seed in (7, 8)]
-    found = [(cut[0], cut[1]) for cut in table_rows(render(*given, nll=values))]
+    found = [(cut[0], cut[1]) for cut in table_of(render(*given, nll=values))]
     assert found == [
         ("1–4", "`a`"),
         ("1–5", "`b`"),
@@ -254,7 +246,7 @@ def test_one_seed_each_tells_no_variants_apart() -> None:
     arms = {"cauchy": 0.0, "vae": 0.5, "hellinger": 2.0}
     values = {(f"key-{name}", 0): base_B + off for name, off in arms.items()}
     text = render(*(row(name, nll=90 + off) for name, off in arms.items()), nll=values)
-    assert [cut[0] for cut in table_rows(text)] == ["1–3", "1–3", "1–3"]
+    assert [cut[0] for cut in table_of(text)] == ["1–3", "1–3", "1–3"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +270,7 @@ def test_what_is_not_comparable_never_shares_a_table(other: dict[str, Any], why:
     text = render(row("cauchy"), row("vae"), row("hellinger", **other))
     assert text.count("\n### ") == 2
     assert f"differ in {why} are" in text
-    parts = [[cut[1] for cut in table_rows(part)] for part in text.split("\n### ")[1:]]
+    parts = [[cut[1] for cut in table_of(part)] for part in text.split("\n### ")[1:]]
     assert sorted(parts) == [["`cauchy`", "`vae`"], ["`hellinger`"]]
     headings = re.findall(r"^### \d+\. (.*)$", text, re.M)
     assert len(set(headings)) == 2
@@ -296,8 +288,8 @@ def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
         row("vae", params_steps=None, params_hidden=200),
     )
     assert text.count("\n### ") == 1
-    assert [cut[1] for cut in table_rows(text)] == ["`cauchy`", "`vae`"]
-    assert table_rows(text)[0][7].startswith("1 of 2, 1 failed[^1-")
+    assert [cut[1] for cut in table_of(text)] == ["`cauchy`", "`vae`"]
+    assert table_of(text)[0][7].startswith("1 of 2, 1 failed[^1-")
     assert any("seed 1: failed, killed" in note for note in notes(text))
 
 
@@ -309,7 +301,7 @@ def test_infinite_and_undefined_are_told_and_objectives_that_bound_nothing_struc
         row("uniform-chi2", elbo_status="infinite", iw_status="infinite", nll=94.0,
             bounds_nll="no", bound_reason="it | leaves.", objective=70.0, **gone),
     )  # fmt: skip
-    found = {cut[1]: cut for cut in table_rows(text)}
+    found = {cut[1]: cut for cut in table_of(text)}
     assert found["`uniform-pit`"][3].startswith("undefined[^1-")
     assert found["`uniform-chi2`"][3].startswith("∞[^1-")
     assert found["`cauchy`"][6] == "92.00"
@@ -334,7 +326,7 @@ def test_a_page_explains_its_columns_and_intervals_with_or_without_claims() -> N
 
 def test_a_gap_is_told_where_nothing_is_bound_alone() -> None:
     some = render(row("cauchy"), row("hellinger", bounds_nll="no", objective=70.0))
-    assert [cut[7] for cut in table_rows(some)] == ["–", "+20.00"]
+    assert [cut[7] for cut in table_of(some)] == ["–", "+20.00"]
     assert page.GAP in some
     assert "| gap |" not in render(row("cauchy"), row("vae", aux=2.0))
 
@@ -350,7 +342,7 @@ def test_what_all_rows_say_alike_has_no_column() -> None:
     assert "| tuned |" not in plain
     assert "Every row is untuned" in plain
     told = render(row("cauchy", tuned="20 trials"), row("vae", aux=1.5))
-    assert [cut[7:] for cut in table_rows(told)] == [
+    assert [cut[7:] for cut in table_of(told)] == [
         ["–", "1 of 1", "–", "tuned[^1-1]"],
         ["1.50", "1 of 1", "–", "untuned"],
     ]
@@ -458,20 +450,22 @@ def test_a_seed_beyond_the_picture_is_an_arrow() -> None:
 
 
 def test_curves_show_every_seed() -> None:
-    some = cells([row("cauchy", seed) for seed in range(3)])
+    some = table_rows([row("cauchy", seed) for seed in range(3)])
     series = {("key-cauchy", seed): [(1.0, 90.0), (2.0, 80.0 + 50 * seed)] for seed in range(3)}
-    (drawing,) = looks._panelled("x", "X", "", ("x", "y"), some, series)
+    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series)
     (axis,) = drawing.draw().axes
     assert sorted(line.get_ydata()[1] for line in axis.get_lines()) == [80, 130, 130, 180]
     assert drawing.caption == " Bold lines are means over seeds, thin ones the single seeds."
 
 
 def test_a_variant_s_lines_are_named_by_its_settings_or_itself() -> None:
-    size = looks.MOST_LINES
+    size = record_figures.MOST_LINES
     about = [{}, *({"settings": json.dumps({"draws": str(n)})} for n in range(size))]
-    some = cells([row("vae", cell=f"c{i}", config_key=f"k{i}", **a) for i, a in enumerate(about)])
+    some = table_rows(
+        [row("vae", cell=f"c{i}", config_key=f"k{i}", **a) for i, a in enumerate(about)]
+    )
     series = {(f"k{i}", 0): [(1.0, 90.0), (2.0, 80.0)] for i in range(size + 1)}
-    (drawing,) = looks._panelled("x", "X", "", ("x", "y"), some, series)
+    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series)
     axes = [axis for axis in drawing.draw().axes if axis.lines]
     assert [axis.get_title() for axis in axes] == ["vae (1)", "vae (2)"]
     named = [text.get_text() for axis in axes for text in axis.get_legend().get_texts()]
@@ -480,8 +474,8 @@ def test_a_variant_s_lines_are_named_by_its_settings_or_itself() -> None:
 
 def panels(series: Any, alone: Any) -> dict[str, int]:
     """Titles of a figure's panels, with how many curves each has."""
-    some = cells([row("cauchy"), row("uniform-pit"), row("vae")])
-    (drawing,) = looks._panelled("x", "X", "", ("x", "y"), some, series, alone)
+    some = table_rows([row("cauchy"), row("uniform-pit"), row("vae")])
+    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series, alone)
     return {axis.get_title(): len(axis.get_lines()) for axis in drawing.draw().axes if axis.lines}
 
 
@@ -502,20 +496,20 @@ def test_curves_of_the_reconstruction_are_told_from_the_elbo(
         ("key-uniform-pit", 0): {"validation/recon": points},
     }
     monkeypatch.setattr(store, "curves", lambda *_: curves)
-    some = cells([row("cauchy"), row("uniform-pit")])
-    (drawing,) = looks.Looks(some, [], Path())._curves(some)
+    some = table_rows([row("cauchy"), row("uniform-pit")])
+    (drawing,) = record_figures.Looks(some, [], Path())._curves(some)
     titles = [axis.get_title() for axis in drawing.draw().axes]
     assert titles == ["cauchy", "uniform-pit (recon alone)"]
 
 
 def test_pictures_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The footprints' own scales are said too: they are drawn one by one."""
-    some = cells([row(f"v{i}") for i in range(11)])
+    some = table_rows([row(f"v{i}") for i in range(11)])
     there = {(f"key-v{i}", 0): b"" for i in range(10)}  # the last has no picture
     monkeypatch.setattr(store, "pictures", lambda *_: there)
-    (many,) = looks.Looks(some, [], Path())._filters(some)
+    (many,) = record_figures.Looks(some, [], Path())._filters(some)
     assert many.caption.endswith("each picture has its own scale. The first 8 of 10 cells.")
-    (few,) = looks.Looks(some, [], Path())._filters(some[:8])
+    (few,) = record_figures.Looks(some, [], Path())._filters(some[:8])
     assert few.caption.endswith("each picture has its own scale.")
 
 
@@ -537,7 +531,7 @@ def test_what_was_published_is_set_against_what_is_alike() -> None:
     def last(variant: str, binarisation: str) -> tuple[str, str]:
         told = published.of_variant(variant, {})
         text = render(row(variant, binarisation=binarisation, published=json.dumps(told), **alike))
-        first = table_rows(text, "| variant | published |")[0]
+        first = table_of(text, "| variant | published |")[0]
         return first[7], " ".join(notes(text))
 
     assert last("cauchy", "soft")[0] == "-27.63"  # 92.00 for 119.63
@@ -561,12 +555,12 @@ def by_hand(variant: str, **overrides: Any) -> list[list[str]]:
         "metrics.elbo": 92.0,
         "tags.dataset": resolved.dataset,
         "tags.binarisation": resolved.binarisation,
-        **{f"params.{key}": rows._told(value) for key, value in resolved.flat().items()},
+        **{f"params.{key}": records._told(value) for key, value in resolved.flat().items()},
     }
-    (made,), _ = rows.planned_rows(plans.Plan("glas-bench", None), [run])
+    (made,), _ = records.planned_rows(plans.Plan("glas-bench", None), [run])
     text = page.render([made])
     told = " ".join(notes(text))
-    return [[*cut, told] for cut in table_rows(text, "| variant | published |")]
+    return [[*cut, told] for cut in table_of(text, "| variant | published |")]
 
 
 def test_a_study_s_preset_says_what_is_a_look_whoever_ran_it(tmp_path: Path) -> None:
@@ -590,7 +584,7 @@ def test_a_study_s_preset_says_what_is_a_look_whoever_ran_it(tmp_path: Path) -> 
         }
         for cell, preset in zip(plan.cells, ("quick", "laptop"), strict=True)
     ]
-    made, _ = rows.planned_rows(plans.Plan("mine", plan), runs)
+    made, _ = records.planned_rows(plans.Plan("mine", plan), runs)
     assert [(one["status"], one["look"]) for one in made] == [("complete", "")] * 2
     assert {one["ais_protocol_key"] for one in made} == {"a1"}  # by which AIS is compared
 
@@ -631,13 +625,13 @@ def test_a_study_tells_what_is_as_published_by_all_that_it_sets(
     text = {"name": "mine", "question": "?", "version": 1, "preset": "paper", "set": settings,
             "baseline": "cauchy", "variants": ["cauchy"], "seeds": "0"}  # fmt: skip
     file.write_text(json.dumps(text))
-    made, _ = rows.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    made, _ = records.planned_rows(plans.Plan("mine", study.load(str(file))), [])
     told = [one for one in json.loads(made[0]["published"]) if not one["departs"]]
     assert bool(told) == yes
     text |= {"space": {"learning_rate": {"low": 1e-4, "high": 1e-3, "log": True}}, "trials": 2,
              "tuning_seeds": "1000"}  # fmt: skip
     file.write_text(json.dumps(text | {"set": {}}))
-    made, _ = rows.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    made, _ = records.planned_rows(plans.Plan("mine", study.load(str(file))), [])
     assert [one["as_published"] for one in made if one["tuned"]] == [""]
 
 
@@ -664,10 +658,10 @@ def judged(
     claim = Claim("text", "source", expect, expectation, (Pair("left", "right", {}),))
     plan = study.load("smoke", preset)
     made = compare.Comparisons(values)
-    found = cells([*left, *right])
+    found = table_rows([*left, *right])
     comparison = made.of(claim.metric, *found)
     made.correct()
-    return judge.judge(plan, claim, comparison)
+    return compare.judge(plan, claim, comparison)
 
 
 def seeds_of(name: str, count: int = 5, **values: Any) -> list[Row]:
@@ -712,7 +706,7 @@ def test_a_claim_on_bounds_says_that_they_may_be_loose(metric: str, loose: bool)
     plan = dataclasses.replace(study.load("smoke", "laptop"), claims=(claim,))
     given = [*seeds_of("left"), *seeds_of("right", nll_bound_only=str(loose).lower())]
     made = compare.Comparisons({metric: arms(3.0, 0.1)["nll"]})
-    judge.write_verdicts(plan, cells(given), made)
+    compare.write_verdicts(plan, table_rows(given), made)
     assert ("slack of the bounds" in render(*given)) == (loose and metric == "nll")
 
 
@@ -775,22 +769,22 @@ def test_shares_are_counted_over_the_seeds_of_both() -> None:
     left = [row("left", seed, failed="true" if seed < 2 else "false") for seed in range(3)]
     right = [row("right", seed, failed="true" if seed > 5 else "false") for seed in range(9)]
     right[0]["status"] = "diverged"
-    told = judge._numbers(compare.compare("failed_share", *cells([*left, *right]), {}))
+    told = compare._numbers(compare.compare("failed_share", *table_rows([*left, *right]), {}))
     assert told["estimate"] == 0.5
     assert told["pairs"] == "1 of 2 against 0 of 2 seeds; 1 diverged"
 
 
 def test_holm_is_over_every_comparison_of_the_metric_once() -> None:
     made = compare.Comparisons(arms(0.4, 0.2))
-    a, b = cells([*seeds_of("left"), *seeds_of("right")])
+    a, b = table_rows([*seeds_of("left"), *seeds_of("right")])
     there, back = made.of("nll", a, b), made.of("nll", b, a)
     made.correct()
-    assert there.p_holm == back.p_holm == there.p  # one comparison, asked for twice
-    c = Cell("other", "other", [row("left", seed, cell="left") for seed in range(5)], a.common)
+    assert there.p_holm == back.p_holm == there.result.p  # one comparison, asked for twice
+    c = TableRow("other", "other", [row("left", seed, cell="left") for seed in range(5)], a.common)
     third = made.of("nll", c, b)
     made.correct()
-    assert third.p is not None
-    assert there.p_holm == pytest.approx(2 * third.p)
+    assert third.result is not None
+    assert there.p_holm == pytest.approx(2 * third.result.p)
 
 
 def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
@@ -798,7 +792,7 @@ def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
     given[2]["protocol_key"] = "p2"
     text = render(*given)
     assert "coverage: 1 of 2 cells complete (seeds: 3 complete, 1 scoring)" in text
-    seeds = [cut[-2] for cut in table_rows(text)]
+    seeds = [cut[-2] for cut in table_of(text)]
     assert [told.partition("[")[0] for told in seeds] == ["1 of 3", "1 of 1", "1 of 3"]
     assert "the other seeds of `cauchy` stand in another table" in text
 
@@ -813,12 +807,12 @@ def test_a_csv_comes_back_as_it_was(tmp_path: Path) -> None:
         row("x", nll=None),
     ]
     path = tmp_path / "mine.csv"
-    path.write_bytes(sheet.write(given))
-    found = sheet.read(path)
+    path.write_bytes(csv_file.write(given))
+    found = csv_file.read(path)
     assert [{k: v for k, v in one.items() if v} for one in found] == [
         {k: v for k, v in one.items() if v} for one in given
     ]
-    assert sheet.write(found) == path.read_bytes()
+    assert csv_file.write(found) == path.read_bytes()
     assert page.render(found) == page.render(given)
 
 
@@ -826,9 +820,9 @@ def test_what_is_of_the_whole_page_is_written_once_and_read_everywhere(tmp_path:
     path = tmp_path / "mine.csv"
     told = '[{"caption": "of the whole page"}]'
     given = [row("cauchy", seed, figures=told) for seed in range(3)]
-    path.write_bytes(sheet.write(given))
+    path.write_bytes(csv_file.write(given))
     assert path.read_text().count("of the whole page") == 1
-    assert [each["figures"] for each in sheet.read(path)] == [told] * 3
+    assert [each["figures"] for each in csv_file.read(path)] == [told] * 3
     assert [each["figures"] for each in given] == [told] * 3
 
 
@@ -847,14 +841,14 @@ def test_a_file_that_is_none_of_ours(tmp_path: Path, content: str, told: str) ->
     path = tmp_path / "x.csv"
     path.write_text(content)
     with pytest.raises(UsageError, match=re.escape(told)):
-        sheet.read(path)
+        csv_file.read(path)
 
 
 # --------------------------------------------------------------------------- --fail-if
 
 
 def test_fail_if() -> None:
-    found = cells(
+    found = table_rows(
         [
             row("cauchy", elbo=92.0, settings='{"grid": "original"}', failed="true"),
             row("cauchy", cell="b", elbo=89.0, settings='{"grid": "centred"}', params_rate="1.0"),
@@ -879,7 +873,7 @@ def test_fail_if() -> None:
         ("nll_difference(better) < -2", 1),
         ("nll_high(open) > 0", 1),
     ]:
-        assert len(condition.tripped(condition.read(text), found)) == count, text
+        assert len(fail_if.tripped(fail_if.read(text), found)) == count, text
     for wrong, told in [
         ("elbo(cauchy) == 90", "write METRIC"),
         ("elbo(cauchy) > many", "write METRIC"),
@@ -891,14 +885,14 @@ def test_fail_if() -> None:
         ("failed_share_low(cauchy) > 0", "have no interval"),
     ]:
         with pytest.raises(UsageError, match=re.escape(told)):
-            condition.read(wrong)
+            fail_if.read(wrong)
     for name, why in [("lonely", "no seed in common"), ("cauchy, rate=1", "with no baseline")]:
-        (told,) = condition.tripped(condition.read(f"nll_low({name}) > 0"), found)
+        (told,) = fail_if.tripped(fail_if.read(f"nll_low({name}) > 0"), found)
         assert why in told
     with pytest.raises(UsageError, match="Did you mean 'cauchy'"):
-        condition.tripped(condition.read("elbo(couchy) > 1"), found)
+        fail_if.tripped(fail_if.read("elbo(couchy) > 1"), found)
     with pytest.raises(UsageError, match="no cell of cauchy has grid=other"):
-        condition.tripped(condition.read("elbo(cauchy, grid=other) > 1"), found)
+        fail_if.tripped(fail_if.read("elbo(cauchy, grid=other) > 1"), found)
 
 
 # --------------------------------------------------------------------------- a whole store
@@ -977,13 +971,13 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(golden: Path) -> tuple[making.Answer, list[str]]:
+def made(golden: Path) -> tuple[report.Answer, list[str]]:
     """The pages of that store, made once, and what was said meanwhile."""
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        answer = making.carry_out(
-            making.Request(references=(), results=golden, out=None, tell=told.append)
+        answer = report.carry_out(
+            report.Request(references=(), results=golden, out=None, tell=told.append)
         )
     return answer, told
 
@@ -996,7 +990,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_golden_pages(made: tuple[making.Answer, list[str]]) -> None:
+def test_golden_pages(made: tuple[report.Answer, list[str]]) -> None:
     """To take new pages: GOLDEN_REPORT=1 python -m pytest tests/test_report.py -k golden."""
     answer, told = made
     names = ("README.md", "golden.md", "glas-bench.md")
@@ -1010,20 +1004,20 @@ def test_golden_pages(made: tuple[making.Answer, list[str]]) -> None:
     assert any("broken is broken" in line for line in told)
 
 
-def test_every_planned_cell_is_on_the_page(made: tuple[making.Answer, list[str]]) -> None:
+def test_every_planned_cell_is_on_the_page(made: tuple[report.Answer, list[str]]) -> None:
     text = (made[0].out / "golden.md").read_text()
     for variant in ("cauchy", "gaussian", "hellinger", "uniform-chi2", "masked-canvas"):
-        assert any(f"`{variant}`" in cut[1] for cut in table_rows(text)), variant
-    status = {cut[0]: cut[1:] for cut in table_rows(text, "| cell |")}
+        assert any(f"`{variant}`" in cut[1] for cut in table_of(text)), variant
+    status = {cut[0]: cut[1:] for cut in table_of(text, "| cell |")}
     assert status["`chi2`"][:2] == ["waiting", "5 waiting"]
     assert status["`masked-canvas`"][:2] == ["failed", "4 complete, 1 failed"]
     assert status["`hellinger`"][:2] == ["waiting", "4 complete, 1 waiting"]
     assert status["`gaussian`"][1] == "4 complete, 1 diverged"
-    found = sheet.read(made[0].out / "golden.csv")
+    found = csv_file.read(made[0].out / "golden.csv")
     assert len(found) == 6 * 5  # one row a planned seed
 
 
-def test_two_data_sets_are_two_tables(made: tuple[making.Answer, list[str]]) -> None:
+def test_two_data_sets_are_two_tables(made: tuple[report.Answer, list[str]]) -> None:
     text = (made[0].out / "glas-bench.md").read_text()
     parts = text.split("\n### ")[1:3]
     assert parts[0].startswith("1. mnist-static")
@@ -1031,7 +1025,7 @@ def test_two_data_sets_are_two_tables(made: tuple[making.Answer, list[str]]) -> 
     assert "differ in data, the data's contents, binarisation are" in text
 
 
-def test_markdown_is_well_formed(made: tuple[making.Answer, list[str]]) -> None:
+def test_markdown_is_well_formed(made: tuple[report.Answer, list[str]]) -> None:
     for path in made[0].out.glob("*.md"):
         text = path.read_text(encoding="utf-8")
         marks = set(re.findall(r"\[\^([\w-]+)\](?!:)", text))
@@ -1053,10 +1047,10 @@ def test_markdown_is_well_formed(made: tuple[making.Answer, list[str]]) -> None:
 
 
 def test_two_reports_are_the_same_bytes(
-    golden: Path, made: tuple[making.Answer, list[str]], tmp_path: Path
+    golden: Path, made: tuple[report.Answer, list[str]], tmp_path: Path
 ) -> None:
-    request = making.Request(references=("golden",), results=golden, out=tmp_path)
-    making.carry_out(request)
+    request = report.Request(references=("golden",), results=golden, out=tmp_path)
+    report.carry_out(request)
     again = files(tmp_path)
     once = files(made[0].out)
     assert {name for name in again if name.endswith(".png")}
@@ -1066,45 +1060,45 @@ def test_two_reports_are_the_same_bytes(
 
 
 def test_the_page_from_the_csv_is_the_page_from_mlflow(
-    made: tuple[making.Answer, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[report.Answer, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_store(*_: object, **__: object) -> None:
         raise AssertionError("the csv is all that it takes")
 
     monkeypatch.setattr(store, "Store", no_store)
-    request = making.Request(
+    request = report.Request(
         references=[str(made[0].out / "golden.csv"), str(made[0].out / "glas-bench.csv")],
         results=tmp_path / "nowhere",
         out=tmp_path / "out",
     )
-    answer = making.carry_out(request)
+    answer = report.carry_out(request)
     assert answer.exit_code == 3
     assert files(tmp_path / "out") == files(made[0].out)
 
 
 def test_the_index_keeps_pages_that_were_not_asked_for(
-    made: tuple[making.Answer, list[str]], tmp_path: Path
+    made: tuple[report.Answer, list[str]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(made[0].out, out)
     (out / "other.csv").write_text("a\n1\n")
-    text, problems = index.render(out)
+    text, problems = page.index(out)
     assert "[golden](golden.md)" in text
     assert "[glas-bench](glas-bench.md)" in text
     assert "5 of 6" not in text
     assert len(problems) == 1
 
 
-def test_numbers_of_others_stand_beside_ours(made: tuple[making.Answer, list[str]]) -> None:
+def test_numbers_of_others_stand_beside_ours(made: tuple[report.Answer, list[str]]) -> None:
     text = (made[0].out / "golden.md").read_text()
-    found = [cut for cut in table_rows(text, "| variant | published |") if cut[0] == "`cauchy`"]
+    found = [cut for cut in table_of(text, "| variant | published |") if cut[0] == "`cauchy`"]
     assert found[0][1].startswith("89.67 *unverified*")
     assert found[0][3] == "not established"
     assert found[0][5].startswith("92.")
     assert any("T = 8 here, 64 there; 2 epochs here" in note for note in notes(text))
 
 
-def test_which_figures_there_are(made: tuple[making.Answer, list[str]]) -> None:
+def test_which_figures_there_are(made: tuple[report.Answer, list[str]]) -> None:
     found = {path.name for path in (made[0].out / "figures").glob("golden-*")}
     assert found >= {
         f"golden-{name}.png"

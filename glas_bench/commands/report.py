@@ -9,20 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glas_bench.record import write_atomically
-from glas_bench.report import (
-    compare,
-    csv_file,
-    fail_if,
-    figures,
-    index,
-    judge,
-    page,
-    plans,
-    record_figures,
-)
-from glas_bench.report.cells import Cell, Row, cells
+from glas_bench.report import compare, csv_file, fail_if, figures, page, plans, record_figures
 from glas_bench.report.plans import Plan
-from glas_bench.report.rows import Run, planned_rows
+from glas_bench.report.records import Run, planned_rows
+from glas_bench.report.table import Row, TableRow, complete, coverage, table_rows
 from glas_bench.study.claims import SHARES
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.address import experiment_name, sqlite_file, tracking_uri
@@ -84,26 +74,27 @@ def carry_out(request: Request) -> Answer:
     tripped = [
         line
         for one in conditions
-        for line in fail_if.tripped(one, [cell for each in made for cell in cells(each.rows)])
+        for line in fail_if.tripped(one, [cell for each in made for cell in table_rows(each.rows)])
     ]
     answer = Answer(out)
     for each in made:
         answer.pages.append(_write(each, out))
         answer.lines.append(_line(each.rows))
-    text, unread = index.render(out)
+    text, unread = page.index(out)
     _put(out / "README.md", text.encode())
     for problem in (*problems, *unread):
         request.tell(problem)
     answer.lines += [f"tripped: {line}" for line in tripped]
-    whole = all(cell.is_done for each in made for cell in cells(each.rows))
+    counts = [complete(table_rows(each.rows)) for each in made]
+    whole = all(done == planned for done, planned in counts)
     failed = any(row["status"] == "failed" for each in made for row in each.rows)
     answer.exit_code = 4 if tripped else 0 if whole and not failed and not problems else 3
     return answer
 
 
 def _line(rows: Sequence[Row]) -> str:
-    found = cells(rows)
-    return f"{rows[0]['study']}: {page.coverage(found)}; {page.verdicts(found)}"
+    found = table_rows(rows)
+    return f"{rows[0]['study']}: {coverage(found)}; {page.verdicts(found)}"
 
 
 # --------------------------------------------------------------------------- from the record
@@ -188,7 +179,7 @@ def _make(
     if not rows:
         return None
     remarks = [*remarks, *(f"left out: {text}" for text in left_out)]
-    found = cells(rows)
+    found = table_rows(rows)
     by_key = {(str(run["config_key"]), int(run["seed"])): run for run in runs}
     reported = [
         by_key[row["config_key"], int(row["seed"])] for cell in found for row in cell.finished
@@ -196,17 +187,7 @@ def _make(
     metrics = _metrics(plan, found)
     arrays = sorted({*metrics, "iw", "nll"} - SHARES) + (["image"] if "ais" in metrics else [])
     values = store.per_image(reported, request.results, arrays, debug=request.debug)
-    made = compare.Comparisons(values)
-    for metric, cell, baseline in compare.pairs_to_correct(found, sorted(metrics - SHARES)):
-        made.of(metric, cell, baseline)
-    if plan.study is not None:
-        for _, claim, _, left, right in judge.pairs(plan.study, found):
-            made.of(claim.metric, left, right)
-    made.correct()
-    compare.write_differences(found, sorted(metrics - SHARES), made)
-    compare.write_ranks(found, values)
-    if plan.study is not None:
-        judge.write_verdicts(plan.study, found, made)
+    compare.write_comparisons(plan.study, found, values, sorted(metrics - SHARES))
     seen = list(record_figures.Looks(found, reported, request.results).drawings())
     told = [each.about(plan.name) for each in (*figures.from_csv(rows), *seen)]
     constant = {"figures": json.dumps(told), "remarks": json.dumps(remarks) if remarks else ""}
@@ -215,7 +196,7 @@ def _make(
     return _Page(rows, seen)
 
 
-def _metrics(plan: Plan, found: Sequence[Cell]) -> set[str]:
+def _metrics(plan: Plan, found: Sequence[TableRow]) -> set[str]:
     """Return what a page's cells are compared by: the ranked number, and what claims are about."""
     own = {claim.metric for claim in plan.study.claims} if plan.study is not None else {"elbo"}
     return own | {compare.ranked_by(found)}

@@ -1,14 +1,12 @@
-"""The report: what the record holds, as pages that a paper's appendix could take.
+"""The report: records of runs as pages that a paper's appendix could take.
 
-`plans` says which pages there are and what each should hold; `rows` brings MLflow's runs together
-with the plan, one row a seed; `cells` puts seeds together and says which rows may share a table;
-`compare` pairs arms image by image, corrects, ranks; `judge` gives the verdicts; `published` knows
-the numbers of others; `sheet` is the tidy csv, from which `page` makes the text (of `markdown`, the
-referee's part being `refereed`) and `figures` what can be drawn from it; `looks` draws what takes
-curves and arrays; `index` lists all pages; `condition` is `--fail-if`; `making` is what the command
-does, from its arguments to its exit code.
+`plans` says which pages there are and which cells each should have; `records` turns records of runs
+into rows, one a seed; `table` groups rows into cells and cells into tables; `compare` pairs cells
+image by image, ranks them and judges claims; `csv_file` writes and reads the rows; `page` makes the
+markdown and `figures` the pictures that the csv has the data for; `record_figures` draws curves and
+samples; `fail_if` is the option of that name.
 
-A page's text is made from its csv and from nothing else, so that the csv holds all of its words and
-numbers; figures of curves, steps and samples are made from the record. Nothing on a page hangs on
-the clock, the machine or the order of what was read: the same record gives the same bytes.
+The text of a page is made from its csv and nothing else; curves, steps and samples are drawn from
+the record. Nothing on a page depends on the clock, the machine or the order in which runs were
+read: the same records give the same bytes.
 """

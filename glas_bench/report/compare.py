@@ -1,195 +1,243 @@
-"""Arms paired image by image: differences, Holm's correction over a study, possible ranks.
+"""Cells compared image by image: differences, Holm's correction, ranks, and verdicts on claims.
 
-What it finds is written into the rows, so that the csv has it: `nll_difference`, `nll_low`,
+Results are written into the rows, so that the csv has them: `nll_difference`, `nll_low`,
 `nll_high`, `nll_p`, `nll_p_holm`, `nll_pairs` (how many seeds and images) or `nll_apart` (why there
-is none), the same for every metric that the study compares by; `rank`, `rank_to` and `ranked_by`.
+is no difference), the same for every metric that the study compares by; `rank`, `rank_to` and
+`ranked_by`; and in `claims`, as JSON, the claims of which a cell is the left side.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from glas_bench.report.cells import Cell, Row, apart, sections
-from glas_bench.stats import ALPHA, PairedDifference, holm, mcnemar_exact, paired_difference
-from glas_bench.study.claims import SHARES
+from glas_bench.report.table import Row, TableRow, differing, tables
+from glas_bench.stats import (
+    ALPHA,
+    PairedDifference,
+    Verdict,
+    holm,
+    mcnemar_exact,
+    paired_difference,
+    share_verdict,
+    verdict,
+)
+from glas_bench.study import Study
+from glas_bench.study.claims import SHARES, Claim, Pair
+from glas_bench.text import setting
 
 Values = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 """By metric and (config_key, seed): nats [images]."""
 
+NONE = "no verdict"
 
-@dataclass
+
+@dataclass(frozen=True)
 class Shares:
-    """Two cells' shares of seeds that could not reconstruct, seed by seed."""
+    """The seeds of two cells that failed to reconstruct, paired by seed."""
 
+    failed: tuple[int, int]
+    """In a and in b."""
     only_a: int
     only_b: int
-    failed: tuple[int, int]
-    """Seeds that failed in a and in b, of those compared."""
     seeds: int
-    """Seeds that both arms finished and that are compared here."""
-    estimate: float
-    """a's share minus b's."""
-    p: float
-    diverged: int = 0
-    """Seeds that are missing here because an arm diverged."""
+    """Seeds that both finished."""
+    diverged: int
+    """Seeds left out because one diverged."""
+
+    @property
+    def estimate(self) -> float:
+        """a's share minus b's."""
+        return (self.only_a - self.only_b) / self.seeds
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of equal shares."""
+        return mcnemar_exact(self.only_a, self.only_b)
+
+    @property
+    def label(self) -> str:
+        """How many seeds failed, of how many."""
+        counts = " against ".join(f"{some} of {self.seeds}" for some in self.failed)
+        return f"{counts} seeds" + (f"; {self.diverged} diverged" if self.diverged else "")
 
 
 @dataclass
 class Comparison:
-    """a minus b by one metric, or why there is no such thing."""
+    """a minus b by one metric, or the reason why they cannot be compared."""
 
     metric: str
-    a: Cell
-    b: Cell
-    difference: PairedDifference | None = None
-    shares: Shares | None = None
+    a: TableRow
+    b: TableRow
+    result: PairedDifference | Shares | None = None
     why_not: str = ""
     seeds: int = 0
-    """Seeds that both arms have run, finished or diverged."""
+    """Seeds that ended in both, finished or diverged."""
     p_holm: float | None = None
     family: int = 1
-    """Comparisons that its p was adjusted over."""
-
-    @property
-    def p(self) -> float | None:
-        """The p-value before correction."""
-        found = self.difference or self.shares
-        return found.p if found else None
+    """How many comparisons `p_holm` was adjusted over."""
 
 
 @dataclass
 class Comparisons:
-    """A page's comparisons, each made once; all of one metric are one family."""
+    """The comparisons of a page, each made once; those of one metric are one family."""
 
     values: Values
-    made: dict[tuple[str, str, tuple[str, ...], str, tuple[str, ...]], Comparison] = field(
-        default_factory=dict
-    )
+    made: dict[tuple[Any, ...], Comparison] = field(default_factory=dict)
 
-    def of(self, metric: str, a: Cell, b: Cell) -> Comparison:
-        """Return a minus b; asked for the other way round, it is another comparison."""
-        identity = (metric, a.name, a.common, b.name, b.common)
+    def of(self, metric: str, a: TableRow, b: TableRow) -> Comparison:
+        """Return a minus b; b minus a is another comparison."""
+        identity = (metric, a.place, b.place)
         if identity not in self.made:
             self.made[identity] = compare(metric, a, b, self.values)
         return self.made[identity]
 
     def correct(self) -> None:
-        """Adjust the p-values of each metric by Holm; a pair counts once, whichever way round."""
-        for metric in sorted({identity[0] for identity in self.made}):
-            families: dict[frozenset[tuple[str, tuple[str, ...]]], list[Comparison]] = {}
-            for identity, found in sorted(self.made.items(), key=lambda item: item[0]):
-                if identity[0] == metric and found.p is not None:
-                    pair = frozenset({identity[1:3], identity[3:5]})
-                    families.setdefault(pair, []).append(found)
-            adjusted = holm([_p(each[0]) for each in families.values()])
-            for same, p in zip(families.values(), adjusted, strict=True):
-                for found in same:
-                    found.p_holm = p
-                    found.family = len(families)
+        """Adjust the p-values of each metric by Holm; a pair counts once, in either direction."""
+        families: dict[str, dict[frozenset[Any], list[Comparison]]] = {}
+        for (metric, *pair), comparison in sorted(self.made.items(), key=lambda item: item[0]):
+            if comparison.result is not None:
+                families.setdefault(metric, {}).setdefault(frozenset(pair), []).append(comparison)
+        for family in families.values():
+            p_values = [each[0].result.p for each in family.values() if each[0].result is not None]
+            for comparisons, p in zip(family.values(), holm(p_values), strict=True):
+                for comparison in comparisons:
+                    comparison.p_holm, comparison.family = p, len(family)
 
 
-def _p(found: Comparison) -> float:
-    assert found.p is not None
-    return found.p
-
-
-def compare(metric: str, a: Cell, b: Cell, values: Values) -> Comparison:
+def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> Comparison:
     """Return a minus b, paired by the seeds, and the images, that both have."""
-    found = Comparison(metric, a, b)
-    if why := apart(a, b):
-        found.why_not = f"they differ in {why} and cannot be compared"
-        return found
-    ran = [_by_seed(cell) for cell in (a, b)]
-    both = sorted(set(ran[0]) & set(ran[1]))
-    ended = [seed for seed in both if all(_ended(rows[seed]) for rows in ran)]
-    found.seeds = len(ended)
-    done = [seed for seed in ended if all(rows[seed]["status"] == "complete" for rows in ran)]
-    if metric in SHARES:
-        told = [[rows[seed].get("failed", "") for seed in done] for rows in ran]
-        _shares(found, told, len(ended) - len(done))
-        return found
-    for cell in (a, b):
-        if word := next((w for w in (cell.status(metric),) if w != "finite"), ""):
-            found.why_not = f"{metric} of {cell.label} is {word}"
-            return found
-    if metric == "ais" and len(_ais_protocols([rows[seed] for rows in ran for seed in done])) > 1:
-        found.why_not = "they were scored by different protocols of AIS"
-        return found
-    there = values.get(metric, {})
-    keys = [[(rows[seed]["config_key"], seed) for seed in done] for rows in ran]
-    paired = [
-        (there[x], there[y])
-        for x, y in zip(*keys, strict=True)
-        if x in there and y in there and _same_images(metric, x, y, values)
+    comparison = Comparison(metric, a, b)
+    if why := differing(a.common, b.common):
+        comparison.why_not = f"they differ in {why} and cannot be compared"
+        return comparison
+    ended = [
+        {int(row["seed"]): row for row in cell.seeds if row["status"] in ("complete", "diverged")}
+        for cell in (a, b)
     ]
-    if not paired:
-        found.why_not = f"no seed of both has {metric}" if both else "they have no seed in common"
-    elif len({row.shape for pair in paired for row in pair}) > 1:
-        found.why_not = "they were scored on different images"
-    elif not all(np.isfinite(row).all() for pair in paired for row in pair):
-        found.why_not = f"{metric} is infinite for some images"
-    elif paired[0][0].size < 2:
-        found.why_not = "one image has no spread"
+    both = [(ended[0][seed], ended[1][seed]) for seed in sorted(ended[0].keys() & ended[1].keys())]
+    done = [pair for pair in both if all(row["status"] == "complete" for row in pair)]
+    comparison.seeds = len(both)
+    result = (
+        _shares(done, len(both) - len(done))
+        if metric in SHARES
+        else _difference(metric, a, b, done, len(both) - len(done), values)
+    )
+    if isinstance(result, str):
+        comparison.why_not = result
     else:
-        arms = [np.stack([pair[i] for pair in paired]) for i in (0, 1)]
-        found.difference = paired_difference(*arms, diverged=len(ended) - len(done))
-    return found
+        comparison.result = result
+    return comparison
 
 
-def _same_images(metric: str, x: tuple[str, int], y: tuple[str, int], values: Values) -> bool:
-    """Tell whether two scorings by AIS are of the same images; other scores are of all."""
-    if metric != "ais":
-        return True
-    images = values.get("image", {})
-    return x in images and y in images and np.array_equal(images[x], images[y])
+def _shares(done: Sequence[tuple[Row, Row]], diverged: int) -> Shares | str:
+    flags = [(x.get("failed", ""), y.get("failed", "")) for x, y in done]
+    flags = [pair for pair in flags if all(pair)]
+    if not flags:
+        return "no seed of both was looked at"
+    return Shares(
+        failed=(sum(x == "true" for x, _ in flags), sum(y == "true" for _, y in flags)),
+        only_a=flags.count(("true", "false")),
+        only_b=flags.count(("false", "true")),
+        seeds=len(flags),
+        diverged=diverged,
+    )
 
 
-def _ais_protocols(rows: Sequence[Row]) -> set[str]:
-    """Return the keys of the protocols that AIS scored rows by."""
-    return {row.get("ais_protocol_key", "") for row in rows} - {""}
+def _difference(
+    metric: str,
+    a: TableRow,
+    b: TableRow,
+    done: Sequence[tuple[Row, Row]],
+    diverged: int,
+    values: Values,
+) -> PairedDifference | str:
+    """Return the difference over the seeds that both finished, or why there is none."""
+    for cell in (a, b):
+        if (status := cell.status(metric)) != "finite":
+            return f"{metric} of {cell.label} is {status}"
+    by_ais = metric == "ais"
+    if (
+        by_ais
+        and len({row.get("ais_protocol_key", "") for pair in done for row in pair} - {""}) > 1
+    ):
+        return "they were scored by different protocols of AIS"
+    there, images = values.get(metric, {}), values.get("image", {})
+    paired = []
+    for pair in done:
+        x, y = ((row["config_key"], int(row["seed"])) for row in pair)
+        same = not by_ais or (x in images and y in images and np.array_equal(images[x], images[y]))
+        if x in there and y in there and same:
+            paired.append((there[x], there[y]))
+    if not paired:
+        in_common = {row["seed"] for row in a.seeds} & {row["seed"] for row in b.seeds}
+        return f"no seed of both has {metric}" if in_common else "they have no seed in common"
+    if len({values_B.shape for pair in paired for values_B in pair}) > 1:
+        return "they were scored on different images"
+    if not all(np.isfinite(values_B).all() for pair in paired for values_B in pair):
+        return f"{metric} is infinite for some images"
+    if paired[0][0].size < 2:
+        return "one image has no spread"
+    a_SB, b_SB = (np.stack([pair[arm] for pair in paired]) for arm in (0, 1))
+    return paired_difference(a_SB, b_SB, diverged=diverged)
 
 
-def _by_seed(cell: Cell) -> dict[int, Row]:
-    return {int(row["seed"]): row for row in cell.seeds}
+# --------------------------------------------------------------------------- all of a page
 
 
-def _ended(row: Row) -> bool:
-    return row["status"] in ("complete", "diverged")
+def write_comparisons(
+    study: Study | None, cells: Sequence[TableRow], values: Values, metrics: Sequence[str]
+) -> None:
+    """Compare the cells of a page, judge the claims of its study, and write both into the rows.
+
+    Args:
+        study: whose claims are judged; None for runs by hand.
+        cells: of the page.
+        values: per-image values of the metrics.
+        metrics: by which cells are compared with their baselines.
+    """
+    made = Comparisons(values)
+    baselines = [(cell, other) for cell in cells if (other := baseline_of(cell, cells))]
+    for cell, baseline in baselines:
+        for metric in metrics:
+            made.of(metric, cell, baseline)
+    for _, claim, _, left, right in _claimed(study, cells) if study is not None else ():
+        made.of(claim.metric, left, right)
+    made.correct()
+    for cell, baseline in baselines:
+        columns = {"compared_with": baseline.name}
+        for metric in metrics:
+            about = _columns(made.of(metric, cell, baseline))
+            columns |= {f"{metric}_{name}": value for name, value in about.items()}
+        _write(cell, columns)
+    write_ranks(cells, values)
+    if study is not None:
+        write_verdicts(study, cells, made)
 
 
-def _shares(found: Comparison, told: Sequence[Sequence[str]], diverged: int) -> None:
-    pairs = [pair for pair in zip(*told, strict=True) if all(pair)]
-    if not pairs:
-        found.why_not = "no seed of both was looked at"
-        return
-    only_a = sum(a == "true" and b == "false" for a, b in pairs)
-    only_b = sum(a == "false" and b == "true" for a, b in pairs)
-    share = (only_a - only_b) / len(pairs)
-    p = mcnemar_exact(only_a, only_b)
-    failed = (sum(a == "true" for a, _ in pairs), sum(b == "true" for _, b in pairs))
-    found.shares = Shares(only_a, only_b, failed, len(pairs), share, p, diverged)
+def _write(cell: TableRow, columns: Mapping[str, str]) -> None:
+    for row in cell.seeds:
+        row |= columns
 
 
-# --------------------------------------------------------------------------- baselines
-
-
-def baseline_of(cell: Cell, found: Sequence[Cell]) -> Cell | None:
-    """Return what a cell is compared with: as planned, else the control nearest to it."""
+def baseline_of(cell: TableRow, cells: Sequence[TableRow]) -> TableRow | None:
+    """Return what a cell is compared with: as planned, else the control with nearest settings."""
     if planned := cell.first.get("baseline"):
-        fits = [other for other in found if other.name == planned]
+        fits = [other for other in cells if other.name == planned]
         same = [other for other in fits if other.common == cell.common]
         return next(iter([*same, *fits]), None)
     if cell.first.get("is_baseline") or cell.first.get("preset"):  # a study plans its baselines
         return None
     controls = [
-        other for other in found if other.first.get("is_baseline") and other.common == cell.common
+        other for other in cells if other.first.get("is_baseline") and other.common == cell.common
     ]
 
-    def disagreements(other: Cell) -> tuple[int, str]:
+    def disagreements(other: TableRow) -> tuple[int, str]:
         mine, theirs = cell.first, other.first
         names = [name for name in mine if name.startswith("params.") and theirs.get(name)]
         return sum(mine[name] != theirs[name] for name in names), other.name
@@ -197,82 +245,154 @@ def baseline_of(cell: Cell, found: Sequence[Cell]) -> Cell | None:
     return min(controls, key=disagreements, default=None)
 
 
-def write_differences(found: Sequence[Cell], metrics: Sequence[str], made: Comparisons) -> None:
-    """Write each cell's differences from its baseline into its rows; `made` is corrected."""
-    for cell in found:
-        baseline = baseline_of(cell, found)
-        if baseline is None:
-            continue
-        for metric in metrics:
-            for name, value in columns(made.of(metric, cell, baseline)).items():
-                for row in cell.seeds:
-                    row[f"{metric}_{name}"] = value
-        for row in cell.seeds:
-            row["compared_with"] = baseline.name
-
-
-def columns(found: Comparison) -> Row:
+def _columns(comparison: Comparison) -> Row:
     """Return a comparison as the csv has it."""
-    difference = found.difference
-    if difference is None:
-        return {"apart": found.why_not}
-    estimate, low, high, p = difference
-    numbers = {"difference": estimate, "low": low, "high": high, "p": p, "p_holm": found.p_holm}
-    told = {name: repr(float(value)) for name, value in numbers.items() if value is not None}
-    return {**told, "pairs": difference.label}
+    result = comparison.result
+    if result is None:
+        return {"apart": comparison.why_not}
+    assert isinstance(result, PairedDifference)
+    estimate, low, high, p = result
+    numbers = {"difference": estimate, "low": low, "high": high, "p": p}
+    numbers |= {} if comparison.p_holm is None else {"p_holm": comparison.p_holm}
+    return {name: repr(float(value)) for name, value in numbers.items()} | {"pairs": result.label}
 
 
 # --------------------------------------------------------------------------- ranks
 
 
-def ranked_by(found: Sequence[Cell]) -> str:
+def ranked_by(cells: Sequence[TableRow]) -> str:
     """Return what a table is ranked by: nll, or iw where a row with weights lacks nll."""
-    weighed = [cell for cell in found if cell.mean("iw") is not None]
-    lacks = any(cell.mean("nll") is None for cell in weighed)
-    return "iw" if weighed and lacks else "nll"
+    weighed = [cell for cell in cells if cell.mean("iw") is not None]
+    return "iw" if any(cell.mean("nll") is None for cell in weighed) else "nll"
 
 
-def write_ranks(found: Sequence[Cell], values: Values) -> None:
-    """Write into the rows which ranks they may have: those that no row shown to be better, and none
-    shown to be worse, takes.
+def write_ranks(cells: Sequence[TableRow], values: Values) -> None:
+    """Write into the rows which ranks they may have: after the rows shown to be better, and before
+    those shown to be worse.
 
     So Mogstad, Romano, Shaikh and Wilhelm 2024, section 3, form confidence sets of ranks; here
     each pair is tested at its own level, so a set holds of its row alone, not of all at once.
     """
-    for section in sections(found):
-        metric = ranked_by(section.cells)
-        order = [cell for cell in section.cells if cell.mean(metric) is not None]
-        above, below = [0] * len(order), [0] * len(order)
+    for table in tables(cells):
+        metric = ranked_by(table.rows)
+        order = [cell for cell in table.rows if cell.mean(metric) is not None]
+        better, worse = [0] * len(order), [0] * len(order)
         for (i, a), (j, b) in combinations(enumerate(order), 2):
             if sign := _shown(metric, a, b, values):
-                above[i if sign > 0 else j] += 1
-                below[j if sign > 0 else i] += 1
-        for better, worse, cell in zip(above, below, order, strict=True):
-            for row in cell.seeds:
-                row |= {"rank": str(1 + better), "rank_to": str(len(order) - worse)}
-                row["ranked_by"] = metric
+                better[i if sign > 0 else j] += 1
+                worse[j if sign > 0 else i] += 1
+        for above, below, cell in zip(better, worse, order, strict=True):
+            ranks = {"rank": str(1 + above), "rank_to": str(len(order) - below)}
+            _write(cell, ranks | {"ranked_by": metric})
 
 
-def _shown(metric: str, a: Cell, b: Cell, values: Values) -> int:
-    """Return the sign of a minus b where it is shown, p not adjusted, else 0.
+def _shown(metric: str, a: TableRow, b: TableRow, values: Values) -> int:
+    """Return the sign of a minus b where it is shown with p not adjusted, else 0.
 
-    One seed tells images apart, not what another seed would do.
+    One seed distinguishes images, not what another seed would give.
     """
     finished = [{row["seed"] for row in cell.finished} for cell in (a, b)]
     if len(finished[0] & finished[1]) < 2:
         return 0
-    found = compare(metric, a, b, values).difference
-    if found is None or found.seeds < 2 or found.p >= ALPHA:
+    result = compare(metric, a, b, values).result
+    if result is None or result.seeds < 2 or result.p >= ALPHA:
         return 0
-    return 1 if found.estimate > 0 else -1
+    return 1 if result.estimate > 0 else -1
 
 
-def pairs_to_correct(
-    found: Sequence[Cell], metrics: Sequence[str]
-) -> Iterator[tuple[str, Cell, Cell]]:
-    """Yield every comparison of a cell with its baseline."""
-    for cell in found:
-        baseline = baseline_of(cell, found)
-        for metric in metrics if baseline is not None else ():
-            assert baseline is not None
-            yield metric, cell, baseline
+# --------------------------------------------------------------------------- verdicts
+
+
+def _claimed(
+    study: Study, cells: Sequence[TableRow]
+) -> Iterator[tuple[int, Claim, Pair, TableRow, TableRow]]:
+    """Yield every comparison that a claim is about, with the claim's number from 1."""
+    by_name: dict[str, list[TableRow]] = {}
+    for cell in cells:
+        by_name.setdefault(cell.name, []).append(cell)
+    for number, claim in enumerate(study.claims, 1):
+        for pair in claim.pairs:
+            for left in by_name[pair.left]:
+                rights = by_name[pair.right]
+                same = [cell for cell in rights if cell.common == left.common]
+                yield number, claim, pair, left, (same or rights)[0]
+
+
+def write_verdicts(study: Study, cells: Sequence[TableRow], made: Comparisons) -> None:
+    """Judge the claims and write the verdicts into the rows of their left sides."""
+    judged: dict[int, list[dict[str, Any]]] = {}
+    for number, claim, pair, left, right in _claimed(study, cells):
+        comparison = made.of(claim.metric, left, right)
+        answer = judge(study, claim, comparison)
+        untuned = [each.label for each in (left, right) if not each.first.get("tuned")]
+        loose = any(
+            row.get("nll_bound_only") == "true" for each in (left, right) for row in each.finished
+        )
+        judged.setdefault(id(left), []).append(
+            {
+                "claim": number,
+                "text": " ".join(claim.text.split()),
+                "source": claim.source,
+                "expect": claim.expect,
+                "metric": claim.metric,
+                "at": {key: setting(value) for key, value in pair.at.items()},
+                "left": left.title,
+                "right": right.title,
+                "right_cell": right.name,
+                "verdict": answer.word if isinstance(answer, Verdict) else NONE,
+                "why": _sides(answer.why) if isinstance(answer, Verdict) else answer,
+                "untuned": "both arms are untuned"
+                if len(untuned) == 2
+                else "".join(f"{each} is untuned" for each in untuned),
+                "slack": claim.metric == "nll" and comparison.result is not None and loose,
+                **_numbers(comparison),
+            }
+        )
+    for cell in cells:
+        if id(cell) in judged:
+            _write(cell, {"claims": json.dumps(judged[id(cell)], sort_keys=True)})
+
+
+def _sides(why: str) -> str:
+    """Return a reason with the sides named as the page names them."""
+    return why.replace("seeds only in a", "seeds only on the left").replace(
+        "only in b", "only on the right"
+    )
+
+
+def judge(study: Study, claim: Claim, comparison: Comparison) -> Verdict | str:
+    """Return the verdict, or why a study of this preset gives none."""
+    if not study.verdicts:
+        return f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
+    result, p = comparison.result, comparison.p_holm
+    if result is None:
+        why = f"{comparison.why_not}: numbers of both that compare would decide it"
+        return Verdict("undecided", why)
+    if isinstance(result, Shares):
+        return share_verdict(
+            result.only_a,
+            result.only_b,
+            claim.direction,
+            seeds=result.seeds,
+            diverged=result.diverged,
+            adjusted_p=p,
+            comparisons=comparison.family,
+        )
+    answer = verdict(result, claim.direction, adjusted_p=p)
+    missing = comparison.seeds - result.seeds - result.diverged
+    if not missing:
+        return answer
+    metric = comparison.metric
+    lacks = f"{missing} of the {comparison.seeds} seeds that ended lack {metric} in an arm"
+    return answer._replace(why=f"{answer.why}; {lacks}")
+
+
+def _numbers(comparison: Comparison) -> dict[str, Any]:
+    """Return the numbers that a verdict rests on, null where there is none."""
+    result = comparison.result
+    names = ("estimate", "low", "high", "p")
+    if result is None:
+        return {**dict.fromkeys((*names, "p_holm")), "pairs": ""}
+    shown = (result.estimate, None, None, result.p) if isinstance(result, Shares) else result
+    about = {"p_holm": comparison.p_holm, "pairs": result.label}
+    return {**dict(zip(names, shown, strict=True)), **about}

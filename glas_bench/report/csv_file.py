@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from glas_bench.errors import UsageError
-from glas_bench.report.cells import Row
-from glas_bench.report.rows import SCHEMA
+from glas_bench.report.records import SCHEMA
+from glas_bench.report.table import Row
 
 FIRST = (
     *("study", "cell", "variant", "seed", "status", "reason", "diverged_step", "rank", "rank_to"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glas_bench.errors import UsageError, nearest, unknown
-from glas_bench.report.cells import Cell
+from glas_bench.report.table import TableRow
 from glas_bench.study.claims import METRICS, SHARES, Reference, parse
 from glas_bench.text import setting
 
@@ -72,7 +72,7 @@ def _split(side: str) -> tuple[str, str]:
     return (f"{metric}{bracket}{rest}", part) if part in DIFFERENCES else (side, "")
 
 
-def tripped(condition: Condition, found: Sequence[Cell]) -> list[str]:
+def tripped(condition: Condition, found: Sequence[TableRow]) -> list[str]:
     """Return why a condition holds, a line for each cell in which it does; nothing: it does not.
 
     A cell without the number trips it: what cannot be shown to be right is not.
@@ -107,7 +107,7 @@ def tripped(condition: Condition, found: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def _fits(cell: Cell, reference: Reference) -> bool:
+def _fits(cell: TableRow, reference: Reference) -> bool:
     def value_of(key: str) -> str:
         return cell.settings.get(key, cell.first.get(f"params.{key}", ""))
 
@@ -123,7 +123,7 @@ def _same(told: str, value: object) -> bool:
         return False
 
 
-def _why_none(cell: Cell, metric: str) -> str:
+def _why_none(cell: TableRow, metric: str) -> str:
     """Say why there is no difference, where one was asked for."""
     name, _, part = metric.rpartition("_")
     if part not in DIFFERENCES:
@@ -132,7 +132,7 @@ def _why_none(cell: Cell, metric: str) -> str:
     return f": {told}"
 
 
-def _value(cell: Cell, metric: str) -> float | None:
+def _value(cell: TableRow, metric: str) -> float | None:
     if metric in SHARES:
         failed, known = cell.failed_share()
         return failed / known if known else None

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
-from glas_bench.report.cells import DRAWN, Cell, Row, cells, number, tables
+from glas_bench.report.table import MOST_TABLES, Row, TableRow, table_rows, tables, value_of
 from glas_bench.stats import ONE_SEED
 
 if TYPE_CHECKING:
@@ -99,23 +99,23 @@ def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
     """Yield the figures that the rows of a csv have the data for."""
     axes = json.loads(rows[0].get("axes") or "[]")
 
-    def of_table(some: Sequence[Cell]) -> Iterator[Drawing]:
+    def of_table(some: Sequence[TableRow]) -> Iterator[Drawing]:
         yield from _forest_of(some)
         for key in axes:
             yield from _axis_of(key, some)
         yield from _objectives(some)
         yield from _charges(some)
 
-    yield from by_table(cells(rows), of_table)
+    yield from by_table(table_rows(rows), of_table)
 
 
 def by_table(
-    found: Sequence[Cell], draw: Callable[[Sequence[Cell]], Iterator[Drawing]]
+    found: Sequence[TableRow], draw: Callable[[Sequence[TableRow]], Iterator[Drawing]]
 ) -> Iterator[Drawing]:
     """Yield the figures of each table, for what cannot share a table shares no figure either."""
     groups = tables(found)
-    for place, section in enumerate(groups[:DRAWN], 1):
-        for drawing in draw(section.cells):
+    for place, section in enumerate(groups[:MOST_TABLES], 1):
+        for drawing in draw(section.rows):
             if len(groups) == 1:
                 yield drawing
             else:
@@ -126,7 +126,7 @@ def by_table(
 # --------------------------------------------------------------------------- differences
 
 
-def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
+def _forest_of(some: Sequence[TableRow]) -> Iterator[Drawing]:
     told = {
         metric: [cell for cell in some if cell.first.get(f"{metric}_difference")]
         for metric in ("nll", "elbo", "iw", "refit_iw")
@@ -169,14 +169,14 @@ def _forest_of(some: Sequence[Cell]) -> Iterator[Drawing]:
     )
 
 
-def _seed_differences(cell: Cell, metric: str, some: Sequence[Cell]) -> list[float]:
+def _seed_differences(cell: TableRow, metric: str, some: Sequence[TableRow]) -> list[float]:
     """Return a cell minus its baseline seed by seed, where several seeds have both."""
     planned = cell.first.get("compared_with")
     baseline = next((other for other in some if other.name == planned), None)
     if baseline is None:
         return []
-    there = {row["seed"]: number(row, metric) for row in baseline.finished}
-    pairs = [(number(row, metric), there.get(row["seed"])) for row in cell.finished]
+    there = {row["seed"]: value_of(row, metric) for row in baseline.finished}
+    pairs = [(value_of(row, metric), there.get(row["seed"])) for row in cell.finished]
     found = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
     return found if len(found) > 1 else []
 
@@ -194,7 +194,7 @@ class _Range:
     """Whether the margin of a verdict is wide enough to be seen."""
 
 
-def _range(some: Sequence[Cell], metric: str, seeds: Mapping[str, Sequence[float]]) -> _Range:
+def _range(some: Sequence[TableRow], metric: str, seeds: Mapping[str, Sequence[float]]) -> _Range:
     """Return what is shown: every estimate, and intervals and seeds as far as most of them go.
 
     One outlier presses all others together. Where it is an interval or a seed, it is cut; where it
@@ -219,10 +219,10 @@ def _range(some: Sequence[Cell], metric: str, seeds: Mapping[str, Sequence[float
     )
 
 
-def _ends(cell: Cell, metric: str) -> tuple[float, float, float]:
+def _ends(cell: TableRow, metric: str) -> tuple[float, float, float]:
     """Return a difference's estimate and the ends of its interval."""
     estimate, low, high = (
-        number(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high")
+        value_of(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high")
     )
     assert estimate is not None
     assert low is not None
@@ -231,8 +231,8 @@ def _ends(cell: Cell, metric: str) -> tuple[float, float, float]:
 
 
 def _forest(
-    told: Mapping[str, Sequence[Cell]],
-    order: Sequence[Cell],
+    told: Mapping[str, Sequence[TableRow]],
+    order: Sequence[TableRow],
     ranges: Mapping[str, _Range],
     seeds: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> Figure:
@@ -260,7 +260,7 @@ def _forest(
 def _interval(
     axis: Axes,
     y: float,
-    cell: Cell,
+    cell: TableRow,
     metric: str,
     shown: _Range,
     seeds: Sequence[float],
@@ -268,7 +268,7 @@ def _interval(
 ) -> None:
     """Draw one difference, its interval and seeds cut where the picture ends."""
     estimate, low, high = _ends(cell, metric)
-    p = number(cell.first, f"{metric}_p_holm")
+    p = value_of(cell.first, f"{metric}_p_holm")
     one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
     line, mark = (":", "x") if one_seed else ("-", "o")
     face = colour if p is not None and p < 0.05 else "white"
@@ -286,13 +286,13 @@ def _interval(
             axis.plot([edge], [y], arrow, color=colour, markersize=4.5)
 
 
-def _by_difference(told: Mapping[str, Sequence[Cell]]) -> list[Cell]:
+def _by_difference(told: Mapping[str, Sequence[TableRow]]) -> list[TableRow]:
     """Return all cells that have a difference, the best first."""
     metric = next(iter(told))
     every = {cell.name: cell for some in told.values() for cell in some}
 
-    def order(cell: Cell) -> tuple[float, str]:
-        value = number(cell.first, f"{metric}_difference")
+    def order(cell: TableRow) -> tuple[float, str]:
+        value = value_of(cell.first, f"{metric}_difference")
         return math.inf if value is None else value, cell.name
 
     return sorted(every.values(), key=order)
@@ -306,7 +306,7 @@ def _round(value: float, _: object) -> str:
 # --------------------------------------------------------------------------- numeric axes
 
 
-def _axis_of(key: str, some: Sequence[Cell]) -> Iterator[Drawing]:
+def _axis_of(key: str, some: Sequence[TableRow]) -> Iterator[Drawing]:
     told = [cell for cell in some if key in cell.settings and cell.finished]
     lines = _lines(told, key)
     if not any(len({cell.settings[key] for cell in those}) > 1 for those in lines.values()):
@@ -321,9 +321,9 @@ def _axis_of(key: str, some: Sequence[Cell]) -> Iterator[Drawing]:
     )
 
 
-def _lines(told: Sequence[Cell], key: str) -> dict[str, list[Cell]]:
+def _lines(told: Sequence[TableRow], key: str) -> dict[str, list[TableRow]]:
     """Return the cells that differ in one setting alone, by what they share."""
-    lines: dict[str, list[Cell]] = {}
+    lines: dict[str, list[TableRow]] = {}
     for cell in told:
         rest = [f"{name}={value}" for name, value in cell.settings.items() if name != key]
         name = cell.variant + (f" ({', '.join(rest)})" if rest else "")
@@ -334,7 +334,7 @@ def _lines(told: Sequence[Cell], key: str) -> dict[str, list[Cell]]:
     }
 
 
-def _along(key: str, lines: Mapping[str, Sequence[Cell]], shares: bool) -> Figure:
+def _along(key: str, lines: Mapping[str, Sequence[TableRow]], shares: bool) -> Figure:
     metrics = [
         metric
         for metric in ("nll", "elbo")
@@ -381,7 +381,7 @@ def _along(key: str, lines: Mapping[str, Sequence[Cell]], shares: bool) -> Figur
     return figure
 
 
-def _seed_values(cell: Cell, metric: str) -> list[float]:
+def _seed_values(cell: TableRow, metric: str) -> list[float]:
     if metric != "failed":
         return cell.values(metric)
     return [float(row["failed"] == "true") for row in cell.finished if row.get("failed")]
@@ -390,7 +390,7 @@ def _seed_values(cell: Cell, metric: str) -> list[float]:
 # --------------------------------------------------------------------------- objectives
 
 
-def _objectives(found: Sequence[Cell]) -> Iterator[Drawing]:
+def _objectives(found: Sequence[TableRow]) -> Iterator[Drawing]:
     told = [cell for cell in found if cell.values("objective") and cell.values("nll")]
     if not told:
         return
@@ -405,7 +405,7 @@ def _objectives(found: Sequence[Cell]) -> Iterator[Drawing]:
     )
 
 
-def _objective(told: Sequence[Cell]) -> Figure:
+def _objective(told: Sequence[TableRow]) -> Figure:
     hidden = _hidden(told)
     figure, axes = blank(12.4 if hidden else 6.2, 4.6, 1, 2 if hidden else 1)
     axis = axes[0][0]
@@ -451,7 +451,7 @@ def _points(
         )
 
 
-def _diagonal(axis: Axes, told: Sequence[Cell]) -> None:
+def _diagonal(axis: Axes, told: Sequence[TableRow]) -> None:
     """Draw as much of the diagonal as is near."""
     every = [pair for cell in told for pair in _pairs(cell, "objective", "nll")]
     low = min(min(pair) for pair in every)
@@ -466,12 +466,12 @@ def _diagonal(axis: Axes, told: Sequence[Cell]) -> None:
     axis.set_ylabel(f"nll, {NATS}")
 
 
-def _pairs(cell: Cell, x: str, y: str) -> list[tuple[float, float]]:
-    found = [(number(row, x), number(row, y)) for row in cell.finished]
+def _pairs(cell: TableRow, x: str, y: str) -> list[tuple[float, float]]:
+    found = [(value_of(row, x), value_of(row, y)) for row in cell.finished]
     return [(a, b) for a, b in found if a is not None and b is not None]
 
 
-def _hidden(told: Sequence[Cell]) -> list[Cell]:
+def _hidden(told: Sequence[TableRow]) -> list[TableRow]:
     """Return the cells whose objective says a nat too little or more, the worst first."""
     found = []
     for cell in told:
@@ -484,7 +484,7 @@ def _hidden(told: Sequence[Cell]) -> list[Cell]:
 # --------------------------------------------------------------------------- charges
 
 
-def _charges(found: Sequence[Cell]) -> Iterator[Drawing]:
+def _charges(found: Sequence[TableRow]) -> Iterator[Drawing]:
     told = [cell for cell in found if _charged(cell)]
     if not any(cell.variant == "min-chi2" for cell in told):
         return
@@ -502,16 +502,16 @@ def _charges(found: Sequence[Cell]) -> Iterator[Drawing]:
     )
 
 
-def _charged(cell: Cell) -> list[tuple[float, float]]:
+def _charged(cell: TableRow) -> list[tuple[float, float]]:
     """Return each seed's charge, times what its objective weighs it with, and its true KL."""
     return [(_weight(cell) * charge, kl) for charge, kl in _pairs(cell, "charge", "kl")]
 
 
-def _weight(cell: Cell) -> float:
+def _weight(cell: TableRow) -> float:
     return float(cell.first.get("params.charge_weight") or 1)
 
 
-def _charge(told: Sequence[Cell]) -> Figure:
+def _charge(told: Sequence[TableRow]) -> Figure:
     figure, axes = blank(6.6, 4.4)
     axis = axes[0][0]
     weighed = sorted({(cell.variant, _weight(cell)) for cell in told})

@@ -1,36 +1,33 @@
-"""A page's markdown, from the rows of its csv and from nothing else.
-
-One page from its head to what it does not cover, which is why the file is long.
-"""
+"""The markdown of a page, from the rows of its csv and nothing else; and the index of all pages."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from glas_bench.report import refereed
-from glas_bench.report.cells import (
-    DRAWN,
+from glas_bench.errors import GlasBenchError
+from glas_bench.report import csv_file
+from glas_bench.report.compare import NONE
+from glas_bench.report.table import (
     KEYS,
+    MOST_TABLES,
     NBSP,
-    Cell,
     Row,
-    Section,
-    cells,
+    Table,
+    TableRow,
     complete,
+    coverage,
     differing,
-    number,
-    planned,
     protocol,
     short,
     statuses,
+    table_rows,
     tables,
+    value_of,
 )
-from glas_bench.report.judge import NONE
-from glas_bench.report.markdown import Notes, plain, table, without
 from glas_bench.text import duration
 
 DIFFERENCES = (
@@ -62,12 +59,21 @@ COMPARED = ("nll", "elbo", "iw", "refit_iw")
 GAP = "gap: nll minus an objective that is not shown to bound; at most so much is hidden."
 
 STILL_GAINING = 0.1
-"""Nats in the last tenth of a refit that are said, as in `yardstick.refit`, which takes torch."""
+"""Nats in the last tenth of a refit, as in `yardstick.refit`, which imports torch."""
 
 RANKS = (
     "Rows are in the order of {metric}. rank: the places that a row may have, after the rows shown "
     "to be better and before those shown to be worse (paired difference, more than one seed, "
     "p < .05, not adjusted)."
+)
+
+REFEREE = (
+    "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the mean "
+    "over the images that it walked, paired, ± its standard error; below zero it is slack of the "
+    "bound. ais: nll of all scored images plus that. It is *accepted* where the estimates at N and "
+    "2N temperatures agree within 0.5 nats in the mean over images, and so do walks to and from "
+    "images that the model has made (BDMC gap, Grosse et al. 2015); else it has no number. It is "
+    "of few images and single runs, and ranks nothing."
 )
 
 NOT_COVERED = (
@@ -77,74 +83,126 @@ NOT_COVERED = (
     "page of another budget stands beside them and neither confirms nor refutes them.\n"
 )
 
+INDEXED = ("question", "claims", "ended", *KEYS.values())
+"""Columns of a csv that the index is made from."""
+
 
 def render(rows: Sequence[Row]) -> str:
     """Return the markdown of a page."""
-    found = cells(rows)
+    cells = table_rows(rows)
     parts = [
-        _head(rows, found),
-        _claims(found),
-        _tables(found),
-        refereed.section(found),
-        _figures(rows, found),
-        _reproduction(found),
-        _coverage(rows, found),
+        _head(rows, cells),
+        _claims(cells),
+        _tables(cells),
+        _referee(cells),
+        _figures(rows, cells),
+        _reproduction(cells),
+        _coverage(rows, cells),
         "## Not covered\n\n" + NOT_COVERED,
     ]
     return "\n".join(part for part in parts if part)
 
 
+# --------------------------------------------------------------------------- markdown
+
+
+class Notes:
+    """The footnotes of a section, numbered in the order in which they are made."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        """Return the mark of a note."""
+        text = " ".join(text.split())
+        if text not in self.texts:
+            self.texts.append(text)
+        return f"[^{self.prefix}-{self.texts.index(text) + 1}]"
+
+    def lines(self) -> Iterator[str]:
+        """Yield the notes themselves, each a paragraph."""
+        for place, text in enumerate(self.texts, 1):
+            yield f"[^{self.prefix}-{place}]: {text}"
+            yield ""
+
+
+def table(rows: Sequence[Mapping[str, str]], without: Collection[str] = ()) -> list[str]:
+    """Return the lines of a markdown table, and an empty one; the keys of the rows are columns."""
+    columns = [name for name in rows[0] if name not in without]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        texts = (row[name].replace("|", "\\|").replace("\n", " ") for name in columns)
+        lines.append("| " + " | ".join(texts) + " |")
+    return [*lines, ""]
+
+
+def decimal(value: float | None, digits: int = 2, signed: bool = False) -> str:
+    """Return a number as a table has it."""
+    return "–" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def _with_error(value: float | None, error: float | None, signed: bool = False) -> str:
+    more = "" if value is None or error is None else f"{NBSP}±{NBSP}{error:.2f}"
+    return decimal(value, signed=signed) + more
+
+
+def _interval(estimate: float, low: float, high: float, p: float | None) -> str:
+    return f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}], p{NBSP}={NBSP}{_p(p)}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 1e-16" if value < 1e-16 else f"{value:.2g}"
+
+
 # --------------------------------------------------------------------------- head
 
 
-def _head(rows: Sequence[Row], found: Sequence[Cell]) -> str:
+def _head(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
     first = rows[0]
+    question = first.get("question")
     lines = [f"# {first['study']}", ""]
-    if first.get("question"):
-        lines += [first["question"], ""]
-    else:
-        lines += ["Runs that were made by hand, one by one; no study plans them.", ""]
+    lines += [question or "Runs that were made by hand, one by one; no study plans them.", ""]
     if any(row.get("look") for row in rows):
-        lines += [
-            "**A look at the harness, no verdicts**: its preset is for a first look.",
-            "",
-        ]
+        lines += ["**A look at the harness, no verdicts**: its preset is for a first look.", ""]
     lines += [
         "Nats per image on the test split, lower is better, of the last epoch's parameters: means "
         "over finished seeds, ± their standard deviation.",
         "",
     ]
-    lines += [f"- {name}: {value}" for name, value in _facts(rows, found)]
+    lines += [f"- {name}: {value}" for name, value in _facts(rows, cells)]
     return "\n".join([*lines, ""])
 
 
-def _facts(rows: Sequence[Row], found: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+def _facts(rows: Sequence[Row], cells: Sequence[TableRow]) -> Iterator[tuple[str, str]]:
     """Yield what a page's numbers are, as pairs."""
     first = rows[0]
     if first.get("command"):
         yield "repeat it", f"`{first['command']}`"
-    yield "coverage", coverage(found)
-    yield "newest run", max((row.get("ended", "") for row in rows), default="") or "none yet"
-    commits = {
-        row["commit"] + (" with uncommitted changes" if row.get("dirty") else "")
-        for row in rows
-        if row.get("commit")
-    }
-    yield "commit", ", ".join(sorted(commits)) or "unknown"
+    yield "coverage", coverage(cells)
+    yield "newest run", _newest(rows) or "none yet"
+    commits = (row.get("commit", "") + _DIRTY * bool(row.get("dirty")) for row in rows)
+    yield "commit", _every(text for text in commits if text != _DIRTY)
     ran = [row for row in rows if row["status"] == "complete"] or rows
-    yield "devices", _every(rows, "device")
+    yield "devices", _every(row.get("device", "") for row in rows)
     yield "data", "; ".join(sorted({_data(row) for row in ran}))
     yield "estimators", _estimators(ran)
     yield "budget", "; ".join(sorted({budget(row) for row in ran}))
-    yield "seeds", first.get("seeds") or _seeds_of(rows)
+    seeds = sorted({int(row["seed"]) for row in rows})
+    yield "seeds", first.get("seeds") or ", ".join(map(str, seeds))
 
 
-def coverage(found: Sequence[Cell]) -> str:
-    """Return in a line how many cells are complete, and what the others are."""
-    done, of = complete(found)
-    counts = Counter(status for seeds in planned(found).values() for status in seeds.values())
-    told = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(counts.items()))
-    return f"{done} of {of} cells complete (seeds: {told})"
+_DIRTY = " with uncommitted changes"
+
+
+def _newest(rows: Sequence[Row]) -> str:
+    return max(row.get("ended", "") for row in rows)
+
+
+def _every(texts: Iterable[str]) -> str:
+    return ", ".join(sorted(set(texts) - {""})) or "unknown"
 
 
 def _data(row: Row) -> str:
@@ -156,72 +214,62 @@ def _data(row: Row) -> str:
 
 def _estimators(rows: Sequence[Row]) -> str:
     """Return which estimators were scored, with every K."""
-    scored = [row for row in rows if row.get("protocol")]
-    ks = sorted({int(row["samples"]) for row in scored if row.get("samples")})
-    names = sorted({name for row in scored for name in protocol(row).get("estimators", ())})
-    told = ", ".join(names) or "elbo, iw"
-    k = f"; K = {', '.join(map(str, ks))}" if ks else ""
+    ks = sorted({int(row["samples"]) for row in rows if row.get("protocol") and row.get("samples")})
+    names = sorted({name for row in rows for name in protocol(row).get("estimators", ())})
+    text = ", ".join(names) or "elbo, iw"
+    text += f"; K = {', '.join(map(str, ks))}" if ks else ""
     if "refit" not in names:
-        return told + k
-    return f"{told}{k}; nll is the smaller of iw and refit_iw, chosen on validation images"
+        return text
+    return f"{text}; nll is the smaller of iw and refit_iw, chosen on validation images"
 
 
 def budget(row: Row) -> str:
-    """Return what a row may spend."""
-    names = (("params.epochs", "epochs"), ("updates", "updates"))
-    told = [f"{row[name]} {word}" for name, word in names if row.get(name)]
+    """Return the budget of a row: epochs, updates, sizes and precision."""
+    counts = (("params.epochs", "epochs"), ("updates", "updates"))
     sizes = (("params.batch", "B"), ("params.steps", "T"), ("params.hidden", "H"))
-    told += [f"{word} = {row[name]}" for name, word in sizes if row.get(name)]
-    return ", ".join([*told, row.get("params.precision", "")]).rstrip(", ")
-
-
-def _every(rows: Sequence[Row], name: str) -> str:
-    return ", ".join(sorted({row.get(name, "") for row in rows} - {""})) or "unknown"
-
-
-def _seeds_of(rows: Sequence[Row]) -> str:
-    return ", ".join(map(str, sorted({int(row["seed"]) for row in rows})))
+    parts = [f"{row[name]} {word}" for name, word in counts if row.get(name)]
+    parts += [f"{word} = {row[name]}" for name, word in sizes if row.get(name)]
+    return ", ".join([*parts, row.get("params.precision", "")]).rstrip(", ")
 
 
 # --------------------------------------------------------------------------- claims
 
 
-def claims_of(found: Sequence[Cell]) -> list[dict[str, Any]]:
+def claims_of(cells: Sequence[TableRow]) -> list[dict[str, Any]]:
     """Return all judged comparisons of a page, by claim."""
-    told = [one for cell in found for one in json.loads(cell.first.get("claims") or "[]")]
-    return sorted(told, key=lambda one: one["claim"])
+    claims = [one for cell in cells for one in json.loads(cell.first.get("claims") or "[]")]
+    return sorted(claims, key=lambda one: one["claim"])
 
 
-def _claims(found: Sequence[Cell]) -> str:
-    told = claims_of(found)
-    if not told:
+def _claims(cells: Sequence[TableRow]) -> str:
+    claims = claims_of(cells)
+    if not claims:
         return ""
-    by_cell = {cell.name: cell for cell in found}
+    by_name = {cell.name: cell for cell in cells}
     notes = Notes("c")
     rows = []
-    seen = set()
-    for one in told:
-        new = one["claim"] not in seen
+    seen: set[int] = set()
+    for one in claims:
+        is_new = one["claim"] not in seen
         seen.add(one["claim"])
         rows.append(
-            [
-                str(one["claim"]) if new else "",
-                f"{one['text']} ({one['source']})" if new else "",
-                f"{one['left']} {'>' if '>' in one['expect'] else '<'} {one['right']}",
-                one["metric"],
-                _measured(one, notes),
-                f"**{one['verdict']}**{notes.mark(_why(one))}",
-                budget(by_cell[one["right_cell"]].first),
-            ]
+            {
+                "": str(one["claim"]) if is_new else "",
+                "claim": f"{one['text']} ({one['source']})" if is_new else "",
+                "as a comparison": f"{one['left']} {'>' if '>' in one['expect'] else '<'} "
+                f"{one['right']}",
+                "metric": one["metric"],
+                "left minus right [95 %]": _measured(one, notes),
+                "verdict": f"**{one['verdict']}**{notes.mark(_why(one))}",
+                "budget": budget(by_name[one["right_cell"]].first),
+            }
         )
-    columns = ["", "claim", "as a comparison", "metric", "left minus right [95 %]", "verdict"]
-    columns.append("budget")
     lines = ["## Claims", ""]
-    if len({row[-1] for row in rows}) == 1:
-        lines += [f"At this budget: {rows[0][-1]}.", ""]
-        columns, rows = without(columns, rows, "budget")
-    lines += [*table(columns, rows), STATISTICS, ""]
-    return "\n".join([*lines, *notes.lines()])
+    without = []
+    if len({row["budget"] for row in rows}) == 1:
+        lines += [f"At this budget: {rows[0]['budget']}.", ""]
+        without = ["budget"]
+    return "\n".join([*lines, *table(rows, without), STATISTICS, "", *notes.lines()])
 
 
 def _measured(one: Mapping[str, Any], notes: Notes) -> str:
@@ -243,83 +291,57 @@ def _why(one: Mapping[str, Any]) -> str:
     return why
 
 
-def _interval(estimate: float, low: float, high: float, p: float | None) -> str:
-    return f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}], p{NBSP}={NBSP}{_p(p)}"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< 1e-16" if value < 1e-16 else f"{value:.2g}"
-
-
-def verdicts(found: Sequence[Cell]) -> str:
+def verdicts(cells: Sequence[TableRow]) -> str:
     """Return the verdicts in one line."""
-    told = claims_of(found)
-    if not told:
+    claims = claims_of(cells)
+    if not claims:
         return "no claims"
-    if {one["verdict"] for one in told} == {NONE}:
-        return f"no verdicts: {told[0]['why'].partition(':')[0]}"
-    lines = []
-    for number_ in sorted({one["claim"] for one in told}):
-        own = [one for one in told if one["claim"] == number_]
-        parts = []
-        for one in own:
-            at = ", ".join(f"{key} = {value}" for key, value in one["at"].items())
-            parts.append(one["verdict"] + (f" ({at})" if at else ""))
-        lines.append(f"`{own[0]['expect']}`: {', '.join(parts)}")
-    return "; ".join(lines)
+    if {one["verdict"] for one in claims} == {NONE}:
+        return f"no verdicts: {claims[0]['why'].partition(':')[0]}"
+    by_claim: dict[str, list[str]] = {}
+    for one in claims:
+        at = ", ".join(f"{key} = {value}" for key, value in one["at"].items())
+        own = by_claim.setdefault(f"{one['claim']} {one['expect']}", [])
+        own.append(one["verdict"] + (f" ({at})" if at else ""))
+    return "; ".join(
+        f"`{name.partition(' ')[2]}`: {', '.join(words)}" for name, words in by_claim.items()
+    )
 
 
 # --------------------------------------------------------------------------- tables
 
 
-def _tables(found: Sequence[Cell]) -> str:
-    """Return a table for each section, of the cells that have been begun."""
-    groups = tables(found)
+def _tables(cells: Sequence[TableRow]) -> str:
+    """Return a table for each group of comparable cells that have been begun."""
+    groups = tables(cells)
     lines = ["## Tables", ""]
     if not groups:
         return "\n".join([*lines, "No cell has been begun.", ""])
     if len(groups) > 1:
+        apart = differing(*(list(group.common.values()) for group in groups))
         lines += [
-            f"{len(groups)} tables: rows that differ in {differing(groups)} are not comparable "
+            f"{len(groups)} tables: rows that differ in {apart} are not comparable "
             "and never share one.",
             "",
         ]
-    if not claims_of(found) and any(
-        _is_compared(section.cells, metric) for section in groups for metric in COMPARED
-    ):
+    if not claims_of(cells) and any(_compared(group.rows) for group in groups):
         lines += [DIFFERENCES, ""]
-    seeds = {name: len(own) for name, own in planned(found).items()}
-    apart = [name for name in KEYS if len({section.common[name] for section in groups}) > 1]
-    if len({s.common["data"] for s in groups}) == len({s.common["contents"] for s in groups}):
-        apart = [name for name in apart if name != "contents"]  # the names tell them apart
-    for place, section in enumerate(groups, 1):
-        lines += [f"### {place}. {_heading(section, apart)}", ""]
-        lines += _section(place, section, seeds)
+    planned = {name: len(seeds) for name, seeds in statuses(cells).items()}
+    counts = {name: len({group.common[name] for group in groups}) for name in KEYS}
+    named = [name for name, count in counts.items() if count > 1]
+    if counts["data"] == counts["contents"]:
+        named = [name for name in named if name != "contents"]  # the data sets' names are enough
+    for place, group in enumerate(groups, 1):
+        lines += [f"### {place}. {_heading(group, named)}", "", *_table(place, group, planned)]
     return "\n".join(lines)
 
 
-def _draws(found: Sequence[Cell]) -> list[str]:
-    """Say which rows train with several draws an image, whose steps cost as many times more."""
-    several: dict[str, list[str]] = {}
-    for cell in found:
-        draws = cell.first.get("params.draws", "")
-        if draws.isdecimal() and int(draws) > 1:
-            several.setdefault(draws, []).append(f"`{cell.variant}`")
-    return [
-        f"In training {', '.join(dict.fromkeys(names))} takes {draws} draws an image: "
-        f"{draws} times the work a step."
-        for draws, names in several.items()
-    ]
-
-
-def _heading(section: Section, apart: Sequence[str]) -> str:
-    """Return a section's name: its data, and all that keeps it from the page's others."""
-    common = section.common
-    images = {row["images"] for cell in section.cells for row in cell.seeds if row.get("images")}
-    told = [common["data"], f"{common['binarisation']} binarisation"]
-    told += [f"{' or '.join(sorted(images))} test images"] if images else []
+def _heading(group: Table, named: Sequence[str]) -> str:
+    """Return a table's name: its data, and all in which it differs from the page's others."""
+    common = group.common
+    images = {row["images"] for cell in group.rows for row in cell.seeds if row.get("images")}
+    parts = [common["data"], f"{common['binarisation']} binarisation"]
+    parts += [f"{' or '.join(sorted(images))} test images"] if images else []
     words = {
         "contents": f"contents {common['contents'][:8] or 'unknown'}",
         "precision": common["precision"] or "fp32",
@@ -327,62 +349,55 @@ def _heading(section: Section, apart: Sequence[str]) -> str:
         "core": f"core {common['core'] or 'unknown'}",
         "look": "a preset for a first look" if common["look"] else "no preset for a first look",
     }
-    shown = (name for name in apart if name not in ("data", "binarisation"))
-    return ", ".join([*told, *(words.get(n, f"{n} = {common[n] or 'none'}") for n in shown)])
+    shown = (name for name in named if name not in ("data", "binarisation"))
+    return ", ".join([*parts, *(words.get(n, f"{n} = {common[n] or 'none'}") for n in shown)])
 
 
-def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str]:
-    """Return a section's lines below its heading; `seeds` is how many are planned, by cell."""
-    common = section.common
+def _table(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
+    """Return a table's lines below its heading; `planned` is the number of seeds by cell."""
+    common = group.common
     notes = Notes(str(place))
-    order = sorted(section.cells, key=_by_mean)
+    order = sorted(group.rows, key=_by_mean)
     metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
+    compared = _compared(order)
+    names = {cell.name: cell.title for cell in order}
+    rows = [
+        {
+            "rank": _ranks(cell),
+            "variant": cell.title,
+            f"{metric} (K = {common['K']})": _ranked(cell, metric, notes),
+            **{
+                f"{name} minus baseline [95 %]": _difference(cell, name, names, notes)
+                for name in compared
+            },
+            "elbo": _estimate(cell, "elbo", notes),
+            "iw": _estimate(cell, "iw", notes),
+            f"v of {metric} (over 10)": _v(cell, metric),
+            "objective": _objective(cell, notes),
+            "gap": _gap(cell),
+            "aux": decimal(cell.mean("aux") or None),
+            "seeds": _seeds(cell, planned[cell.name], notes),
+            "failed": " of ".join(map(str, cell.failed_share())) if cell.failed_share()[1] else "–",
+            "tuned": "tuned" + notes.mark(tuned)
+            if (tuned := cell.first.get("tuned"))
+            else "untuned",
+        }
+        for cell in order
+    ]
     shown = [f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H", "B")]
     lines = [f"{common['precision'] or 'fp32'}, {', '.join(shown)}.", ""]
-    compared = [name for name in COMPARED if _is_compared(order, name)]
-    columns = ["rank", "variant", f"{metric} (K = {common['K']})"]
-    columns += [f"{name} minus baseline [95 %]" for name in compared]
-    columns += [
-        "elbo",
-        "iw",
-        f"v of {metric} (over 10)",
-        "objective",
-        "gap",
-        "aux",
-        "seeds",
-        "failed",
-        "tuned",
-    ]
-    names = {cell.name: cell.title for cell in order}
-    rows = []
-    for cell in order:
-        rows.append(
-            [
-                _ranks(cell),
-                cell.title,
-                _ranked(cell, metric, notes),
-                *(_difference(cell, name, names, notes) for name in compared),
-                _estimate(cell, "elbo", notes),
-                _estimate(cell, "iw", notes),
-                _v(cell, metric),
-                *_objective(cell, notes),
-                _seeds(cell, seeds[cell.name], notes),
-                _failed(cell),
-                "tuned" + notes.mark(cell.first["tuned"]) if cell.first.get("tuned") else "untuned",
-            ]
-        )
+    about = [COLUMNS.format(metric=metric)]
+    without = []
     if not any(cell.first.get("tuned") for cell in order):
         lines += ["Every row is untuned: nobody searched its learning rate.", ""]
-        columns, rows = without(columns, rows, "tuned")
-    about = [COLUMNS.format(metric=metric)]
+        without += ["tuned"]
     if not any(cell.mean("aux") for cell in order):
-        columns, rows = without(columns, rows, "aux")
+        without += ["aux"]
     if all(cell.says("bounds_nll") == "yes" for cell in order):
-        columns, rows = without(columns, rows, "gap")
+        without += ["gap"]
     else:
-        about.append(GAP)
-    about += _draws(order)
-    lines += [*table(columns, rows), " ".join(about), ""]
+        about += [GAP]
+    lines += [*table(rows, without), " ".join([*about, *_draws(order)]), ""]
     if sum(bool(cell.first.get("rank")) for cell in order) > 1:
         lines += [RANKS.format(metric=metric), ""]
     if metric == "nll":
@@ -390,21 +405,36 @@ def _section(place: int, section: Section, seeds: Mapping[str, int]) -> list[str
     return [*lines, *_costs(order, notes), *notes.lines()]
 
 
-def _by_mean(cell: Cell) -> tuple[float, str]:
+def _by_mean(cell: TableRow) -> tuple[float, str]:
     value = cell.mean(cell.first.get("ranked_by", "nll"))
     return math.inf if value is None else value, cell.name
 
 
-def _is_compared(order: Sequence[Cell], metric: str) -> bool:
-    return any(cell.first.get(f"{metric}_difference") for cell in order)
+def _compared(cells: Sequence[TableRow]) -> list[str]:
+    """Return the metrics by which any cell has a difference from its baseline."""
+    return [name for name in COMPARED if any(c.first.get(f"{name}_difference") for c in cells)]
 
 
-def _ranks(cell: Cell) -> str:
+def _draws(cells: Sequence[TableRow]) -> list[str]:
+    """Say which rows train with several draws an image, whose steps cost as many times more."""
+    several: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        draws = cell.first.get("params.draws", "")
+        if draws.isdecimal() and int(draws) > 1:
+            several.setdefault(draws, {})[f"`{cell.variant}`"] = None
+    return [
+        f"In training {', '.join(names)} takes {draws} draws an image: {draws} times the work a "
+        "step."
+        for draws, names in several.items()
+    ]
+
+
+def _ranks(cell: TableRow) -> str:
     first, last = cell.first.get("rank", ""), cell.first.get("rank_to", "")
     return first if first == last else f"{first}–{last}"
 
 
-def _ranked(cell: Cell, metric: str, notes: Notes) -> str:
+def _ranked(cell: TableRow, metric: str, notes: Notes) -> str:
     text = _estimate(cell, metric, notes)
     if cell.mean(metric) is None:
         return text
@@ -412,22 +442,117 @@ def _ranked(cell: Cell, metric: str, notes: Notes) -> str:
         sources = {row.get("nll_from", "") for row in cell.finished} - {""}
         text += f" {' / '.join(sorted(sources))}"
     tag = "nll_bound_only" if metric == "nll" else "bound_only"
-    if any(row.get(tag) == "true" for row in cell.finished):
-        text += notes.mark(
-            "a bound only: the log weights of over 5 % of the images have a variance above 10"
+    if not any(row.get(tag) == "true" for row in cell.finished):
+        return f"**{text}**"
+    why = "a bound only: the log weights of over 5 % of the images have a variance above 10"
+    return f"**{text}**{notes.mark(why)}"
+
+
+def _estimate(cell: TableRow, metric: str, notes: Notes) -> str:
+    """Return mean and spread, or the footnoted reason for their absence."""
+    mean, status = cell.mean(metric), cell.status(metric)
+    if not cell.finished:
+        return "–"
+    if status == "infinite":
+        return "∞" + notes.mark(
+            f"infinite {metric}: the recogniser leaves the prior's support, where p(z) = 0"
         )
-    return f"**{text}**" if "[^" not in text else f"**{text.replace('[^', '**[^', 1)}"
+    if status == "undefined" and mean is None:
+        return "undefined" + notes.mark(f"undefined {metric}: the recogniser has no density")
+    return _with_error(mean, cell.spread(metric))
 
 
-def _gains(cell: Cell) -> list[float]:
+def _difference(cell: TableRow, metric: str, names: Mapping[str, str], notes: Notes) -> str:
+    first = cell.first
+    if not first.get("compared_with"):
+        return "baseline" if first.get("is_baseline") else "–"
+    estimate, low, high, p = (
+        value_of(first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_holm")
+    )
+    if estimate is None or low is None or high is None:
+        why = first.get(f"{metric}_apart")
+        mark = notes.mark(f"no difference in {metric}: {why}") if why and cell.finished else ""
+        return "–" + mark
+    pairs = f"paired over {first[f'{metric}_pairs']}, against {names[first['compared_with']]}"
+    return _interval(estimate, low, high, p) + notes.mark(pairs)
+
+
+def _v(cell: TableRow, metric: str) -> str:
+    """Return Var(log w) of the weights that the ranked number came from, and the share over 10."""
+
+    def mean(name: str) -> float | None:
+        values = [
+            value_of(row, f"refit_{name}" if refitted else name)
+            for row in cell.finished
+            for refitted in [metric == "nll" and row.get("nll_from") == "refit_iw"]
+        ]
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+
+    share = mean("v_over_10_share")
+    return decimal(mean("v_mean")) + (f"{NBSP}({100 * share:.0f}{NBSP}%)" if share else "")
+
+
+def _objective(cell: TableRow, notes: Notes) -> str:
+    """Return what was optimised, struck through where it bounds nothing."""
+    objective, bounds = cell.mean("objective"), cell.says("bounds_nll")
+    if objective is None or bounds == "yes":
+        return decimal(objective)
+    reason = cell.says("bound_reason").rstrip(".")
+    word = "does not bound" if bounds == "no" else "is not shown to bound"
+    note = f"the objective of {cell.title} {word} the negative log-likelihood"
+    return f"~~{decimal(objective)}~~" + notes.mark(note + (f": {reason}" if reason else ""))
+
+
+def _gap(cell: TableRow) -> str:
+    """Return nll minus an objective that bounds nothing."""
+    objective, nll = cell.mean("objective"), cell.mean("nll")
+    if objective is None or nll is None or cell.says("bounds_nll") == "yes":
+        return "–"
+    return decimal(nll - objective, signed=True)
+
+
+def _seeds(cell: TableRow, planned: int, notes: Notes) -> str:
+    """Return n of N planned with every other status, each footnoted with its reason."""
+    text = f"{len(cell.finished)} of {planned}"
+    if len(cell.seeds) < planned:
+        text += notes.mark(f"the other seeds of {cell.title} stand in another table")
+    for status, count in cell.count.items():
+        if status == "complete":
+            continue
+        word = status.replace("_", " ")
+        text += f", {count} {word}"
+        by_reason: dict[str, list[str]] = {}
+        for row in cell.seeds:
+            step = f"step {row['diverged_step']}" if row.get("diverged_step") else ""
+            reason = ", ".join(filter(None, (step, row.get("reason", ""))))
+            if row["status"] == status and reason:
+                by_reason.setdefault(reason, []).append(row["seed"])
+        for reason, seeds in by_reason.items():
+            who = f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+            text += notes.mark(f"{cell.title}, {who}: {word}, {reason}")
+    return text
+
+
+def _failed(cell: TableRow) -> str:
+    failed, checked = cell.failed_share()
+    return f"{failed} of {checked}" if checked else "–"
+
+
+def _tuned(cell: TableRow, notes: Notes) -> str:
+    about = cell.first.get("tuned")
+    return "tuned" + notes.mark(about) if about else "untuned"
+
+
+def _gains(cell: TableRow) -> list[float]:
     """Return what the refits that nll comes from gained in their last tenth, nats per image."""
     refitted = [row for row in cell.finished if row.get("nll_from") == "refit_iw"]
-    return [gain for row in refitted if (gain := number(row, "refit_last_gain")) is not None]
+    return [gain for row in refitted if (gain := value_of(row, "refit_last_gain")) is not None]
 
 
-def _still_gaining(order: Sequence[Cell]) -> list[str]:
+def _still_gaining(cells: Sequence[TableRow]) -> list[str]:
     """Return a line where refits that nll comes from had not settled."""
-    gains = [gain for cell in order for gain in _gains(cell)]
+    gains = [gain for cell in cells for gain in _gains(cell)]
     large = [gain for gain in gains if gain > STILL_GAINING]
     if not large:
         return []
@@ -439,126 +564,76 @@ def _still_gaining(order: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _estimate(cell: Cell, metric: str, notes: Notes) -> str:
-    """Return mean and spread, or the footnoted reason for their absence."""
-    mean, spread, status = cell.mean(metric), cell.spread(metric), cell.status(metric)
-    if not cell.finished:
-        return "–"
-    if status == "infinite":
-        return "∞" + notes.mark(
-            f"infinite {metric}: the recogniser leaves the prior's support, where p(z) = 0"
-        )
-    if status == "undefined" and mean is None:
-        return "undefined" + notes.mark(f"undefined {metric}: the recogniser has no density")
-    return plain(mean) + (f"{NBSP}±{NBSP}{spread:.2f}" if spread is not None else "")
-
-
-def _difference(cell: Cell, metric: str, names: Mapping[str, str], notes: Notes) -> str:
-    first = cell.first
-    if not first.get("compared_with"):
-        return "baseline" if first.get("is_baseline") else "–"
-    told = [number(first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_holm")]
-    estimate, low, high, p = told
-    if estimate is None or low is None or high is None:
-        why = first.get(f"{metric}_apart")
-        known = bool(why and cell.finished)
-        return "–" + (notes.mark(f"no difference in {metric}: {why}") if known else "")
-    pairs = first[f"{metric}_pairs"]
-    beside = notes.mark(f"paired over {pairs}, against {names[first['compared_with']]}")
-    return _interval(estimate, low, high, p) + beside
-
-
-def _v(cell: Cell, metric: str) -> str:
-    """Return Var(log w) of the weights that the ranked number came from, and the share over 10."""
-    if not cell.finished:
-        return "–"
-    told: dict[str, list[float | None]] = {"v_mean": [], "v_over_10_share": []}
-    for row in cell.finished:
-        refitted = metric == "nll" and row.get("nll_from") == "refit_iw"
-        for name, values in told.items():
-            values.append(number(row, f"refit_{name}" if refitted else name))
-    means = [_mean(values) for values in told.values()]
-    wide = f"{NBSP}({100 * means[1]:.0f}{NBSP}%)" if means[1] else ""
-    return plain(means[0]) + wide
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean, if every value is there."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _objective(cell: Cell, notes: Notes) -> tuple[str, str, str]:
-    """Return what was optimised, struck through where it bounds nothing, its gap there, and aux."""
-    objective, nll = cell.mean("objective"), cell.mean("nll")
-    aux = plain(cell.mean("aux")) if cell.mean("aux") else "–"
-    text = plain(objective)
-    if objective is None or cell.says("bounds_nll") == "yes":
-        return text, "–", aux
-    gap = None if nll is None else nll - objective
-    reason = cell.says("bound_reason").rstrip(".")
-    why = f": {reason}" if reason else ""
-    word = "does not bound" if cell.says("bounds_nll") == "no" else "is not shown to bound"
-    mark = notes.mark(f"the objective of {cell.title} {word} the negative log-likelihood{why}")
-    return f"~~{text}~~{mark}", plain(gap, signed=True), aux
-
-
-def _seeds(cell: Cell, of: int, notes: Notes) -> str:
-    """Return n of N planned with every other status, each footnoted with its reason."""
-    text = f"{len(cell.finished)} of {of}"
-    if len(cell.seeds) < of:
-        text += notes.mark(f"the other seeds of {cell.title} stand in another table")
-    for status, these in statuses(cell):
-        text += f", {len(these)} {status.replace('_', ' ')}"
-        told: dict[str, list[str]] = {}
-        for row in these:
-            step = row.get("diverged_step", "")
-            parts = (f"step {step}" if step else "", row.get("reason", ""))
-            if why := ", ".join(part for part in parts if part):
-                told.setdefault(why, []).append(row["seed"])
-        for why, seeds in told.items():
-            who = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}"
-            text += notes.mark(f"{cell.title}, {who}: {status.replace('_', ' ')}, {why}")
-    return text
-
-
-def _failed(cell: Cell) -> str:
-    failed, known = cell.failed_share()
-    return f"{failed} of {known}" if known else "–"
-
-
-def _costs(order: Sequence[Cell], notes: Notes) -> list[str]:
+def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:
     """Return what the rows cost, as a table of its own: machines may differ."""
-    rows = []
-    for cell in order:
-        if not cell.finished:
-            continue
-        memory = cell.mean("peak_memory_bytes")
-        parameters = cell.mean("parameters")
-        seconds = [cell.mean(name) for name in ("seconds", "scoring_seconds")]
-        rows.append(
-            [
-                cell.title,
-                "–" if parameters is None else f"{parameters:,.0f}",
-                *("–" if value is None else duration(value) for value in seconds),
-                plain(cell.mean("images_per_second"), 0),
-                "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
-                plain(max(_gains(cell), default=None)),
-                _every(cell.finished, "device"),
-            ]
-        )
-    if not rows:
+    cells = [cell for cell in order if cell.finished]
+    if not cells:
         return []
-    devices = {row[-1] for row in rows}
-    columns = ["variant", "parameters", "training", "scoring", "images/s", "peak memory"]
-    columns.append("the refit's last gain")
-    if len(devices) == 1:
-        rows = [row[:-1] for row in rows]
-    else:
-        columns.append(
-            "device" + notes.mark("rows of different machines: times and speeds do not compare")
+    devices = [_every(row.get("device", "") for row in cell.finished) for cell in cells]
+    differ = "rows of different machines: times and speeds do not compare"
+    mark = notes.mark(differ) if len(set(devices)) > 1 else ""
+    rows = []
+    for cell, device in zip(cells, devices, strict=True):
+        memory, parameters = cell.mean("peak_memory_bytes"), cell.mean("parameters")
+        times = [cell.mean(name) for name in ("seconds", "scoring_seconds")]
+        training, scoring = ("–" if time is None else duration(time) for time in times)
+        rows.append(
+            {
+                "variant": cell.title,
+                "parameters": "–" if parameters is None else f"{parameters:,.0f}",
+                "training": training,
+                "scoring": scoring,
+                "images/s": decimal(cell.mean("images_per_second"), 0),
+                "peak memory": "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                "the refit's last gain": decimal(max(_gains(cell), default=None)),
+                f"device{mark}": device,
+            }
         )
-    return ["Means a seed:", "", *table(columns, rows)]
+    return ["Means a seed:", "", *table(rows, () if mark else ("device",))]
+
+
+# --------------------------------------------------------------------------- the referee
+
+
+def _referee(cells: Sequence[TableRow]) -> str:
+    """Return the section on AIS; nothing where no run was scored by it."""
+    asked = [(cell, row) for cell in cells for row in cell.finished if row.get("ais_status")]
+    if not asked:
+        return ""
+    notes = Notes("ais")
+    rows = [_refereed(cell, row, notes) for cell, row in asked]
+    return "\n".join(["## The referee", "", *table(rows), REFEREE, "", *notes.lines()])
+
+
+def _refereed(cell: TableRow, row: Row, notes: Notes) -> dict[str, str]:
+    """Return a run's numbers by AIS beside its nll on the same images."""
+
+    def signed(column: str) -> str:
+        return _with_error(value_of(row, column), value_of(row, f"{column}_error"), signed=True)
+
+    def count(column: str) -> str:
+        return decimal(value_of(row, column), 0)
+
+    nll, less, beside = value_of(row, "nll"), value_of(row, "ais_less_nll"), signed("ais_less_nll")
+    scored = protocol(row)
+    alike = all(str(scored.get(n)) == row.get(f"params.{n}") for n in ("samples", "images"))
+    if less is not None and not alike:
+        less = None
+        beside = "–" + notes.mark(
+            "AIS was set beside the run's own scores, and these are of another K or other images"
+        )
+    return {
+        "variant": cell.title,
+        "seed": row["seed"],
+        "images": count("ais_images"),
+        "N (chains)": f"{count('ais_temperatures')} ({count('ais_chains')})",
+        "2N minus N": signed("ais_change"),
+        "BDMC gap": signed("ais_gap"),
+        "referee": row["ais_status"],
+        "nll": decimal(nll),
+        "ais minus nll": beside,
+        "ais": decimal(None if nll is None or less is None else nll + less),
+    }
 
 
 # --------------------------------------------------------------------------- figures
@@ -566,122 +641,116 @@ def _costs(order: Sequence[Cell], notes: Notes) -> list[str]:
 
 def figures_of(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Return a page's figures: file, title, caption."""
-    found: list[dict[str, str]] = json.loads(rows[0].get("figures") or "[]")
-    return found
+    figures: list[dict[str, str]] = json.loads(rows[0].get("figures") or "[]")
+    return figures
 
 
-def _figures(rows: Sequence[Row], found: Sequence[Cell]) -> str:
-    lines = []
-    if len(tables(found)) > DRAWN:
-        lines += [f"Of the first {DRAWN} tables alone.", ""]
-    for one in figures_of(rows):
+def _figures(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
+    figures = figures_of(rows)
+    if not figures:
+        return ""
+    lines = ["## Figures", ""]
+    if len(tables(cells)) > MOST_TABLES:
+        lines += [f"Of the first {MOST_TABLES} tables alone.", ""]
+    for one in figures:
         lines += [f"### {one['title']}", "", f"![{one['title']}](figures/{one['file']})", ""]
         lines += [one["caption"], ""]
-    return "\n".join(["## Figures", "", *lines]) if figures_of(rows) else ""
+    return "\n".join(lines)
 
 
 # --------------------------------------------------------------------------- reproduction
 
 
-def _reproduction(found: Sequence[Cell]) -> str:
-    rows: list[list[str]] = []
+def _reproduction(cells: Sequence[TableRow]) -> str:
     notes = Notes("r")
-    for cell in found:
-        if cell.first.get("as_published") != "yes":
-            continue
-        for one in json.loads(cell.first.get("published") or "[]"):
-            if one["dataset"] in _stands_for(cell):
-                rows.append(_beside(cell, one, notes))
+    rows = [
+        _beside(cell, one, notes)
+        for cell in cells
+        if cell.first.get("as_published") == "yes"
+        for one in json.loads(cell.first.get("published") or "[]")
+        if one["dataset"] == cell.first["dataset"].replace("mnist-5k", "mnist-static")
+    ]
     if not rows:
         return ""
-    columns = ["variant", "published", "estimator", "split", "source", "ours: elbo", "nll"]
-    lines = ["## Reproduction", "", *table([*columns, "difference of the elbo"], rows)]
-    lines += [
+    lines = [
+        *("## Reproduction", "", *table(rows)),
         "*unverified*: which split, or what exactly, the number is of could not be established.",
         "",
     ]
     return "\n".join([*lines, *notes.lines()])
 
 
-_SHORT = {"sample_size": "Z", "hidden": "H", "batch": "B"}
+_SYMBOLS = {"sample_size": "Z", "hidden": "H", "batch": "B"}
 
 
-def _stands_for(cell: Cell) -> set[str]:
-    """Return the data sets whose published numbers a cell stands beside."""
-    own = cell.first["dataset"]
-    return {own} if own != "mnist-5k" else {"mnist-static"}
-
-
-def _beside(cell: Cell, one: Mapping[str, Any], notes: Notes) -> list[str]:
+def _beside(cell: TableRow, one: Mapping[str, Any], notes: Notes) -> dict[str, str]:
     """Return a published number beside ours; no difference where the two are not alike."""
-    first = cell.first
     nats = f"{'<= ' if one['bound'] else ''}{one['nats']:.2f}"
     if not one["verified"]:
         nats += " *unverified*"
     if one["remark"]:
         nats += notes.mark(one["remark"])
-    reasons = []
-    if first["dataset"] != one["dataset"]:
-        reasons.append(f"{first['dataset']} here, {one['dataset']} there")
-    if one["grey"] and first["binarisation"] != "soft":
-        reasons.append(f"{first['binarisation']} targets here, grey ones there")
-    if not one["is_elbo"]:
-        ours = plain(cell.mean("objective"))
-        reasons.append(f"it is what is called objective here, which is {ours}")
-    if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
-        reasons.append(f"T = {first['params.steps']} here, {one['steps']} there")
-    for key, value in one.get("departs", {}).items():
-        name = _SHORT.get(key, key)
-        reasons.append(f"{name} = {short(first.get(f'params.{key}', ''))} here, {value} there")
-    if first.get("params.epochs") not in ("", None, "250"):
-        theirs = "250 in the original's code" if one.get("epochs", 250) else "theirs not known"
-        reasons.append(f"{first['params.epochs']} epochs here, {theirs}")
+    reasons = list(_unlike(cell, one))
     elbo = cell.mean("elbo")
     apart = "not alike" + notes.mark("; ".join(reasons)) if reasons else "–"
     if not reasons and elbo is not None:
-        apart = plain(elbo - one["nats"], signed=True)
-    return [
-        cell.title,
-        nats,
-        one["estimator"],
-        one["split"],
-        one["source"],
-        _estimate(cell, "elbo", notes),
-        _estimate(cell, "nll", notes),
-        apart,
-    ]
+        apart = decimal(elbo - one["nats"], signed=True)
+    return {
+        "variant": cell.title,
+        "published": nats,
+        "estimator": one["estimator"],
+        "split": one["split"],
+        "source": one["source"],
+        "ours: elbo": _estimate(cell, "elbo", notes),
+        "nll": _estimate(cell, "nll", notes),
+        "difference of the elbo": apart,
+    }
+
+
+def _unlike(cell: TableRow, one: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in what our run is not the published one."""
+    first = cell.first
+    if first["dataset"] != one["dataset"]:
+        yield f"{first['dataset']} here, {one['dataset']} there"
+    if one["grey"] and first["binarisation"] != "soft":
+        yield f"{first['binarisation']} targets here, grey ones there"
+    if not one["is_elbo"]:
+        ours = decimal(cell.mean("objective"))
+        yield f"it is what is called objective here, which is {ours}"
+    if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
+        yield f"T = {first['params.steps']} here, {one['steps']} there"
+    for key, value in one.get("departs", {}).items():
+        ours = short(first.get(f"params.{key}", ""))
+        yield f"{_SYMBOLS.get(key, key)} = {ours} here, {value} there"
+    if first.get("params.epochs") not in ("", None, "250"):
+        theirs = "250 in the original's code" if one.get("epochs", 250) else "theirs not known"
+        yield f"{first['params.epochs']} epochs here, {theirs}"
 
 
 # --------------------------------------------------------------------------- coverage
 
 
-def _coverage(rows: Sequence[Row], found: Sequence[Cell]) -> str:
-    first = rows[0]
-    lines = ["## Coverage", "", f"{coverage(found)}.", ""]
-    left = [cell for cell in found if len(cell.finished) < len(cell.seeds)]
-    if left:
-        told = []
-        for cell in left:
-            count = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in cell.count.items())
-            reasons = dict.fromkeys(
-                row["reason"]
-                for row in cell.seeds
-                if row.get("reason") and row["status"] != "complete"
-            )
-            told.append([cell.title, _state(cell), count, "; ".join(reasons) or "–"])
-        lines += table(["cell", "state", "seeds", "why"], told)
-    skipped = json.loads(first.get("skipped") or "[]")
-    if skipped:
+def _coverage(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
+    lines = ["## Coverage", "", f"{coverage(cells)}.", ""]
+    left = []
+    for cell in cells:
+        unfinished = [row for row in cell.seeds if row["status"] != "complete"]
+        if unfinished:
+            counts = (f"{n} {status.replace('_', ' ')}" for status, n in cell.count.items())
+            reasons = dict.fromkeys(row["reason"] for row in unfinished if row.get("reason"))
+            why = "; ".join(reasons) or "–"
+            about = {"state": _state(cell), "seeds": ", ".join(counts), "why": why}
+            left.append({"cell": cell.title, **about})
+    lines += table(left) if left else []
+    if skipped := json.loads(rows[0].get("skipped") or "[]"):
         lines += ["Not planned, by the study itself:", ""]
-        lines += [f"- {_skip(one)}: {one['why']}" for one in skipped]
-        lines.append("")
-    remarks = json.loads(first.get("remarks") or "[]")
-    if remarks:
+        lines += [*(f"- {_skip(one)}: {one['why']}" for one in skipped), ""]
+    if remarks := json.loads(rows[0].get("remarks") or "[]"):
         lines += ["Besides:", "", *(f"- {text}" for text in remarks), ""]
     return "\n".join(lines)
 
 
-def _state(cell: Cell) -> str:
+def _state(cell: TableRow) -> str:
     """Return one word for a cell that is not complete in every seed."""
     if set(cell.count) == {"not_applicable"}:
         return "not applicable"
@@ -694,5 +763,43 @@ def _state(cell: Cell) -> str:
 def _skip(one: Mapping[str, Any]) -> str:
     if one["axis"]:
         return f"`{one['variant']}` along {one['axis']}"
-    told = ", ".join(f"{key} = {value}" for key, value in one["params"].items())
-    return f"`{one['variant']}` at {told}"
+    settings = ", ".join(f"{key} = {value}" for key, value in one["params"].items())
+    return f"`{one['variant']}` at {settings}"
+
+
+# --------------------------------------------------------------------------- index
+
+
+def index(out: Path) -> tuple[str, list[str]]:
+    """Return the markdown of the list of all pages whose csv is in a folder, and the problems."""
+    lines = [
+        "# glas-bench report",
+        "",
+        "Which change to a recurrent VAE helps, which does not, and by how much: one page a study, "
+        "each made from the csv beside it (`glas-bench report FILE.csv` renders it again).",
+        "",
+    ]
+    entries: list[dict[str, str]] = []
+    problems = []
+    for path in sorted(out.glob("*.csv")):
+        try:
+            rows = csv_file.read(path, INDEXED)
+        except GlasBenchError as error:
+            problems.append(str(error))
+            continue
+        cells = table_rows(rows)
+        entries.append(
+            {
+                "study": f"[{rows[0]['study']}]({path.stem}.md)",
+                "question": rows[0].get("question") or "runs by hand",
+                "cells complete": " of ".join(map(str, complete(cells))),
+                "newest run": _newest(rows) or "–",
+                "verdicts": verdicts(cells),
+                "data": f"[csv]({path.name})",
+            }
+        )
+    if not entries:
+        return "\n".join(
+            [*lines, "No runs yet: `glas-bench run --variant hellinger`.", ""]
+        ), problems
+    return "\n".join([*lines, *table(entries), STATISTICS, ""]), problems

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from glas_bench.report.cells import Cell, short
 from glas_bench.report.figures import DASHES, NATS, Drawing, blank, by_table, colours
-from glas_bench.report.rows import Run
+from glas_bench.report.records import Run
+from glas_bench.report.table import TableRow, short
 from glas_bench.tracking import mlflow_store as store
 
 Key = tuple[str, int]
@@ -43,7 +43,7 @@ class Looks:
         results: the results folder.
     """
 
-    def __init__(self, found: Sequence[Cell], runs: Sequence[Run], results: Path) -> None:
+    def __init__(self, found: Sequence[TableRow], runs: Sequence[Run], results: Path) -> None:
         self.found = found
         self.runs = runs
         self.results = results
@@ -55,7 +55,7 @@ class Looks:
         yield from by_table(self.found, self._of_table)
         yield from self._centres()
 
-    def _of_table(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+    def _of_table(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
         yield from self._curves(some)
         yield from self._steps(some)
         yield from self._samples(some)
@@ -63,12 +63,12 @@ class Looks:
 
     # ---- curves
 
-    def _runs(self, some: Sequence[Cell]) -> list[Run]:
+    def _runs(self, some: Sequence[TableRow]) -> list[Run]:
         """Return the runs of cells' finished seeds."""
         keys = {key for cell in some for key in _keys(cell)}
         return [run for run in self.runs if (run["config_key"], int(run["seed"])) in keys]
 
-    def _curves(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+    def _curves(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
         found = store.curves(self._runs(some), self.results, CURVES)
         series: dict[Key, list[tuple[float, float]]] = {}
         alone: set[Key] = set()
@@ -90,7 +90,7 @@ class Looks:
             alone,
         )
 
-    def _steps(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+    def _steps(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
         scores = store.scores(self._runs(some), self.results)
         for name, title, axis, caption in _PER_STEP:
             series = {key: _per_step(document, name) for key, document in scores.items()}
@@ -100,7 +100,7 @@ class Looks:
 
     # ---- pictures
 
-    def _samples(self, some: Sequence[Cell]) -> Iterator[Drawing]:
+    def _samples(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
         published = [_as_published(variant, some) for variant in ("cauchy", "draw")]
         chosen = [cell for cell in published if cell is not None]
         yield from self._mosaic(
@@ -114,8 +114,8 @@ class Looks:
             columns=2,
         )
 
-    def _filters(self, some: Sequence[Cell]) -> Iterator[Drawing]:
-        chosen: list[Cell] = []
+    def _filters(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
+        chosen: list[TableRow] = []
         done = [cell for cell in some if cell.finished]
         for variant in dict.fromkeys([*FILTERS, *(cell.variant for cell in done)]):
             own = [cell for cell in done if cell.variant == variant]
@@ -133,7 +133,7 @@ class Looks:
         )
 
     def _mosaic(
-        self, some: Sequence[Cell], file: str, name: str, title: str, caption: str, columns: int
+        self, some: Sequence[TableRow], file: str, name: str, title: str, caption: str, columns: int
     ) -> Iterator[Drawing]:
         first = {_keys(cell)[0]: cell for cell in some}
         runs = [run for run in self.runs if (run["config_key"], int(run["seed"])) in first]
@@ -193,7 +193,7 @@ def _per_step(document: Mapping[str, Any], name: str) -> list[tuple[float, float
     return [(float(t), float(value)) for t, value in enumerate(values, 1)] if values else []
 
 
-def _as_published(variant: str, some: Sequence[Cell]) -> Cell | None:
+def _as_published(variant: str, some: Sequence[TableRow]) -> TableRow | None:
     """Return a variant's cell with its own settings, or any that there is."""
     there = [cell for cell in some if cell.variant == variant and cell.finished]
     own = [cell for cell in there if cell.first.get("as_published") == "yes"]
@@ -205,7 +205,7 @@ def _panelled(
     title: str,
     caption: str,
     axes: tuple[str, str],
-    some: Sequence[Cell],
+    some: Sequence[TableRow],
     series: Series,
     alone: Collection[Key] = (),
 ) -> Iterator[Drawing]:
@@ -234,8 +234,8 @@ def _panelled(
 
 
 def _draw_panels(
-    panels: Sequence[tuple[str, list[Cell]]],
-    baseline: Cell | None,
+    panels: Sequence[tuple[str, list[TableRow]]],
+    baseline: TableRow | None,
     labels: tuple[str, str],
     series: Series,
     alone: Collection[Key] = (),
@@ -264,7 +264,7 @@ def _draw_panels(
     return figure
 
 
-def _panels(found: Sequence[Cell], series: Series) -> Iterator[tuple[str, list[Cell]]]:
+def _panels(found: Sequence[TableRow], series: Series) -> Iterator[tuple[str, list[TableRow]]]:
     """Yield a title and its cells; the control's own panel first, then by variant."""
     there = [cell for cell in found if any(key in series for key in _keys(cell))]
     names = list(dict.fromkeys(cell.variant for cell in there))
@@ -277,12 +277,12 @@ def _panels(found: Sequence[Cell], series: Series) -> Iterator[tuple[str, list[C
             yield name + more, some[place * size : (place + 1) * size]
 
 
-def _keys(cell: Cell) -> list[Key]:
+def _keys(cell: TableRow) -> list[Key]:
     return [(row["config_key"], int(row["seed"])) for row in cell.finished]
 
 
 def _lines(
-    axis: Any, cell: Cell, series: Series, colour: Any, dashes: Any, label: str | None
+    axis: Any, cell: TableRow, series: Series, colour: Any, dashes: Any, label: str | None
 ) -> None:
     """Draw a cell's mean over seeds, and in its own panel each seed: a mean hides a collapse."""
     curves = [dict(series[key]) for key in _keys(cell) if key in series]
@@ -305,7 +305,7 @@ def _lines(
         axis.plot(xs, values.T, color=colour, alpha=0.4, linewidth=0.5)
 
 
-def _beside(told: Sequence[tuple[Cell, bytes]], columns: int) -> Figure:
+def _beside(told: Sequence[tuple[TableRow, bytes]], columns: int) -> Figure:
     """Put pictures that were drawn of runs beside one another, each under its cell's name."""
     from matplotlib.image import imread
 

@@ -21,8 +21,8 @@ from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
 from glas_bench.registry import Variant
 from glas_bench.report import published
-from glas_bench.report.cells import Row
 from glas_bench.report.plans import Plan
+from glas_bench.report.table import Row
 from glas_bench.study import PlannedCell, Study
 from glas_bench.text import seed_ranges, setting
 

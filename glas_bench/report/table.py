@@ -1,0 +1,263 @@
+"""Which rows of a csv may share a table: seeds grouped into cells, cells into tables.
+
+A `Row` is one seed as the csv has it: text by column, empty where there is no value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+Row = dict[str, str]
+
+NBSP = "\u00a0"
+"""Keeps what belongs together on one line of a page."""
+
+FINISHED = frozenset({"complete", "diverged", "not_applicable"})
+"""Final statuses of a seed."""
+
+KEYS = {
+    "data": "dataset",
+    "contents": "data_hash",
+    "binarisation": "binarisation",
+    "precision": "params.precision",
+    "K": "samples",
+    "scoring": "protocol_key",
+    "epochs": "params.epochs",
+    "T": "params.steps",
+    "H": "params.hidden",
+    "B": "params.batch",
+    "core": "core_version",
+    "look": "look",
+}
+"""What the rows of one table have in common, and the column that holds it."""
+
+MOST_TABLES = 6
+"""Tables of a page that have figures: of runs by hand there may be very many."""
+
+_DESCRIPTIONS = {
+    "contents": "the data's contents",
+    "scoring": "the scoring protocol",
+    "core": "version of the core",
+    "look": "preset",
+}
+
+
+def value_of(row: Mapping[str, str], column: str) -> float | None:
+    """Return a column's number, or None where it has none."""
+    text = row.get(column, "")
+    return float(text) if text else None
+
+
+def short(value: str) -> str:
+    """Return a setting's value as a reader writes it: 1 for 1.0."""
+    return value.removesuffix(".0")
+
+
+@dataclass
+class TableRow:
+    """The seeds of one cell in one table."""
+
+    name: str
+    variant: str
+    seeds: list[Row]
+    common: tuple[str, ...] = ()
+    """The values of `KEYS`."""
+
+    @property
+    def place(self) -> tuple[str, tuple[str, ...]]:
+        """What identifies it on a page."""
+        return self.name, self.common
+
+    @property
+    def first(self) -> Row:
+        """The row of its first seed, for what all seeds share."""
+        return self.seeds[0]
+
+    @property
+    def key(self) -> str:
+        """Its config_key; empty where it has no run."""
+        return self.says("config_key")
+
+    @property
+    def finished(self) -> list[Row]:
+        """The seeds that ended with numbers."""
+        return [row for row in self.seeds if row["status"] == "complete"]
+
+    @property
+    def count(self) -> dict[str, int]:
+        """How many seeds have each status."""
+        statuses = [row["status"] for row in self.seeds]
+        return {status: statuses.count(status) for status in sorted(set(statuses))}
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """The settings that distinguish it from other cells of its variant."""
+        settings: dict[str, str] = json.loads(self.first.get("settings") or "{}")
+        return settings
+
+    @property
+    def title(self) -> str:
+        """Its variant and settings, as markdown."""
+        pairs = (f"{key}{NBSP}={NBSP}{short(value)}" for key, value in self.settings.items())
+        return f"`{self.variant}`" + (f" ({', '.join(pairs)})" if self.settings else "")
+
+    @property
+    def label(self) -> str:
+        """Its variant and settings, as plain text."""
+        return self.variant + (f" ({self.setting_list})" if self.settings else "")
+
+    @property
+    def setting_list(self) -> str:
+        """Its settings, as plain text."""
+        return ", ".join(f"{key}={short(value)}" for key, value in self.settings.items())
+
+    def says(self, column: str) -> str:
+        """Return a column's text of the first seed that has any."""
+        return next((row[column] for row in self.seeds if row.get(column)), "")
+
+    def values(self, column: str) -> list[float]:
+        """Return the numbers of the finished seeds that have one."""
+        values = (value_of(row, column) for row in self.finished)
+        return [value for value in values if value is not None]
+
+    def mean(self, column: str) -> float | None:
+        """Return the mean over finished seeds, if each of them has the number."""
+        values = self.values(column)
+        is_whole = bool(values) and len(values) == len(self.finished)
+        return math.fsum(values) / len(values) if is_whole else None
+
+    def spread(self, column: str) -> float | None:
+        """Return the standard deviation over finished seeds, if there are two."""
+        mean, values = self.mean(column), self.values(column)
+        if mean is None or len(values) < 2:
+            return None
+        return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+    def status(self, metric: str) -> str:
+        """Return `finite`, or the worst of the seeds': `infinite`, `undefined`, `refused` (AIS)."""
+        statuses = {row.get(f"{metric}_status", "") for row in self.finished}
+        bad = (word for word in ("infinite", "undefined", "refused") if word in statuses)
+        return next(bad, "finite")
+
+    def failed_share(self) -> tuple[int, int]:
+        """Return how many finished seeds failed to reconstruct, and how many were checked."""
+        flags = [row.get("failed", "") for row in self.finished]
+        return flags.count("true"), flags.count("true") + flags.count("false")
+
+
+@dataclass
+class Table:
+    """Cells that may share a table."""
+
+    common: dict[str, str]
+    rows: list[TableRow] = field(default_factory=list)
+
+
+def table_rows(rows: Sequence[Row]) -> list[TableRow]:
+    """Return the cells of a page's rows, in their order, each with what its table has in common.
+
+    A seed without scores has no K, and one without a run no data hash: both go where the cell's
+    other seeds are, or where the page has only one place for them. A variant without recurrence
+    has neither T nor H, and goes beside cells that agree with it in everything else.
+    """
+    commons = [_common(row) for row in rows]
+    known: dict[str, set[tuple[str, ...]]] = {}
+    for row, common in zip(rows, commons, strict=True):
+        if all(common[:-1]):
+            known.setdefault(row["cell"], set()).add(common)
+    everywhere = set().union(*known.values())
+    by_place: dict[tuple[str, tuple[str, ...]], TableRow] = {}
+    for row, common in zip(rows, commons, strict=True):
+        if not all(common[:-1]):
+            common = _complete(common, known.get(row["cell"], set()), everywhere)
+        new = TableRow(row["cell"], row["variant"], [], common)
+        by_place.setdefault((row["cell"], common), new).seeds.append(row)
+    return list(by_place.values())
+
+
+def _common(row: Row) -> tuple[str, ...]:
+    """Return a row's values of `KEYS`; H is left out where there is no recurrence."""
+    values = {name: row.get(column, "") for name, column in KEYS.items()}
+    if not values["T"]:
+        values["H"] = ""
+    return tuple(values.values())
+
+
+def _complete(common: tuple[str, ...], *known: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the only known values that agree with incomplete ones, else those as they are."""
+    for candidates in known:
+        fits = [
+            other
+            for other in candidates
+            if all(a in ("", b) for a, b in zip(common[:-1], other[:-1], strict=True))
+            and common[-1] == other[-1]
+        ]
+        if len(fits) == 1:
+            return fits[0]
+    return common
+
+
+def tables(cells: Sequence[TableRow]) -> list[Table]:
+    """Return a page's tables of the cells that have runs, smaller budgets first."""
+    groups: dict[tuple[str, ...], list[TableRow]] = {}
+    for cell in cells:
+        if cell.key:
+            groups.setdefault(cell.common, []).append(cell)
+
+    def order(common: tuple[str, ...]) -> tuple[tuple[float, str], ...]:
+        return tuple((float(t), "") if t.isdecimal() else (-1.0, t) for t in common)
+
+    return [
+        Table(dict(zip(KEYS, common, strict=True)), groups[common])
+        for common in sorted(groups, key=order)
+    ]
+
+
+def differing(*commons: Sequence[str]) -> str:
+    """Return a list of the `KEYS` in which values differ; empty where all agree."""
+    pairs = zip(KEYS, zip(*commons, strict=True), strict=True)
+    return ", ".join(_DESCRIPTIONS.get(name, name) for name, each in pairs if len(set(each)) > 1)
+
+
+def statuses(cells: Sequence[TableRow]) -> dict[str, dict[str, str]]:
+    """Return the status of every seed by the cell's name.
+
+    A cell that was scored by two protocols, or run on other data, is in several tables and counts
+    once. A seed that is in several has a status that is not final, if one of them is not.
+    """
+    by_cell: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        seeds = by_cell.setdefault(cell.name, {})
+        for row in cell.seeds:
+            if seeds.get(row["seed"], "complete") in FINISHED:
+                seeds[row["seed"]] = row["status"]
+    return by_cell
+
+
+def complete(cells: Sequence[TableRow]) -> tuple[int, int]:
+    """Return how many planned cells have no seed left to run, and how many there are."""
+    by_cell = statuses(cells).values()
+    return sum(FINISHED.issuperset(seeds.values()) for seeds in by_cell), len(by_cell)
+
+
+def coverage(cells: Sequence[TableRow]) -> str:
+    """Return in one line how many cells are complete, and the statuses of their seeds."""
+    done, planned = complete(cells)
+    counts = Counter(status for seeds in statuses(cells).values() for status in seeds.values())
+    listed = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(counts.items()))
+    return f"{done} of {planned} cells complete (seeds: {listed})"
+
+
+def protocol(row: Row) -> dict[str, Any]:
+    """Return the scoring protocol of a row; empty where it is not known."""
+    try:
+        value = json.loads(row.get("protocol", ""))
+    except ValueError:  # none, or cut by the limit of a server
+        return {}
+    return value if isinstance(value, dict) else {}
