@@ -19,11 +19,11 @@ import pytest
 import torch
 from conftest import Ended, Glas, alive, answers, children, sets, until
 
-from glas_bench import config, data, registry
+from glas_bench import data, registry, study
 from glas_bench.core import train
 from glas_bench.environment import cores
 from glas_bench.record import RunFolder, SeedFolder, load_run, read_checkpoint
-from glas_bench.runs import cells, worker
+from glas_bench.runs import worker
 
 SIZES = {"steps": 2, "hidden": 16, "samples": 40}
 
@@ -596,17 +596,18 @@ def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(
     path = glas.folder / "half.py"
     path.write_text(HALF_DIVERGES)
     variant = registry.find(str(path))
-    values = config.resolve(variant, preset="smoke", overrides={**SIZES, "epochs": 1})
-    one = cells.make_cell(variant, values, packed, glas.results)
+    (planned,) = study.by_hand(variant, None, [0], preset="smoke", overrides={**SIZES, "epochs": 1})
+    one = planned.on(packed)
     job = worker.Job(
-        str(path), values.model_dump(), str(glas.results), one.key, seed=0, device="cpu"
+        str(path), one.config.model_dump(), str(glas.results), one.key, seed=0, device="cpu"
     )
     path.write_text(HALF_DIVERGES.replace("0.00053", "0.00063"))
     with in_process_worker():
         ended = worker._run_job(job, lambda event: None)
-    assert ended["status"] == one.folder.seed(0).status()["status"] == "failed"
+    seed = one.folder(glas.results).seed(0)
+    assert ended["status"] == seed.status()["status"] == "failed"
     assert "changed since the command was given" in ended["reason"]
-    assert one.folder.seed(0).checkpoints() == []
+    assert seed.checkpoints() == []
 
 
 # --------------------------------------------------------------------------- before any training

@@ -198,7 +198,8 @@ def test_a_search(tmp_path: Path) -> None:
         tmp_path, body.replace(", at_most: latent_size", "")
     )
     changed = found.by_name["cauchy"].with_values({"latent_size": 16, "filter_size": 3})
-    assert (changed.settings["latent_size"], changed.epochs) == (16, 2)
+    assert (changed.config.settings["latent_size"], changed.config.epochs) == (16, 2)
+    assert (changed.searched, changed.key) == ((), "")
 
 
 def test_choices_alone_are_gone_through_once(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ from glas_bench import environment, evaluate, registry, study
 from glas_bench.commands import sweep as sweeping
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
-from glas_bench.runs import outcome
 from glas_bench.sweep import crew, owner, states, storage, worker
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, StorageDown
 from glas_bench.sweep.ledger import MOST_LOST, WATCHED_BEATS
@@ -328,7 +327,7 @@ def test_of_a_shared_database_another_machine_may_have_the_results(glas: Glas) -
     assert sweeping._is_gone(plan, store, row)
     store.file = None  # as on PostgreSQL
     assert not sweeping._is_gone(plan, store, row)
-    folder = plan.cell("cauchy").folder
+    folder = plan.cell("cauchy").folder(glas.results)
     folder.prepare(plan.cell("cauchy").config, {})  # `run --fresh`, cut short
     assert sweeping._is_gone(plan, store, row)
     with folder.locked():
@@ -469,8 +468,8 @@ def test_a_setting_that_diverged_on_a_tuning_seed_wins_no_search(
     seeds = {0: {"status": "complete"}, 1: {"status": "diverged", "reason": "not finite"}}
 
     def ran(runs: Any, *_: object, **__: object) -> dict[Any, Any]:
-        ((cell, mine),) = runs
-        return {(cell.key, seed): seeds[seed] for seed in mine}
+        (cell,) = runs
+        return {(cell.key, seed): seeds[seed] for seed in cell.seeds}
 
     monkeypatch.setattr(worker.cells, "run_cells", ran)
     monkeypatch.setattr(worker, "_validation", lambda *_: 90.0)
@@ -537,15 +536,15 @@ def test_what_a_search_runs_is_noted_however_it_ends(
 def test_a_search_is_told_the_validation_nll_and_is_not_won_by_what_diverges(glas: Glas) -> None:
     cell = Plan(study.load(str(write(glas, TINY))), glas.results).cell("cauchy")
     for seed, value in ((0, 90.0), (1, 92.0)):
-        folder = cell.folder.seed(seed)
+        folder = cell.folder(glas.results).seed(seed)
         scores = {"nll": 1.0, "validation_nll": value}
-        folder.save_scores(outcome.protocol_key(cell), scores, {})
+        folder.save_scores(cell.protocol, scores, {})
         folder.set_status("complete", step=1)
     both: dict[int, dict[str, Any]] = {0: {"status": "complete"}, 1: {"status": "complete"}}
-    assert worker.result_of(cell, both, strict=True).value == 91
+    assert worker.result_of(cell, glas.results, both, strict=True).value == 91
     both[1] = {"status": "diverged"}
-    assert worker.result_of(cell, both).value == 90
-    assert worker.result_of(cell, both, strict=True).value is None
+    assert worker.result_of(cell, glas.results, both).value == 90
+    assert worker.result_of(cell, glas.results, both, strict=True).value is None
 
 
 @quick
@@ -642,7 +641,7 @@ def test_a_worker_that_is_killed_is_told_of_and_the_others_go_on(glas: Glas) -> 
 
 def test_a_cell_that_another_command_runs_is_left_to_it(glas: Glas) -> None:
     plan = Plan(study.load(str(write(glas, TINY))), glas.results)
-    with plan.cell("cauchy").folder.locked():
+    with plan.cell("cauchy").folder(glas.results).locked():
         running = glas.start("sweep", "tiny.yaml", "--workers", 1, "--no-mirror", **QUICKLY)
         until(lambda: len(times(glas)) == 1, running)  # gaussian, meanwhile
     ended = glas.ended(running)

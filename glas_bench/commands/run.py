@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import config, data, display, environment, registry, signals
-from glas_bench.config import RunConfig
-from glas_bench.core import train
-from glas_bench.errors import UsageError
-from glas_bench.registry import Variant
-from glas_bench.runs import cells, outcome, worker
-from glas_bench.runs.cells import Cell
+from glas_bench import config, data, display, environment, registry, signals, study
+from glas_bench.runs import outcome, worker
+from glas_bench.runs.cells import check_results, run_cells
+from glas_bench.study import Cell
 from glas_bench.tracking.mirror import Mirror
 
 if TYPE_CHECKING:
@@ -84,60 +81,48 @@ def carry_out(request: Request) -> Answer:
         RunError: a folder is locked, or cannot be written.
     """
     worker.checkpoint_seconds()  # refused now rather than by every seed
-    variants = _variants(request)
+    variant = registry.find(request.variant)
+    baseline = registry.find(request.baseline) if request.baseline else None
     device = environment.choose_device(request.device)
-    configs = [_resolve(variant, variants[0], request, device) for variant in variants]
-    for variant, resolved in zip(variants, configs, strict=True):
-        train.check_applicable(variant, resolved)
-        environment.check_precision(resolved.precision, device)
-    cells.check_results(request.results)
-    first = configs[0]
+    cells = study.by_hand(
+        variant,
+        baseline,
+        request.seeds,
+        preset=request.preset,
+        overrides={"precision": environment.default_precision(device), **request.overrides},
+    )
+    for cell in cells:
+        environment.check_precision(cell.config.precision, device)
+    check_results(request.results)
+    first = cells[0].config
     splits = data.load(first.dataset, first.binarisation, request.data_file, progress=True)
-    planned = [
-        cells.make_cell(variant, resolved, splits, request.results)
-        for variant, resolved in zip(variants, configs, strict=True)
-    ]
-    outcomes, problem = _run_watched(planned, splits, device, request)
-    documents = [outcome.document(cell, request.seeds, outcomes) for cell in planned]
+    cells = [cell.on(splits) for cell in cells]
+    outcomes, problem = _run_watched(cells, splits, device, request)
+    documents = [outcome.document(cell, request.results, outcomes) for cell in cells]
     difference = None
-    if len(planned) == 2:
-        difference = outcome.differences(planned[0], planned[1], request.seeds)
+    if len(cells) == 2:
+        difference = outcome.differences(cells[0], cells[1], request.results)
     return Answer(documents, difference, problem)
 
 
-def _variants(request: Request) -> list[Variant]:
-    found = [registry.find(name) for name in (request.variant, request.baseline) if name]
-    if len(found) == 2 and found[0].source_hash == found[1].source_hash:
-        raise UsageError(f"--baseline {request.baseline}: it is the variant itself")
-    return found
-
-
-def _resolve(variant: Variant, first: Variant, request: Request, device: str) -> RunConfig:
-    """Resolve a config; a baseline takes those overrides that it has a setting for."""
-    overrides = {"precision": environment.default_precision(device), **request.overrides}
-    if variant is not first:
-        own = set(variant.cls.Settings.model_fields) | set(RunConfig.model_fields)
-        overrides = {key: value for key, value in overrides.items() if key in own}
-    return config.resolve(variant, preset=request.preset, overrides=overrides)
-
-
 def _run_watched(
-    planned: list[Cell], splits: Splits, device: str, request: Request
+    cells: list[Cell], splits: Splits, device: str, request: Request
 ) -> tuple[dict[Any, Any], str | None]:
     """Run the cells with a display and a mirror; return outcomes and the mirror's problem."""
     with contextlib.ExitStack() as stack:
         mirror = None
         if request.mirror:
-            folders = [cell.folder.path for cell in planned]
+            folders = [cell.folder(request.results).path for cell in cells]
             mirror = stack.enter_context(Mirror(request.results, folders))
         with display.make_display() as shown:
 
             def watch(cell: Cell, seed: int, event: dict[str, Any]) -> None:
                 shown.show(f"{cell.variant.name} seed {seed}", event)
 
-            outcomes = cells.run_cells(
-                [(cell, request.seeds) for cell in planned],
+            outcomes = run_cells(
+                cells,
                 splits,
+                request.results,
                 device=device,
                 preset=request.preset or config.DEFAULT_PRESET,
                 data_file=request.data_file,

@@ -17,9 +17,9 @@ from typing import Any
 from glas_bench import environment, signals, study
 from glas_bench.commands.run import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
-from glas_bench.runs import cells, outcome, worker
-from glas_bench.runs.cells import Cell
-from glas_bench.study import Study
+from glas_bench.runs import worker
+from glas_bench.runs.cells import check_results
+from glas_bench.study import Cell, Study
 from glas_bench.sweep import crew, states, storage
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
@@ -82,7 +82,7 @@ def carry_out(request: Request) -> Answer:
     url = storage.storage_url(request.storage, request.results)
     device = environment.choose_device(request.device)
     found = _load(request, device)
-    cells.check_results(request.results)
+    check_results(request.results)
     with signals.graceful(), contextlib.closing(Store(url)) as store:
         plan = Plan(found, request.results)
         store.plan(plan, extend=request.extend, retry_failed=request.retry_failed)
@@ -134,7 +134,7 @@ def _workers(plan: Plan, store: Store, device: str) -> int:
 
 def _there(plan: Plan, row: Row) -> Result | None:
     """Return the result of a trial whose run folder is finished, whoever made it."""
-    return finished(plan.cell(row.cell, row.values or None), row.seeds)
+    return finished(plan.cell(row.cell, row.values or None), plan.results, row.seeds)
 
 
 def _is_gone(plan: Plan, store: Store, row: Row) -> bool:
@@ -143,12 +143,13 @@ def _is_gone(plan: Plan, store: Store, row: Row) -> bool:
     Of a database that machines share, another may have them: a folder must be there, unfinished.
     """
     cell = plan.cell(row.cell, row.values or None)
-    if finished(cell, row.seeds) is not None:
+    folder = cell.folder(plan.results)
+    if finished(cell, plan.results, row.seeds) is not None:
         return False
-    if not (cell.folder.path / "config.yaml").is_file():
+    if not (folder.path / "config.yaml").is_file():
         return store.file is not None
     try:
-        with cell.folder.locked():
+        with folder.locked():
             return True
     except AlreadyRunning:  # it is being made anew
         return False
@@ -210,7 +211,7 @@ def _note(plan: Plan, store: Store) -> list[Path]:
     found = plan.study
     where = {"file": str(found.path.resolve()), "preset": found.preset, "dataset": found.dataset}
     where["seeds"] = seed_ranges(found.seeds)
-    cells = {cell.folder.path: outcome.protocol_key(cell) for cell in _cells(plan, store)}
+    cells = {cell.folder(plan.results).path: cell.protocol for cell in _cells(plan, store)}
     note_study(plan.results, plan.name, cells, **where)
     return list(cells)
 

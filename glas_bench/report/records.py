@@ -23,7 +23,7 @@ from glas_bench.registry import Variant
 from glas_bench.report import published
 from glas_bench.report.plans import Plan
 from glas_bench.report.table import Row
-from glas_bench.study import PlannedCell, Study
+from glas_bench.study import Cell, Study
 from glas_bench.text import seed_ranges, setting
 
 SCHEMA = "1"
@@ -102,7 +102,7 @@ class _Study:
                 for seed in self.study.seeds:
                     yield self._row(cell, about, place.get(seed), seed)
 
-    def _row(self, cell: PlannedCell, about: Row, run: Run | None, seed: int) -> Row:
+    def _row(self, cell: Cell, about: Row, run: Run | None, seed: int) -> Row:
         if run is not None:
             self.taken.add(str(run["run_id"]))
             row = {**_of_run(run), **about, "seed": str(seed)}
@@ -123,7 +123,7 @@ class _Study:
         }
         return row | _beside_published(cell.variant, row, searched=bool(cell.searched))
 
-    def _places(self, cell: PlannedCell) -> list[dict[int, Run]]:
+    def _places(self, cell: Cell) -> list[dict[int, Run]]:
         """Return a planned cell's runs by seed, once for each data that it was run on."""
         found = []
         for dataset, data_hash in self.hashes:
@@ -139,7 +139,7 @@ class _Study:
                 found.append(by_seed)
         return found
 
-    def _searched(self, cell: PlannedCell, data_hash: str) -> list[Run]:
+    def _searched(self, cell: Cell, data_hash: str) -> list[Run]:
         """Return the runs of a search's best values: on the reporting seeds, the newest of them."""
         wanted = {
             f"params.{key}": _told(value)
@@ -178,7 +178,7 @@ class _Study:
             "axes": json.dumps(_axes(study)),
         }
 
-    def _about(self, cell: PlannedCell) -> Row:
+    def _about(self, cell: Cell) -> Row:
         tuned = ""
         if cell.searched:
             seeds = seed_ranges(self.study.tuning_seeds)

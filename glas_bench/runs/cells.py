@@ -1,4 +1,4 @@
-"""Cells: a variant with its settings, its folder and its seeds, run here or side by side.
+"""Running cells: their seeds in this process, as one stack, or side by side.
 
 On a GPU the seeds of a cell train in the command's own process, as one stack. On a CPU a single
 seed runs in that process too; several seeds, or a cell beside its baseline, run each in a process
@@ -16,12 +16,11 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glas_bench import environment, signals
-from glas_bench.config import RunConfig, config_key
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.processes import Beside
 from glas_bench.record import RunFolder
@@ -29,31 +28,10 @@ from glas_bench.runs import worker
 
 if TYPE_CHECKING:
     from glas_bench.data import Splits
-    from glas_bench.registry import Variant
+    from glas_bench.study import Cell
 
 Watch = Callable[["Cell", int, dict[str, Any]], None]
 """Called with a cell, a seed and an event of `worker`."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is run: one variant, one config, one folder."""
-
-    variant: Variant
-    config: RunConfig
-    key: str
-    folder: RunFolder
-
-    @property
-    def name(self) -> str:
-        """The name of the cell's folder."""
-        return self.folder.path.name
-
-
-def make_cell(variant: Variant, config: RunConfig, splits: Splits, results: Path) -> Cell:
-    """Return the cell of a config on this data."""
-    key = config_key(config, variant.source_hash, splits.hash)
-    return Cell(variant, config, key, RunFolder(results, variant.name, key))
 
 
 def check_results(results: Path) -> None:
@@ -81,8 +59,9 @@ def check_results(results: Path) -> None:
 
 
 def run_cells(
-    cells: Sequence[tuple[Cell, Sequence[int]]],
+    cells: Sequence[Cell],
     splits: Splits,
+    results: Path,
     *,
     device: str,
     preset: str | None,
@@ -93,8 +72,9 @@ def run_cells(
     """Train and score what is missing of the cells' seeds.
 
     Args:
-        cells: each cell with its seeds; all on the same data.
+        cells: all on the same data.
         splits: that data, on the CPU.
+        results: where the run folders are.
         device: where to train.
         preset: as told in the record.
         data_file: where the data came from, if it is not a published file.
@@ -109,24 +89,25 @@ def run_cells(
         RunError: another process works in a folder, or a folder cannot be written.
     """
     with contextlib.ExitStack() as stack, signals.graceful():
-        locks = {cell.key: stack.enter_context(cell.folder.locked()) for cell, _ in cells}
-        for cell, seeds in cells:
-            _prepare(cell, splits, device, preset, data_file)
-            for seed in seeds if fresh else ():
-                _remove(cell.folder.seed(seed).path)
+        locks = {cell.key: stack.enter_context(cell.folder(results).locked()) for cell in cells}
+        for cell in cells:
+            folder = cell.folder(results)
+            _prepare(cell, folder, splits, device, preset, data_file)
+            for seed in cell.seeds if fresh else ():
+                _remove(folder.seed(seed).path)
         jobs = []
         outcomes: dict[tuple[str, int], dict[str, Any]] = {}
-        for cell, seed in ((cell, seed) for cell, seeds in cells for seed in seeds):
-            if status := worker.finished(cell.folder.seed(seed), cell.config):
+        for cell, seed in [(each, seed) for each in cells for seed in each.seeds]:
+            if status := worker.finished(cell.folder(results).seed(seed), cell.config):
                 outcomes[cell.key, seed] = {"status": status}
                 watch(cell, seed, {"event": "end", "status": status})
             else:
                 jobs.append((cell, seed))
         if device.startswith("cuda"):
-            return outcomes | _run_stacked(jobs, splits.to(device), watch)
+            return outcomes | _run_stacked(jobs, splits.to(device), results, watch)
         if len(jobs) == 1:
-            return outcomes | _run_here(*jobs[0], splits, device, watch)
-        return outcomes | _SideBySide(jobs, locks, device, data_file, watch).run()
+            return outcomes | _run_here(*jobs[0], splits.to(device), results, watch)
+        return outcomes | _SideBySide(jobs, results, locks, device, data_file, watch).run()
 
 
 def _remove(folder: Path) -> None:
@@ -139,7 +120,12 @@ def _remove(folder: Path) -> None:
 
 
 def _prepare(
-    cell: Cell, splits: Splits, device: str, preset: str | None, data_file: Path | None
+    cell: Cell,
+    folder: RunFolder,
+    splits: Splits,
+    device: str,
+    preset: str | None,
+    data_file: Path | None,
 ) -> None:
     from glas_bench.config import CORE_VERSION, check_settings
     from glas_bench.record import write_json
@@ -157,22 +143,22 @@ def _prepare(
         "bounds_nll": bound.holds,
         "bound_reason": bound.reason,
     }
-    cell.folder.prepare(cell.config, about)
-    path = cell.folder.path / "environment.json"
+    folder.prepare(cell.config, about)
+    path = folder.path / "environment.json"
     if not path.is_file():
         write_json(path, environment.describe(device))
 
 
 def _run_here(
-    cell: Cell, seed: int, splits: Splits, device: str, watch: Watch
+    cell: Cell, seed: int, splits: Splits, results: Path, watch: Watch
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    folder = cell.folder.seed(seed)
+    folder = cell.folder(results).seed(seed)
 
     def tell(event: dict[str, Any]) -> None:
         watch(cell, seed, event)
 
     try:
-        status = worker.run_seed(folder, cell.variant, cell.config, splits.to(device), tell)
+        status = worker.run_seed(folder, cell.variant, cell.config, splits, tell)
         outcome: dict[str, Any] = {"status": status}
     except Exception as error:  # one seed's failure is a status, as it is in a process of its own
         outcome = worker.note_failure(folder, error, cell.variant.reference)
@@ -181,7 +167,7 @@ def _run_here(
 
 
 def _run_stacked(
-    jobs: Sequence[tuple[Cell, int]], splits: Splits, watch: Watch
+    jobs: Sequence[tuple[Cell, int]], splits: Splits, results: Path, watch: Watch
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Run every cell's seeds in this process, as one stack."""
     from glas_bench.runs.together import run_together
@@ -191,7 +177,7 @@ def _run_stacked(
         seeds.setdefault(cell.key, []).append(seed)
     outcomes: dict[tuple[str, int], dict[str, Any]] = {}
     for cell in {cell.key: cell for cell, _ in jobs}.values():
-        folders = [cell.folder.seed(seed) for seed in seeds[cell.key]]
+        folders = [cell.folder(results).seed(seed) for seed in seeds[cell.key]]
 
         def tell(seed: int, event: dict[str, Any], cell: Cell = cell) -> None:
             watch(cell, seed, event)
@@ -209,12 +195,14 @@ class _SideBySide:
     def __init__(
         self,
         jobs: Sequence[tuple[Cell, int]],
+        results: Path,
         locks: dict[str, int],
         device: str,
         data_file: Path | None,
         watch: Watch,
     ) -> None:
         self.waiting = list(jobs)
+        self.results = results
         self.locks = locks
         self.device = device
         self.data_file = data_file
@@ -256,7 +244,7 @@ class _SideBySide:
         job = worker.Job(
             variant=cell.variant.reference,
             config=cell.config.model_dump(),
-            results=str(cell.folder.path.parents[1].resolve()),
+            results=str(self.results.resolve()),
             key=cell.key,
             seed=seed,
             device=self.device,
@@ -287,10 +275,10 @@ class _SideBySide:
         """Note a process that ended without telling how."""
         if signals.requested() and code == -signal.SIGTERM:  # too young to answer it
             with contextlib.suppress(GlasBenchError):
-                cell.folder.seed(seed).set_status("interrupted")
+                cell.folder(self.results).seed(seed).set_status("interrupted")
             return {"status": "interrupted"}
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         reason = f"its process ended {how}" + (f": {last}" if last else "")
         with contextlib.suppress(GlasBenchError):
-            cell.folder.seed(seed).set_status("failed", reason=reason)
+            cell.folder(self.results).seed(seed).set_status("failed", reason=reason)
         return {"status": "failed", "reason": reason}

@@ -7,13 +7,13 @@ same rows, which are read back from the run folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glas_bench import config, evaluate
-from glas_bench.record import load_run
-from glas_bench.runs.cells import Cell
+from glas_bench.record import SeedFolder, load_run
+from glas_bench.study import Cell
 from glas_bench.text import aligned, number
 from glas_bench.yardstick.refit import STILL_GAINING
 
@@ -51,41 +51,39 @@ METRICS = ("nll", "elbo", "iw")
 """What two cells are compared by, the ranked number first."""
 
 
-def document(cell: Cell, seeds: Sequence[int], outcomes: dict[Any, Any]) -> dict[str, Any]:
+def document(cell: Cell, results: Path, outcomes: dict[Any, Any]) -> dict[str, Any]:
     """Return a cell's part of the JSON document.
 
     Args:
         cell: what was run.
-        seeds: which of its seeds were asked for.
+        results: where its run folder is.
         outcomes: statuses by (config_key, seed), as `cells.run_cells` returns them.
     """
-    about = load_run(cell.folder.path).about
+    folder = cell.folder(results)
+    about = load_run(folder.path).about
     return {
         "variant": cell.variant.name,
         "dataset": cell.config.dataset,
         "data_origin": about.get("data_origin"),
         "config_key": cell.key,
-        "protocol_key": protocol_key(cell),
-        "folder": str(cell.folder.path),
+        "protocol_key": cell.protocol,
+        "folder": str(folder.path),
         "config": cell.config.flat(),
         "bounds_nll": about.get("bounds_nll"),
         "bound_reason": about.get("bound_reason"),
-        "seeds": [seed_row(cell, seed, outcomes.get((cell.key, seed), {})) for seed in seeds],
+        "seeds": [
+            seed_row(folder.seed(seed), cell.protocol, outcomes.get((cell.key, seed), {}))
+            for seed in cell.seeds
+        ],
     }
 
 
-def protocol_key(cell: Cell) -> str:
-    """Return the key of the protocol that the cell's config asks for."""
-    return config.protocol_key(evaluate.protocol(cell.config))
-
-
-def seed_row(cell: Cell, seed: int, outcome: dict[str, Any]) -> dict[str, Any]:
+def seed_row(folder: SeedFolder, protocol: str, outcome: dict[str, Any]) -> dict[str, Any]:
     """Return one seed's status and numbers, null where there is none."""
-    folder = cell.folder.seed(seed)
     about = folder.status()
     status = outcome.get("status", about["status"])
-    scores = folder.scores(protocol_key(cell)) if status == "complete" else None
-    row: dict[str, Any] = {"seed": seed, "status": status}
+    scores = folder.scores(protocol) if status == "complete" else None
+    row: dict[str, Any] = {"seed": folder.seed, "status": status}
     row |= {name: (scores or {}).get(name) for name in NUMBERS}
     row["seconds"] = about.get("seconds")
     row["scoring_seconds"] = (scores or {}).get("seconds")
@@ -95,7 +93,7 @@ def seed_row(cell: Cell, seed: int, outcome: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def differences(cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, Any]:
+def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
     """Return cell minus baseline for each of `METRICS`, paired by image over seeds both finished.
 
     Returns:
@@ -103,14 +101,14 @@ def differences(cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, A
         an arm diverged), label, resolvable (nats that so many seeds can tell apart, null with one
         seed); null with a reason where the two cannot be compared.
     """
-    return {metric: _difference(metric, cell, baseline, seeds) for metric in METRICS}
+    return {metric: _difference(metric, cell, baseline, results) for metric in METRICS}
 
 
-def _difference(metric: str, cell: Cell, baseline: Cell, seeds: Sequence[int]) -> dict[str, Any]:
+def _difference(metric: str, cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
     tables: list[list[np.ndarray]] = [[], []]
     paired, diverged = [], 0
-    for seed in seeds:
-        folders = [(each.folder.seed(seed), protocol_key(each)) for each in (cell, baseline)]
+    for seed in cell.seeds:
+        folders = [(each.folder(results).seed(seed), each.protocol) for each in (cell, baseline)]
         values = [folder.per_image(key) for folder, key in folders]
         diverged += any(folder.status()["status"] == "diverged" for folder, _ in folders)
         if all(metric in found for found in values):

@@ -65,9 +65,9 @@ def run_together(
         except Exception as error:
             outcomes[seed] = worker.note_failure(folder, error, variant.reference)
     try:
-        cell = _Cell(list(sittings.values()), ways, free)
-        cell.train()
-        cell.fit()
+        seeds = _Seeds(list(sittings.values()), ways, free)
+        seeds.train()
+        seeds.fit()
     except Stopped:
         pass  # every sitting has its checkpoint; `conclude` says so
     except Exception as error:
@@ -83,8 +83,8 @@ def run_together(
     return outcomes
 
 
-class _Cell:
-    """The sittings of a cell and the stacks that they train in."""
+class _Seeds:
+    """A cell's seeds and the stacks that they train in."""
 
     def __init__(
         self, sittings: list[Sitting], ways: Sequence[str] | None, free: int | None

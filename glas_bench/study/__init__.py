@@ -5,8 +5,9 @@ what a study expects of them.
 """
 
 from glas_bench.study.plan import SHIPPED as SHIPPED
-from glas_bench.study.plan import PlannedCell as PlannedCell
+from glas_bench.study.plan import Cell as Cell
 from glas_bench.study.plan import Study as Study
+from glas_bench.study.plan import by_hand as by_hand
 from glas_bench.study.plan import find as find
 from glas_bench.study.plan import load as load
 from glas_bench.study.plan import shipped as shipped

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from glas_bench import config
 from glas_bench.config import RunConfig
 from glas_bench.errors import UsageError, nearest, unknown
+from glas_bench.record import RunFolder
 from glas_bench.study import claims
 from glas_bench.study import file as studyfile
 from glas_bench.study.claims import Claim, Expectation, Pair, Reference
@@ -38,6 +39,7 @@ from glas_bench.study.file import Dimension, Loc, Source, StudyFile
 from glas_bench.text import setting
 
 if TYPE_CHECKING:
+    from glas_bench.data import Splits
     from glas_bench.registry import Variant
 
 SHIPPED = Path(__file__).parents[1] / "studies"
@@ -45,37 +47,66 @@ MOST_CORNERS = 4096
 
 
 @dataclass(frozen=True)
-class PlannedCell:
-    """A cell of a study: one variant, one config, all the study's seeds.
+class Cell:
+    """One variant under one config, with the seeds to run.
 
-    Where axes are searched (`searched`), the config holds their defaults; the values found take
-    their place on the reporting seeds.
+    Where axes are searched (`searched`), the config holds their defaults; `with_values` puts the
+    best values in their place.
     """
 
     name: str
-    """Unique in the study: the variant and what tells it from other cells."""
+    """Unique in its study: the variant and the settings that differ between cells."""
     variant: Variant
     params: dict[str, Any]
-    """What tells it from other cells."""
+    """The settings in the name."""
     config: RunConfig
-    baseline: str | None
+    seeds: tuple[int, ...]
+    baseline: str | None = None
     """Name of the cell that it is compared with; None for a baseline itself."""
-    not_applicable: str | None
-    """Why the variant cannot run on the data set, if it cannot."""
+    not_applicable: str | None = None
+    """Why the variant cannot run on the data set, or None where it can."""
     searched: tuple[str, ...] = ()
+    """Axes that are searched."""
+    key: str = ""
+    """config_key, which names the run folder; empty until the data is known."""
 
     @property
     def identity(self) -> str:
-        """What makes two cells the same one."""
+        """What makes two cells of a study the same one."""
         return _identity(self.variant, self.config, self.searched)
 
-    def with_values(self, values: Mapping[str, Any]) -> RunConfig:
-        """Return the config with these settings in place.
+    @property
+    def protocol(self) -> str:
+        """The protocol_key of the scores that the config asks for."""
+        from glas_bench import evaluate
+
+        return config.protocol_key(evaluate.protocol(self.config))
+
+    def on(self, splits: Splits) -> Cell:
+        """Return the cell on this data, with its key."""
+        return replace(
+            self, key=config.config_key(self.config, self.variant.source_hash, splits.hash)
+        )
+
+    def folder(self, results: Path) -> RunFolder:
+        """Return its run folder below a results folder; the data is known (`on`)."""
+        assert self.key, f"{self.name}: its data is not known yet"
+        return RunFolder(results, self.variant.name, self.key)
+
+    def with_values(self, values: Mapping[str, Any]) -> Cell:
+        """Return the cell with these settings, which are no longer searched; it has no key yet.
 
         Raises:
             UsageError: a value is not allowed.
         """
-        return replaced(self.variant, self.config, values)
+        flat = {key: value for key, value in self.config.flat().items() if key != "variant"}
+        return replace(
+            self,
+            params={**self.params, **values},
+            config=config.resolve(self.variant, study={**flat, **values}),
+            searched=tuple(axis for axis in self.searched if axis not in values),
+            key="",
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +137,7 @@ class Study:
     trials: int
     """Trials of every search; 0 where nothing is searched."""
     space: dict[str, Dimension]
-    cells: list[PlannedCell]
+    cells: list[Cell]
     skipped: list[Skipped]
     claims: list[Claim]
 
@@ -116,7 +147,7 @@ class Study:
         return self.preset not in config.NO_VERDICTS
 
     @cached_property
-    def by_name(self) -> dict[str, PlannedCell]:
+    def by_name(self) -> dict[str, Cell]:
         """The cells by name."""
         return {cell.name: cell for cell in self.cells}
 
@@ -151,7 +182,49 @@ def load(
             "what is tuned on is not reported on"
         )
     found = _Planner(file, source, preset or file.preset, dataset, precision).study()
-    return found if seeds is None else replace(found, seeds=sorted(set(seeds)))
+    if seeds is None:
+        return found
+    chosen = sorted(set(seeds))
+    cells = [replace(cell, seeds=tuple(chosen)) for cell in found.cells]
+    return replace(found, seeds=chosen, cells=cells)
+
+
+def by_hand(
+    variant: Variant,
+    baseline: Variant | None,
+    seeds: Sequence[int],
+    *,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Return the cells of a study that has no file: a variant and, if any, its baseline.
+
+    Args:
+        variant: as returned by the registry.
+        baseline: what it is compared with.
+        seeds: of both.
+        preset: `quick` by default.
+        overrides: settings of the variant; its baseline takes those that it has.
+
+    Raises:
+        UsageError: the two are the same, a setting or its value is not allowed, or the variant
+            cannot run on the data set.
+    """
+    from glas_bench.core import train
+
+    if baseline is not None and baseline.source_hash == variant.source_hash:
+        raise UsageError(f"--baseline {baseline.reference}: it is the variant itself")
+    given = overrides or {}
+    resolved = config.resolve(variant, preset=preset, overrides=given)
+    against = baseline.name if baseline else None
+    cells = [Cell(variant.name, variant, {}, resolved, tuple(seeds), baseline=against)]
+    if baseline is not None:
+        shared = {key: value for key, value in given.items() if key in _own(baseline)}
+        resolved = config.resolve(baseline, preset=preset, overrides=shared)
+        cells.append(Cell(baseline.name, baseline, {}, resolved, tuple(seeds)))
+    for cell in cells:
+        train.check_applicable(cell.variant, cell.config)
+    return cells
 
 
 def shipped() -> dict[str, Path]:
@@ -180,16 +253,6 @@ def find(reference: str) -> Path:
     if name not in shipped():
         raise unknown("study", reference, shipped())
     return shipped()[name]
-
-
-def replaced(variant: Variant, old: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """Return a config with other values of some keys, checked again.
-
-    Raises:
-        UsageError: a value is not allowed.
-    """
-    flat = {key: value for key, value in old.flat().items() if key != "variant"}
-    return config.resolve(variant, study={**flat, **values})
 
 
 def _identity(variant: Variant, resolved: RunConfig, searched: tuple[str, ...] = ()) -> str:
@@ -229,7 +292,7 @@ class _Planner:
         self.dataset = dataset
         self.shared: dict[str, Any] = {"precision": precision} if precision else {}
         self.shared |= {"dataset": file.dataset} if file.dataset else {}
-        self.cells: dict[str, PlannedCell] = {}  # by identity
+        self.cells: dict[str, Cell] = {}  # by identity
         self.skipped: list[Skipped] = []
         self.listed: set[str] = set()  # identities of what `variants` asks for
         self.used: set[int] = set()  # skips that were needed
@@ -392,14 +455,14 @@ class _Planner:
             cell = dataclasses.replace(cell, baseline=baseline.name)
         self._add(cell, entry)
 
-    def _add(self, cell: PlannedCell, entry: _Entry) -> None:
+    def _add(self, cell: Cell, entry: _Entry) -> None:
         if cell.identity in self.cells:
             return
         if any(known.name == cell.name for known in self.cells.values()):
             raise self.source.error(entry.loc, f"two cells have the name {cell.name!r}")
         self.cells[cell.identity] = cell
 
-    def _compared_with(self, entry: _Entry, settings: dict[str, Any]) -> PlannedCell | None:
+    def _compared_with(self, entry: _Entry, settings: dict[str, Any]) -> Cell | None:
         if self.baseline is None:
             return None
         given = {**settings, **self.baseline.settings}
@@ -424,7 +487,7 @@ class _Planner:
         settings: dict[str, Any],
         searched: tuple[str, ...],
         loc: Loc | None = None,
-    ) -> PlannedCell:
+    ) -> Cell:
         from glas_bench.core import train
 
         loc = loc or entry.loc
@@ -446,7 +509,15 @@ class _Planner:
                 train.check_applicable(entry.variant, resolved)
             except UsageError as error:
                 raise self.source.error(loc, error) from error
-        cell = PlannedCell(name, entry.variant, params, resolved, None, reason, searched)
+        cell = Cell(
+            name,
+            entry.variant,
+            params,
+            resolved,
+            tuple(self.file.seeds),
+            not_applicable=reason,
+            searched=searched,
+        )
         self._check_corners(cell)
         return cell
 
@@ -467,7 +538,7 @@ class _Planner:
                     return place
         return loc
 
-    def _check_corners(self, cell: PlannedCell) -> None:
+    def _check_corners(self, cell: Cell) -> None:
         """Refuse a range whose ends, in any combination, are not allowed."""
         ends = []
         for key in cell.searched:

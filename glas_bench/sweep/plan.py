@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glas_bench import data
-from glas_bench.runs import cells, outcome
-from glas_bench.study import PlannedCell, Study
+from glas_bench.study import Cell, Study
 from glas_bench.text import settings
 
 if TYPE_CHECKING:
     from glas_bench.config import RunConfig
     from glas_bench.data import Splits
-    from glas_bench.runs.cells import Cell
 
 Document = dict[str, Any]
 
@@ -113,34 +111,28 @@ class Plan:
             DataError: its data cannot be had.
             UsageError: a value is not allowed.
         """
-        planned = self.study.by_name[name]
-        resolved = planned.with_values(values) if values else planned.config
-        return cells.make_cell(planned.variant, resolved, self.splits(resolved), self.results)
+        cell = self.study.by_name[name]
+        cell = cell.with_values(values) if values else cell
+        return cell.on(self.splits(cell.config))
 
     def reported(self, name: str, values: Mapping[str, Any]) -> tuple[str, str, str]:
         """Return settings in words, config_key and protocol_key of a search's best values."""
         cell = self.cell(name, values)
-        return settings({**self.items[name].params, **values}), cell.key, outcome.protocol_key(cell)
+        return settings(cell.params), cell.key, cell.protocol
 
-    def _item(self, planned: PlannedCell) -> Item:
-        key = protocol = None
-        if planned.not_applicable is None:
-            cell = cells.make_cell(
-                planned.variant, planned.config, self.splits(planned.config), self.results
-            )
-            key, protocol = cell.key, outcome.protocol_key(cell)
-        settings = planned.config.settings
+    def _item(self, cell: Cell) -> Item:
+        runs = cell.not_applicable is None
         return Item(
-            cell=planned.name,
-            variant=planned.variant.name,
-            params=planned.params,
-            key=key,
-            protocol=protocol,
-            seeds=self.study.seeds,
-            baseline=planned.baseline,
-            not_applicable=planned.not_applicable,
-            searched=list(planned.searched),
-            cost=float(planned.config.epochs * int(settings.get("steps", 1))),
+            cell=cell.name,
+            variant=cell.variant.name,
+            params=cell.params,
+            key=cell.on(self.splits(cell.config)).key if runs else None,
+            protocol=cell.protocol if runs else None,
+            seeds=list(cell.seeds),
+            baseline=cell.baseline,
+            not_applicable=cell.not_applicable,
+            searched=list(cell.searched),
+            cost=float(cell.config.epochs * int(cell.config.settings.get("steps", 1))),
         )
 
 

@@ -64,7 +64,7 @@ class Searches:
         for key in cell.searched:
             choices = plan.study.space[key].choices
             if choices is not None:
-                values = [cell.with_values({key: each}).flat()[key] for each in choices]
+                values = [cell.with_values({key: each}).config.flat()[key] for each in choices]
                 found[key] = CategoricalDistribution(values)
         return found
 

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 
 from glas_bench import environment, processes, signals
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
+from glas_bench.record import SeedFolder
 from glas_bench.runs import cells, outcome
-from glas_bench.runs.cells import Cell
+from glas_bench.study import Cell
 from glas_bench.sweep.database import PATIENCE
 from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.store import Store
@@ -133,7 +134,7 @@ def run_task(plan: Plan, task: Task, device: str, tell: Tell) -> Result | None:
     cell = plan.cell(task.cell, task.values)
     splits = plan.splits(cell.config)
     began = time.monotonic()
-    worked = sum(_status(cell, seed) is None for seed in task.seeds)
+    worked = sum(_status(cell, plan.results, seed) is None for seed in task.seeds)
 
     def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
         tell({"event": "seed", "cell": task.cell, "name": task.name, "seed": seed, "of": event})
@@ -141,12 +142,17 @@ def run_task(plan: Plan, task: Task, device: str, tell: Tell) -> Result | None:
     outcomes: dict[Any, dict[str, Any]] = {}
     for seeds in _sittings(task.seeds, device, cell):
         outcomes |= cells.run_cells(
-            [(cell, seeds)], splits, device=device, preset=plan.study.preset, watch=watch
+            [replace(cell, seeds=tuple(seeds))],
+            splits,
+            plan.results,
+            device=device,
+            preset=plan.study.preset,
+            watch=watch,
         )
     by_seed = {seed: outcomes[cell.key, seed] for seed in task.seeds}
     if any(each["status"] == "interrupted" for each in by_seed.values()):
         return None
-    found = result_of(cell, by_seed, strict=task.is_search)
+    found = result_of(cell, plan.results, by_seed, strict=task.is_search)
     return replace(found, seconds=time.monotonic() - began, worked=worked)
 
 
@@ -161,34 +167,40 @@ def _sittings(seeds: Sequence[int], device: str, cell: Cell) -> list[list[int]]:
     return [list(seeds)]
 
 
-def finished(cell: Cell, seeds: Sequence[int]) -> Result | None:
+def finished(cell: Cell, results: Path, seeds: Sequence[int]) -> Result | None:
     """Return the result of a cell that its run folder has already, or None."""
     by_seed = {}
     for seed in seeds:
-        status = _status(cell, seed)
+        status = _status(cell, results, seed)
         if status is None:
             return None
         by_seed[seed] = {"status": status}
-    return result_of(cell, by_seed)
+    return result_of(cell, results, by_seed)
 
 
-def _status(cell: Cell, seed: int) -> str | None:
+def _status(cell: Cell, results: Path, seed: int) -> str | None:
     """Return how a seed ended, or None where there is work left to do."""
     from glas_bench.runs import worker
 
-    return worker.finished(cell.folder.seed(seed), cell.config)
+    return worker.finished(cell.folder(results).seed(seed), cell.config)
 
 
-def result_of(cell: Cell, by_seed: Mapping[int, dict[str, Any]], *, strict: bool = False) -> Result:
+def result_of(
+    cell: Cell, results: Path, by_seed: Mapping[int, dict[str, Any]], *, strict: bool = False
+) -> Result:
     """Return what a cell's seeds amount to; a diverged seed counts as finished.
 
     Args:
         cell: what was run.
+        results: where its run folder is.
         by_seed: statuses, with reasons, by seed.
         strict: no value unless every seed has one: a search is not won by a setting that diverges.
     """
     statuses = {str(seed): str(each["status"]) for seed, each in by_seed.items()}
-    rows = [outcome.seed_row(cell, seed, each) for seed, each in by_seed.items()]
+    folder = cell.folder(results)
+    rows = [
+        outcome.seed_row(folder.seed(seed), cell.protocol, each) for seed, each in by_seed.items()
+    ]
     numbers = {}
     for name in NUMBERS:
         values = [row[name] for row in rows if row.get(name) is not None]
@@ -200,7 +212,11 @@ def result_of(cell: Cell, by_seed: Mapping[int, dict[str, Any]], *, strict: bool
         if row["status"] not in ("complete", "not_applicable")
     ]
     failed = [seed for seed, status in statuses.items() if status == "failed"]
-    values = [_validation(cell, seed) for seed, status in statuses.items() if status == "complete"]
+    values = [
+        _validation(folder.seed(int(seed)), cell.protocol)
+        for seed, status in statuses.items()
+        if status == "complete"
+    ]
     known = [value for value in values if value is not None]
     enough = len(known) == len(by_seed) if strict else bool(known)
     return Result(
@@ -212,10 +228,9 @@ def result_of(cell: Cell, by_seed: Mapping[int, dict[str, Any]], *, strict: bool
     )
 
 
-def _validation(cell: Cell, seed: str) -> float | None:
+def _validation(folder: SeedFolder, protocol: str) -> float | None:
     """Return a seed's validation nll, nats per image; where it has none, its last validation."""
-    folder = cell.folder.seed(int(seed))
-    scores = folder.scores(outcome.protocol_key(cell)) or {}
+    scores = folder.scores(protocol) or {}
     if scores.get("validation_nll") is not None:
         return float(scores["validation_nll"])
     rows = folder.metrics()
