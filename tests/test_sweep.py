@@ -408,7 +408,7 @@ def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> 
     by_cell = Counter((t.user_attrs["cell"], t.user_attrs["seeds"]) for t in trials(glas))
     assert by_cell == {
         ("cauchy", "0"): 1, ("cauchy", "1"): 1, ("gaussian", "0"): 1, ("gaussian", "1"): 1,
-        ("hellinger", "0-1"): 1,
+        ("hellinger", "0,1"): 1,
     }  # fmt: skip
     assert sweep(glas, None, "--seeds", "0-1").code == 0
     assert "planned already" in sweep(glas, TINY).err
