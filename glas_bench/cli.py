@@ -446,29 +446,27 @@ def evaluate(
     results: Path,
 ) -> None:
     """Score a finished run again; RUN is a path, or a unique beginning of its name or key."""
-    from glas_bench import environment, signals
-    from glas_bench.ais import referee
-    from glas_bench.commands import evaluate as rescore
-    from glas_bench.record import find_run
+    from glas_bench import signals
+    from glas_bench.commands import evaluate as scoring
     from glas_bench.runs.worker import Stopped
 
-    names = rescore.check_estimators(estimators)
-    path, place = find_run(results, run), environment.choose_device(device)
-    weighed = [name for name in names if name != "ais"]
-    rows: list[dict[str, Any]] = []
-    texts = []
+    request = scoring.Request(
+        results=results,
+        run=run,
+        estimators=estimators,
+        samples=samples,
+        images=images,
+        temperatures=temperatures,
+        chains=chains,
+        seed=seed,
+        device=device,
+    )
     try:
-        if weighed:
-            rows += rescore.rescore(path, seed, samples, images, weighed, place)
-            texts.append(rescore.text(rows))
-        if "ais" in names:
-            found = rescore.refereed(path, seed, images, temperatures, chains, place)
-            rows += found
-            texts.append(referee.text(found))
+        rows, text = scoring.score(request)
     except Stopped:
         click.echo("stopped; what is done is kept, and the same command goes on", err=True)
         sys.exit(signals.exit_code())
-    click.echo(json.dumps({"seeds": rows}) if as_json else "\n\n".join(texts))
+    click.echo(json.dumps({"seeds": rows}) if as_json else text)
 
 
 @cli.command(short_help="Draw a finished run.")
@@ -480,12 +478,10 @@ def evaluate(
 @common
 def samples(run: str, seed: int | None, images: int, results: Path) -> None:
     """Draw a finished run: samples and reconstructions over time, and where its filter looks."""
-    from glas_bench.record import find_run
-    from glas_bench.runs import pictures, trained
+    from glas_bench.commands import evaluate as scoring
 
-    for each in trained.load_trained(find_run(results, run), seed):
-        for path in pictures.draw(each.folder, each.subject, images):
-            click.echo(str(path))
+    for path in scoring.draw(results, run, seed, images):
+        click.echo(str(path))
 
 
 # --------------------------------------------------------------------------- data, this machine

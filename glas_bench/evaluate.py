@@ -29,12 +29,20 @@ from glas_bench.core.train import scoring
 from glas_bench.data import Split, Splits, random_subset
 from glas_bench.errors import unknown
 from glas_bench.model import Glas
-from glas_bench.record import SeedFolder
+from glas_bench.record import Partial, SeedFolder
 from glas_bench.yardstick import refit
 from glas_bench.yardstick.diagnostics import diagnose
 from glas_bench.yardstick.stacked_fit import fit_together
-from glas_bench.yardstick.unfinished import PerImage, Unfinished, joined
-from glas_bench.yardstick.weights import Images, Tick, Weigher, as_numbers, rows_on, sweep_sizes
+from glas_bench.yardstick.weights import (
+    Images,
+    PerImage,
+    Tick,
+    Weigher,
+    as_numbers,
+    joined,
+    rows_on,
+    sweep_sizes,
+)
 from glas_bench.yardstick.weights import NotFinite as NotFinite
 from glas_bench.yardstick.weights import effective_sample_size as effective_sample_size
 from glas_bench.yardstick.weights import importance_weighted_nll as importance_weighted_nll
@@ -148,19 +156,19 @@ class Scorer:
 
     def score(
         self,
-        unfinished: Unfinished | None = None,
+        partial: Partial | None = None,
         tick: Tick = lambda stage, done, total: None,
     ) -> tuple[dict[str, Any], PerImage]:
         """Return scores (JSON-ready, null where there is no number) and per-image values.
 
         Args:
-            unfinished: where half-done work is kept, if anywhere.
+            partial: where half-done work is kept, if anywhere.
             tick: called after each piece of work; it may raise to stop.
 
         Raises:
             NotFinite: a value is not a number although the parameters are.
         """
-        unfinished = unfinished or Unfinished()
+        partial = partial or Partial()
         with scoring(self.model, self.config, self.splits):
             with self._timed("elbo"):
                 found = self._one_draw()
@@ -169,10 +177,10 @@ class Scorer:
             if self.model.has_density and "iw" in self.protocol["estimators"]:
                 with self._timed("iw"):
                     own = self._own("evaluation-iw", "own-q", self.samples)
-                    found |= own(self.test, unfinished, tick)
+                    found |= own(self.test, partial, tick)
             scores = self._summary(found) | diagnosis.scores
             if self.refits:
-                refitted, chosen = self._refit(unfinished, tick)
+                refitted, chosen = self._refit(partial, tick)
                 found |= refitted
                 scores |= self._refit_summary(found, chosen)
         scores["seconds_by"] = {name: round(value, 3) for name, value in self.seconds.items()}
@@ -230,12 +238,12 @@ class Scorer:
             self.model, self.config, self.splits, self.seed, self.validation, self.budget
         )
 
-    def _refit(self, unfinished: Unfinished, tick: Tick) -> tuple[PerImage, dict[str, Any]]:
+    def _refit(self, partial: Partial, tick: Tick) -> tuple[PerImage, dict[str, Any]]:
         """Return what the refitted recogniser finds on test, and the choice of `nll`."""
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
-            fit_together([fit], fit_name(), [unfinished], tick)
-        recogniser, report = fit.run(fit_name(), unfinished, tick)
+            fit_together([fit], fit_name(), [partial], tick)
+        recogniser, report = fit.run(fit_name(), partial, tick)
         self.seconds["refit_fit"] = fit.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
@@ -247,14 +255,12 @@ class Scorer:
         validation: dict[str, float | None] = {"iw": None}
         with self._timed("choice"):
             if self.model.has_density:
-                own = self._own("choice-iw", "choice-own-q", few)(self.validation, unfinished, tick)
+                own = self._own("choice-iw", "choice-own-q", few)(self.validation, partial, tick)
                 validation["iw"] = float(own["iw"].mean())
-            refitted = weigher("choice-refit", "choice-refit", few)(
-                self.validation, unfinished, tick
-            )
+            refitted = weigher("choice-refit", "choice-refit", few)(self.validation, partial, tick)
             validation["refit_iw"] = float(refitted["iw"].mean())
         with self._timed("refit_iw"):
-            found = weigher("evaluation-refit", "refit", self.samples)(self.test, unfinished, tick)
+            found = weigher("evaluation-refit", "refit", self.samples)(self.test, partial, tick)
         choice = {
             "validation_iw": _finite(validation["iw"]),
             "validation_refit_iw": _finite(validation["refit_iw"]),
@@ -327,7 +333,7 @@ def refit_together(
     Seeds that have their scores are left alone, and an estimator `refit` that nobody asked for.
     """
     waiting = [
-        (scorer, Unfinished(folder.path / "eval", scorer.key, every))
+        (scorer, Partial(folder.path / "eval", scorer.key, every))
         for scorer, folder in zip(scorers, folders, strict=True)
         if scorer.refits and folder.scores(scorer.key) is None
     ]
@@ -339,7 +345,7 @@ def refit_together(
         fit_together(
             [scorer.fit() for scorer, _ in waiting],
             fit_name(),
-            [unfinished for _, unfinished in waiting],
+            [partial for _, partial in waiting],
             tick,
             segment=segment,
             tell=tell,
@@ -363,10 +369,10 @@ def score_into(
     """
     if (scores := folder.scores(scorer.key)) is not None:
         return scores
-    unfinished = Unfinished(folder.path / "eval", scorer.key, every)
-    scores, per_image = scorer.score(unfinished, tick)
+    partial = Partial(folder.path / "eval", scorer.key, every)
+    scores, per_image = scorer.score(partial, tick)
     folder.save_scores(scorer.key, scores, per_image)
-    unfinished.remove()
+    partial.remove()
     return folder.scores(scorer.key) or {}
 
 

@@ -345,6 +345,54 @@ def _moved(state: Any, device: Any) -> Any:
     return state
 
 
+class Partial:
+    """Half-done work of one scoring protocol, kept beside its scores until they are stored.
+
+    Args:
+        folder: where states are kept; with None, nothing is kept.
+        key: the protocol's key; states of another protocol are ignored.
+        every: seconds between writes; `due` says when they have passed.
+    """
+
+    def __init__(self, folder: Path | None = None, key: str = "", every: float = 30) -> None:
+        self.folder = folder
+        self.key = key
+        self.every = every
+        self._written = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to keep something."""
+        return self.folder is not None and time.monotonic() - self._written >= self.every
+
+    def load(self, name: str, device: Any = "cpu", *, shared: bool = False) -> dict[str, Any]:
+        """Return the state kept under a name; empty if there is none, or no sound one."""
+        if self.folder is None:
+            return {}
+        return read_checkpoint(self._path(self.folder, name, shared), device) or {}
+
+    def keep(self, name: str, state: Mapping[str, Any], *, shared: bool = False) -> None:
+        """Replace the state kept under a name.
+
+        Args:
+            name: of the work.
+            state: tensors and plain values, nested.
+            shared: whether every protocol uses the state; `remove` leaves it.
+        """
+        if self.folder is not None:
+            write_checkpoint(self._path(self.folder, name, shared), state)
+            self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the protocol's own states."""
+        if self.folder is not None:
+            for path in self.folder.glob(f"{self.key}.*.partial.pt"):
+                path.unlink(missing_ok=True)
+
+    def _path(self, folder: Path, name: str, shared: bool) -> Path:
+        return folder / (f"{name}.pt" if shared else f"{self.key}.{name}.partial.pt")
+
+
 # --------------------------------------------------------------------------- a cell's folder
 
 

@@ -15,8 +15,8 @@ from glas_bench import ais, config, data, registry
 from glas_bench.ais.annealing import Annealing
 from glas_bench.ais.decoder import canvas, log_likelihood_for
 from glas_bench.core import rollout, train
+from glas_bench.record import Partial
 from glas_bench.yardstick import refit
-from glas_bench.yardstick.unfinished import Unfinished
 from glas_bench.yardstick.weights import Images, Weigher
 
 SIMULATED = 12
@@ -67,12 +67,12 @@ def test_lower_estimates_of_simulated_images_stay_below_the_upper_one(name):
     upper = both.reverse.log_p_B.numpy()
     error = both.reverse.error_B.numpy()
     images = Images(x, None, tuple(range(SIMULATED)))
-    own = Weigher(0, "own", "own", 500, lambda _: lambda _: model)(images, Unfinished())
+    own = Weigher(0, "own", "own", 500, lambda _: lambda _: model)(images, Partial())
     budget = refit.Budget(share=2.0)
     fit = refit.Fit(model, resolved, splits, 0, images, budget)
-    recogniser, _ = fit.run("fit", Unfinished(), lambda *_: None)
+    recogniser, _ = fit.run("fit", Partial(), lambda *_: None)
     weigher = refit.weigher(recogniser, 0, "refit", "refit", 500, budget, 1000)
-    refitted = weigher(images, Unfinished())
+    refitted = weigher(images, Partial())
     for lower in (both.forward.log_p_B.numpy(), -own["iw"], -refitted["iw"]):
         difference = upper - lower
         spread = difference.std(ddof=1) / math.sqrt(SIMULATED)

@@ -14,9 +14,9 @@ from test_train import local, tiny_splits
 from glas_bench import config, evaluate, registry
 from glas_bench.core import rollout
 from glas_bench.model import Glas, Normal
+from glas_bench.record import Partial
 from glas_bench.runs import worker
 from glas_bench.yardstick import weights
-from glas_bench.yardstick.unfinished import Unfinished
 
 SIGMA = 0.5
 
@@ -218,7 +218,7 @@ def test_a_stopped_scoring_goes_on_to_the_same_bits(tmp_path, stage):
 
     def scored(tick=lambda stage, done, total: None):
         one = scorer(registry.find("cauchy"), 6, rows=12, estimators=evaluate.ESTIMATORS)
-        return one.score(Unfinished(tmp_path, one.key, every=0), tick)
+        return one.score(Partial(tmp_path, one.key, every=0), tick)
 
     whole = scorer(registry.find("cauchy"), 6, rows=12, estimators=evaluate.ESTIMATORS).score()
     seen = []
@@ -243,17 +243,17 @@ def test_a_stopped_scoring_goes_on_to_the_same_bits(tmp_path, stage):
         assert np.array_equal(values, resumed[1][name], equal_nan=True), name
 
 
-def test_unfinished_work_of_another_protocol_or_damaged_is_not_taken_up(tmp_path):
+def test_partial_work_of_another_protocol_or_damaged_is_ignored(tmp_path):
     one = scorer(registry.find("cauchy"), samples=6)
-    kept = Unfinished(tmp_path, one.key, every=0)
+    kept = Partial(tmp_path, one.key, every=0)
     one.score(kept)
-    assert len(kept.values("own-q")["iw"]) == 8
-    assert Unfinished(tmp_path, "other").values("own-q") == {}
-    path = next(tmp_path.glob("*.partial.npz"))
+    assert len(kept.load("own-q")["iw"]) == 8
+    assert Partial(tmp_path, "other").load("own-q") == {}
+    path = next(tmp_path.glob("*.partial.pt"))
     path.write_bytes(path.read_bytes()[:50])
-    assert kept.values("own-q") == {}
+    assert kept.load("own-q") == {}
     kept.remove()
-    assert not list(tmp_path.glob("*.partial.npz"))
+    assert not list(tmp_path.glob("*.partial.pt"))
 
 
 @settings(max_examples=50, deadline=None)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from glas_bench import ais, config, evaluate, registry
 from glas_bench.ais import AISResult, Annealing, Bidirectional, decoder, referee, verdict
 from glas_bench.ais.referee import Referee
 from glas_bench.ais.verdict import Verdict
+from glas_bench.config import RunConfig
 from glas_bench.core import rollout
+from glas_bench.data import Splits
 from glas_bench.errors import UsageError
-from glas_bench.record import RunRecord, SeedFolder, SeedRecord
-from glas_bench.runs.trained import Trained
+from glas_bench.model import Glas
+from glas_bench.record import Partial, SeedFolder, read_checkpoint
 
 
 class Exact(LinearGaussian):
@@ -63,16 +66,36 @@ def _as_before():
     torch.set_flush_denormal(False)
 
 
+SHORT = {"temperatures": 5, "chains": 4, "leapfrog": 2, "pilot": 16}
+
+
+@dataclass
+class Seed:
+    """A seed of a cell that was never trained."""
+
+    model: Glas
+    config: RunConfig
+    splits: Splits
+    seed: int
+    folder: SeedFolder
+
+    def referee(self, **how):
+        return Referee(self.model, self.config, self.splits, self.seed, **how)
+
+    def score(self, **how):
+        """The scores as they are stored, with their key."""
+        one = self.referee(**how)
+        return {"seed": self.seed, "protocol_key": one.key, **referee.score_into(self.folder, one)}
+
+
 def make(cls, folder, seed=0, splits=None, **sizes):
-    """A seed of a cell that was never trained; its images have three pixels."""
+    """Its images have three pixels."""
     variant = local(cls)
     given = {"steps": 2, "hidden": 4, "sample_size": 2, "latent_size": 3, "filter_size": 2, **sizes}
     resolved = config.resolve(variant, preset="smoke", overrides={**given, "samples": 5})
     splits = splits or tiny_splits(pixels=3)
     model = rollout.build(cls, cls.Settings(**resolved.settings), 3, splits.classes, seed)
-    seeds = {seed: SeedRecord(seed, "complete", {}, [], {}, {}, SeedFolder(folder, seed))}
-    record = RunRecord(folder, resolved, "0" * 12, {}, {}, seeds)
-    return Trained(record, variant, splits, seed, model)
+    return Seed(model, resolved, splits, seed, SeedFolder(folder, seed))
 
 
 # --------------------------------------------------------------------------- exact models
@@ -83,9 +106,9 @@ def make(cls, folder, seed=0, splits=None, **sizes):
 )
 def test_it_reaches_the_exact_value_within_its_error(cls, sizes, tmp_path):
     seed = make(cls, tmp_path, **sizes)
-    row = referee.score(seed, temperatures=60, leapfrog=4, pilot=32)
+    row = seed.score(temperatures=60, leapfrog=4, pilot=32)
     exact_B = seed.model.exact_nll(seed.splits.test.images.float())
-    values = seed.record.seeds[0].folder.per_image(row["protocol_key"])
+    values = seed.folder.per_image(row["protocol_key"])
     assert row["ais_status"] == "accepted", row
     assert row["images"] == 8
     assert row["ais_chain_error"] < 0.1
@@ -101,30 +124,30 @@ def test_it_reaches_the_exact_value_within_its_error(cls, sizes, tmp_path):
 
 def test_a_second_call_reads_back_and_fewer_images_are_the_same_numbers(tmp_path):
     seed = make(Exact, tmp_path)
-    how = {"temperatures": 5, "chains": 4, "leapfrog": 2, "pilot": 16}
-    whole = referee.score(seed, **how)
+    how = SHORT
+    whole = seed.score(**how)
     stored = tmp_path / "eval" / f"{whole['protocol_key']}.json"
     before = stored.stat().st_mtime_ns
-    assert referee.score(seed, **how) == whole
+    assert seed.score(**how) == whole
     assert stored.stat().st_mtime_ns == before
     assert [path.name for path in stored.parent.iterdir()] == [stored.name]
-    few = referee.score(seed, images=3, **how)
+    few = seed.score(images=3, **how)
     assert few["protocol_key"] != whole["protocol_key"]
-    folder = seed.record.seeds[0].folder
+    folder = seed.folder
     all_of_it, some = (folder.per_image(row["protocol_key"]) for row in (whole, few))
     drawn = evaluate.scored_images(8, 3).tolist()
     assert some["image"].tolist() == drawn != [0, 1, 2]
     for name in ("ais", "ais_half", "ais_error", "ais_spread"):
         np.testing.assert_allclose(some[name], all_of_it[name][drawn], rtol=1e-4, err_msg=name)
-    other = referee.score(make(Exact, tmp_path / "other", seed=1), **how)
+    other = make(Exact, tmp_path / "other", seed=1).score(**how)
     assert other["ais"] != whole["ais"]
 
 
 def test_chunks_change_nothing(tmp_path):
     found = []
     for chunk in (3, 8, None):
-        one = Referee(make(Exact, tmp_path), None, 5, 4, 2, 16, chunk)
-        scores, values = one.score(tmp_path / f"{chunk}.npz")
+        one = make(Exact, tmp_path).referee(**SHORT, chunk=chunk)
+        scores, values = one.score()
         found.append(values)
         assert one.how.chunk == (chunk or decoder.ROWS["cpu"] // 4)
         assert set(scores["seconds_of"]) == {"real", "simulated"}
@@ -137,11 +160,10 @@ class Killed(BaseException):
     """What no one catches."""
 
 
-def test_a_killed_walk_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+def test_a_killed_walk_goes_on_to_the_same_bits(tmp_path):
     """Killed again and again, each time some moves further on."""
-    monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", "0")
-    whole = Referee(make(Exact, tmp_path), None, 12, 4, 2, 16, 5).score(tmp_path / "whole.npz")
-    path = tmp_path / "killed.npz"
+    how = {**SHORT, "temperatures": 12, "chunk": 5}
+    whole = make(Exact, tmp_path).referee(**how).score()
     deaths = 0
 
     def killing(model, looks):
@@ -157,10 +179,10 @@ def test_a_killed_walk_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         model.log_likelihood = log_likelihood
 
     while True:
-        one = Referee(make(Exact, tmp_path), None, 12, 4, 2, 16, 5)
+        one = make(Exact, tmp_path).referee(**how)
         killing(one.model, 150)
         try:
-            scores, values = one.score(path)
+            scores, values = one.score(Partial(tmp_path, one.key, every=0))
             break
         except Killed:
             deaths += 1
@@ -169,10 +191,7 @@ def test_a_killed_walk_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     for name, value in whole[1].items():
         assert np.array_equal(values[name], value), name
     assert scores["seconds"] > 0
-    # What another protocol left is passed over, and so is what is broken.
-    assert referee.Kept(path, "another").values == {}
-    path.write_bytes(path.read_bytes()[:100])
-    assert referee.Kept(path, f"{one.key} 5").values == {}
+    assert [path.name for path in tmp_path.glob("*.pt")] == [f"{one.key}.ais-5.partial.pt"]
 
 
 def test_the_way_back_starts_where_the_images_came_from(tmp_path, monkeypatch):
@@ -189,7 +208,7 @@ def test_the_way_back_starts_where_the_images_came_from(tmp_path, monkeypatch):
 
     monkeypatch.setattr(seed.model, "draw_pixels", drawing)
     monkeypatch.setattr(ais, "sandwich", lambda *ways: both.append(ways) or sandwich(*ways))
-    Referee(seed, 500, 6, 2, 2, 16).score(tmp_path / "partial.npz")
+    seed.referee(images=500, temperatures=6, chains=2, leapfrog=2, pilot=16).score()
     [x_BP], [(_, reverse)] = drawn, both
     ratio_B = (-seed.model.exact_nll(x_BP) - reverse.log_w_CB).exp().mean(0)
     error = float(ratio_B.std()) / math.sqrt(500)
@@ -209,9 +228,7 @@ def test_soft_training_is_refereed_on_binary_images(tmp_path):
         }
     )
     how = {"temperatures": 2, "chains": 2, "leapfrog": 1, "pilot": 16}
-    rows = [
-        referee.score(each, **how) for each in (plain, make(Exact, tmp_path / "b", splits=soft))
-    ]
+    rows = [each.score(**how) for each in (plain, make(Exact, tmp_path / "b", splits=soft))]
     assert rows[0]["ais"] == rows[1]["ais"]
 
 
@@ -271,7 +288,7 @@ def test_less_memory_makes_smaller_chunks(monkeypatch):
 
 
 def test_a_hopeless_schedule_is_refused_and_says_what_to_raise(tmp_path):
-    row = referee.score(make(Stiff, tmp_path), temperatures=3, chains=4, leapfrog=2, pilot=16)
+    row = make(Stiff, tmp_path).score(temperatures=3, chains=4, leapfrog=2, pilot=16)
     assert row["ais_status"] == "refused"
     assert "3 and 6 temperatures differ by" in row["problems"][0]
     assert "leave a gap of" in row["problems"][1]
@@ -279,20 +296,18 @@ def test_a_hopeless_schedule_is_refused_and_says_what_to_raise(tmp_path):
     assert row["advice"][0].startswith("raise --temperatures from 3 to ")
     wanted = int(row["advice"][0].split()[-1])
     assert wanted >= 3 * row["gap"] / 0.5
-    text = referee.text([row])
+    text = verdict.scores_text([row])
     assert "seed 0: refused: 3 and 6" in text
     assert f"to mend it, raise --temperatures from 3 to {wanted}" in text
 
 
 def test_without_simulated_images_it_is_refused(tmp_path):
-    row = referee.score(
-        make(LinearGaussian, tmp_path), temperatures=4, chains=2, leapfrog=1, pilot=16
-    )
+    row = make(LinearGaussian, tmp_path).score(temperatures=4, chains=2, leapfrog=1, pilot=16)
     assert row["ais_status"] == "refused"
     assert row["gap"] is None
     assert any("draw_pixels" in line for line in row["problems"])
     assert any("draw_pixels" in line for line in row["advice"])
-    assert "refused" in referee.text([row])
+    assert "refused" in verdict.scores_text([row])
 
 
 def results(log_p_B, spread=0.5):
@@ -372,18 +387,18 @@ def test_ais_is_paired_with_some_images_where_the_run_scored_some(tmp_path):
 def test_scores_that_come_after_ais_are_set_beside_it(tmp_path):
     seed = make(Exact, tmp_path)
     how = {"temperatures": 2, "chains": 2, "leapfrog": 1, "pilot": 16}
-    folder = seed.record.seeds[0].folder
-    before = referee.score(seed, **how)
+    folder = seed.folder
+    before = seed.score(**how)
     assert before["paired"] == {}
     ais = folder.per_image(before["protocol_key"])["ais"]
-    own = config.protocol_key(evaluate.protocol(seed.record.config))
+    own = config.protocol_key(evaluate.protocol(seed.config))
     folder.save_scores(own, {}, {"nll": ais + np.arange(8) / 7})
-    after = referee.score(seed, **how)
+    after = seed.score(**how)
     assert after["paired"]["nll"]["difference"] == pytest.approx(-0.5)
     stored = folder.scores(before["protocol_key"])
     assert stored["paired"] == after["paired"]
     assert stored["time"] == before["time"], "it is the same scoring"
-    assert referee.score(seed, **how) == after
+    assert seed.score(**how) == after
 
 
 def test_the_images_of_ais_are_among_those_that_a_run_scores():
@@ -401,7 +416,7 @@ def test_numbers_that_cannot_be(tmp_path):
         ({"leapfrog": 0}, "--leapfrog 0: give 1 or more"),
     ):
         with pytest.raises(UsageError, match=message):
-            Referee(seed, **wrong)
+            seed.referee(**wrong)
 
 
 class Nowhere(Exact):
@@ -416,7 +431,7 @@ class Nowhere(Exact):
 
 def test_a_likelihood_that_is_no_number_is_a_finding(tmp_path):
     with pytest.raises(evaluate.NotFinite, match="cannot be refereed"):
-        referee.score(make(Nowhere, tmp_path), temperatures=2, chains=2, leapfrog=1, pilot=16)
+        make(Nowhere, tmp_path).score(temperatures=2, chains=2, leapfrog=1, pilot=16)
 
 
 # --------------------------------------------------------------------------- the command
@@ -428,10 +443,7 @@ AIS = ["--estimator", "ais", "--images", "3", "--chains", "4"]
 
 def moves_in(path):
     """The moves that half-done work amounts to."""
-    if not path.exists():
-        return 0
-    with np.load(path) as kept:
-        return sum(int(kept[name]) for name in kept.files if name.startswith("moves/"))
+    return sum((read_checkpoint(path) or {"moves": {}})["moves"].values())
 
 
 def test_the_command_referees_stops_and_goes_on(glas):
@@ -455,7 +467,7 @@ def test_the_command_referees_stops_and_goes_on(glas):
 
     stored = folder / "eval" / f"{row['protocol_key']}.json"
     stored.unlink()
-    partial = stored.with_suffix(".partial.npz")
+    partial = stored.with_suffix(".ais-160.partial.pt")  # all images fit into one chunk
     process = glas.start(*command, GLAS_BENCH_CHECKPOINT_SECONDS=0)
     until(lambda: moves_in(partial) > 0, process)
     process.send_signal(signal.SIGTERM)
@@ -496,6 +508,6 @@ def test_a_gpu_referees_too(tmp_path):
     plain = make(Exact, tmp_path / "cpu")
     there = make(Exact, tmp_path / "gpu", splits=plain.splits.to("cuda"))
     there.model.to("cuda")
-    rows = [referee.score(each, temperatures=60, leapfrog=4, pilot=32) for each in (plain, there)]
+    rows = [each.score(temperatures=60, leapfrog=4, pilot=32) for each in (plain, there)]
     assert rows[1]["ais_status"] == "accepted"
     assert abs(rows[0]["ais"] - rows[1]["ais"]) < 3 * rows[0]["ais_chain_error"]

@@ -13,8 +13,8 @@ from test_train import local, tiny_splits
 from glas_bench import config, evaluate, registry
 from glas_bench.core import rollout
 from glas_bench.model import Normal, StandardUniform
+from glas_bench.record import Partial
 from glas_bench.yardstick import refit
-from glas_bench.yardstick.unfinished import Unfinished
 from glas_bench.yardstick.weights import Images, NotFinite
 
 LONG = refit.Budget(
@@ -83,7 +83,7 @@ def test_the_choice_is_made_on_validation_once_for_all_images(monkeypatch):
     """Where validation says own q, the refit's smaller number on test does not count."""
     found = ready(registry.find("cauchy"), monkeypatch, refit.Budget(), samples=5)
     scores, per_image = found.score()
-    own = found._own("choice-iw", "choice-own-q", 5)(found.validation, Unfinished())
+    own = found._own("choice-iw", "choice-own-q", 5)(found.validation, Partial())
     assert scores["validation_iw"] == pytest.approx(own["iw"].mean(), rel=1e-12)
     for validation, chosen in (((10.0, 11.0), "iw"), ((11.0, 10.0), "refit_iw")):
         choice = {"validation_iw": validation[0], "validation_refit_iw": validation[1]}
@@ -166,7 +166,7 @@ def test_the_best_look_is_kept_and_stalling_ends_the_fit():
     """Steps that grow worse: the parameters that come back are those of the best look."""
     budget = refit.Budget(share=8.0, learning_rate=5.0, checks=20, patience=2)
     one = fit(budget)
-    recogniser, report = one.run("fit", Unfinished(), lambda *_: None)
+    recogniser, report = one.run("fit", Partial(), lambda *_: None)
     assert report.steps == one.marks[int(np.argmin(report.elbo))]
     assert len(report.elbo) < 20
     assert len(report.elbo) - 1 - int(np.argmin(report.elbo)) == 2
@@ -239,7 +239,7 @@ def test_a_fit_that_is_not_finite_is_a_failure():
             return super().log_likelihood(canvas_BP, target_BP) * math.nan
 
     with pytest.raises(NotFinite, match="not finite at step 0 of a fit"):
-        fit(LONG, cls=local(Broken).cls).run("fit", Unfinished(), lambda *_: None)
+        fit(LONG, cls=local(Broken).cls).run("fit", Partial(), lambda *_: None)
 
 
 def test_more_training_images_than_a_batch_are_cut_into_epochs():

@@ -143,7 +143,7 @@ def test_killed_at_any_moment_it_ends_at_the_same_numbers(glas: Glas, undisturbe
         "in the first epoch": lambda: step() >= early,
         "at the end of the first epoch": seed.metrics,
         "while a checkpoint is written": lambda: step() >= late and written(".checkpoint*"),
-        "while it scores": lambda: written("eval/*.partial.npz"),
+        "while it scores": lambda: written("eval/*.partial.pt"),
     }
     reached = [0]
     for moment, has_come in moments.items():
@@ -480,7 +480,7 @@ def test_killed_between_the_last_weight_and_the_scores(
         monkeypatch.setattr(SeedFolder, "save_scores", die)
         with pytest.raises(Crash):
             worker.run_seed(crashed, registry.find("cauchy"), found, packed, lambda event: None)
-    assert list(crashed.path.glob("eval/*.partial.npz"))
+    assert list(crashed.path.glob("eval/*.partial.pt"))
     ended = glas.here(*CELL)
     assert ended.code == 0, ended.out
     assert_same(crashed, seed_folder(undisturbed))

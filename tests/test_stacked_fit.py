@@ -8,23 +8,23 @@ from test_refit import fit
 from glas_bench import registry
 from glas_bench.contract import Subject
 from glas_bench.ops import products
+from glas_bench.record import Partial
 from glas_bench.yardstick import refit, stacked_fit
-from glas_bench.yardstick.unfinished import Unfinished
 from glas_bench.yardstick.weights import Images, NotFinite
 
 SEEDS = (0, 1, 2)
 SHORT = refit.Budget(share=6.0, learning_rate=5e-3)
 
 
-def together(fits, unfinished=None, tick=lambda *_: None, **about):
-    unfinished = unfinished or [Unfinished() for _ in fits]
-    stacked_fit.fit_together(fits, "fit", unfinished, tick, **about)
+def together(fits, partial=None, tick=lambda *_: None, **about):
+    partial = partial or [Partial() for _ in fits]
+    stacked_fit.fit_together(fits, "fit", partial, tick, **about)
     return fits
 
 
 def alone(budget=SHORT, seed=0, **about):
     one = fit(budget, seed, **about)
-    one.run("fit", Unfinished(), lambda *_: None)
+    one.run("fit", Partial(), lambda *_: None)
     return one
 
 
@@ -57,7 +57,7 @@ def test_a_seed_that_stalls_stops_and_the_others_go_on():
 
 
 def test_fits_that_stand_apart_catch_up_from_what_is_kept(tmp_path):
-    places = [Unfinished(tmp_path / str(seed), "key", every=0) for seed in SEEDS]
+    places = [Partial(tmp_path / str(seed), "key", every=0) for seed in SEEDS]
     for place in places:
         place.folder.mkdir()
 
@@ -92,7 +92,7 @@ def test_one_that_is_not_finite_is_left_to_be_told_alone(tmp_path):
     for seed in (0, 2):
         assert_same(fits[seed], alone(SHORT, seed))
     with pytest.raises(NotFinite, match="of a fit"):
-        fits[1].run("fit", Unfinished(), lambda *_: None)
+        fits[1].run("fit", Partial(), lambda *_: None)
 
 
 def test_a_stack_keeps_no_casts_from_step_to_step():

@@ -9,6 +9,7 @@ images are easier than real ones. All numbers are nats per image, -log p(x).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,8 +183,8 @@ def paired(
     return found
 
 
-def text(rows: list[dict[str, Any]]) -> str:
-    """Return the scores of seeds as a table, nats per image, and what is to be said of them."""
+def scores_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the scores of seeds as a table, nats per image, with remarks below it."""
     head = ["seed", "images", "ais", "+-", "2N less N", "gap", "+-", "spread", "acceptance", ""]
     names = ("ais", "ais_error", "change", "gap", "gap_error", "spread", "acceptance")
     table = [

@@ -1,138 +1,144 @@
-"""Scoring a finished run under another protocol: more weights, fewer images, or by the referee."""
+"""What `evaluate` and `samples` do: score a finished run again, and draw it."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glas_bench import display, evaluate, signals
+from glas_bench import display, environment, evaluate, signals
 from glas_bench.errors import unknown
-from glas_bench.record import RunFolder
+from glas_bench.record import RunFolder, find_run
 from glas_bench.runs.trained import Trained, load_trained
-from glas_bench.runs.worker import Stopped, prepare_torch
+from glas_bench.runs.worker import Stopped, checkpoint_seconds, prepare_torch
+from glas_bench.text import aligned, number
 
 ESTIMATORS = (*evaluate.ESTIMATORS, "ais")
 
 
-def check_estimators(text: str) -> list[str]:
-    """Return the estimators named, and refuse one that is not there.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `evaluate` is asked for."""
+
+    results: Path
+    run: str  # a path, or an unambiguous prefix of a run's name or key
+    estimators: str  # comma-separated, of `ESTIMATORS`
+    samples: int | None  # K; by default the run's own
+    images: int | None  # by default the run's own, and 100 for ais
+    temperatures: int  # N of ais
+    chains: int  # of ais
+    seed: int | None  # by default every finished one
+    device: str
+
+
+def score(request: Request) -> tuple[list[dict[str, Any]], str]:
+    """Score the finished seeds of a run; protocols that are scored already are read back.
+
+    Returns:
+        One row for each seed, and for each seed scored by AIS; and the rows as text.
 
     Raises:
-        UsageError: with the names of those that are.
+        UsageError: no such run, seed or estimator, or a number out of range.
+        RunError: another process works in the folder, or it cannot be loaded.
+        Stopped: the process was asked to stop; the same call continues from there.
     """
-    names = [name.strip() for name in text.split(",")]
+    names = [name.strip() for name in request.estimators.split(",")]
     for name in names:
         if name not in ESTIMATORS:
             raise unknown("estimator", name, ESTIMATORS)
-    return names
+    path = find_run(request.results, request.run)
+    device = environment.choose_device(request.device)
+    own = [name for name in names if name != "ais"]
+    rows: list[dict[str, Any]] = []
+    texts = []
+    with RunFolder.at(path).locked(), display.make_display() as shown, signals.graceful():
+        seeds = load_trained(path, request.seed, device)
+        config = seeds[0].record.config
+        prepare_torch(config.threads, config.precision)  # as the run itself was scored
+        if own:
+            rows += [_by_weights(each, request, own, shown) for each in seeds]
+            texts.append(weights_text(rows))
+        if "ais" in names:
+            from glas_bench.ais.verdict import scores_text
+
+            refereed = [_by_ais(each, request, shown) for each in seeds]
+            rows += refereed
+            texts.append(scores_text(refereed))
+    return rows, "\n\n".join(texts)
 
 
-def rescore(
-    path: Path,
-    seed: int | None,
-    samples: int | None,
-    images: int | None,
-    estimators: list[str],
-    device: str,
-) -> list[dict[str, Any]]:
-    """Score the finished seeds of a run; what is already scored is read back.
-
-    Raises:
-        UsageError: no such run, seed or estimator.
-        RunError: another process works in the folder, or it cannot be loaded.
-        Stopped: the process was asked to stop; the same call goes on from there.
-    """
-    with RunFolder.at(path).locked(), display.make_display() as shown:
-        return [
-            _one(each, samples, images, estimators, shown)
-            for each in load_trained(path, seed, device)
-        ]
-
-
-def refereed(
-    path: Path,
-    seed: int | None,
-    images: int | None,
-    temperatures: int,
-    chains: int,
-    device: str,
-) -> list[dict[str, Any]]:
-    """Score the finished seeds of a run by AIS; what is already scored is read back.
-
-    Raises:
-        UsageError: no such run or seed, or a number that cannot be.
-        RunError: another process works in the folder, or it cannot be loaded.
-        Stopped: the process was asked to stop; the same call goes on from there.
-    """
-    from glas_bench.ais import referee
-
-    with RunFolder.at(path).locked(), display.make_display() as shown:
-        found = []
-        for each in load_trained(path, seed, device):
-            _prepare(each)
-            show = functools.partial(shown.show, f"{path.name} seed {each.seed}")
-            found.append(referee.score(each, images, temperatures, chains, tell=show))
-        return found
-
-
-def _prepare(trained: Trained) -> None:
-    """Score with the threads and the arithmetic of the run, as it was scored first."""
-    config = trained.record.config
-    prepare_torch(config.threads, config.precision)
-
-
-def _one(
-    trained: Trained,
-    samples: int | None,
-    images: int | None,
-    estimators: list[str],
-    shown: display.Display,
+def _by_weights(
+    trained: Trained, request: Request, estimators: list[str], shown: display.Display
 ) -> dict[str, Any]:
+    """Return the scores of a seed by importance weights."""
     scorer = evaluate.Scorer(
         trained.model,
         trained.record.config,
         trained.splits,
         trained.seed,
-        samples=samples,
-        images=images,
+        samples=request.samples,
+        images=request.images,
         estimators=estimators,
     )
-    _prepare(trained)
-    name = f"{trained.record.path.name} seed {trained.seed}"
 
     def tick(stage: str, done: int, total: int) -> None:
-        if signals.requested():
-            raise Stopped
-        shown.show(name, {"event": "score", "stage": stage, "done": done, "total": total})
+        _show(trained, shown, {"event": "score", "stage": stage, "done": done, "total": total})
 
-    with signals.graceful():
-        scores = evaluate.score_into(trained.record.seeds[trained.seed].folder, scorer, tick)
+    folder = trained.record.seeds[trained.seed].folder
+    scores = evaluate.score_into(folder, scorer, tick, checkpoint_seconds())
     return {"seed": trained.seed, "protocol_key": scorer.key, **scores}
 
 
-def text(rows: list[dict[str, Any]]) -> str:
-    """Return the scores as tables, nats per image: every estimator with the sweep over K."""
-    from glas_bench.text import aligned, number
+def _by_ais(trained: Trained, request: Request, shown: display.Display) -> dict[str, Any]:
+    """Return the scores of a seed by annealed importance sampling."""
+    from glas_bench.ais.referee import Referee, score_into
 
+    referee = Referee(
+        trained.model,
+        trained.record.config,
+        trained.splits,
+        trained.seed,
+        images=request.images,
+        temperatures=request.temperatures,
+        chains=request.chains,
+    )
+    folder = trained.record.seeds[trained.seed].folder
+    scores = score_into(
+        folder, referee, lambda event: _show(trained, shown, event), checkpoint_seconds()
+    )
+    return {"seed": trained.seed, "protocol_key": referee.key, "estimator": "ais", **scores}
+
+
+def _show(trained: Trained, shown: display.Display, event: dict[str, Any]) -> None:
+    """Show an event.
+
+    Raises:
+        Stopped: the process was asked to stop.
+    """
+    if signals.requested():
+        raise Stopped
+    shown.show(f"{trained.record.path.name} seed {trained.seed}", event)
+
+
+def weights_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the scores as a table, nats per image: every estimator for each K of the sweep."""
     sizes = list(rows[0]["iw_sweep"])
     head = ["seed", "q", "images", "elbo", *(f"iw, K={size}" for size in sizes), "v", "ESS"]
-    table = []
-    for row in rows:
-        for q, prefix in (("own", ""), ("refit", "refit_")):
-            if (sweep := row.get(f"{prefix}iw_sweep")) is None or sweep[sizes[-1]] is None:
-                continue
-            table.append(
-                [
-                    str(row["seed"]),
-                    q,
-                    str(row["images"]),
-                    number(row[f"{prefix}elbo"]),
-                    *(number(sweep[size]) for size in sizes),
-                    number(row[f"{prefix}v_mean"]),
-                    number(row[f"{prefix}ess_mean"], 1),
-                ]
-            )
+    table = [
+        [
+            str(row["seed"]),
+            q,
+            str(row["images"]),
+            number(row[f"{prefix}elbo"]),
+            *(number(row[f"{prefix}iw_sweep"][size]) for size in sizes),
+            number(row[f"{prefix}v_mean"]),
+            number(row[f"{prefix}ess_mean"], 1),
+        ]
+        for row in rows
+        for q, prefix in (("own", ""), ("refit", "refit_"))
+        if row.get(f"{prefix}iw_sweep", {}).get(sizes[-1]) is not None
+    ]
     lines = aligned([head, *table])
     for row in rows:
         if row["nll"] is not None:
@@ -142,3 +148,19 @@ def text(rows: list[dict[str, Any]]) -> str:
     if any(row["bound_only"] or row.get("refit_bound_only") for row in rows):
         lines += ["", "bound only: over 5 % of the images have Var(log w) > 10."]
     return "\n".join(lines)
+
+
+def draw(results: Path, run: str, seed: int | None, images: int) -> list[Path]:
+    """Draw the finished seeds of a run; return the paths of the pictures.
+
+    Raises:
+        UsageError: no such run or seed.
+        RunError: the run cannot be loaded.
+    """
+    from glas_bench.runs import pictures
+
+    return [
+        path
+        for each in load_trained(find_run(results, run), seed)
+        for path in pictures.draw(each.folder, each.subject, images)
+    ]

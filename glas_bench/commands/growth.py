@@ -22,7 +22,7 @@ from glas_bench.commands import bench
 from glas_bench.commands.bench import Case
 from glas_bench.core.train import Training, scoring
 from glas_bench.model import Glas
-from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.record import Partial
 from glas_bench.yardstick.weights import Images, ModelFor, Weigher, Weights
 
 STEPS = (4, 8, 16, 32)
@@ -94,7 +94,7 @@ def _scoring(case: Case, tell: Callable[[str], None]) -> list[dict[str, Any]]:
                 weigher = Weigher(0, "growth", "iw", size, _always(model), log_w=log_w)
                 wait()
                 began = time.perf_counter()
-                weigher(images, Unfinished())
+                weigher(images, Partial())
                 wait()
                 times[size].append(time.perf_counter() - began)
     found = []

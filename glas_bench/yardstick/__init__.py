@@ -1,4 +1,4 @@
 """The parts of the yardstick: importance weights, the common recogniser, diagnostics.
 
-`glas_bench.evaluate` puts them together; `unfinished` keeps what a stopped scoring goes on from.
+`glas_bench.evaluate` puts them together.
 """

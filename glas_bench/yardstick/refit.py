@@ -42,7 +42,7 @@ from glas_bench.model import (
 )
 from glas_bench.ops import products, programs
 from glas_bench.ops.adam import Adam
-from glas_bench.yardstick.unfinished import Unfinished
+from glas_bench.record import Partial
 from glas_bench.yardstick.weights import Images, NotFinite, Tick, Weigher, step_of
 
 CHUNK = 125
@@ -230,33 +230,32 @@ class Fit:
         self.elbo: list[float] = []
         self._epoch: tuple[int, Tensor, Tensor] | None = None
 
-    def run(self, name: str, unfinished: Unfinished, tick: Tick) -> tuple[Recogniser, Report]:
+    def run(self, name: str, partial: Partial, tick: Tick) -> tuple[Recogniser, Report]:
         """Fit, or go on from what is kept under this name; return the best recogniser.
 
         Raises:
             NotFinite: the elbo or its gradient is not finite.
         """
-        self.take_up(name, unfinished)
+        self.take_up(name, partial)
         while not self.finished:
             began = time.perf_counter()
             self._take_step()
             if self.step in self.marks:
                 self.look()
             self.seconds += time.perf_counter() - began
-            self.keep(name, unfinished)
+            self.keep(name, partial)
             tick("fit", self.step, self.total_steps)
         return self.result()
 
-    def take_up(self, name: str, unfinished: Unfinished) -> None:
+    def take_up(self, name: str, partial: Partial) -> None:
         """Go on from what is kept under this name, if anything is."""
-        state = unfinished.state(name, self.validation.pixels_NP.device)
-        if state is not None:
+        if state := partial.load(name, self.validation.pixels_NP.device, shared=True):
             self._load(state)
 
-    def keep(self, name: str, unfinished: Unfinished) -> None:
+    def keep(self, name: str, partial: Partial) -> None:
         """Keep where the fit stands, if it is finished or it is time to."""
-        if unfinished.due() or self.finished:
-            unfinished.keep_state(name, self._state(), done=self.finished)
+        if partial.due or self.finished:
+            partial.keep(name, self._state(), shared=True)
 
     def result(self) -> tuple[Recogniser, Report]:
         """Return the best recogniser, its parameters frozen, and how the fit went."""

@@ -20,8 +20,8 @@ from torch import Tensor
 from glas_bench.core import streams
 from glas_bench.core.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
 from glas_bench.ops import programs
+from glas_bench.record import Partial
 from glas_bench.yardstick.refit import Fit
-from glas_bench.yardstick.unfinished import Unfinished
 from glas_bench.yardstick.weights import NotFinite, Tick
 
 
@@ -133,7 +133,7 @@ class StackedFit:
 def fit_together(
     fits: Sequence[Fit],
     name: str,
-    unfinished: Sequence[Unfinished],
+    partial: Sequence[Partial],
     tick: Tick = lambda stage, done, total: None,
     *,
     segment: int | None = None,
@@ -148,13 +148,13 @@ def fit_together(
     Args:
         fits: of one cell, their models in scoring mode.
         name: under which they are kept.
-        unfinished: where each is kept.
+        partial: where each is kept.
         tick: called after each step; it may raise to stop.
         segment: see `core.stack.Rollout`.
         tell: is told what runs slower than it might.
         ways: what is tried, see `ops.programs`.
     """
-    places = dict(zip(fits, unfinished, strict=True))
+    places = dict(zip(fits, partial, strict=True))
     for fit, place in places.items():
         fit.take_up(name, place)
     active = [fit for fit in fits if not fit.finished]
@@ -168,14 +168,14 @@ def fit_together(
 
 
 def _advance(
-    stack: StackedFit, until: int, name: str, places: dict[Fit, Unfinished], tick: Tick
+    stack: StackedFit, until: int, name: str, places: dict[Fit, Partial], tick: Tick
 ) -> list[Fit]:
     """Take steps until one number of them; return the fits that are still good."""
     going, began = stack.fits, time.perf_counter()
     while going and stack.step_number < until:
         stack.step()
         is_mark = stack.step_number in stack.first.marks
-        if is_mark or stack.step_number == until or any(places[fit].due() for fit in going):
+        if is_mark or stack.step_number == until or any(places[fit].due for fit in going):
             going = [fit for fit in stack.collect() if fit in going]
             for fit in going:
                 fit.seconds += (time.perf_counter() - began) / len(going)

@@ -24,7 +24,7 @@ from glas_bench.core import rollout, streams
 from glas_bench.errors import GlasBenchError
 from glas_bench.model import Glas
 from glas_bench.ops import products, programs
-from glas_bench.yardstick.unfinished import PerImage, Unfinished, joined
+from glas_bench.record import Partial
 
 ROWS = 1024
 """Rows (images x draws) that are scored at once on a CPU."""
@@ -36,6 +36,9 @@ NOISE_BLOCK = 100
 """Draws of an image that share a block of noise: the first k of K draws do not depend on K."""
 
 SWEEP = (1, 5, 10, 50, 100, 500, 1000, 5000)
+
+PerImage = dict[str, np.ndarray]
+"""Values by name, [images] each."""
 
 Tick = Callable[[str, int, int], None]
 """Called with a stage, what is done of it and its total; it may raise to stop."""
@@ -138,14 +141,14 @@ class Weigher:
     log_w: Weights = field(default_factory=lambda: Weights(), repr=False, compare=False)
 
     def __call__(
-        self, images: Images, unfinished: Unfinished, tick: Tick = lambda stage, done, total: None
+        self, images: Images, partial: Partial, tick: Tick = lambda stage, done, total: None
     ) -> PerImage:
         """Return `elbo`, `iw` for every K of the sweep, `v` and `ess`, [N] each.
 
         Raises:
             NotFinite: a weight is not a number.
         """
-        stored = unfinished.values(self.stage)
+        stored = {name: value.numpy() for name, value in partial.load(self.stage).items()}
         chunks = [stored] if stored else []
         start = len(stored["iw"]) if stored else 0
         for rows in images.split(self.chunk):
@@ -157,7 +160,9 @@ class Weigher:
                 if rows.start + part.stop > start:
                     chunks.append(self._weigh(model_for(part), here[part]))
                     done = rows.start + part.stop
-                    unfinished.keep(self.stage, chunks, done=done == len(images))
+                    if partial.due or done == len(images):
+                        values = joined(chunks)
+                        partial.keep(self.stage, {k: torch.from_numpy(values[k]) for k in values})
                     tick(self.stage, done, len(images))
         return joined(chunks)
 
@@ -246,6 +251,11 @@ def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callabl
 def rows_on(device: torch.device) -> int:
     """Return the rows that are scored at once: on a GPU as many as fill it."""
     return ROWS_ON_GPU if device.type == "cuda" else ROWS
+
+
+def joined(chunks: Sequence[PerImage]) -> PerImage:
+    """Join the values of consecutive chunks of images."""
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def as_numbers(found: dict[str, Tensor], images: Images) -> PerImage:
