@@ -374,13 +374,13 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
 
     What a sweep made goes to its study's experiment.
     """
-    from glas_bench.record import load_run
+    from glas_bench.record import load_run, runs_by_study
     from glas_bench.tracking import sync as mirroring
 
     for folder in folders:
         load_run(folder)  # what is no run folder is a mistake of the command
 
-    places = mirroring.by_experiment(results, folders or None)
+    places = runs_by_study(results, folders or None)
     done, failures = set(), []
     for experiment, some in places.items():
         found = mirroring.sync_all(results, some, experiment=experiment)

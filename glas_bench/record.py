@@ -23,7 +23,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,10 +49,37 @@ STATUSES = (
     "interrupted",
     "not_applicable",
 )
+"""Statuses of a seed."""
+
+FINISHED = frozenset({"complete", "diverged", "not_applicable"})
+"""Statuses after which nothing is left to do."""
+
 AFTER_TRAINING = ("scoring", "complete", "failed", "interrupted")
-"""What may be said of a seed whose training is over."""
+"""Statuses allowed after training."""
+
+_PRECEDENCE = (
+    *("not_applicable", "running", "training", "scoring", "waiting"),
+    *("failed", "interrupted", "pruned", "diverged", "complete"),
+)
 
 KEPT_CHECKPOINTS = 2
+
+
+# --------------------------------------------------------------------------- statuses
+
+
+def join_statuses(statuses: Iterable[str]) -> str:
+    """Return a cell's status from those of its seeds or trials; `waiting` where there are none.
+
+    Work that goes on or is left comes before failures, failures before what is finished. Besides
+    `STATUSES` a trial may be `running` or `pruned`.
+    """
+    return min(statuses, key=_PRECEDENCE.index, default="waiting")
+
+
+def count_statuses(statuses: Sequence[str]) -> dict[str, int]:
+    """Return how many seeds have each status, in the order of `STATUSES`."""
+    return {each: statuses.count(each) for each in STATUSES if each in statuses}
 
 
 # --------------------------------------------------------------------------- writing
@@ -578,3 +605,55 @@ def find_run(results: Path, text: str) -> Path:
         f"no run {text!r} below {results / 'runs'}.{nearest(text, variants)} "
         f"There are: {', '.join(known) or 'none; make one with glas-bench run'}."
     )
+
+
+# --------------------------------------------------------------------------- notes of studies
+
+
+def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: str) -> None:
+    """Write `<results>/studies/<study>.json`: which run folders belong to a study.
+
+    A folder that was noted before stays noted, whether or not the study still plans it.
+
+    Args:
+        results: the results folder.
+        study: its name.
+        folders: its run folders, each with the key of the protocol that the study scores by.
+        about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`.
+
+    Raises:
+        RunError: the note cannot be written.
+    """
+    protocols = noted_protocols(results, study) | {path.name: key for path, key in folders.items()}
+    document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
+    write_json(note_of(results, study), document)
+
+
+def note_of(results: Path, study: str) -> Path:
+    """Return the path of a study's note, whether or not it exists."""
+    return results / "studies" / f"{study}.json"
+
+
+def noted_protocols(results: Path, study: str) -> dict[str, str]:
+    """Return the protocol keys of a study's run folders by their names; empty without a note."""
+    note = note_of(results, study)
+    return dict(read_json(note)["folders"]) if note.is_file() else {}
+
+
+def runs_by_study(
+    results: Path, folders: Sequence[Path] | None = None
+) -> dict[str | None, list[Path]]:
+    """Return run folders by the studies that noted them; under None those of no study.
+
+    Args:
+        results: the results folder, which has the notes.
+        folders: run folders anywhere; by default, all of the results folder.
+    """
+    runs = find_runs(results) if folders is None else list(folders)
+    by_study: dict[str | None, list[Path]] = {}
+    noted: set[str] = set()
+    for path in sorted((results / "studies").glob("*.json")):
+        note = read_json(path)
+        by_study[note["study"]] = [run for run in runs if run.resolve().name in note["folders"]]
+        noted |= set(note["folders"])
+    return {**by_study, None: [run for run in runs if run.resolve().name not in noted]}

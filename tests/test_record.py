@@ -62,6 +62,24 @@ def test_a_complete_seed_stays_so_whatever_becomes_of_another_scoring(seed: Seed
     assert seed.status()["reason"] == "x"
 
 
+@pytest.mark.parametrize(
+    ("statuses", "joint"),
+    [
+        ("", "waiting"),
+        ("complete", "complete"),
+        ("complete diverged complete", "diverged"),
+        ("failed complete interrupted", "failed"),
+        ("failed waiting", "waiting"),
+        ("scoring waiting training", "training"),
+        ("failed running pruned", "running"),
+        ("complete not_applicable", "not_applicable"),
+        (" ".join(record.STATUSES), "not_applicable"),
+    ],
+)
+def test_statuses_join_into_a_cell_s(statuses: str, joint: str) -> None:
+    assert record.join_statuses(statuses.split()) == joint
+
+
 # --------------------------------------------------------------------------- whole or not at all
 
 WRITE_AND_DIE = """

@@ -19,6 +19,7 @@ from fabricated import Arm
 from glas_bench import config, registry, study
 from glas_bench.commands import report
 from glas_bench.errors import UsageError
+from glas_bench.record import note_study
 from glas_bench.report import (
     compare,
     csv_file,
@@ -34,7 +35,6 @@ from glas_bench.report.table import Row, TableRow, table_rows
 from glas_bench.study.claims import Claim, Pair, parse
 from glas_bench.tracking import address as addresses
 from glas_bench.tracking import mlflow_store as store
-from glas_bench.tracking.sync import note_study
 from glas_bench.yardstick import refit
 
 GOLDEN = Path(__file__).with_name("golden_report.md")

@@ -22,12 +22,19 @@ from services import Server, free_port
 
 from glas_bench.config import RunConfig, protocol_key
 from glas_bench.errors import RunError, UsageError
-from glas_bench.record import RunFolder, SeedFolder, load_run, write_json
+from glas_bench.record import (
+    RunFolder,
+    SeedFolder,
+    load_run,
+    note_study,
+    runs_by_study,
+    write_json,
+)
 from glas_bench.tracking import address as addresses
 from glas_bench.tracking import entries
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.mirror import Mirror
-from glas_bench.tracking.sync import SyncReport, by_experiment, note_study, sync, sync_all
+from glas_bench.tracking.sync import SyncReport, sync, sync_all
 
 BEGAN = 1_760_000_000.0
 
@@ -320,7 +327,7 @@ def test_a_study_s_own_protocol_gives_its_numbers(results: Path) -> None:
         results, "mine", {}, file="x", preset="quick", seeds="0"
     )  # what was its own stays so
     other = score(folder.seed(0), samples=5000, iw=1.0)
-    places = by_experiment(results, [folder.path])
+    places = runs_by_study(results, [folder.path])
     assert places == {"mine": [folder.path], None: []}
     for experiment, key, iw in (("mine", own, 148.5), ("by hand", other, 1.0)):
         assert_ok(sync([folder.path], results, experiment=experiment), 1)

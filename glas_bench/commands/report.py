@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glas_bench.record import write_atomically
+from glas_bench.record import runs_by_study, write_atomically
 from glas_bench.report import compare, csv_file, fail_if, figures, page, plans, record_figures
 from glas_bench.report.plans import Plan
 from glas_bench.report.records import Run, planned_rows
@@ -16,7 +16,7 @@ from glas_bench.report.table import Row, TableRow, complete, coverage, table_row
 from glas_bench.study.claims import SHARES
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.address import experiment_name, sqlite_file, tracking_uri
-from glas_bench.tracking.sync import by_experiment, sync_all
+from glas_bench.tracking.sync import sync_all
 
 Tell = Callable[[str], None]
 
@@ -155,7 +155,7 @@ def _sync(
     """
     failures: list[str] = []
     changed = 0
-    places = by_experiment(request.results)
+    places = runs_by_study(request.results)
     for name in experiments:
         if not places.get(name):
             continue

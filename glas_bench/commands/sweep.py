@@ -17,6 +17,7 @@ from typing import Any
 from glas_bench import environment, signals, study
 from glas_bench.commands.run import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
+from glas_bench.record import note_study
 from glas_bench.runs import worker
 from glas_bench.runs.cells import check_results
 from glas_bench.study import Cell, Study
@@ -31,7 +32,6 @@ from glas_bench.sweep.worker import Job, finished, work
 from glas_bench.text import seed_ranges
 from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
-from glas_bench.tracking.sync import note_study
 
 REFRESH = 2.0
 """Seconds between two looks at where all cells stand."""

@@ -11,11 +11,10 @@ from glas_bench import study
 from glas_bench.config import PRESETS, parse_seeds
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError, RunError, UsageError, unknown
-from glas_bench.record import read_json
+from glas_bench.record import note_of, read_json
 from glas_bench.study import Study
 from glas_bench.text import seed_ranges
 from glas_bench.tracking.address import experiment_name
-from glas_bench.tracking.sync import note_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glas_bench.record import RunRecord, SeedRecord
+from glas_bench.record import RunRecord, SeedRecord, count_statuses, join_statuses
 
 SCHEMA = "1"
 """Version of the names below, the tag `glas_bench.schema` of every run of ours."""
@@ -72,7 +72,7 @@ def of_cell(record: RunRecord) -> Entry:
     """Return the parent run of a cell."""
     statuses = [seed.status for seed in record.seeds.values()]
     times = [_span(record, seed) for seed in record.seeds.values()]
-    status = _joint_status(statuses)
+    status = RUN_STATUS[join_statuses(statuses)]
     ends = [end for _, end in times]
     return Entry(
         name=record.path.name,
@@ -83,7 +83,7 @@ def of_cell(record: RunRecord) -> Entry:
         tags={
             **_common_tags(record, record.environment),
             "glas_bench.kind": "cell",
-            "status": _count(statuses),
+            "status": ", ".join(f"{n} {word}" for word, n in count_statuses(statuses).items()),
             "seeds": ", ".join(str(seed) for seed in record.seeds),
         },
         files=_there(record.path, ["config.yaml", "environment.json"]),
@@ -325,18 +325,3 @@ def _there(
     folder: Path, names: Sequence[str], target: str | None = None
 ) -> list[tuple[Path, str | None]]:
     return [(folder / name, target) for name in names if (folder / name).is_file()]
-
-
-def _joint_status(statuses: Sequence[str]) -> str:
-    """Return the cell's status: going on, else the worst of its seeds'."""
-    words = {RUN_STATUS[status] for status in statuses}
-    for word in ("RUNNING", "FAILED", "KILLED", "SCHEDULED", "FINISHED"):
-        if word in words:
-            return word
-    return "SCHEDULED"
-
-
-def _count(statuses: Sequence[str]) -> str:
-    return ", ".join(
-        f"{statuses.count(status)} {status}" for status in RUN_STATUS if status in statuses
-    )

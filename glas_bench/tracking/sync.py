@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glas_bench.errors import GlasBenchError, RunError
-from glas_bench.record import find_runs, load_run, read_json, write_json
+from glas_bench.record import find_runs, load_run, noted_protocols, read_json, write_json
 from glas_bench.tracking import entries
 from glas_bench.tracking.address import experiment_name, explain, locked, manners
 from glas_bench.tracking.entries import Entry, Point
@@ -75,7 +75,7 @@ def sync(
         try:
             store = Store(results)
             store.use(experiment_name(experiment))
-            protocols = _noted(results, experiment)
+            protocols = noted_protocols(results, experiment) if experiment else {}
         except Exception as error:  # a mirror that is down is told of, not raised
             return SyncReport(0, [(str(folder), explain(error)) for folder in folders])
         for index, folder in enumerate(folders):
@@ -102,57 +102,6 @@ def sync_all(
     """Bring the given run folders, or all of the results folder, into MLflow."""
     chosen = find_runs(results) if folders is None else folders
     return sync(chosen, results, experiment=experiment, known=known, debug=debug)
-
-
-def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: str) -> None:
-    """Write down which run folders belong to a study, so that a later `sync` or `report` knows.
-
-    A folder that was the study's stays its own: what it no longer plans is no run by hand.
-
-    Args:
-        results: the results folder.
-        study: its name.
-        folders: its run folders, each with the key of the protocol that the study scores by.
-        about: what lays the study out again: `file`, `preset`, `dataset` and `seeds`.
-
-    Raises:
-        RunError: the results cannot be written.
-    """
-    protocols = _noted(results, study) | {folder.name: key for folder, key in folders.items()}
-    document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
-    write_json(note_of(results, study), document)
-
-
-def note_of(results: Path, study: str) -> Path:
-    """Return where `note_study` writes, whether or not it has."""
-    return results / "studies" / f"{study}.json"
-
-
-def _noted(results: Path, study: str | None) -> dict[str, str]:
-    """Return the protocol key by the folder's name, of the folders that a study has."""
-    if study is None or not note_of(results, study).is_file():
-        return {}
-    return dict(read_json(note_of(results, study))["folders"])
-
-
-def by_experiment(
-    results: Path, folders: Sequence[Path] | None = None
-) -> dict[str | None, list[Path]]:
-    """Return run folders by the study that they belong to, by their names; None: by no study.
-
-    Args:
-        results: the results folder.
-        folders: wherever they lie; all of the results folder unless given.
-    """
-    there = find_runs(results) if folders is None else list(folders)
-    found: dict[str | None, list[Path]] = {}
-    taken: set[str] = set()
-    for path in sorted((results / "studies").glob("*.json")):
-        about = read_json(path)
-        names = about["folders"]
-        found[about["study"]] = [each for each in there if each.resolve().name in names]
-        taken |= set(names)
-    return {**found, None: [each for each in there if each.resolve().name not in taken]}
 
 
 def _sync_folder(
