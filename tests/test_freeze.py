@@ -1,0 +1,337 @@
+"""What other code, older results and finished cells rely on, recorded once and compared here.
+
+`frozen/` holds a small study as version 0.1.0 left it: its run folders (pictures and all but one
+checkpoint left out), its queue, and what the commands answered of it. Host names are replaced.
+`python tests/test_freeze.py` records the answers again; do so only where a change is meant, and
+raise `CORE_VERSION` or `PROTOCOL_VERSION` where numbers change.
+"""
+
+import hashlib
+import inspect
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from glas_bench import (
+    ais,
+    cli,
+    config,
+    divergences,
+    evaluate,
+    filters,
+    model,
+    record,
+    registry,
+    stats,
+)
+from glas_bench import data as data_sets
+from glas_bench.core import train
+
+FROZEN = Path(__file__).parent / "frozen"
+GOLDEN = FROZEN / "golden.json"
+TINY = {"hidden": 8, "epochs": 1, "samples": 5, "images": 20, "batch": 200}
+SCORED = ("cauchy", "hellinger", "uniform-pit", "vae", "draw")
+LOSSES = ("cauchy", "gaussian", "hellinger", "no-attention", "vae")
+TIMES = {"time", "seconds", "seconds_by", "seconds_of"}
+ROUNDING = 1e-5
+
+
+def machine() -> str:
+    """Return what decides the bits of a sum: the processor with its instructions, and torch."""
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    kept = ("cpu family", "model", "model name", "stepping", "flags")
+    facts = sorted(line for line in lines if line.partition("\t")[0] in kept)
+    about = [*facts, torch.__version__, torch.backends.cpu.get_cpu_capability()]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+
+
+def numbers(value):
+    """Return a JSON value without what it took to make it."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items() if key not in TIMES}
+    return [numbers(item) for item in value] if isinstance(value, list) else value
+
+
+def agree(made, wanted, bits, where=""):
+    """Assert that two JSON values are equal, numbers to the bit or to rounding."""
+    if isinstance(wanted, dict):
+        assert sorted(made) == sorted(wanted), where
+        for key in wanted:
+            agree(made[key], wanted[key], bits, f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert len(made) == len(wanted), where
+        for index, (one, other) in enumerate(zip(made, wanted, strict=True)):
+            agree(one, other, bits, f"{where}[{index}]")
+    elif isinstance(wanted, float) and not bits:
+        assert made == pytest.approx(wanted, rel=ROUNDING, abs=1e-3), where
+    else:
+        assert made == wanted, where
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.fixture
+def same_machine(golden):
+    return golden["machine"] == machine()
+
+
+@pytest.fixture
+def frozen(glas):
+    """The command over a copy of the frozen results."""
+    shutil.copytree(FROZEN / "results", glas.results)
+    return glas
+
+
+# --------------------------------------------------------------------------- names and commands
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (model.Glas.charge, "self, q, p, z"),
+        (divergences.kl_normal, "mean, std"),
+        (divergences.squared_hellinger_normal, "mean, std"),
+        (divergences.log1p_chi2_normal, "mean, std"),
+        (divergences.renyi_normal, "mean, std, alpha"),
+        (divergences.kl_uniform, "low, high"),
+        (divergences.moment_chi2, "mean, prior_mean, prior_var"),
+        (divergences.min_chi2_log_prob, "z, mean"),
+        (filters.grid_centres, "filter_size, matrix_size, offset, log_stride, grid"),
+        (evaluate.importance_weighted_nll, "log_w_KB"),
+        (evaluate.effective_sample_size, "log_w_KB"),
+        (
+            ais.annealed_importance_sampling,
+            "log_likelihood, latent_size, batch, *chains=16, *temperatures=1000, *leapfrog=10, "
+            "*seed=0, *device=None, *dtype=None",
+        ),
+        (stats.paired_difference, "a_SB, b_SB"),
+        (record.load_run, "path"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_public_names_take_what_they_took(function, parameters):
+    takes = []
+    for each in inspect.signature(function).parameters.values():
+        star = "*" * (each.kind is each.KEYWORD_ONLY)
+        default = "" if each.default is each.empty else f"={each.default}"
+        takes.append(f"{star}{each.name}{default}")
+    wanted = parameters.split(", ")
+    assert takes[: len(wanted)] == wanted
+    assert all("=" in each for each in takes[len(wanted) :]), "what is new has a default"
+
+
+def test_public_names_give_what_they_gave():
+    estimate = stats.paired_difference([[1.0, 2.0], [2.0, 4.0]], [[0.0, 1.0], [1.5, 2.0]])
+    assert [float(getattr(estimate, name)) for name in ("estimate", "low", "high", "p")]
+    q = model.Normal(torch.zeros(2, 3), torch.ones(2, 3))
+    assert torch.equal(q.mean, torch.zeros(2, 3))
+    assert torch.equal(q.std, torch.ones(2, 3))
+    import glas_bench
+
+    assert glas_bench.Glas is model.Glas
+    assert glas_bench.load_run is record.load_run
+
+
+def commands(group=cli.cli, above=""):
+    """Return every command with its parameters: flags, whether one is required, its default."""
+    found = {}
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{above}{name} ")
+        found[above + name] = {
+            "/".join([*each.opts, *each.secondary_opts]): [
+                each.required,
+                getattr(each, "multiple", False),
+                getattr(each, "is_flag", False),
+                str(each.default) if isinstance(each.default, str | int | float | Path) else None,
+                str(each.envvar) if each.envvar else None,
+            ]
+            for each in command.params
+            if "--growth" not in each.opts
+        }
+    return found
+
+
+def test_commands_take_what_they_took(golden):
+    now = commands()
+    for name, parameters in golden["commands"].items():
+        assert {key: now[name].get(key) for key in parameters} == parameters, name
+
+
+# --------------------------------------------------------------------------- identities
+
+
+def identities(splits):
+    """Return source hash and config key of every shipped variant at `quick`, on one data set."""
+    found = {}
+    for name in registry.names():
+        variant = registry.find(name)
+        resolved = config.resolve(variant, preset="quick", dataset="mnist-5k")
+        key = config.config_key(resolved, variant.source_hash, splits.hash)
+        found[name] = [variant.source_hash, key]
+    return found
+
+
+def test_finished_cells_keep_their_keys(golden, packed):
+    now = identities(packed)
+    assert {name: now.get(name) for name in golden["identities"]} == golden["identities"]
+
+
+# --------------------------------------------------------------------------- numbers
+
+
+def losses(splits):
+    """Return the mean objective of three steps and the validation after them."""
+    found = {}
+    for name in LOSSES:
+        variant = registry.find(name)
+        run = train.Training(variant, config.resolve(variant, preset="smoke"), splits, 7)
+        for _ in range(3):
+            run.step()
+        found[name] = [run.at.sums["objective"] / 3, run.validate()[1]]
+    return found
+
+
+def scores(glas, variant):
+    """Return all that a tiny run of a variant was scored by, and its training's rows."""
+    own = registry.find(variant).cls.Settings.model_fields
+    sets = [
+        f"--set={key}={value}"
+        for key, value in {**TINY, "steps": 3}.items()
+        if key in own or key in config.RunConfig.model_fields
+    ]
+    ended = glas.here(
+        "run", "--variant", variant, "--preset", "smoke", *sets, "--no-mirror", "--json"
+    )
+    assert ended.code == 0, ended.err
+    folder = Path(ended.json["folder"]) / "seed-0"
+    (path,) = folder.glob("eval/*.json")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    return {
+        "protocol": path.stem,
+        "metrics": numbers(kept),
+        "scores": numbers(json.loads(path.read_text())),
+    }
+
+
+def test_losses_are_those_of_the_frozen_core(golden, same_machine, packed):
+    agree(losses(packed), golden["losses"], same_machine)
+
+
+@pytest.mark.parametrize("variant", SCORED)
+def test_scores_are_those_of_the_frozen_protocol(variant, golden, same_machine, glas):
+    agree(scores(glas, variant), golden["scores"][variant], same_machine, variant)
+
+
+RESCORED = {
+    "weights": ("--estimator", "iw,refit", "-K", 3, "--images", 12),
+    "ais": ("--estimator", "ais", "--images", 2, "--temperatures", 4, "--chains", 2),
+}
+
+
+def rescored(glas, how):
+    """Return the scores of the frozen checkpoint under another protocol."""
+    ended = glas.here("evaluate", "93281", "--seed", 0, "--json", *RESCORED[how])
+    assert ended.code == 0, ended.err
+    return numbers(ended.json)
+
+
+@pytest.mark.parametrize("how", RESCORED)
+def test_a_frozen_checkpoint_scores_as_it_did(how, golden, same_machine, frozen):
+    agree(rescored(frozen, how), golden["rescored"][how], same_machine, how)
+
+
+# --------------------------------------------------------------------------- older results
+
+
+def test_frozen_run_folders_load():
+    runs = {path.name: record.load_run(path) for path in record.find_runs(FROZEN / "results")}
+    statuses = {name: {k: v.status for k, v in run.seeds.items()} for name, run in runs.items()}
+    assert statuses == {
+        "cauchy-05ff08554f56": {0: "diverged", 1: "diverged"},
+        "cauchy-93281c2024cb": {0: "complete", 1: "complete"},
+        "gaussian-686f066898f4": {0: "complete", 1: "failed"},
+        "hellinger-1281865f963d": {0: "complete", 1: "complete"},
+    }
+    run = runs["cauchy-93281c2024cb"]
+    assert run.config_key == "93281c2024cb"
+    assert run.config.settings["hidden"] == 2
+    assert [row["epoch"] for row in run.seeds[0].metrics] == [1, 2]
+    arrays = run.seeds[0].per_image("6382355c8db5")
+    assert {"elbo", "iw_4", "refit_iw_4"} <= set(arrays)
+    assert arrays["iw_4"].shape == (16,)
+
+
+def test_a_frozen_study_renders_to_the_bytes_it_did(frozen, tmp_path):
+    golden = (FROZEN / "frozen.csv").read_bytes()
+    ended = frozen.here("report", FROZEN / "frozen.yaml")
+    assert ended.code == 3, ended.err  # one cell failed
+    assert (frozen.results / "report" / "frozen.csv").read_bytes() == golden
+    again = frozen.here("report", FROZEN / "frozen.csv", "--out", tmp_path / "again")
+    assert again.code == 3, again.err
+    for name in ("frozen.csv", "frozen.md"):
+        page = (tmp_path / "again" / name).read_bytes()
+        assert page == (frozen.results / "report" / name).read_bytes()
+
+
+def answers(glas):
+    """Return what the commands answer of the frozen study."""
+    study = FROZEN / "frozen.yaml"
+    asked = {
+        "status": ("status", study, "--json"),
+        "plan": ("sweep", study, "--dry-run", "--json"),
+        "sweep": ("sweep", study, "--json"),  # nothing is left to run
+    }
+    return {
+        name: [each.code, each.json]
+        for name, words in asked.items()
+        for each in [glas.here(*words)]
+    }
+
+
+def test_a_frozen_queue_is_read_as_it_was(frozen, golden):
+    before = set(frozen.results.rglob("*.pt"))
+    assert answers(frozen) == golden["answers"]
+    assert set(frozen.results.rglob("*.pt")) == before
+
+
+def test_pictures_and_mirror_are_made_from_a_frozen_run(frozen):
+    ended = frozen.here("samples", "93281", "--seed", 0)
+    assert ended.code == 0, ended.err
+    assert len(ended.out.split()) == 3
+    ended = frozen.here("sync")
+    assert ended.code == 0, ended.err
+    assert "4 run folder(s) mirrored" in ended.out
+
+
+if __name__ == "__main__":  # record the answers of this version
+    from tempfile import TemporaryDirectory
+
+    from conftest import Glas
+
+    with TemporaryDirectory() as folder:
+        command = Glas(Path(folder))
+        splits = data_sets.load("mnist-5k")
+        shutil.copytree(FROZEN / "results", command.results)
+        command.here("report", FROZEN / "frozen.yaml")
+        shutil.copy(command.results / "report" / "frozen.csv", FROZEN)
+        document = {
+            "machine": machine(),
+            "answers": answers(command),
+            "commands": commands(),
+            "identities": identities(splits),
+            "losses": losses(splits),
+            "rescored": {how: rescored(command, how) for how in RESCORED},
+            "scores": {variant: scores(command, variant) for variant in SCORED},
+        }
+    GOLDEN.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    print(f"recorded on {machine()}", file=sys.stderr)
