@@ -17,16 +17,6 @@ from glas_bench.errors import RunError, UsageError
 PACKAGES = ("torch", "numpy", "pydantic", "mlflow", "optuna", "mlxtend")
 
 
-def child(module: str) -> tuple[list[str], dict[str, str]]:
-    """Return command line and environment of a process that runs a module of this package.
-
-    Neither the current folder nor what lies in it is importable there.
-    """
-    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    found = os.pathsep.join(path for path in paths if path)
-    return [sys.executable, "-P", "-m", module], {**os.environ, "PYTHONPATH": found}
-
-
 def cores() -> int:
     """Return the number of processors that this process may use.
 

@@ -1,7 +1,8 @@
-"""Processes beside this one: given a line on stdin, they tell events as JSON lines on stdout.
+"""Child processes that run a module of this package, and die with their parent.
 
-Their stdin stays open as long as they are wanted: it closes when this process dies, however that
-is, and they end then. `Beside` is this side of such a process, `serve` the other.
+A child reads an order, one line of JSON on stdin, and reports events as JSON lines on stdout. Its
+stdin stays open while it is wanted and closes when the parent dies, however that is; the child ends
+then. `ChildProcess` and `Pool` are the parent's side, `serve` is the child's.
 """
 
 from __future__ import annotations
@@ -9,62 +10,86 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Generic, NoReturn, TypeVar
 
-from glas_bench import environment, signals
+from glas_bench import signals
+
+Event = dict[str, Any]
+Tell = Callable[[Event], None]
+"""Called with an event."""
+
+Key = TypeVar("Key", bound=Hashable)
 
 
-class Beside:
-    """A process that runs a module of this package.
+# --------------------------------------------------------------------------- the parent's side
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a child process is started with."""
+
+    module: str
+    """The module that it runs, which calls `serve`."""
+    content: Mapping[str, Any]
+    """What `serve` hands to its work, as JSON."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables besides this process's own."""
+    pass_fds: Sequence[int] = ()
+    """File descriptors that it inherits."""
+
+
+class ChildProcess:
+    """A running child.
 
     Args:
-        module: its name.
-        order: what it is given, as a line of JSON.
+        order: what it runs.
         tell: called with its events, from a thread of its own; with None once it has ended.
-        surroundings: environment variables beside this process's own.
-        pass_fds: file descriptors that it inherits.
+        log: file for its stderr, which is else kept for `how_it_ended`.
 
     Raises:
         OSError: it cannot be started.
     """
 
     def __init__(
-        self,
-        module: str,
-        order: Mapping[str, Any],
-        tell: Callable[[dict[str, Any] | None], None],
-        *,
-        surroundings: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
+        self, order: Order, tell: Callable[[Event | None], None], log: IO[bytes] | None = None
     ) -> None:
-        command, own = environment.child(module)
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self.errors = log or tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        own = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
         try:
             self.process = subprocess.Popen(
-                command,
-                env={**own, **(surroundings or {})},
+                [sys.executable, "-P", "-m", order.module],  # -P: nothing of the current folder
+                env={**os.environ, **own, **order.environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
-                pass_fds=pass_fds,
+                pass_fds=order.pass_fds,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
             )
         except OSError:
             self.errors.close()
             raise
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # one that dies at once is told of by its exit
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
-            self.process.stdin.flush()
+        self.send(order.content)
         self.listener = threading.Thread(target=self._listen, args=(tell,), daemon=True)
         self.listener.start()
 
-    def _listen(self, tell: Callable[[dict[str, Any] | None], None]) -> None:
+    def send(self, message: Any) -> None:
+        """Send a line of JSON; to a child that has ended it is lost."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def _listen(self, tell: Callable[[Event | None], None]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with contextlib.suppress(ValueError):
@@ -76,59 +101,112 @@ class Beside:
         """Ask it to checkpoint and end."""
         self.process.terminate()
 
-    @property
-    def ended_by(self) -> tuple[int, str]:
-        """Its exit code, once it has ended (below 0: the signal's), and its last word on stderr."""
-        self.errors.seek(0)
-        last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
-        return self.process.returncode, "".join(last)
+    def how_it_ended(self) -> str:
+        """Return the exit code or signal of a child that has ended, and its last line of stderr."""
+        code = self.process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        with contextlib.suppress(OSError):  # a log that is only written
+            self.errors.seek(0)
+            last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            return ": ".join([how, *last])
+        return how
 
     def close(self) -> None:
-        """Let go of it; kill it if it has not ended."""
+        """Release it; kill it if it has not ended."""
         if self.process.poll() is None:
             self.process.kill()
-        self.listener.join()
+        self.listener.join(timeout=5)
         for pipe in (self.process.stdin, self.process.stdout, self.errors):
             assert pipe is not None
             with contextlib.suppress(OSError):
                 pipe.close()
 
 
-# --------------------------------------------------------------------------- the other side
-
-Tell = Callable[[dict[str, Any]], None]
-"""Called with an event."""
-
-
-def serve(work: Callable[[dict[str, Any], Tell], int]) -> NoReturn:
-    """Be such a process, and end with the exit code that `work` returns.
+class Pool(Generic[Key]):
+    """Runs child processes side by side, and stops them when this process is asked to stop.
 
     Args:
-        work: given the order and what to call with events, from any thread. SIGTERM and Ctrl-C are
-            noted in `signals` for it to look at.
+        tell: called with the key and event of a child, in the thread that calls `run`.
+        ended: called with the key of a child that has ended and with how, as words that follow its
+            name; with None where SIGTERM ended it before it could answer.
+    """
+
+    def __init__(
+        self, tell: Callable[[Key, Event], None], ended: Callable[[Key, str | None], None]
+    ) -> None:
+        self.tell = tell
+        self.ended = ended
+        self.running: dict[Key, ChildProcess] = {}
+        self.events: queue.Queue[tuple[Key, Event | None]] = queue.Queue()
+
+    def run(self, orders: Mapping[Key, Order], places: int) -> list[Key]:
+        """Run orders, so many at a time; return those not begun when the process was stopped.
+
+        Raises:
+            OSError: a child cannot be started; the others are killed.
+        """
+        waiting, stopped = dict(orders), False
+        try:
+            while self.running or (waiting and not stopped):
+                if signals.requested() and not stopped:
+                    stopped = True
+                    for child in self.running.values():
+                        child.stop()
+                while waiting and not stopped and len(self.running) < places:
+                    self._start(key := next(iter(waiting)), waiting.pop(key))
+                with contextlib.suppress(queue.Empty):
+                    self._take(*self.events.get(timeout=0.2))
+        finally:
+            for child in self.running.values():
+                child.close()
+        return list(waiting)
+
+    def _start(self, key: Key, order: Order) -> None:
+        self.running[key] = ChildProcess(order, lambda event: self.events.put((key, event)))
+
+    def _take(self, key: Key, event: Event | None) -> None:
+        if event is not None:
+            self.tell(key, event)
+            return
+        child = self.running.pop(key)
+        too_young = signals.requested() and child.process.returncode == -signal.SIGTERM
+        self.ended(key, None if too_young else child.how_it_ended())
+        child.close()
+
+
+# --------------------------------------------------------------------------- the child's side
+
+
+def serve(work: Callable[[dict[str, Any], Tell, queue.Queue[Any]], int]) -> NoReturn:
+    """Do an order as a child process, and end with the exit code that `work` returns.
+
+    Args:
+        work: called with the order, with what to call with events, from any thread, and with the
+            queue of what the parent sends later. SIGTERM and Ctrl-C are noted in `signals`.
     """
     signals.install()
     with signals.graceful():
         order = json.loads(sys.stdin.buffer.readline())
-        threading.Thread(target=_die_with_parent, daemon=True).start()
+        inbox: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=_receive, args=(inbox,), daemon=True).start()
         out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
         os.dup2(2, 1)  # whatever else prints goes to stderr
         lock = threading.Lock()
 
-        def tell(event: dict[str, Any]) -> None:
+        def tell(event: Event) -> None:
             try:
                 with lock:
                     out.write(json.dumps(event) + "\n")
             except OSError:  # the parent is gone, which is no failure of the work
                 os._exit(1)
 
-        code = work(order, tell)
+        code = work(order, tell, inbox)
         out.flush()
         os._exit(code)
 
 
-def _die_with_parent() -> None:
-    """End this process when the other end of stdin is closed."""
-    while sys.stdin.buffer.read(1):
-        pass
+def _receive(inbox: queue.Queue[Any]) -> None:
+    """Read what the parent sends; end this process when the other end of stdin is closed."""
+    for line in sys.stdin.buffer:
+        inbox.put(json.loads(line))
     os._exit(1)

@@ -16,12 +16,12 @@ PACKAGE = ROOT / "glas_bench"
 # else, whether at its head, inside a function or for type checking alone.
 LAYERS = (
     ("errors", "ops", "signals", "stats", "text"),
-    ("data", "display", "divergences", "filters"),
+    ("data", "display", "divergences", "filters", "processes"),
     ("model",),
     ("registry",),
     ("config",),
     ("core", "environment", "record"),
-    ("contract", "processes", "yardstick"),
+    ("contract", "yardstick"),
     ("evaluate",),
     ("ais", "study"),
     ("runs", "tracking"),

@@ -30,7 +30,7 @@ from glas_bench import environment, evaluate, registry, study
 from glas_bench.commands import sweep as sweeping
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
-from glas_bench.sweep import crew, owner, states, storage, worker
+from glas_bench.sweep import owner, states, storage, worker, workers
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, StorageDown
 from glas_bench.sweep.ledger import MOST_LOST, WATCHED_BEATS
 from glas_bench.sweep.plan import Plan, digest
@@ -653,10 +653,10 @@ def test_a_cpu_gets_as_many_workers_as_it_has_cores_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(environment, "cores", lambda: 8)
-    assert crew.default_workers("cpu", cells=24, threads=1) == 8
-    assert crew.default_workers("cpu", cells=24, threads=3) == 2
-    assert crew.default_workers("cpu", cells=3, threads=1) == 3
-    assert crew.default_workers("cpu", cells=0, threads=16) == 1
+    assert workers.default_workers("cpu", cells=24, threads=1) == 8
+    assert workers.default_workers("cpu", cells=24, threads=3) == 2
+    assert workers.default_workers("cpu", cells=3, threads=1) == 3
+    assert workers.default_workers("cpu", cells=0, threads=16) == 1
 
 
 def test_a_precision_that_the_device_has_not_is_refused_before_anything_is_planned(

@@ -695,8 +695,8 @@ def test_the_mirror_gives_up_on_a_black_hole(
     folder = finished(tmp_path)
     mirror = Mirror(tmp_path, [folder.path])
     mirror.start()
-    assert mirror.process is not None
-    process = mirror.process
+    assert mirror.child is not None
+    process = mirror.child.process
     assert "s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_text()
     time.sleep(6)  # it hangs in a request by now
     started = time.monotonic()
@@ -731,7 +731,7 @@ def test_the_mirror_dies_with_its_parent(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path\n"
         "from glas_bench.tracking.mirror import Mirror\n"
         "mirror = Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]); mirror.start()\n"
-        "print(mirror.process.pid, flush=True); time.sleep(60)"
+        "print(mirror.child.process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path), str(folder.path)], stdout=subprocess.PIPE
@@ -762,8 +762,8 @@ def test_a_mirror_that_dies_or_cannot_start_is_told(
     folder = finished(tmp_path)
     mirror = Mirror(tmp_path, [folder.path])
     mirror.start()
-    assert mirror.process is not None
-    mirror.process.kill()
+    assert mirror.child is not None
+    mirror.child.process.kill()
     report = mirror.finish(20)
     assert "its process died" in report.failures[0][1]
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))

@@ -18,22 +18,20 @@ read in one place.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import queue
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from glas_bench import config, environment, registry
+from glas_bench import config, environment, processes, registry
 from glas_bench.config import RunConfig
 from glas_bench.core import memory, rollout, streams
 from glas_bench.core.stacked import StackedTraining
@@ -41,6 +39,7 @@ from glas_bench.core.train import CLIP_NORM, Training
 from glas_bench.data import Split, Splits
 from glas_bench.errors import RunError, UsageError
 from glas_bench.ops import gemm
+from glas_bench.processes import ChildProcess, Order
 from glas_bench.registry import Variant
 from glas_bench.runs.worker import prepare_torch
 from glas_bench.text import byte_size
@@ -492,7 +491,7 @@ def _side_by_side(
     with contextlib.ExitStack() as stack:
         seeds = [stack.enter_context(_process(case, names)) for _ in range(case.seeds)]
         for ask in seeds:
-            ask(None)  # wait until it is ready
+            ask(None)()  # wait until it is ready
         began = time.monotonic()
         while _rounds(began, len(rounds["core"])):
             for name in names:
@@ -516,49 +515,39 @@ def _together(seeds: Sequence[Ask], what: str) -> list[float]:
 
 @contextlib.contextmanager
 def _process(case: Case, names: Sequence[str]) -> Iterator[Ask]:
-    command, surroundings = environment.child("glas_bench.commands.bench")
-    process = subprocess.Popen(
-        command,
-        env={**surroundings, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    order = Order(
+        "glas_bench.commands.bench",
+        {**asdict(case), "names": list(names)},
+        {"OMP_NUM_THREADS": "1"},
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    given, told = process.stdin, process.stdout
+    answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    child = ChildProcess(order, answers.put)
 
     def answer() -> float:
-        line = told.readline()
-        if not line:
-            raise RunError(f"a process of the bench ended with exit code {process.wait()}")
-        return float(line)
+        event = answers.get()
+        if event is None:
+            raise RunError(f"a process of the bench {child.how_it_ended()}")
+        return float(event["value"])
 
     def ask(what: str | None) -> Callable[[], float]:
-        if what is None:
-            answer()
-            return answer
-        given.write(what + "\n")
-        given.flush()
+        if what is not None:
+            child.send(what)
         return answer
 
     try:
-        given.write(json.dumps({**asdict(case), "names": list(names)}) + "\n")
-        given.flush()
         yield ask
     finally:
-        process.kill()
-        with contextlib.suppress(OSError):
-            given.close()
-        told.close()
-        process.wait()
+        child.close()
 
 
-def main() -> None:
-    """Serve as one seed: a case on stdin, then a line for every turn; seconds or rates back."""
-    about = json.loads(sys.stdin.readline())
-    names = about.pop("names")
-    case = Case(**about)
+def main() -> NoReturn:
+    """Serve as one seed: an order on stdin, then a line for every turn; seconds or rates back."""
+    processes.serve(_serve)
+
+
+def _serve(order: dict[str, Any], tell: processes.Tell, inbox: queue.Queue[Any]) -> NoReturn:
+    names = order.pop("names")
+    case = Case(**order)
     prepare_torch(1)
     made = _programs(case, names)
     ceilings = Ceilings(case.config(registry.find(case.variant)), case.device)
@@ -571,18 +560,16 @@ def main() -> None:
         "copy": ceilings.copy,
         "peak": lambda: float(environment.peak_bytes(case.device)),
     }
-    sys.stdout.write("0\n")
-    sys.stdout.flush()
-    for line in iter(sys.stdin.readline, ""):
-        name = line.strip()
+    tell({"value": 0.0})
+    while True:
+        name = inbox.get()
         if name in made:
             began = time.perf_counter()
             made[name]()
             value = time.perf_counter() - began
         else:
             value = answers[name]()
-        sys.stdout.write(f"{value}\n")
-        sys.stdout.flush()
+        tell({"value": value})
 
 
 if __name__ == "__main__":

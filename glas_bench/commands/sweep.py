@@ -21,7 +21,7 @@ from glas_bench.record import note_study
 from glas_bench.runs import worker
 from glas_bench.runs.cells import check_results
 from glas_bench.study import Cell, Study
-from glas_bench.sweep import crew, states, storage
+from glas_bench.sweep import states, storage, workers
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
 from glas_bench.sweep.states import State
@@ -98,8 +98,8 @@ def carry_out(request: Request) -> Answer:
             most=request.most,
         )
         gone = store.renew(plan, lambda row: _is_gone(plan, store, row))
-        workers = request.workers or _workers(plan, store, device)
-        problems = _run(plan, store, job, workers, url, request.mirror, gone)
+        count = request.workers or _workers(plan, store, device)
+        problems = _run(plan, store, job, count, url, request.mirror, gone)
         return _answer(plan, store, problems, request.most)
 
 
@@ -129,7 +129,7 @@ def _workers(plan: Plan, store: Store, device: str) -> int:
         plan.study.trials if each.item.searched else 1 for each in found if each.status == "waiting"
     )
     threads = max(cell.config.threads for cell in plan.study.cells)
-    return crew.default_workers(device, left, threads)
+    return workers.default_workers(device, left, threads)
 
 
 def _there(plan: Plan, row: Row) -> Result | None:
@@ -159,7 +159,7 @@ def _run(
     plan: Plan,
     store: Store,
     job: Job,
-    workers: int,
+    count: int,
     url: str,
     with_mirror: bool,
     gone: Sequence[str],
@@ -184,12 +184,10 @@ def _run(
                 view.show(event)
 
             try:
-                if workers == 1:
+                if count == 1:
                     work(plan, store, job, tell)
                 else:
-                    team = crew.Crew(crew.jobs(job, workers), url, tell)
-                    team.wait()
-                    problems += team.problems
+                    problems += workers.run_workers(workers.jobs(job, count), url, tell)
             except StorageDown as error:
                 problems.append((3, f"{error}; the run folders have everything: sweep again"))
         _follow(plan, store, mirror)

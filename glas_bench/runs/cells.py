@@ -11,9 +11,7 @@ Both ways and the folder's lock are one file, for they end alike.
 from __future__ import annotations
 
 import contextlib
-import queue
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from glas_bench import environment, signals
 from glas_bench.errors import GlasBenchError, RunError
-from glas_bench.processes import Beside
+from glas_bench.processes import Order, Pool
 from glas_bench.record import RunFolder
 from glas_bench.runs import worker
 
@@ -107,7 +105,7 @@ def run_cells(
             return outcomes | _run_stacked(jobs, splits.to(device), results, watch)
         if len(jobs) == 1:
             return outcomes | _run_here(*jobs[0], splits.to(device), results, watch)
-        return outcomes | _SideBySide(jobs, results, locks, device, data_file, watch).run()
+        return outcomes | _run_side_by_side(jobs, results, locks, device, data_file, watch)
 
 
 def _remove(folder: Path) -> None:
@@ -189,96 +187,47 @@ def _run_stacked(
     return outcomes
 
 
-class _SideBySide:
-    """Seed processes, as many at a time as there are processors for them."""
+def _run_side_by_side(
+    jobs: Sequence[tuple[Cell, int]],
+    results: Path,
+    locks: dict[str, int],
+    device: str,
+    data_file: Path | None,
+    watch: Watch,
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Run every seed in a process of its own, as many at a time as there are processors."""
+    cells = {cell.key: cell for cell, _ in jobs}
+    outcomes: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def __init__(
-        self,
-        jobs: Sequence[tuple[Cell, int]],
-        results: Path,
-        locks: dict[str, int],
-        device: str,
-        data_file: Path | None,
-        watch: Watch,
-    ) -> None:
-        self.waiting = list(jobs)
-        self.results = results
-        self.locks = locks
-        self.device = device
-        self.data_file = data_file
-        self.watch = watch
-        self.events: queue.Queue[tuple[tuple[Cell, int], dict[str, Any] | None]] = queue.Queue()
-        self.running: dict[tuple[str, int], Beside] = {}
-        self.outcomes: dict[tuple[str, int], dict[str, Any]] = {}
+    def tell(place: tuple[str, int], event: dict[str, Any]) -> None:
+        if event["event"] == "end":
+            outcomes[place] = {key: value for key, value in event.items() if key != "event"}
+        watch(cells[place[0]], place[1], event)
 
-    def run(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Run all jobs; return their outcomes."""
-        told = False
-        try:
-            while self.waiting or self.running:
-                if signals.requested() and not told:
-                    told = True
-                    self._stop()
-                while self.waiting and len(self.running) < self._places():
-                    self._start(*self.waiting.pop(0))
-                with contextlib.suppress(queue.Empty):
-                    self._take(*self.events.get(timeout=0.2))
-        finally:
-            for process in self.running.values():
-                process.close()
-        return self.outcomes
+    def ended(place: tuple[str, int], how: str | None) -> None:
+        if place in outcomes:
+            return
+        reason = {} if how is None else {"reason": f"its process {how}"}
+        outcome = {"status": "interrupted" if how is None else "failed", **reason}
+        with contextlib.suppress(GlasBenchError):
+            cells[place[0]].folder(results).seed(place[1]).set_status(**outcome)
+        tell(place, {"event": "end", **outcome})
 
-    def _places(self) -> int:
-        threads = max(cell.config.threads for cell, _ in self.waiting)
-        return max(1, environment.cores() // threads)
-
-    def _stop(self) -> None:
-        """Ask running seeds to checkpoint; let waiting ones be."""
-        for cell, seed in self.waiting:
-            self.outcomes[cell.key, seed] = {"status": "interrupted", "reason": "not begun"}
-        self.waiting.clear()
-        for process in self.running.values():
-            process.stop()
-
-    def _start(self, cell: Cell, seed: int) -> None:
+    orders = {}
+    for cell, seed in jobs:
         job = worker.Job(
             variant=cell.variant.reference,
             config=cell.config.model_dump(),
-            results=str(self.results.resolve()),
+            results=str(results.resolve()),
             key=cell.key,
             seed=seed,
-            device=self.device,
-            data_file=str(self.data_file.resolve()) if self.data_file else None,
+            device=device,
+            data_file=str(data_file.resolve()) if data_file else None,
         )
-        self.running[cell.key, seed] = Beside(
-            "glas_bench.runs.worker",
-            asdict(job),
-            lambda event: self.events.put(((cell, seed), event)),
-            pass_fds=[self.locks[cell.key]],
+        orders[cell.key, seed] = Order(
+            "glas_bench.runs.worker", asdict(job), pass_fds=[locks[cell.key]]
         )
-
-    def _take(self, job: tuple[Cell, int], event: dict[str, Any] | None) -> None:
-        cell, seed = job
-        if event is not None:
-            if event["event"] == "end":
-                self.outcomes[cell.key, seed] = {k: v for k, v in event.items() if k != "event"}
-            self.watch(cell, seed, event)
-            return
-        process = self.running.pop((cell.key, seed))
-        if (cell.key, seed) not in self.outcomes:
-            outcome = self._died(cell, seed, *process.ended_by)
-            self.outcomes[cell.key, seed] = outcome
-            self.watch(cell, seed, {"event": "end", **outcome})
-        process.close()
-
-    def _died(self, cell: Cell, seed: int, code: int, last: str) -> dict[str, Any]:
-        """Note a process that ended without telling how."""
-        if signals.requested() and code == -signal.SIGTERM:  # too young to answer it
-            with contextlib.suppress(GlasBenchError):
-                cell.folder(self.results).seed(seed).set_status("interrupted")
-            return {"status": "interrupted"}
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        reason = f"its process ended {how}" + (f": {last}" if last else "")
-        with contextlib.suppress(GlasBenchError):
-            cell.folder(self.results).seed(seed).set_status("failed", reason=reason)
-        return {"status": "failed", "reason": reason}
+    places = environment.cores() // max((cell.config.threads for cell, _ in jobs), default=1)
+    for place in Pool(tell, ended).run(orders, max(1, places)):
+        outcomes[place] = {"status": "interrupted", "reason": "not begun"}
+    return outcomes

@@ -388,7 +388,8 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: Tell) -> int:
+def _serve(order: dict[str, Any], tell: Tell, inbox: object) -> int:
+    del inbox
     tell({"event": "end", **_run_job(Job(**order), tell)})
     return 0
 

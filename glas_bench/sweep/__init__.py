@@ -3,7 +3,7 @@
 `plan` says what a study's cells are once the data is known. `addresses` knows where the database
 is, `owner` who a worker is; `database` opens and locks, `trials` are trials as plain values,
 `ledger` is what may happen to one, `search` draws values for axes, `store` is what a worker asks:
-they alone import optuna. `worker` runs one cell after another, `crew` several workers side by side,
+they alone import optuna. `worker` runs one cell after another, `workers` several side by side,
 `states` says where every cell stands, `view` shows it, and `sweeping` is what `sweep` does from its
 arguments to its exit code.
 

@@ -1,7 +1,6 @@
 """A worker: claims a cell, runs it, tells what came of it, and again, until nothing is left.
 
-In the command's own process where there is one worker, else as processes (`crew`) that read a job
-from stdin, one JSON line, tell events in JSON lines on stdout, and end when stdin closes. The
+In the command's own process where there is one worker, else as child processes (`workers`). The
 database's address comes in the environment, since it may hold a password.
 """
 
@@ -245,7 +244,8 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: Tell) -> int:
+def _serve(order: dict[str, Any], tell: Tell, inbox: object) -> int:
+    del inbox
     try:
         _do(Job(**order), tell)
     except GlasBenchError as error:

@@ -11,19 +11,17 @@ to say goes to `<results>/mlflow.log`, without passwords.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
+import queue
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from glas_bench import environment
+from glas_bench import processes
+from glas_bench.processes import ChildProcess, Order, Tell
 
 if TYPE_CHECKING:
     from glas_bench.tracking.sync import SyncReport
@@ -63,7 +61,8 @@ class Mirror:
             "experiment": experiment,
             "every": every,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.child: ChildProcess | None = None
+        self.reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.trouble = "it was not started"
 
     def __enter__(self) -> Mirror:
@@ -77,17 +76,11 @@ class Mirror:
         """Start the process; it does its heavy imports over there."""
         try:
             self.results.mkdir(parents=True, exist_ok=True)
-            with _open_log(self.results / "mlflow.log") as log:
-                command, surroundings = environment.child("glas_bench.tracking.mirror")
-                self.process = subprocess.Popen(
-                    command,
-                    env=surroundings,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is the parent's to answer
-                )
-            self._tell(json.dumps(self.order))
+            self.child = ChildProcess(
+                Order("glas_bench.tracking.mirror", self.order),
+                self.reports.put,
+                _open_log(self.results / "mlflow.log"),
+            )
         except OSError as error:
             self.trouble = f"it could not be started: {error}"
 
@@ -95,65 +88,43 @@ class Mirror:
         """Mirror one more run folder from the next sync on."""
         if (folder := folder.resolve()) not in self.folders:
             self.folders.append(folder)
-            with contextlib.suppress(OSError):
-                self._tell(json.dumps({"folder": str(folder)}))
+            if self.child is not None:
+                self.child.send({"folder": str(folder)})
 
     def finish(self, timeout: float = 30.0) -> SyncReport:
         """Have everything mirrored once more and end the process.
 
-        Waits at most `timeout` seconds; what is not done then is told as a failure.
+        Waits at most `timeout` seconds; what is not done then is reported as a failure.
         """
         from glas_bench.tracking.sync import SyncReport
 
         try:
-            with contextlib.suppress(OSError):  # one that has died is told of by its silence
-                self._tell("finish")
-            line = self._answer(timeout)
-            if line:
-                return SyncReport.parse(line)
+            if report := self._last_report(timeout):
+                return SyncReport(**report)
         finally:
             self.close()
         there = [folder for folder in self.folders if (folder / "config.yaml").is_file()]
         message = f"not mirrored to MLflow: {self.trouble}; {ADVICE}"
         return SyncReport(0, [(str(folder), message) for folder in there])
 
+    def _last_report(self, timeout: float) -> dict[str, Any] | None:
+        if self.child is None:
+            return None
+        self.child.send("finish")
+        try:
+            report = self.reports.get(timeout=timeout)
+        except queue.Empty:
+            self.trouble = f"no answer within {timeout:.0f} s"
+            return None
+        if report is None:
+            self.trouble = f"its process died, see {self.results / 'mlflow.log'}"
+        return report
+
     def close(self) -> None:
         """End the process at once."""
-        process, self.process = self.process, None
-        if process is None:
-            return
-        process.kill()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):
-                pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-
-    def _tell(self, line: str) -> None:
-        if self.process is not None:
-            assert self.process.stdin is not None
-            self.process.stdin.write(line.encode() + b"\n")
-            self.process.stdin.flush()
-
-    def _answer(self, timeout: float) -> str:
-        """Return the line that the process ends with, or nothing."""
-        if self.process is None:
-            return ""
-        assert self.process.stdout is not None
-        number, text = self.process.stdout.fileno(), b""
-        until = time.monotonic() + timeout
-        while not text.endswith(b"\n"):
-            ready, _, _ = select.select([number], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
-                self.trouble = f"no answer within {timeout:.0f} s"
-                return ""
-            piece = os.read(number, 65536)
-            if not piece:
-                self.trouble = f"its process died, see {self.results / 'mlflow.log'}"
-                return ""
-            text += piece
-        return text.decode()
+        child, self.child = self.child, None
+        if child is not None:
+            child.close()
 
 
 def _open_log(path: Path) -> IO[bytes]:
@@ -166,49 +137,38 @@ def _open_log(path: Path) -> IO[bytes]:
 # --------------------------------------------------------------------------- as a process
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Mirror as ordered on stdin."""
+    processes.serve(_serve)
+
+
+def _serve(order: dict[str, Any], tell: Tell, inbox: queue.Queue[Any]) -> int:
+    """Sync now and then; after `finish` once more, whose report is the answer."""
+    from glas_bench.tracking.sync import sync
+
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent checkpoints and says when to end
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(10)
-    order = json.loads(sys.stdin.buffer.readline())
-    finish = threading.Event()
-    threading.Thread(target=_listen, args=(order, finish), daemon=True).start()
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else prints goes to the log
-    out.write(_mirror(order, finish).line() + "\n")
-    out.flush()
-    os._exit(0)
-
-
-def _mirror(order: dict[str, Any], finish: threading.Event) -> SyncReport:
-    """Sync until told to finish; return what the last sync did."""
-    from glas_bench.tracking.sync import sync
-
-    results = Path(order["results"])
+    folders, last = [Path(folder) for folder in order["folders"]], False
     while True:
-        last = finish.is_set()
-        folders = [Path(folder) for folder in order["folders"]]
         there = [folder for folder in folders if (folder / "config.yaml").is_file()]
-        report = sync(there, results, experiment=order["experiment"], debug=True)
-        for folder, message in report.failures:
-            print(f"{time.strftime('%F %T')} {folder}: {message}", flush=True)
+        report = sync(there, Path(order["results"]), experiment=order["experiment"], debug=True)
+        for failed, message in report.failures:
+            print(f"{time.strftime('%F %T')} {failed}: {message}", flush=True)
         if last:
-            return report
+            tell(asdict(report))
+            return 0
         if os.fstat(2).st_size > LOG_BYTES:
             os.ftruncate(2, 0)
-        finish.wait(order["every"])
-
-
-def _listen(order: dict[str, Any], finish: threading.Event) -> None:
-    """Wait for more folders and for `finish`; end this process when stdin is closed."""
-    for line in sys.stdin.buffer:
-        if line.strip() == b"finish":
-            finish.set()
-        else:
-            order["folders"].append(json.loads(line)["folder"])
-    os._exit(1)
+        due = time.monotonic() + order["every"]
+        with contextlib.suppress(queue.Empty):
+            while not last:
+                message = inbox.get(timeout=max(0.0, due - time.monotonic()))
+                if message == "finish":
+                    last = True
+                else:
+                    folders.append(Path(message["folder"]))
 
 
 if __name__ == "__main__":

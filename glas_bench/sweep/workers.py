@@ -1,0 +1,99 @@
+"""Several workers side by side: one a GPU, or processes that divide the processors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from glas_bench import environment
+from glas_bench.processes import Order, Pool
+from glas_bench.sweep import storage
+from glas_bench.sweep.worker import Job
+
+
+def run_workers(
+    jobs: list[Job], url: str, tell: Callable[[dict[str, Any]], None]
+) -> list[tuple[int, str]]:
+    """Run worker processes until the last has ended.
+
+    Args:
+        jobs: one a worker.
+        url: the database's; handed over in the environment.
+        tell: called with their events.
+
+    Returns:
+        Exit code and reason of every worker that ended before its time.
+    """
+    problems: list[tuple[int, str]] = []
+    doing: dict[int, str] = {}
+    reported: set[int] = set()  # workers that said how they ended
+
+    def heard(index: int, event: dict[str, Any]) -> None:
+        if event["event"] == "begin":
+            doing[index] = event["name"]
+        elif event["event"] in ("end", "back", "wait", "done"):
+            doing.pop(index, None)
+        if event["event"] in ("stopped", "done"):
+            reported.add(index)
+        if event["event"] == "stopped":
+            problems.append((event["code"], event["reason"]))
+        tell({**event, "worker": index})
+
+    def ended(index: int, how: str | None) -> None:
+        if how is None or index in reported:
+            return
+        reason = f"worker {index} {how}"
+        if index in doing:
+            reason += f"; others take over {doing[index]}"
+        problems.append((1, reason))
+        tell({"event": "lost", "worker": index, "reason": reason})
+
+    cores = max(1, environment.cores() // len(jobs))
+    shared = {storage.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)}
+    orders = {
+        index: Order("glas_bench.sweep.worker", asdict(job), shared)
+        for index, job in enumerate(jobs)
+    }
+    Pool(heard, ended).run(orders, places=len(jobs))
+    return problems
+
+
+def devices(device: str, workers: int) -> list[str]:
+    """Return the device of every worker: GPUs in turn where any may be taken.
+
+    Args:
+        device: as `environment.choose_device` returns it.
+        workers: how many.
+    """
+    if device != "cuda":
+        return [device] * workers
+    import torch
+
+    count = max(1, torch.cuda.device_count())
+    return [f"cuda:{index % count}" for index in range(workers)]
+
+
+def default_workers(device: str, cells: int, threads: int) -> int:
+    """Return how many workers a machine gets unless told.
+
+    One a GPU. On a CPU as many as it has processors for: a worker that has them for one seed alone
+    runs seeds one after another, which saves each a process of its own and its imports of seconds.
+
+    Args:
+        device: as `environment.choose_device` returns it.
+        cells: that are to be run; more workers than cells would be idle.
+        threads: of a seed.
+    """
+    if device == "cpu":
+        return max(1, min(environment.cores() // threads, cells))
+    if device != "cuda":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def jobs(job: Job, workers: int) -> list[Job]:
+    """Return a job for every worker."""
+    return [replace(job, device=device) for device in devices(job.device, workers)]
