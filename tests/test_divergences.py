@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal, Uniform, kl_divergence
 
@@ -18,7 +17,6 @@ from glas_bench.divergences import (
     kl_uniform,
     log1p_chi2_normal,
     min_chi2_kl,
-    min_chi2_kl_knots,
     min_chi2_log_prob,
     moment_chi2,
     renyi_normal,
@@ -216,7 +214,7 @@ NORMAL_FORMS = {
 
 
 @pytest.mark.parametrize("name", NORMAL_FORMS)
-def test_gradients_are_right_everywhere_inside(name):
+def test_gradients_of_normal_forms_are_right_everywhere_inside(name):
     function, widest = NORMAL_FORMS[name]
     mean = torch.tensor([0.0, 1e-3, -2.0, 0.5, 0.0, 3.0]).requires_grad_()
     std = torch.tensor([1.0, 1.0, 1e-2, widest, 0.7, 0.3]).requires_grad_()
@@ -280,11 +278,6 @@ def test_kl_uniform_is_infinite_where_q_sticks_out_or_is_empty():
     assert slopes[1].tolist() == [0, 0, 0, 0, 0, -2]
 
 
-def test_kl_uniform_is_log1p_chi2_of_the_uniform():
-    chi2 = integral(lambda z: (1 / 0.4) ** 2 + 0 * z, (0.2, 0.6))
-    assert both(0.2, 0.6, kl_uniform) == pytest.approx(math.log(chi2), rel=1e-12)
-
-
 def test_moment_chi2_and_its_missing_order_with_kl():
     assert moment_chi2(torch.tensor(0.4), 0.5, 1 / 12).item() == pytest.approx(0.113, abs=5e-4)
     charge = moment_chi2(torch.tensor([0.0, 2.0, 1.0]), 0.0, 1.0)
@@ -299,13 +292,6 @@ def test_moment_chi2_and_its_missing_order_with_kl():
 @given(st.floats(-3, 3), st.floats(0.05, 1.4))
 def test_moment_chi2_is_a_lower_bound_of_log1p_chi2(m, s):
     assert moment_chi2(torch.tensor(m), 0.0, 1.0) <= both(m, s, log1p_chi2_normal) + 1e-12
-
-
-@few
-@given(st.floats(-3, 3))
-def test_moment_chi2_has_the_gradient_of_its_formula(m):
-    mean = torch.tensor([m], requires_grad=True)
-    assert torch.autograd.gradcheck(lambda mean: moment_chi2(mean, 0.3, 0.7), mean)
 
 
 # --- the min-chi2 sampler --------------------------------------------------------------------
@@ -334,24 +320,6 @@ def test_min_chi2_is_a_law_with_mean_m_and_variance_one_plus_two_m_square(m):
     assert variance == pytest.approx(1 + 2 * m * m, rel=1e-4)
 
 
-@pytest.mark.parametrize("m", [-0.7, 0.1, 0.5, 3.0])
-def test_min_chi2_log_prob_is_the_density_of_the_sampler(m):
-    """The mass of each of 20 cells between quantiles of draws is a twentieth."""
-    s = np.random.default_rng(0).standard_normal(400_000)
-    z = s * (1 + m * s)
-    ends = np.quantile(z, np.linspace(0, 1, 21)[1:-1])
-    edge = -1 / (4 * m)
-    for low, high in itertools.pairwise(ends):
-        # t^2 = |z - edge| again; both ends lie on the same side of the edge
-        t_low, t_high = sorted((math.sqrt(abs(low - edge)), math.sqrt(abs(high - edge))))
-        t = np.linspace(t_low, t_high, 2001)
-        density = min_chi2_log_prob(
-            torch.from_numpy(edge + math.copysign(1, m) * t**2), torch.tensor(m)
-        ).exp()
-        mass = np.trapezoid(2 * t * density.numpy(), t)
-        assert mass == pytest.approx(1 / 20, abs=5 * math.sqrt(0.05 * 0.95 / 400_000))
-
-
 def test_min_chi2_log_prob_by_its_two_roots():
     """f(z) = [phi((-1 + r)/(2 m)) + phi((-1 - r)/(2 m))] / r, as the density is usually written."""
     z = torch.linspace(-6, 6, 97)
@@ -377,12 +345,6 @@ def test_min_chi2_log_prob_is_continuous_at_zero(dtype):
         (slope,) = torch.autograd.grad(got.sum(), mean)
         # the first-order perturbation of the normal law is m (He_1 + He_3) = m (z^3 - 2 z)
         torch.testing.assert_close(slope, z**3 - 2 * z, rtol=1e-4, atol=1e-4)
-
-
-def test_min_chi2_log_prob_has_the_gradients_of_its_formula():
-    z = torch.tensor([0.3, -1.0, 4.0, -2.0, 0.7, -0.16]).requires_grad_()
-    mean = torch.tensor([0.0, 0.2, 1.5, -0.6, -0.3, 1.5]).requires_grad_()
-    assert torch.autograd.gradcheck(min_chi2_log_prob, (z, mean), eps=1e-8, rtol=1e-4)
 
 
 def test_min_chi2_log_prob_outside_has_zero_gradient():
@@ -462,13 +424,6 @@ def test_min_chi2_kl_and_its_slope_are_those_of_the_integral(log_m, negative):
     assert mean.grad.item() == pytest.approx(-slope if negative else slope, rel=2e-6)
 
 
-def test_min_chi2_kl_is_the_mean_log_ratio_of_the_density():
-    for m in (0.3, -1.0, 2.0):
-        log_p = -math.log(2 * math.pi) / 2
-        mean_log_ratio = min_chi2_moment(m, lambda z, log_f, log_p=log_p: log_f - log_p + z * z / 2)
-        assert min_chi2_kl(torch.tensor(m)).item() == pytest.approx(mean_log_ratio, rel=1e-4)
-
-
 def test_min_chi2_kl_at_its_ends():
     mean = torch.tensor([0.0, 1e-8, 1e-4, -1e-4, 1e3, 1e6], requires_grad=True)
     value = min_chi2_kl(mean)
@@ -498,11 +453,6 @@ def test_min_chi2_kl_is_never_less_than_2_7254_times_the_published_charge():
     assert mean[ratio.argmin()].item() == pytest.approx(1.097, abs=1e-3)
 
 
-def test_min_chi2_kl_passes_gradcheck():
-    mean = torch.tensor([1e-3, -0.0199, 0.0201, 0.4, -1.0, 3.0, 15.0, -17.0], requires_grad=True)
-    assert torch.autograd.gradcheck(min_chi2_kl, mean)
-
-
 def test_min_chi2_kl_in_other_dtypes():
     mean = torch.tensor([1e-3, 0.0201, 0.14, 0.6, 3.0, 40.0])
     exact = min_chi2_kl(mean)
@@ -523,16 +473,6 @@ def test_a_mean_that_is_nan_gives_nan_and_one_that_overflows_gives_infinity():
     assert value[2].isfinite()
 
 
-def test_the_table_is_that_of_quadrature():
-    m, kl, slope = min_chi2_kl_knots()
-    assert (np.diff(m) > 0).all()
-    for k in range(0, len(m), 64):
-        assert kl[k] == pytest.approx(min_chi2_kl_by_quadrature(m[k]), rel=1e-10)
-        h = 1e-3 * m[k]
-        f = [min_chi2_kl_by_quadrature(m[k] + i * h) for i in (-2, -1, 1, 2)]
-        assert slope[k] == pytest.approx((f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h), rel=1e-7)
-
-
 def test_the_table_born_in_inference_mode_serves_training(monkeypatch):
     tables: dict[object, Tensor] = {}
     monkeypatch.setattr("glas_bench.divergences._TABLES", tables)
@@ -544,11 +484,17 @@ def test_the_table_born_in_inference_mode_serves_training(monkeypatch):
     assert mean.grad is not None
 
 
-def test_a_normal_law_passes_where_the_min_chi2_law_fails():
-    """The sampler's law is not the normal law of its moments, nor the one that was charged."""
-    s = np.random.default_rng(1).standard_normal(20_000)
-    z = s * (1 + 0.5 * s)
-    assert stats.kstest(z, "norm", (0.5, math.sqrt(1.5))).pvalue < 1e-6
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (lambda mean: moment_chi2(mean, 0.3, 0.7), [[-3.0, -0.2, 0.3, 3.0]]),
+        (min_chi2_log_prob, [[0.3, -1, 4, -2, 0.7, -0.16], [0, 0.2, 1.5, -0.6, -0.3, 1.5]]),
+        (min_chi2_kl, [[1e-3, -0.0199, 0.0201, 0.4, -1, 3, 15, -17]]),
+    ],
+)
+def test_gradients_of_other_forms_are_right(function, inputs):
+    leaves = [torch.tensor(values, dtype=torch.float64).requires_grad_() for values in inputs]
+    assert torch.autograd.gradcheck(function, leaves, eps=1e-8, rtol=1e-4)
 
 
 # --- every form alike ------------------------------------------------------------------------
