@@ -337,6 +337,18 @@ _MEANT_FOR_THE_BOUND = frozenset(
     {"charge", "posterior", "prior", "log_ratio", "objective", "auxiliary", "step", "finish"}
 )
 
+DESCRIPTIVE = ("citations", "least_kl_per_charge", "is_control", "figures")
+"""Class attributes that pages read and that change no number.
+
+- `citations`: published numbers, each the keyword arguments of `registry.Citation`;
+- `least_kl_per_charge`: the least possible ratio of KL to charge, where it is known;
+- `is_control`: whether the report compares runs by hand with this variant;
+- `figures`: figures of the report ("samples", "filter") that show this variant first.
+
+They describe one variant and are not inherited. `registry.code_alone` leaves out assignments of
+literals to them, so that editing one does not change the variant's `source_hash`.
+"""
+
 
 class Glas(nn.Module):
     """The published GLAS, and the base class of every variant: override the seam you change.
@@ -354,7 +366,10 @@ class Glas(nn.Module):
       recognition;
     - `statistics_of`: names of running statistics, see `statistics`;
     - `latent_trained`: False keeps the latent matrix as it was drawn, a buffer;
-    - `write_up`: what the write-up says happened; `published`: its numbers by data set.
+    - `write_up`: what the write-up says happened;
+    - `published`: its numbers by data set, in nats;
+    - `citations`, `least_kl_per_charge`, `is_control`, `figures`: for pages alone, see
+      `DESCRIPTIVE`.
 
     Args:
         settings: an instance of the variant's `Settings`.
@@ -373,6 +388,10 @@ class Glas(nn.Module):
     latent_trained: ClassVar[bool] = True
     write_up: ClassVar[str] = ""
     published: ClassVar[dict[str, float]] = {}
+    citations: ClassVar[tuple[dict[str, Any], ...]] = ()
+    least_kl_per_charge: ClassVar[float | None] = None
+    is_control: ClassVar[bool] = False
+    figures: ClassVar[tuple[str, ...]] = ()
 
     # A variant may put other modules in these places.
     encoder: Any
@@ -391,6 +410,9 @@ class Glas(nn.Module):
             cls.why = f"it overrides {', '.join(changed)} and does not declare bounds_nll"
         elif "bounds_nll" in vars(cls) and "why" not in vars(cls):
             cls.why = "declared by the variant"
+        for name in DESCRIPTIVE:
+            if name not in vars(cls):
+                setattr(cls, name, getattr(Glas, name))
 
     def __init__(self, settings: Any, pixels: int, classes: int = 0) -> None:
         super().__init__()

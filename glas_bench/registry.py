@@ -6,6 +6,8 @@ name, and the one public subclass of `Glas` that the file defines is the variant
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -14,12 +16,13 @@ import io
 import itertools
 import sys
 import tokenize
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glas_bench.errors import UsageError, unknown
 
@@ -29,6 +32,43 @@ if TYPE_CHECKING:
 BUILT_IN = Path(__file__).parent / "variants"
 ENTRY_POINTS = "glas_bench.variants"
 _LAYOUT = {tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+ESTIMATOR = "as its file says; split unverified"
+"""Estimator of a number in a variant's `published`; the file's docstring says what it measures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Citation:
+    """A published number of a variant, in nats per image, as its source gives it.
+
+    GLAS's README gave four versions of its table. Its `eval.py` averages the training loss over one
+    draw, on the `train` part by default, and no configuration names the part that the README's
+    numbers are of: `verified` is False for all of them.
+    """
+
+    dataset: str
+    nats: float
+    estimator: str
+    split: str = "not established"
+    source: str
+    verified: bool = False
+    steps: int | None = 64
+    """T; None where it is unknown."""
+    bound: bool = False
+    """Whether the source gives it as an upper bound of -log p(x)."""
+    remark: str = ""
+    grey: bool = False
+    """Whether its targets are grey, as those of binarisation `soft`."""
+    is_elbo: bool = True
+    """Whether it is comparable with `elbo`; otherwise with `objective`."""
+    epochs: int | None = 250
+    """Epochs of training in the original code; None where the source is another."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Settings other than the variant's defaults, written as a run's parameters."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the number as plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -56,6 +96,25 @@ class Variant:
         return digest.hexdigest()
 
     @property
+    def citations(self) -> tuple[Citation, ...]:
+        """The published numbers: `citations` of the class, then what else `published` declares."""
+        known = tuple(Citation(**each) for each in self.cls.citations)
+        cited = {(each.dataset, each.nats) for each in known}
+        rest = (
+            Citation(
+                dataset=dataset,
+                nats=nats,
+                estimator=ESTIMATOR,
+                source="the variant's file",
+                steps=None,
+                epochs=None,
+            )
+            for dataset, nats in self.cls.published.items()
+            if (dataset, nats) not in cited
+        )
+        return (*known, *rest)
+
+    @property
     def summary(self) -> str:
         """The first line of the docstring of the variant's file (or class)."""
         return self.docstring.strip().partition("\n")[0]
@@ -68,32 +127,54 @@ class Variant:
 
 
 def code_alone(source: str) -> str:
-    """Return Python source without comments, docstrings and blank lines between statements.
+    """Return Python source without comments, docstrings, blank lines and descriptive attributes.
 
-    Cut out of the text, since what `ast` makes of it differs between versions of Python.
+    The text is cut, not rendered from a syntax tree, whose rendering differs between versions of
+    Python.
     """
     lines = io.StringIO(source).readlines()
-    places = [0, *itertools.accumulate(map(len, lines))]
+    offsets = [0, *itertools.accumulate(map(len, lines))]
+    descriptive = _descriptive_lines(source)
     code: list[str] = []
-    statement: list[tuple[int, int, int]] = []  # of its tokens: kind, start of the line, end
-    remarks: list[tuple[int, int]] = []
+    statement: list[tokenize.TokenInfo] = []
+    cuts: list[tuple[int, int]] = []
     for token in tokenize.generate_tokens(iter(lines).__next__):
-        row = places[token.start[0] - 1]
-        end = places[token.end[0] - 1] + token.end[1]
         if token.type == tokenize.COMMENT:
+            row, end = (offsets[token.start[0] - i] for i in (1, 0))
             before = lines[token.start[0] - 1][: token.start[1]].rstrip()
-            remarks.append((row + len(before), end) if before else (row, end + 1))
+            cuts.append((row + len(before), end - 1) if before else (row, end))
         elif token.type == tokenize.NEWLINE:
-            if any(kind != tokenize.STRING for kind, _, _ in statement):
-                code.append(_without(source, remarks, statement[0][1], statement[-1][2]))
-            statement, remarks = [], []
+            is_docstring = all(each.type == tokenize.STRING for each in statement)
+            is_descriptive = statement[0].start[0] in descriptive and not any(
+                each.string == ";" for each in statement
+            )
+            if not (is_docstring or is_descriptive):
+                start = offsets[statement[0].start[0] - 1]
+                end = offsets[statement[-1].end[0] - 1] + statement[-1].end[1]
+                code.append(_without(source, cuts, start, end))
+            statement, cuts = [], []
         elif token.type not in _LAYOUT:
-            statement.append((token.type, row, end))
+            statement.append(token)
     return "\n".join(code)
 
 
+def _descriptive_lines(source: str) -> set[int]:
+    """Return the lines on which a class body begins to assign a literal to a descriptive name."""
+    from glas_bench.model import DESCRIPTIVE
+
+    classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+    lines = set()
+    for statement in itertools.chain.from_iterable(node.body for node in classes):
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in DESCRIPTIVE:
+                with contextlib.suppress(ValueError):
+                    ast.literal_eval(value)
+                    lines.add(statement.lineno)
+    return lines
+
+
 def _without(source: str, cuts: list[tuple[int, int]], start: int, end: int) -> str:
-    """Return source[start:end] without the stretches to cut, which are in order."""
+    """Return source[start:end] without the cuts, which are in order."""
     kept = []
     for first, last in cuts:
         if start < first < end:

@@ -10,6 +10,34 @@ import pytest
 
 from glas_bench import registry
 from glas_bench.errors import UsageError
+from glas_bench.model import DESCRIPTIVE
+
+# Every run folder holds one of these: another hash makes its runs another variant's.
+HASHES = {
+    "cauchy": "df607bd6949b401104b695688aff2f2fe00c5db5d3ada5c75ef23d5f38bf43c4",
+    "chi2": "082a87f401390578cbe6d68b7ceda0faf061dbf5123a263b0e6550eb44c627da",
+    "content": "79b33b3e1b3480b7c83df585c70e4d5b0f6d54739bd783aa215abd92d25024e5",
+    "draw": "b99624192d957d6b41053e1da457f765b38ff1b4d7b8cc696159fe81d98b66b9",
+    "fixed-random": "de9d8f92f508cc3c124b75a18ecf5440b362d96d97bb1795688e3f1be2c7c27b",
+    "fixed-supervised": "3d4188f6ab86c63cf451682322507457d1dfccba98aceb0acd9b2749d17af436",
+    "gaussian": "e8a512bce128a7a1b8ddc0e9aedd4d4fbb27fa2fe33f85ab57e00bb1c16d6510",
+    "grid": "9961dfb2a00b4c5b480e7a5a43b1b2bf248d52893852740d9631cebf3a5b0996",
+    "hellinger": "35e82a933d49cf80aafd99cd477f2246f7af89940db38faae5c9b234a5e9b177",
+    "hellinger-renyi": "b5a0604a1069ee82954d56f340b0269acacb7da9feb9c9fd76f227e36726dd3c",
+    "masked-canvas": "958d3a273eb813143a830cb7c1f139fd7f1c60bff9fb515d9b64c621aa2e15f6",
+    "masked-progressive": "b850e19baea2b12c33fe510eb6f061be90bf078ad0d4cdfafc998a0ec1a6d8e6",
+    "min-chi2": "6b4d5da6ac0ac0b59d98dd00ded69495e29923be055a83b90c89cca892de576d",
+    "min-chi2-kl": "78947160298189231bbb9d7f0f5101a6f05eaae2ee9a67f39877fe1929d4f6e1",
+    "no-attention": "34f96eb73ea3015e76ed5a8c6bcf769908de0fc80d495aada6db86d5becbf793",
+    "plausible-canvas": "37369483913555615b8889c5d7dd3c23c95a9b93abe447b4653a85c722b32df9",
+    "sigmoid": "2769de2797c6aba17699e2a3700ff72c7a0c71de09b54cfcd7565d8273e9cdbd",
+    "softmax": "5c102d9fa0b171edc850365ab140c7d6920782fb7d4c981b8bb3723837b391c2",
+    "tandem-supervised": "d3b90967eb674bdc2c6c5f911e9080d0ca03e2bb647032a471255159e15278c2",
+    "uniform-chi2": "e86741811767f43d5f803d36cbf4e56697eea17a6a77e26db2da3f737c2fb63f",
+    "uniform-kl": "effc819bf9c317a97a95789edd6280396d8b74b861f5bc0faaf9199b915c56e2",
+    "uniform-pit": "3134a4a48bcab9cf9e78a20eb29ddad7ac80266733f48f8078a450175c797790",
+    "vae": "2d2ff8a9f30262120121822489b00631422e88147cb316adffe20dd4399da901",
+}
 
 SOURCE = '"""One line."""\nfrom glas_bench.model import Glas\n\n\nclass Mine(Glas):\n    pass\n'
 
@@ -25,16 +53,14 @@ def test_every_file_is_a_variant() -> None:
     names = registry.names()
     assert names == sorted(names)
     assert {name.replace("-", "_") for name in names} >= stems
-    assert len(stems) >= 6
     for name in names:
         found = registry.find(name)
         assert (found.name, found.reference) == (name, name)
         assert found.path.stem.replace("_", "-") == name
         assert found.cls.__module__ == f"glas_bench.variants.{found.path.stem}"
         assert found.summary.endswith(".")
-        assert len(found.source_hash) == 64
-    hashes = {registry.find(name).source_hash for name in names}
-    assert len(hashes) == len(names)
+    assert {name: registry.find(name).source_hash for name in HASHES} == HASHES
+    assert {name.replace("-", "_") for name in HASHES} == stems
 
 
 def test_hyphen_and_underscore_are_one() -> None:
@@ -79,6 +105,10 @@ class Charged(Glas):
     WORDS = """two
 
     lines"""
+    citations = (
+        {"dataset": "mnist-static", "nats": 1.5},
+    )
+    is_control = True
     factor = 2.0
     """What it is charged."""
 
@@ -102,6 +132,8 @@ class Charged(Glas):
         ("            # the draw\n", ""),
         ("    def charge", "    # here\n\n    def charge"),
         ("factor = 2.0", 'factor = 2.0  # """ no string'),
+        ("1.5", "1.25"),
+        ("    is_control = True\n", "    figures = ('samples',)  # a figure\n"),
     ],
 )
 def test_comments_and_docstrings_keep_the_identity(old: str, new: str) -> None:
@@ -117,6 +149,10 @@ def test_comments_and_docstrings_keep_the_identity(old: str, new: str) -> None:
         ("two\n", "# two\n"),
         ("    def charge", "def charge"),
         ("# the draw\n", "the_draw,\n"),
+        ("is_control = True", "is_control = True; scale = 2.0"),
+        ("is_control = True", "is_control = scale = True"),
+        ("is_control = True", "is_control = factor > 1"),
+        ("        return", "        figures = ()\n        return"),
         ('    """What it is charged."""\n', '    x = """What it is charged."""\n'),
     ],
 )
@@ -126,7 +162,7 @@ def test_all_else_changes_it(old: str, new: str) -> None:
 
 
 def statements(source: str) -> list[list[str]]:
-    """Return the words of every statement that is more than a string."""
+    """Return the words of every statement that is no docstring and no descriptive attribute."""
     layout = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     found: list[list[tokenize.TokenInfo]] = [[]]
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -138,6 +174,7 @@ def statements(source: str) -> list[list[str]]:
         [token.string for token in each]
         for each in found
         if any(token.type != tokenize.STRING for token in each)
+        and not (each[0].string in DESCRIPTIVE and each[1].string == "=")
     ]
 
 
@@ -147,6 +184,33 @@ def test_no_code_is_lost() -> None:
     for path in files:
         source = path.read_text(encoding="utf-8")
         assert statements(registry.code_alone(source)) == statements(source), path
+
+
+def test_descriptions_are_not_inherited(tmp_path: Path) -> None:
+    controls = [name for name in registry.names() if registry.find(name).cls.is_control]
+    assert controls == ["cauchy"]
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from glas_bench.variants.min_chi2 import MinChi2\n\n\n"
+        "class Mine(MinChi2):\n    published = {'omniglot': 90.5}\n    figures = ('filter',)\n"
+    )
+    mine = registry.find(str(path))
+    assert (mine.cls.least_kl_per_charge, mine.cls.figures) == (None, ("filter",))
+    (cited,) = mine.citations
+    assert (cited.dataset, cited.nats, cited.source) == ("omniglot", 90.5, "the variant's file")
+    assert registry.find("min-chi2").cls.least_kl_per_charge == 2.725
+
+
+def test_a_cited_number_is_given_once() -> None:
+    cited = registry.find("cauchy").citations
+    numbers = [(each.dataset, each.nats) for each in cited]
+    assert numbers == [
+        ("mnist-static", 89.67),
+        ("mnist-static", 92.07),
+        ("omniglot", 119.63),
+        ("omniglot", 125.77),
+    ]
+    assert not any(each.verified for each in cited)
 
 
 def test_bases_are_part_of_the_identity(tmp_path: Path) -> None:

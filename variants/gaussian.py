@@ -21,6 +21,7 @@ class Gaussian(Glas):
     """GLAS with DRAW's filter."""
 
     write_up = "poor optimisation of the cost, where the Cauchy filter did better"
+    figures = ("filter",)
 
     def log_kernel(self, centres_BR: Tensor, log_scale_B: Tensor) -> Tensor:
         return gaussian_log_kernel(centres_BR, self.settings.latent_size, log_scale_B)

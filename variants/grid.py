@@ -26,6 +26,8 @@ from glas_bench.model import FilterSettings, Glas
 class Grid(Glas):
     """GLAS with the bare grid of the original code."""
 
+    figures = ("filter",)
+
     class Settings(FilterSettings):
         """Those of a filter, with one floor."""
 
