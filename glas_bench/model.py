@@ -388,7 +388,7 @@ class Glas(nn.Module):
     latent_trained: ClassVar[bool] = True
     write_up: ClassVar[str] = ""
     published: ClassVar[dict[str, float]] = {}
-    citations: ClassVar[tuple[dict[str, Any], ...]] = ()
+    citations: ClassVar[list[dict[str, Any]]] = []
     least_kl_per_charge: ClassVar[float | None] = None
     is_control: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = ()

@@ -21,7 +21,7 @@ class Cauchy(Glas):
     published = {"mnist-static": 89.67, "omniglot": 119.63}  # noqa: RUF012
     is_control = True
     figures = ("samples", "filter")
-    citations = (
+    citations = [  # noqa: RUF012
         {
             "dataset": "mnist-static",
             "nats": 89.67,
@@ -53,4 +53,4 @@ class Cauchy(Glas):
             "steps": 16,
             "grey": True,
         },
-    )
+    ]

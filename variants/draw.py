@@ -35,7 +35,7 @@ class Draw(NoAttention):
     generative = ("decoder", "write", "write_filter")
     write_up = "its early samples describe the whole distribution, those of GLAS look alike"
     figures = ("samples",)
-    citations = (
+    citations = [  # noqa: RUF012
         {
             "dataset": "mnist-static",
             "nats": 80.97,
@@ -58,7 +58,7 @@ class Draw(NoAttention):
             "remark": "quoted there",
             "epochs": None,
         },
-    )
+    ]
 
     class Settings(RecurrentSettings):
         """The two filters, over the image."""

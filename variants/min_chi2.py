@@ -50,7 +50,7 @@ class MinChi2(Glas):
     write_up = "82.07 and 112.43 were published, then withdrawn: it was not the chi2 divergence"
     published = {"mnist-static": 82.07, "omniglot": 112.43}  # noqa: RUF012
     least_kl_per_charge = 2.725
-    citations = (
+    citations = [  # noqa: RUF012
         {
             "dataset": "mnist-static",
             "nats": 82.07,
@@ -86,7 +86,7 @@ class MinChi2(Glas):
             "grey": True,
             "is_elbo": False,
         },
-    )
+    ]
 
     def build_heads(self, read_size: int) -> None:
         self.mean = Linear(read_size, self.sample_size)

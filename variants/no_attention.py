@@ -17,7 +17,7 @@ class NoAttention(Glas):
     """DRAW without attention."""
 
     Settings = RecurrentSettings
-    citations = (
+    citations = [  # noqa: RUF012
         {
             "dataset": "mnist-static",
             "nats": 87.40,
@@ -29,7 +29,7 @@ class NoAttention(Glas):
             "epochs": None,
             "settings": {"sample_size": "100"},
         },
-    )
+    ]
 
     def build_attention(self) -> int:
         return int(self.settings.hidden)
