@@ -14,14 +14,12 @@ whose degrees of freedom are Satterthwaite's (1946). Two mendings, both measured
   or images alone the interval is the plain one. Two seeds still cover only 91 % at the worst.
 
 S seeds, B images, R any leading axes.
-
-One file, longer than most: a verdict is read beside the interval that it rests on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -80,7 +78,7 @@ class PairedDifference:
 
 
 class Verdict(NamedTuple):
-    """What is said of a claim, and why or what would decide it."""
+    """The verdict on a claim, with its reason or what would decide it."""
 
     word: Word
     why: str
@@ -201,6 +199,37 @@ def paired_difference(
     return PairedDifference(float(d_SB.mean()), low, high, p, S, B, df, label, diverged, ms)
 
 
+class Pairs(NamedTuple):
+    """The values of two arms over the seeds that both have."""
+
+    seeds: list[int]
+    a_SB: Array
+    b_SB: Array
+
+
+def pair_arms(
+    metric: str, a: Mapping[int, npt.ArrayLike], b: Mapping[int, npt.ArrayLike]
+) -> Pairs | str:
+    """Return the tables that `paired_difference` compares, or why two arms cannot be compared.
+
+    Args:
+        metric: its name, for the reason.
+        a: nats per image [B] by seed, of the seeds that have the metric.
+        b: the same of the other arm, of the same images in the same order.
+    """
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return f"no seed of both has {metric}"
+    rows = [np.asarray(arm[seed], dtype=np.float64) for arm in (a, b) for seed in seeds]
+    if len({values_B.shape for values_B in rows}) > 1:
+        return "they were scored on different images"
+    if not all(np.isfinite(values_B).all() for values_B in rows):
+        return f"{metric} is infinite for some images"
+    if rows[0].size < 2:
+        return "one image has no spread"
+    return Pairs(seeds, np.stack(rows[: len(seeds)]), np.stack(rows[len(seeds) :]))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values of one family of comparisons, adjusted by Holm (1979), in their order.
 
@@ -247,7 +276,7 @@ def _error_at(difference: PairedDifference, seeds_N: Array) -> tuple[Array, Arra
 
 
 def resolvable(difference: PairedDifference, seeds: int | None = None) -> Resolution:
-    """Return what ``seeds`` seeds (those of the difference unless said) can tell apart.
+    """Return what ``seeds`` seeds (by default those of the difference) can tell apart.
 
     x = (t_{.975, df} + t_{.8, df}) sqrt(V), V = var_seed / n + var_image / B + var_rest / (n B):
     a true difference of x is found at alpha .05 in four cases of five, the variances taken from
@@ -309,7 +338,7 @@ def verdict(
     ``predicted`` is the sign of a - b that the claim says: -1, a is better; +1, a is worse.
     ``adjusted_p`` is Holm's over the study's comparisons of the metric; the difference's own p
     stands for the only comparison. ``seeds`` are those run, the ``diverged`` among them; both
-    come from the difference unless said.
+    come from the difference by default.
 
     Raises:
         ValueError: a ``predicted`` that is no sign, a negative margin, or counts that do not agree.
@@ -370,16 +399,17 @@ def share_verdict(
     if only_a + only_b > seeds:
         raise ValueError(f"{only_a} + {only_b} seeds tell the arms apart, of {seeds} run")
     p = mcnemar_exact(only_a, only_b) if adjusted_p is None else adjusted_p
-    told = f"{only_a} of {seeds} seeds only in a, {only_b} only in b, p = {p:.2g}"
+    counts = f"{only_a} of {seeds} seeds only in a, {only_b} only in b, p = {p:.2g}"
     if reason := _too_few(seeds + diverged, diverged, divergence_is_the_claim=False):
-        return Verdict("undecided", f"{told}: {reason}")
+        return Verdict("undecided", f"{counts}: {reason}")
     if p < ALPHA:
         right = predicted * (only_a - only_b) > 0
-        return Verdict("reproduced" if right else "not reproduced", told)
+        return Verdict("reproduced" if right else "not reproduced", counts)
     if only_a + only_b == 0:
         return Verdict("undecided", f"none of {seeds} seeds tells the arms apart")
     enough = math.ceil(1 - math.log2(ALPHA / comparisons))  # 2^(1 - n) <= alpha / comparisons
     family = f" ({comparisons} comparisons share alpha)" if comparisons > 1 else ""
     return Verdict(
-        "undecided", f"{told}: {enough} that differ, all one way, would be enough{family}: run more"
+        "undecided",
+        f"{counts}: {enough} that differ, all one way, would be enough{family}: run more",
     )

@@ -49,14 +49,14 @@ def test_a_difference_is_printed_with_sign_interval_and_pairs() -> None:
     found |= {"seeds": [0, 1, 2], "label": "3 seeds x 500 images", "resolvable": 0.31}
     told: dict[str, Any] = {
         "nll": found,
-        "elbo": {"estimate": None, "reason": "no seed has elbo for both"},
+        "elbo": {"estimate": None, "reason": "no seed of both has elbo"},
         "iw": {"estimate": 2.0, "reason": "no interval: no scipy"},
     }
     names = [{"variant": "hellinger"}, {"variant": "cauchy"}]
     assert outcome._difference_lines(names, told) == [
         "hellinger minus cauchy, paired by image:",
         "  nll: -1.25  95 % interval [-2.00, -0.50]  p = 0.004  (3 seeds x 500 images)",
-        "  elbo: no difference, no seed has elbo for both",
+        "  elbo: no difference, no seed of both has elbo",
         "  iw: +2.00 (no interval: no scipy)",
         "  with 3 seeds you can resolve about 0.31 nats of nll",
     ]

@@ -16,6 +16,7 @@ from glas_bench.stats import (
     holm,
     mcnemar_exact,
     mean_squares,
+    pair_arms,
     paired_difference,
     resolvable,
     share_verdict,
@@ -183,6 +184,27 @@ def test_diverged_seeds_are_carried():
 def test_what_cannot_be_compared_is_said(a, b, message):
     with pytest.raises(ValueError, match=message):
         paired_difference(a, b)
+
+
+def test_arms_are_paired_by_the_seeds_that_both_have():
+    a = {2: np.array([1.0, 2.0]), 0: np.array([3.0, 4.0]), 1: np.array([9.0, 9.0])}
+    b = {0: np.array([1.0, 1.0]), 2: np.array([0.0, 0.0]), 5: np.array([9.0, 9.0])}
+    seeds, a_SB, b_SB = pair_arms("nll", a, b)
+    assert seeds == [0, 2]
+    assert (a_SB - b_SB).tolist() == [[2.0, 3.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ({0: [1.0, 2.0]}, {1: [1.0, 2.0]}, "no seed of both has iw"),
+        ({0: [1.0, 2.0]}, {0: [1.0, 2.0, 3.0]}, "they were scored on different images"),
+        ({0: [1.0, np.inf]}, {0: [1.0, 2.0]}, "iw is infinite for some images"),
+        ({0: [1.0]}, {0: [2.0]}, "one image has no spread"),
+    ],
+)
+def test_arms_that_cannot_be_paired_have_a_reason(a, b, reason):
+    assert pair_arms("iw", a, b) == reason
 
 
 def test_holm_on_a_known_example():

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from glas_bench import stats
 from glas_bench.record import SeedFolder, load_run
 from glas_bench.study import Cell
 from glas_bench.text import aligned, number
@@ -101,38 +100,40 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
         an arm diverged), label, resolvable (nats that so many seeds can tell apart, null with one
         seed); null with a reason where the two cannot be compared.
     """
-    return {metric: _difference(metric, cell, baseline, results) for metric in METRICS}
+    folders = [each.folder(results) for each in (cell, baseline)]
+    values = [
+        {seed: folder.seed(seed).per_image(each.protocol) for seed in cell.seeds}
+        for each, folder in zip((cell, baseline), folders, strict=True)
+    ]
+    diverged = sum(
+        any(folder.seed(seed).status()["status"] == "diverged" for folder in folders)
+        for seed in cell.seeds
+    )
+    found = {}
+    for metric in METRICS:
+        a, b = (
+            {seed: images[metric] for seed, images in arm.items() if metric in images}
+            for arm in values
+        )
+        found[metric] = _difference(stats.pair_arms(metric, a, b), diverged)
+    return found
 
 
-def _difference(metric: str, cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
-    tables: list[list[np.ndarray]] = [[], []]
-    paired, diverged = [], 0
-    for seed in cell.seeds:
-        folders = [(each.folder(results).seed(seed), each.protocol) for each in (cell, baseline)]
-        values = [folder.per_image(key) for folder, key in folders]
-        diverged += any(folder.status()["status"] == "diverged" for folder, _ in folders)
-        if all(metric in found for found in values):
-            paired.append(seed)
-            for table, found in zip(tables, values, strict=True):
-                table.append(found[metric])
-    if not paired:
-        return {"estimate": None, "reason": f"no seed has {metric} for both"}
-    a, b = (np.stack(table) for table in tables)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return {"estimate": None, "reason": f"{metric} is infinite for some images"}
+def _difference(pairs: stats.Pairs | str, diverged: int) -> dict[str, Any]:
+    if isinstance(pairs, str):
+        return {"estimate": None, "reason": pairs}
     try:
-        from glas_bench import stats
-
-        result = stats.paired_difference(a, b, diverged=diverged)
+        result = stats.paired_difference(pairs.a_SB, pairs.b_SB, diverged=diverged)
         resolution = stats.resolvable(result)
-    except ImportError as error:
-        return {"estimate": float((a - b).mean()), "reason": f"no interval: {error}"}
+    except ImportError as error:  # a bare machine has no scipy
+        estimate = float((pairs.a_SB - pairs.b_SB).mean())
+        return {"estimate": estimate, "reason": f"no interval: {error}"}
     return {
         "estimate": result.estimate,
         "low": result.low,
         "high": result.high,
         "p": result.p,
-        "seeds": paired,
+        "seeds": pairs.seeds,
         "images": result.images,
         "diverged": diverged,
         "label": result.label,
