@@ -29,7 +29,7 @@ from glas_bench.core.train import scoring
 from glas_bench.data import Split, Splits, random_subset
 from glas_bench.errors import unknown
 from glas_bench.model import Glas
-from glas_bench.record import Partial, SeedFolder
+from glas_bench.record import Partial, Scores, SeedFolder
 from glas_bench.yardstick import refit
 from glas_bench.yardstick.diagnostics import diagnose
 from glas_bench.yardstick.stacked_fit import fit_together
@@ -358,7 +358,7 @@ def score_into(
     scorer: Scorer,
     tick: Tick = lambda stage, done, total: None,
     every: float = 30,
-) -> dict[str, Any]:
+) -> Scores:
     """Score into a seed's folder, or read back what is scored; return the scores.
 
     Half-done work is kept beside them, at most every so many seconds, and taken up again.
@@ -367,8 +367,8 @@ def score_into(
         NotFinite: a value is not a number although the parameters are.
         RunError: the folder cannot be written.
     """
-    if (scores := folder.scores(scorer.key)) is not None:
-        return scores
+    if (stored := folder.scores(scorer.key)) is not None:
+        return stored
     partial = Partial(folder.path / "eval", scorer.key, every)
     scores, per_image = scorer.score(partial, tick)
     folder.save_scores(scorer.key, scores, per_image)

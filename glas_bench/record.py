@@ -18,15 +18,17 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import socket
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Required, TypedDict, TypeGuard, cast
 
 import yaml
 
@@ -80,6 +82,128 @@ def join_statuses(statuses: Iterable[str]) -> str:
 def count_statuses(statuses: Sequence[str]) -> dict[str, int]:
     """Return how many seeds have each status, in the order of `STATUSES`."""
     return {each: statuses.count(each) for each in STATUSES if each in statuses}
+
+
+# --------------------------------------------------------------------------- what the files hold
+
+
+class Status(TypedDict, total=False):
+    """`status.json`: how far a seed is."""
+
+    schema: int
+    status: Required[str]  # one of STATUSES
+    reason: str  # why it failed or diverged
+    step: int  # updates done; of a diverged seed, the one that was not finite
+    epoch: int
+    seconds: float  # of training
+    images_per_second: float | None
+    peak_memory_bytes: int
+    parameters: int
+    device: str
+    updated: float  # Unix seconds
+
+
+class Summary(TypedDict, total=False):
+    """The scores that `run` reports: means over test images, nats per image unless stated.
+
+    None, as in JSON, where there is no such number or none that is finite.
+    """
+
+    objective: float | None
+    recon: float | None
+    charge: float | None
+    aux: float | None
+    elbo: float | None
+    elbo_status: str  # finite, infinite or undefined
+    iw: float | None  # bound from `samples` weights by the variant's own q
+    iw_status: str
+    refit_iw: float | None  # the same by the recogniser that was fitted to the decoder
+    refit_elbo: float | None
+    nll: float | None  # the smaller of iw and refit_iw, chosen on validation images
+    nll_from: str  # iw or refit_iw
+    nll_bound_only: bool
+    refit_last_gain: float | None  # of the fit's last tenth
+    validation_nll: float | None
+    objective_gap: float | None  # nll less the objective, where that bounds nothing
+    failed: bool  # to reconstruct
+    ais: float | None
+    v_mean: float | None  # Var(log w), nats squared; mean over images
+    v_over_10_share: float | None  # share of images, 0 to 1
+    ess_mean: float | None  # effective sample size, weights
+    refit_v_mean: float | None
+    refit_v_over_10_share: float | None
+    refit_ess_mean: float | None
+    bound_only: bool  # whether v_over_10_share is above 5 %
+    iw_sweep: dict[str, float | None]  # by number of weights
+    images: int
+
+
+class Scores(Summary, total=False):
+    """`eval/<protocol_key>.json`; fields that other versions wrote are there too, untyped."""
+
+    schema: int
+    time: float  # when scoring ended, Unix seconds
+    protocol: dict[str, Any]  # estimators, samples, images and the like
+    split: str
+    samples: int  # weights an image
+    bounds_nll: bool | None
+    bound_reason: str
+    ess_median: float | None
+    refit_ess_median: float | None
+    refit_bound_only: bool
+    refit_iw_status: str
+    refit_iw_sweep: dict[str, float | None]
+    refit_steps: int
+    refit_total_steps: int
+    refit_converged: bool
+    validation_iw: float | None
+    validation_refit_iw: float | None
+    seconds: float  # of scoring
+    seconds_by: dict[str, float]
+
+    diagnosed_images: int
+    diagnosed_draws: int  # of each image
+    kl: float | None  # E KL(q || p), the sum over time steps
+    kl_status: str
+    kl_from: str  # closed form or draws
+    kl_per_step: list[float | None]
+    active_units: int  # pairs of time step and dimension
+    active_units_of: int
+    active_units_rule: str
+    active_dimensions: int
+    footprint_perplexity: float | None  # cells of the latent matrix
+    footprint_perplexity_per_step: list[float | None]
+    footprint_cells: int
+    footprint_nowhere_share: float | None  # share of reads, 0 to 1
+    permuted_elbo: float | None
+    permuted_elbo_change: float | None
+    failed_reason: str
+    validation_recon: float | None
+    validation_kl: float | None
+    validation_bernoulli: float | None
+    canvas_variance: list[float | None]  # of sigmoid(o_t) between samples, by time step
+
+    ais_status: str  # accepted or refused
+    ais_error: float | None
+    change: float | None  # from N to 2N temperatures
+    change_error: float | None
+    gap: float | None  # between the two ways on simulated images
+    gap_error: float | None
+    paired: dict[str, dict[str, float | None]]  # AIS less each estimate on the same images
+
+
+class Number(NamedTuple):
+    """A final number of a seed."""
+
+    name: str
+    value: float
+    time: float  # when it was written, Unix seconds
+    weights: int | None = None  # of a sweep: by how many
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value of a JSON document is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # --------------------------------------------------------------------------- writing
@@ -146,11 +270,11 @@ class SeedFolder:
 
     # ---- status
 
-    def status(self) -> dict[str, Any]:
-        """Return `status.json`, or that the seed waits."""
+    def status(self) -> Status:
+        """Return `status.json`; without one, the seed is waiting."""
         if not (self.path / "status.json").is_file():
             return {"status": "waiting"}
-        return read_json(self.path / "status.json")
+        return cast(Status, read_json(self.path / "status.json"))
 
     def set_status(self, status: str, **about: Any) -> None:
         """Write `status.json`: the status with step, reason and the like.
@@ -247,14 +371,15 @@ class SeedFolder:
 
     # ---- scores
 
-    def scores(self, protocol: str) -> dict[str, Any] | None:
+    def scores(self, protocol: str) -> Scores | None:
         """Return the scores of a protocol, or None where it has not been scored."""
         path = self.path / "eval" / f"{protocol}.json"
-        return read_json(path) if path.is_file() else None
+        return cast(Scores, read_json(path)) if path.is_file() else None
 
-    def all_scores(self) -> dict[str, dict[str, Any]]:
+    def all_scores(self) -> dict[str, Scores]:
         """Return the scores of every protocol by its key."""
-        return {path.stem: read_json(path) for path in sorted(self.path.glob("eval/*.json"))}
+        paths = sorted(self.path.glob("eval/*.json"))
+        return {path.stem: cast(Scores, read_json(path)) for path in paths}
 
     def save_scores(
         self, protocol: str, scores: Mapping[str, Any], per_image: Mapping[str, np.ndarray]
@@ -495,19 +620,109 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class SeedRecord:
-    """One seed of a run as it lies on the disk."""
+    """One seed of a run, read back."""
 
     seed: int
     status: str
-    about: dict[str, Any]  # status.json: step, reason, seconds and the like
-    metrics: list[dict[str, Any]]  # one object an epoch
-    scores: dict[str, dict[str, Any]]  # by protocol key
+    about: Status
+    metrics: list[dict[str, Any]]  # one row an epoch
+    scores: dict[str, Scores]  # by protocol key
     environment: dict[str, Any]  # where it differs from the cell's; else empty
     folder: SeedFolder
 
     def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
         """Return per-image values, nats [images]."""
         return self.folder.per_image(protocol)
+
+    @property
+    def began(self) -> float:
+        """When training began, Unix seconds."""
+        if not self.metrics:
+            return self.ended
+        return float(self.metrics[0]["time"]) - (self.metrics[0].get("seconds") or 0.0)
+
+    @property
+    def ended(self) -> float:
+        """When the last file was written, Unix seconds; scores of a complete seed do not count."""
+        last = self.metrics[-1]["time"] if self.metrics else 0.0
+        return max(self.about.get("updated", 0.0), float(last))
+
+    @property
+    def ais(self) -> tuple[str | None, Scores]:
+        """Key and scores of the newest protocol by AIS; None and nothing where there is none."""
+        newest = max(
+            (
+                (scores.get("time", 0.0), key)
+                for key, scores in self.scores.items()
+                if _by_ais(scores)
+            ),
+            default=None,
+        )
+        return (None, {}) if newest is None else (newest[1], self.scores[newest[1]])
+
+    def numbers(self, protocol: str | None) -> Iterator[Number]:
+        """Yield the final numbers: of training, of the scores by one protocol, of the newest AIS.
+
+        A mapping's are named `<field>/<key>`, but a sweep over the number of weights keeps its
+        name. All of AIS's begin with `ais`; `ais` itself, and `ais_less_<estimate>`, its difference
+        to an estimate on the same images, are there only if it was accepted.
+        """
+        for name in ("seconds", "peak_memory_bytes", "parameters"):
+            if is_number(value := self.about.get(name)):
+                yield Number(name, float(value), self.ended)
+        scores = self.scores.get(protocol or "", {})
+        time = scores.get("time", 0.0)
+        for name, value in scores.items():
+            if name in ("schema", "time", "protocol"):
+                continue
+            if is_number(value):  # `seconds` alone are those of training
+                yield Number("scoring_seconds" if name == "seconds" else name, float(value), time)
+            elif isinstance(value, Mapping):
+                for key, part in value.items():
+                    if is_number(part) and str(key).isdecimal():
+                        yield Number(name, float(part), time, int(key))
+                    elif is_number(part):
+                        yield Number(f"{name}/{key}", float(part), time)
+        yield from _ais_numbers(self.ais[1])
+
+    def words(self, protocol: str | None) -> dict[str, Any]:
+        """Return what is no number of the scores by one protocol: statuses, flags, the protocol.
+
+        Every field of `Scores` has a place, None where it is absent or a number.
+        """
+        scores = self.scores.get(protocol or "", {})
+        words = {
+            name: value
+            for name, value in scores.items()
+            if isinstance(value, str | bool) or name == "protocol"
+        }
+        key, ais = self.ais
+        own = {"protocol_key": protocol if scores else None, "ais_protocol_key": key}
+        return {
+            **dict.fromkeys(Scores.__annotations__),
+            **words,
+            **own,
+            "ais_status": ais.get("ais_status"),
+        }
+
+
+def _by_ais(scores: Scores) -> bool:
+    return scores.get("protocol", {}).get("estimators") == ["ais"]
+
+
+def _ais_numbers(scores: Scores) -> Iterator[Number]:
+    protocol = scores.get("protocol", {})
+    values: dict[str, Any] = {**scores, **{n: protocol.get(n) for n in ("chains", "temperatures")}}
+    if scores.get("ais_status") == "accepted":
+        for estimate, one in scores.get("paired", {}).items():
+            values[f"less_{estimate}"] = one["difference"]
+            values[f"less_{estimate}_error"] = one["error"]
+    else:
+        values.pop("ais", None)
+    for name, value in values.items():
+        if is_number(value) and name not in ("schema", "time"):
+            full = name if name.startswith("ais") else f"ais_{name}"
+            yield Number(full, float(value), scores.get("time", 0.0))
 
 
 @dataclass(frozen=True)
@@ -520,6 +735,26 @@ class RunRecord:
     about: dict[str, Any]  # the rest of config.yaml: source_hash, data_hash, bound and the like
     environment: dict[str, Any]
     seeds: dict[int, SeedRecord]
+
+    def protocol_of(self, seed: int, wanted: str | None = None) -> str | None:
+        """Return the key of the protocol whose scores represent a seed; None if it has no scores.
+
+        It is `wanted` where the seed was scored by it. Otherwise, of the protocols that most seeds
+        of the cell were scored by, and on most test images, it is the newest that ranks (has
+        `nll`), or the newest. AIS alone never represents a seed.
+        """
+        own = self.seeds[seed].scores
+        if wanted in own:
+            return wanted
+        seeds = Counter(key for each in self.seeds.values() for key in each.scores)
+
+        def order(key: str) -> tuple[int, float, bool, float, str]:
+            scores = own[key]
+            images = scores.get("protocol", {}).get("images", "all")
+            size = math.inf if images == "all" else float(images)
+            return seeds[key], size, scores.get("nll") is not None, scores.get("time", 0.0), key
+
+        return max((key for key in own if not _by_ais(own[key])), key=order, default=None)
 
 
 def load_run(path: str | Path) -> RunRecord:

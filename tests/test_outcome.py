@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from glas_bench.record import Summary
 from glas_bench.runs import outcome
 
 
 def table(**scores: Any) -> tuple[dict[str, str], str]:
     """The row of one seed by column, and all that is printed."""
-    row = {**dict.fromkeys(outcome.NUMBERS), "seed": 0, "status": "complete", **scores}
+    row = {**dict.fromkeys(Summary.__annotations__), "seed": 0, "status": "complete", **scores}
     about = ("seconds", "scoring_seconds", "images_per_second", "step", "reason")
     config = {"dataset": "mnist-5k", "binarisation": "static", "epochs": 2, "samples": 10}
     document = {

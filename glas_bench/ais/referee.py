@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from glas_bench.core.train import scoring
 from glas_bench.data import Splits
 from glas_bench.errors import UsageError
 from glas_bench.model import Glas
-from glas_bench.record import Partial, SeedFolder
+from glas_bench.record import Partial, Scores, SeedFolder
 from glas_bench.text import duration
 from glas_bench.yardstick.weights import PerImage
 
@@ -272,7 +272,7 @@ def score_into(
     referee: Referee,
     tell: Tell = lambda event: None,
     every: float = 30,
-) -> dict[str, Any]:
+) -> Scores:
     """Score into a seed's folder, or read back the scores that are there; return them.
 
     `paired`, which compares them with the run's own scores, is computed on every call: those may be
@@ -289,7 +289,8 @@ def score_into(
         RunError: the folder cannot be written.
     """
     partial = Partial(folder.path / "eval", referee.key, every)
-    if (scores := folder.scores(referee.key)) is not None:
+    scores: Mapping[str, Any] | None = folder.scores(referee.key)
+    if scores is not None:
         values = folder.per_image(referee.key)
     else:
         scores, values = referee.score(partial, tell)

@@ -11,40 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from glas_bench import stats
-from glas_bench.record import SeedFolder, load_run
+from glas_bench.record import SeedFolder, Summary, load_run
 from glas_bench.study import Cell
 from glas_bench.text import aligned, number
 from glas_bench.yardstick.refit import STILL_GAINING
-
-NUMBERS = (
-    "objective",
-    "recon",
-    "charge",
-    "aux",
-    "elbo",
-    "elbo_status",
-    "iw",
-    "iw_status",
-    "refit_iw",
-    "refit_elbo",
-    "nll",
-    "nll_from",
-    "nll_bound_only",
-    "refit_last_gain",
-    "validation_nll",
-    "objective_gap",
-    "failed",
-    "ais",
-    "v_mean",
-    "v_over_10_share",
-    "ess_mean",
-    "refit_v_mean",
-    "refit_v_over_10_share",
-    "refit_ess_mean",
-    "bound_only",
-    "iw_sweep",
-    "images",
-)
 
 METRICS = ("nll", "elbo", "iw")
 """What two cells are compared by, the ranked number first."""
@@ -83,7 +53,7 @@ def seed_row(folder: SeedFolder, protocol: str, outcome: dict[str, Any]) -> dict
     status = outcome.get("status", about["status"])
     scores = folder.scores(protocol) if status == "complete" else None
     row: dict[str, Any] = {"seed": folder.seed, "status": status}
-    row |= {name: (scores or {}).get(name) for name in NUMBERS}
+    row |= {name: (scores or {}).get(name) for name in Summary.__annotations__}
     row["seconds"] = about.get("seconds")
     row["scoring_seconds"] = (scores or {}).get("seconds")
     row["images_per_second"] = about.get("images_per_second")

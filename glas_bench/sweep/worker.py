@@ -230,8 +230,8 @@ def result_of(
 def _validation(folder: SeedFolder, protocol: str) -> float | None:
     """Return a seed's validation nll, nats per image; where it has none, its last validation."""
     scores = folder.scores(protocol) or {}
-    if scores.get("validation_nll") is not None:
-        return float(scores["validation_nll"])
+    if (value := scores.get("validation_nll")) is not None:
+        return value
     rows = folder.metrics()
     return rows[-1].get("validation") if rows else None
 

@@ -10,14 +10,12 @@ The file is as long as the list of what is told.
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glas_bench.record import RunRecord, SeedRecord, count_statuses, join_statuses
+from glas_bench.record import RunRecord, SeedRecord, count_statuses, is_number, join_statuses
 
 SCHEMA = "1"
 """Version of the names below, the tag `glas_bench.schema` of every run of ours."""
@@ -37,9 +35,7 @@ RUN_STATUS = {
 }
 """MLflow's word for a seed's status; the tag `status` keeps ours."""
 
-_PARTS = ("objective", "recon", "charge", "aux")
 _NOT_CURVES = ("epoch", "step", "time", "phase", "validation", "validation_kind")
-_RENAMED = {"seconds": "scoring_seconds"}  # `seconds` is the training time, as in `run --json`
 
 
 class Point(NamedTuple):
@@ -100,10 +96,13 @@ def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> E
     """
     start, end = _span(record, seed)
     status = RUN_STATUS[seed.status]
-    protocol = wanted if wanted in seed.scores else _protocol(record, seed)
-    scores = seed.scores.get(protocol, {}) if protocol else {}
+    protocol = record.protocol_of(seed.seed, wanted)
+    epoch = int(seed.about.get("epoch") or (seed.metrics[-1]["epoch"] if seed.metrics else 0))
+    numbers = [
+        Point(name, value, round(1000 * time), epoch if weights is None else weights)
+        for name, value, time, weights in seed.numbers(protocol)
+    ]
     folder = seed.folder.path
-    numbers = [*_numbers(record, seed, protocol, scores, end), *_ais(_newest_ais(seed))]
     return Entry(
         name=f"{record.path.name} seed {seed.seed}",
         status=status,
@@ -111,16 +110,13 @@ def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> E
         end=None if status in ("RUNNING", "SCHEDULED") else end,
         params={**_params(record), "seed": str(seed.seed)},
         tags={
+            **{name: _text(value) for name, value in seed.words(protocol).items()},
             **_common_tags(record, seed.environment or record.environment),
             "glas_bench.kind": "seed",
             "status": seed.status,
             "reason": _text(seed.about.get("reason")),
             "diverged_step": _text(seed.about.get("step")) if seed.status == "diverged" else None,
-            "protocol_key": protocol,
-            **_score_tags(scores),
-            "ais_status": _text(_newest_ais(seed).get("ais_status")),
-            "ais_protocol_key": _ais_protocol(seed),
-            "scores": json.dumps(sorted({point.name for point in numbers})) if scores else None,
+            "scores": json.dumps(sorted({point.name for point in numbers})) if protocol else None,
         },
         rows=[_points(row) for row in seed.metrics],
         numbers=numbers,
@@ -161,31 +157,6 @@ def _common_tags(record: RunRecord, environment: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _score_tags(scores: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return what of the scores is no number: statuses, flags, the protocol."""
-    fixed = (  # absent when unscored
-        "elbo_status",
-        "iw_status",
-        "refit_iw_status",
-        "bound_only",
-        "nll_bound_only",
-        "nll_from",
-        "failed",
-        "protocol",
-    )
-    found = {
-        name: value
-        for name, value in scores.items()
-        if isinstance(value, str | bool) or name == "protocol"
-    }
-    ours = ("bounds_nll", "bound_reason")
-    return {
-        name: _text(value)
-        for name, value in {**dict.fromkeys(fixed), **found}.items()
-        if name not in ours
-    }
-
-
 def _text(value: Any) -> str | None:
     """Return a value as MLflow keeps it: text as it is, anything else as JSON, cut to its limit."""
     if value is None:
@@ -206,99 +177,9 @@ def _points(row: Mapping[str, Any]) -> list[Point]:
     }
     named[f"validation/{row.get('validation_kind') or 'elbo'}"] = row.get("validation")
     time, step = round(row["time"] * 1000), row["epoch"]
-    return [Point(name, float(value), time, step) for name, value in named.items() if _is(value)]
-
-
-def _numbers(
-    record: RunRecord,
-    seed: SeedRecord,
-    protocol: str | None,
-    scores: Mapping[str, Any],
-    end: int,
-) -> Iterator[Point]:
-    """Return the final numbers; a mapping by number (`iw_sweep`) is a curve over that number."""
-    epoch = int(seed.about.get("epoch") or (seed.metrics[-1]["epoch"] if seed.metrics else 0))
-    for name in ("seconds", "peak_memory_bytes", "parameters"):
-        if _is(seed.about.get(name)):
-            yield Point(name, float(seed.about[name]), end, epoch)
-    if protocol is None:
-        return
-    time = _modified(seed.folder.path / "eval" / f"{protocol}.json")
-    for name, value in scores.items():
-        if name in ("schema", "protocol"):
-            continue
-        if _is(value):
-            yield Point(_RENAMED.get(name, name), float(value), time, epoch)
-        elif isinstance(value, Mapping):
-            for key, part in value.items():
-                if _is(part) and str(key).isdecimal():
-                    yield Point(name, float(part), time, int(key))
-                elif _is(part):
-                    yield Point(f"{name}/{key}", float(part), time, epoch)
-
-
-def _ais(scores: Mapping[str, Any]) -> Iterator[Point]:
-    """Return what AIS found, each name beginning with `ais`.
-
-    `ais` itself, and what it lies above a run's own estimates, only if it was accepted.
-    """
-    protocol = scores.get("protocol") or {}
-    found = {name: value for name, value in scores.items() if name not in ("schema", "time")}
-    found |= {name: protocol.get(name) for name in ("chains", "temperatures")}
-    if _accepted(scores):
-        for estimate, one in (scores.get("paired") or {}).items():
-            found[f"less_{estimate}"] = one["difference"]
-            found[f"less_{estimate}_error"] = one["error"]
-    else:
-        found.pop("ais", None)
-    for name, value in found.items():
-        if _is(value):
-            full = name if name.startswith("ais") else f"ais_{name}"
-            yield Point(full, float(value), round(scores.get("time", 0.0) * 1000), 0)
-
-
-def _accepted(scores: Mapping[str, Any]) -> bool:
-    return scores.get("ais_status") == "accepted"
-
-
-def _is(value: Any) -> bool:
-    """Tell whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _protocol(record: RunRecord, seed: SeedRecord) -> str | None:
-    """Return the key of the scoring that stands for a seed where no study says which.
-
-    Of those that most seeds of the cell have, so that they stay together, and on most test images,
-    the newest that ranks it (it has `nll`) where there is one, else the newest with weights; a
-    scoring by AIS alone never stands for a seed.
-    """
-    have = Counter(key for each in record.seeds.values() for key in each.scores)
-
-    def order(key: str) -> tuple[int, float, bool, float, str]:
-        scores = seed.scores[key]
-        images = (scores.get("protocol") or {}).get("images", "all")
-        size = math.inf if images == "all" else float(images)
-        return have[key], size, scores.get("nll") is not None, scores.get("time", 0.0), key
-
-    weighed = [key for key in seed.scores if not _by_ais(seed.scores[key])]
-    return max(weighed, key=order, default=None)
-
-
-def _newest_ais(seed: SeedRecord) -> Mapping[str, Any]:
-    """Return the newest scoring by AIS, or nothing."""
-    found = [scores for scores in seed.scores.values() if _by_ais(scores)]
-    return max(found, key=lambda scores: scores.get("time", 0.0), default={})
-
-
-def _ais_protocol(seed: SeedRecord) -> str | None:
-    """Return the key of the newest scoring by AIS."""
-    newest = _newest_ais(seed)
-    return next((key for key, scores in seed.scores.items() if scores is newest), None)
-
-
-def _by_ais(scores: Mapping[str, Any]) -> bool:
-    return (scores.get("protocol") or {}).get("estimators") == ["ais"]
+    return [
+        Point(name, float(value), time, step) for name, value in named.items() if is_number(value)
+    ]
 
 
 # --------------------------------------------------------------------------- times and files
@@ -306,12 +187,8 @@ def _by_ais(scores: Mapping[str, Any]) -> bool:
 
 def _span(record: RunRecord, seed: SeedRecord) -> tuple[int, int]:
     """Return when a seed began and was last written, Unix milliseconds."""
-    updated = seed.about.get("updated") or _modified(record.path / "config.yaml") / 1000
-    if not seed.metrics:
-        return round(updated * 1000), round(updated * 1000)
-    first = seed.metrics[0]
-    began = first["time"] - (first.get("seconds") or 0.0)
-    return round(began * 1000), round(max(updated, seed.metrics[-1]["time"]) * 1000)
+    waiting = _modified(record.path / "config.yaml")
+    return round(1000 * seed.began) or waiting, round(1000 * seed.ended) or waiting
 
 
 def _modified(path: Path) -> int:
