@@ -357,6 +357,25 @@ def test_scores_come_last_and_side_by_side(
     assert set(seed.per_image()) == {"aaa/iw", "bbb/iw", "bbb/elbo"}
 
 
+def test_all_that_scoring_writes_is_typed_and_a_newer_score_survives(
+    run: RunFolder, seed: SeedFolder
+) -> None:
+    (frozen,) = (Path(__file__).parent / "frozen").glob(
+        "results/runs/gaussian-*/seed-0/eval/*.json"
+    )
+    stored = record.read_json(frozen)
+    assert set(stored) <= set(record.Scores.__annotations__)
+    seed.save_scores("aaa", {**stored, "newer": 2.0, "newer_status": "finite"}, {})
+    found = load_run(run.path).seeds[3]
+    numbers = {each.name: each.value for each in found.numbers("aaa")}
+    assert numbers["newer"] == 2.0
+    assert numbers["scoring_seconds"] == stored["seconds"]
+    assert numbers["iw_sweep"] == stored["iw"]  # by most weights
+    assert found.words("aaa")["newer_status"] == "finite"
+    assert set(record.Scores.__annotations__) <= set(found.words(None))
+    assert not any(value for value in found.words(None).values())
+
+
 # --------------------------------------------------------------------------- the lock
 
 HOLD = "import sys; print('up', flush=True); sys.stdin.read()"
