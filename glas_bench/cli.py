@@ -223,7 +223,6 @@ def sweep(
     from glas_bench import config
     from glas_bench.commands import sweep as sweeping
 
-    sweeping.hide_password(storage)
     request = sweeping.Request(
         study=study,
         preset=preset,
@@ -260,19 +259,11 @@ def status(
     """Say where every planned cell of a study stands; from any machine with the same storage."""
     from glas_bench.commands import sweep as sweeping
 
-    sweeping.hide_password(storage)
     request = sweeping.Request(
         study=study,
         preset=preset,
         dataset=dataset,
-        seeds=None,
-        workers=None,
         storage=storage,
-        most=None,
-        extend=False,
-        retry_failed=False,
-        device="cpu",
-        mirror=False,
         results=results,
     )
     with _stdout_to_stderr() if as_json else contextlib.nullcontext():

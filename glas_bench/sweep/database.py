@@ -1,7 +1,8 @@
-"""The database itself: opened, locked, and called again after an outage.
+"""The database of studies: opened, locked, called again after an outage; its rows as `Trial`s.
 
-One lock is held while the schema is made, a study planned, a trial claimed or told: a file beside
-sqlite, `pg_advisory_lock` on PostgreSQL, free when its holder has ended, however it ended.
+One lock is held while the schema is made and while a study is planned or a trial claimed or ended:
+a file beside sqlite, `pg_advisory_lock` on PostgreSQL. Both are free once their holder has ended,
+however it ended.
 """
 
 from __future__ import annotations
@@ -14,21 +15,31 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from glas_bench import signals
 from glas_bench.errors import RunError, UsageError
-from glas_bench.sweep import owner
-from glas_bench.sweep.trials import Row, row_of
+from glas_bench.sweep import worker_id
+from glas_bench.sweep.trial import NUMBERS, Trial
+from glas_bench.text import seed_ranges
 from glas_bench.tracking.address import explain, redact, sqlite_file
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
     from sqlalchemy import Connection
 
 T = TypeVar("T")
+
+# Optuna's system attributes, which a dashboard does not show.
+PLAN = "glas_bench:plan"
+ABOUT = "glas_bench:about"
+OWNER = "glas_bench:owner"
+LOST = "glas_bench:lost"
+BEGUN = "glas_bench:begun"
+WITHDRAWN = "glas_bench:withdrawn"
 
 PATIENCE = 600.0
 """Seconds that a worker waits for a database that does not answer."""
@@ -37,13 +48,13 @@ PATIENCE_AT_FIRST = 15.0
 PATIENCE_WHEN_STOPPED = 20.0
 
 GRACE_BEATS = 6
-"""Beats missed after which a trial of another machine counts as abandoned."""
+"""Missed heartbeats after which a trial's worker may be dead."""
 
 HOPELESS = re.compile(
     "authentication failed|no password supplied|does not exist|no pg_hba.conf entry"
     "|translate host name|not known|not a database|unable to open"
 )
-"""What a database says that no waiting mends."""
+"""Answers of a database that waiting does not change."""
 
 VALUE = "validation nll"
 """What a dashboard calls a trial's value: nats per image, mean over the seeds."""
@@ -56,7 +67,7 @@ class StorageDown(RunError):  # noqa: N818 - a state of the world
     """The database does not answer."""
 
 
-class _LockLost(Exception):  # noqa: N818 - the connection that held the lock has gone
+class _LockLost(Exception):  # noqa: N818 - the connection that held the lock is gone
     pass
 
 
@@ -77,15 +88,15 @@ def beat_seconds() -> float:
 
 
 class Database:
-    """An open database of studies.
+    """An open database, and this process as one of its workers.
 
     Args:
-        url: from `addresses.storage_url`.
-        read_only: for `status`: nothing is made where nothing is.
-        patience: seconds to wait for it; a worker's parent has just found it there.
+        url: from `storage.storage_url`.
+        read_only: no folder is made where there is none.
+        patience: seconds to wait for it to answer at first.
 
     Raises:
-        RunError: it does not answer, or is no database of ours.
+        RunError: it does not answer, or is no database of studies.
     """
 
     def __init__(
@@ -93,14 +104,15 @@ class Database:
     ) -> None:
         self.url = url
         self.file = sqlite_file(url)
-        self.owner = owner.me()
+        self.owner = worker_id.own_id()
         self.beat = beat_seconds()
+        self.outages = 0
         self._ids: dict[str, int] = {}
-        self._outages = _prepare_optuna()
+        self._errors = _prepare_optuna()
         if self.file is not None and not read_only:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         self._lock_engine = self._engine()
-        self._outages += (self._lock_engine.dialect.dbapi.Error,)  # some reach us unwrapped
+        self._errors += (self._lock_engine.dialect.dbapi.Error,)  # some reach us unwrapped
         self.storage: RDBStorage = self.through(self._open, patience)
 
     def _arguments(self) -> dict[str, Any]:
@@ -135,9 +147,16 @@ class Database:
                 grace_period=max(1, math.ceil(GRACE_BEATS * self.beat)),
             )
 
+    def close(self) -> None:
+        """Close all connections."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    # ---- the lock, and outages
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the one lock; it is free when its holder has ended, however it ended."""
+        """Hold the lock."""
         if self.file is None:
             with self._lock_engine.connect() as connection:
                 yield from self._hold_advisory(connection)
@@ -166,15 +185,15 @@ class Database:
         """Return what an action returns; while the database is away, try again, ever slower.
 
         Raises:
-            StorageDown: for too long.
+            StorageDown: it is away for longer than `patience` seconds.
         """
         began, pause = time.monotonic(), 0.1
         while True:
             try:
                 return action()
-            except self._outages as error:
+            except self._errors as error:
                 self._ids.clear()
-                self.forget()
+                self.outages += 1
                 most = min(patience, PATIENCE_WHEN_STOPPED) if signals.requested() else patience
                 if patience == PATIENCE_AT_FIRST and HOPELESS.search(_first_line(error)):
                     most = 0.0
@@ -187,8 +206,7 @@ class Database:
             time.sleep(pause * (0.5 + random.random()))
             pause = min(2.0, pause * 1.6)
 
-    def forget(self) -> None:
-        """Forget what was seen before an outage."""
+    # ---- studies
 
     def study_id(self, name: str) -> int:
         """Return optuna's id of a study.
@@ -201,7 +219,7 @@ class Database:
         return self._ids[name]
 
     def make_study(self, name: str) -> int:
-        """Return optuna's id of a study, which is made where it is not there."""
+        """Return optuna's id of a study, which is made where there is none."""
         from optuna.study import StudyDirection
 
         try:
@@ -210,24 +228,210 @@ class Database:
             study_id = self.storage.create_new_study([StudyDirection.MINIMIZE], name)
             self.storage.set_study_system_attr(study_id, "study:metric_names", [VALUE])
             self._ids[name] = study_id
-            return self._ids[name]
+            return study_id
 
-    def rows(self, name: str) -> list[tuple[FrozenTrial, Row]]:
-        """Return all trials of a study, as they are and as plain values."""
-        trials = self.storage.get_all_trials(self.study_id(name), deepcopy=False)
-        return [(trial, row_of(name, trial)) for trial in trials]
+    def names(self) -> list[str]:
+        """Return the names of all planned studies; searches are not among them."""
+        studies = self.storage.get_all_studies()
+        return sorted(each.study_name for each in studies if PLAN in each.system_attrs)
 
-    def close(self) -> None:
-        """Let go of all connections."""
-        self.storage.remove_session()
-        self.storage.engine.dispose()
+    def plan(self, name: str) -> dict[str, Any] | None:
+        """Return the plan's document stored with a study, if any.
+
+        Raises:
+            KeyError: there is no such study.
+        """
+        attributes: dict[str, Any] = self.storage.get_study_system_attrs(self.study_id(name))
+        return attributes.get(PLAN)
+
+    def store_plan(self, document: Mapping[str, Any]) -> None:
+        """Store a plan with its study."""
+        study_id = self.study_id(document["name"])
+        self.storage.set_study_system_attr(study_id, PLAN, dict(document))
+        for key in ("question", "version", "preset", "dataset"):
+            self.storage.set_study_user_attr(study_id, key, document[key])
+
+    # ---- trials read
+
+    def trials(self, study: str) -> list[Trial]:
+        """Return all trials of a study."""
+        rows = self.storage.get_all_trials(self.study_id(study), deepcopy=False)
+        return [_trial(study, row) for row in rows]
+
+    def current(self, trial: Trial) -> Trial:
+        """Return a trial as the database has it now."""
+        return _trial(trial.study, self.storage.get_trial(trial.id))
+
+    def is_own(self, trial: Trial) -> bool:
+        """Return whether this process runs a trial."""
+        return trial.status == "running" and (trial.owner or {}).get("token") == self.owner["token"]
+
+    def distributions(self, trial: Trial) -> dict[str, BaseDistribution]:
+        """Return what the values of a search's trial are drawn from."""
+        return dict(self.storage.get_trial(trial.id).distributions)
+
+    def silent(self, study: str) -> set[int]:
+        """Return ids of running trials whose last heartbeat is old by the database's own clock."""
+        return set(self.storage._get_stale_trial_ids(self.study_id(study)))
+
+    # ---- trials written
+
+    def add(
+        self, trial: Trial, distributions: Mapping[str, BaseDistribution] | None = None
+    ) -> None:
+        """Store a new trial, which waits, or is over where its cell is not applicable.
+
+        Args:
+            trial: what it is about; how far the given one was does not matter.
+            distributions: of a search's trial: what its values are drawn from.
+        """
+        from optuna.trial import TrialState, create_trial
+
+        shown, about = _attributes(trial)
+        over = trial.status == "not_applicable"
+        if over:
+            shown |= {"status": trial.status, "reason": trial.reason}
+        self.storage.create_new_trial(
+            self.study_id(trial.study),
+            create_trial(
+                state=TrialState.PRUNED if over else TrialState.WAITING,
+                params=trial.values if distributions else {},
+                distributions=dict(distributions or {}),
+                user_attrs=shown,
+                system_attrs={ABOUT: about},
+            ),
+        )
+
+    def adopt(self, trial: Trial) -> Trial:
+        """Describe a running trial that optuna has just made; return it, run by this process."""
+        shown, about = _attributes(trial)
+        self._hide(trial, {ABOUT: about})
+        self._show(trial, shown)
+        self.storage.record_heartbeat(trial.id)
+        self._hide(trial, {BEGUN: True})
+        return self._signed(trial)
+
+    def take(self, trial: Trial) -> Trial | None:
+        """Return a waiting trial, now run by this process, or None where another took it.
+
+        Its heart beats before it runs.
+        """
+        self.storage.record_heartbeat(trial.id)
+        self._hide(trial, {BEGUN: True})
+        return self._signed(trial) if self._set_state(trial, "RUNNING") else None
+
+    def _signed(self, trial: Trial) -> Trial:
+        self._hide(trial, {OWNER: self.owner})
+        self._show(trial, {"worker": worker_id.described(self.owner)})
+        return self.current(trial)
+
+    def heartbeat(self, trial: Trial) -> None:
+        """Record that a trial's worker is alive; from any thread."""
+        try:
+            self.storage.record_heartbeat(trial.id)
+        except Exception:
+            self.storage.engine.dispose()
+            raise
+        finally:
+            self.storage.remove_session()
+
+    def set_waiting(self, trial: Trial, lost: int | None = None) -> None:
+        """Set a running trial waiting; `lost` is how many workers have died over it by now."""
+        self._hide(trial, {OWNER: None} if lost is None else {OWNER: None, LOST: lost})
+        self._set_state(trial, "WAITING")
+
+    def withdraw(self, trial: Trial) -> None:
+        """End a waiting trial that the study no longer wants."""
+        self._hide(trial, {WITHDRAWN: True})
+        self._show(trial, {"status": "withdrawn"})
+        self._set_state(trial, "PRUNED")
+
+    def end(self, trial: Trial) -> None:
+        """Write how a running trial ended, its state last."""
+        optional = {key: getattr(trial, key) for key in ("worked", "reason", "outcomes")}
+        shown = {
+            "status": trial.status,
+            "seconds": round(trial.seconds, 3),
+            **{key: value for key, value in optional.items() if value},
+            **{name: round(value, 4) for name, value in trial.numbers.items()},
+        }
+        self._show(trial, shown)
+        if trial.status == "failed":
+            self._set_state(trial, "FAIL")
+        else:  # seeds that all diverged have no number: the worst there is
+            self._set_state(trial, "COMPLETE", math.inf if trial.value is None else trial.value)
+
+    def _show(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(trial.id, key, value)
+
+    def _hide(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            self.storage.set_trial_system_attr(trial.id, key, value)
+
+    def _set_state(self, trial: Trial, name: str, value: float | None = None) -> bool:
+        from optuna.trial import TrialState
+
+        values = None if value is None else [value]
+        return self.storage.set_trial_state_values(trial.id, TrialState[name], values)
+
+
+def _trial(study: str, row: FrozenTrial) -> Trial:
+    """Return a row of optuna's as a trial."""
+    statuses = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}
+    status = statuses.get(row.state.name, row.state.name.lower())
+    shown, about = row.user_attrs, row.system_attrs.get(ABOUT, {})
+    value = row.values[0] if row.values else None
+    return Trial(
+        study=study,
+        cell=str(shown.get("cell", "")),
+        variant=str(shown.get("variant", "")),
+        settings=str(shown.get("settings", "")),
+        key=about.get("key"),
+        protocol=about.get("protocol"),
+        seeds=list(about.get("seeds", [])),
+        values={**(about.get("values") or {}), **row.params},
+        is_search=bool(about.get("is_search")),
+        retry_of=about.get("retry_of"),
+        best_of=about.get("of"),
+        id=row._trial_id,
+        number=row.number,
+        status=str(shown.get("status", status)) if status == "pruned" else status,
+        begun=bool(row.system_attrs.get(BEGUN)),
+        lost=int(row.system_attrs.get(LOST, 0)),
+        owner=row.system_attrs.get(OWNER),
+        value=value if value is not None and math.isfinite(value) else None,
+        reason=shown.get("reason"),
+        outcomes=dict(shown.get("outcomes", {})),
+        numbers={name: shown[name] for name in NUMBERS if name in shown},
+        seconds=float(shown.get("seconds") or 0.0),
+        worked=int(shown.get("worked", 0)),
+    )
+
+
+def _attributes(trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a dashboard shows of a trial, and the rest of what it is about."""
+    shown = {
+        "cell": trial.cell,
+        "variant": trial.variant,
+        "settings": trial.settings,
+        "seeds": seed_ranges(trial.seeds),
+    }
+    about: dict[str, Any] = {"seeds": trial.seeds, "key": trial.key, "protocol": trial.protocol}
+    optional = {
+        "retry_of": trial.retry_of,
+        "is_search": trial.is_search or None,
+        "values": None if trial.is_search else trial.values or None,  # those have `params`
+        "of": trial.best_of,
+    }
+    return shown, about | {key: value for key, value in optional.items() if value is not None}
 
 
 def _prepare_optuna() -> tuple[type[Exception], ...]:
     """Quieten optuna; return what it and SQLAlchemy raise when the database is away.
 
-    Who loses the connection that held the lock may meet another's writes before it notices: a
-    trial that is over by now, a row that is there already. Then too it is to look again.
+    A process that lost the connection that held the lock may meet another's writes before it
+    notices: a trial that is over by now, a row that is there already. That is tried again too.
     """
     import optuna
     import sqlalchemy.exc

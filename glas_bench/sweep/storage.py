@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,8 +24,15 @@ def storage_url(given: str | None, results: Path) -> str:
     """Return the database's address: `--storage`, else OPTUNA_STORAGE, else sqlite in the results.
 
     Raises:
-        UsageError: it is neither sqlite nor PostgreSQL, or sqlite on a network file system.
+        UsageError: it is neither sqlite nor PostgreSQL, it is sqlite on a network file system, or
+            `--storage` holds a password.
     """
+    if given is not None and _has_password(given):
+        raise UsageError(
+            f"--storage {redact(given)}: every user of the machine can read a password on the "
+            f"command line. Give the whole address in {VARIABLE}, or the password in PGPASSWORD "
+            "or ~/.pgpass."
+        )
     text = given or os.environ.get(VARIABLE) or f"sqlite:///{results.resolve() / 'optuna.db'}"
     scheme, separator, rest = text.partition("://")
     base, _, driver = scheme.partition("+")
@@ -39,7 +45,7 @@ def storage_url(given: str | None, results: Path) -> str:
         return f"{scheme if driver else DRIVERS[base]}://{rest}"
     path = sqlite_file(text)
     if path is None:
-        raise UsageError(f"--storage {text}: a study wants a file, e.g. sqlite:///optuna.db")
+        raise UsageError(f"--storage {text}: a study needs a file, e.g. sqlite:///optuna.db")
     kind = file_system(path.resolve())
     if kind in NETWORK:
         raise UsageError(
@@ -51,51 +57,22 @@ def storage_url(given: str | None, results: Path) -> str:
     return f"sqlite:///{path.resolve()}"
 
 
-def file_system(path: Path, mounts: str | None = None) -> str | None:
-    """Return the type of the file system that a path lies on, or None where that is not told.
+def file_system(path: Path) -> str | None:
+    """Return the type of the file system that an absolute path lies on, or None if unknown."""
+    import psutil
 
-    Args:
-        path: absolute.
-        mounts: in the form of /proc/self/mountinfo, which it is unless given.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-    best, kind = -1, None
-    for line in mounts.splitlines():
-        about, _, source = line.partition(" - ")
-        fields = about.split()
-        if len(fields) < 5 or not source:
-            continue
-        point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        if path.is_relative_to(point) and len(Path(point).parts) >= best:
-            best, kind = len(Path(point).parts), source.split()[0]
-    return kind
+    above = [each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)]
+    # of two at one mount point the later one is seen
+    depths = [(len(Path(each.mountpoint).parts), index) for index, each in enumerate(above)]
+    return above[max(depths)[1]].fstype if depths else None
 
 
-def has_password(url: str) -> bool:
-    """Tell whether an address carries a password.
-
-    Raises:
-        UsageError: it is no address.
-    """
+def _has_password(url: str) -> bool:
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise UsageError(
             f"--storage {redact(url)}: {error}; in a password write [ ] / : @ and the like as %5B, "
-            f"%5D, %2F, %3A, %40, or give it in PGPASSWORD or ~/.pgpass"
+            f"%5D, %2F, %3A, %40, and give it in {VARIABLE}, PGPASSWORD or ~/.pgpass"
         ) from error
     return bool(parts.password) or "password=" in parts.query
-
-
-def without_storage(arguments: list[str], url: str) -> list[str] | None:
-    """Return a command line without its `--storage URL`, or None where it is not in there."""
-    if f"--storage={url}" in arguments:
-        return [each for each in arguments if each != f"--storage={url}"]
-    for index, each in enumerate(arguments[:-1]):
-        if each == "--storage" and arguments[index + 1] == url:
-            return [*arguments[:index], *arguments[index + 2 :]]
-    return None

@@ -1,7 +1,7 @@
 """What a sweep shows while it runs: a table on a terminal, plain lines elsewhere.
 
-Both are told the events of this command's own workers, and now and then where all cells stand,
-those of other machines among them.
+Both are given the events of this command's own workers, and now and then the status of all cells,
+those that other machines run among them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from glas_bench.sweep.states import State, summary
+from glas_bench.sweep import status
 from glas_bench.text import duration, number
+
+STYLES = {"running": "bold", "failed": "red", "waiting": "dim", "not_applicable": "dim"}
 
 
 def make_view() -> View:
@@ -33,10 +34,10 @@ class View:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.found: Sequence[State] = ()
-        self.left: float | None = None
         self.counted = time.monotonic()
-        self.last = ""
+        self.counts = ""  # when they were shown last, and which
+        self.cells: list[dict[str, Any]] = []
+        self.caption = ""
 
     def __enter__(self) -> View:
         return self
@@ -45,39 +46,43 @@ class View:
         return None
 
     def show(self, event: dict[str, Any]) -> None:
-        """Take note of a worker's event."""
+        """Show a worker's event."""
         kind = event["event"]
         if kind == "begin":
-            self._line(f"{event['name']}: running")
+            self.say(f"{event['name']}: running")
         elif kind == "back":
-            self._line(f"{event['cell']}: given back, {event['reason']}")
+            self.say(f"{event['cell']}: given back, {event['reason']}")
         elif kind == "end":
-            self._line(f"{event['name']}: {ending(event)}")
+            self.say(f"{event['name']}: {ending(event)}")
         self._say_note(event)
 
     def _say_note(self, event: dict[str, Any]) -> None:
         if event["event"] == "seed" and event["of"]["event"] == "note":
-            self._line(f"{event['name']}: {event['of']['text']}")
+            self.say(f"{event['name']}: {event['of']['text']}")
 
-    def refresh(self, found: Sequence[State], left: float | None) -> None:
-        """Take note of where all cells stand, and of the seconds left."""
-        self.found, self.left = found, left
-        told = f"{summary(found)}{_remaining(left)}"
-        if time.monotonic() - self.counted >= self.EVERY and told != self.last:
-            self.counted, self.last = time.monotonic(), told
-            self._line(told)
+    def refresh(self, document: dict[str, Any], left: float | None) -> None:
+        """Show the status of all cells.
+
+        Args:
+            document: of `status.status_document`.
+            left: about how many seconds the rest takes, if known.
+        """
+        self.cells = document["cells"]
+        self.caption = status.summary(document)
+        if left:
+            self.caption += f"; about {duration(left)} left"
+        if time.monotonic() - self.counted >= self.EVERY and self.caption != self.counts:
+            self.counted, self.counts = time.monotonic(), self.caption
+            self.say(self.caption)
 
     def say(self, text: str) -> None:
         """Show a line, whatever else is shown."""
-        self._line(text)
-
-    def _line(self, text: str) -> None:
         with self.lock:
             print(text, file=sys.stderr, flush=True)
 
 
 class Table(View):
-    """A table of all cells with their states, those that run with their progress."""
+    """A table of all cells with their status; of those that run here, with their progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,53 +107,41 @@ class Table(View):
         if kind == "begin":
             self.progress[event["cell"]] = f"{event['name']}, starting"
         elif kind == "seed":
-            if told := _told(event["of"]):
-                self.progress[event["cell"]] = f"seed {event['seed']}: {told}"
+            if progress := _progress(event["of"]):
+                self.progress[event["cell"]] = f"seed {event['seed']}: {progress}"
         elif kind in ("end", "back"):
             self.progress.pop(event["cell"], None)
         self._say_note(event)
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
 
     def render(self) -> Any:
-        """Return the table as it is now; of a long study, what runs and what is next to it."""
+        """Return the table as it is now; of a long study, failed and running cells first."""
         from rich.table import Table as Grid
 
         grid = Grid(box=None, pad_edge=False)
         for column in ("cell", "status", "seeds", "nll"):
             grid.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
         grid.add_column("", no_wrap=True, overflow="ellipsis")
-        rows = max(3, self.console.height - 4)
-        for state in _window(self.found, rows):
-            done = sum(status in ("complete", "diverged") for status in state.seeds.values())
-            running = state.item.cell in self.progress
-            grid.add_row(
-                state.item.cell,
-                "running" if running else state.status.replace("_", " "),
-                f"{done}/{len(state.seeds)}",
-                number(state.numbers.get("nll")),
-                self.progress.get(state.item.cell) or _elsewhere(state),
-                style=STYLES.get("running" if running else state.status),
-            )
-        grid.caption = f"{summary(self.found)}{_remaining(self.left)}" if self.found else None
+        for cell in _window(self.cells, max(3, self.console.height - 4)):
+            here = self.progress.get(cell["cell"])
+            shown = {**cell, "status": "running"} if here else cell
+            note = here or (cell["status"] == "running" and cell["worker"]) or cell["reason"]
+            grid.add_row(*status.row(shown), note or "", style=STYLES.get(shown["status"]))
+        grid.caption = self.caption or None
         grid.caption_justify = "left"
         return grid
 
 
-STYLES = {"running": "bold", "failed": "red", "waiting": "dim", "not_applicable": "dim"}
-
-
-def _window(found: Sequence[State], rows: int) -> list[State]:
-    """Return at most so many states: failed and running ones first, then the nearest to them."""
-    if len(found) <= rows:
-        return list(found)
+def _window(cells: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
+    """Return at most so many cells: running and failed ones first, all in the order of the plan."""
     rank = {"running": 0, "failed": 1, "waiting": 2, "complete": 3}
-    chosen = sorted(range(len(found)), key=lambda i: (rank.get(found[i].status, 4), i))[:rows]
-    return [found[index] for index in sorted(chosen)]
+    order = sorted(range(len(cells)), key=lambda i: (rank.get(cells[i]["status"], 4), i))
+    return [cells[index] for index in sorted(order[:rows])]
 
 
-def _told(event: dict[str, Any]) -> str | None:
+def _progress(event: dict[str, Any]) -> str | None:
     """Return a seed's event in a few words."""
     if event["event"] == "train":
         return (
@@ -160,22 +153,12 @@ def _told(event: dict[str, Any]) -> str | None:
     return None
 
 
-def _elsewhere(state: State) -> str:
-    if state.status == "running" and state.owner:
-        return f"pid {state.owner['pid']} on {state.owner['host']}"
-    return state.reason or ""
-
-
-def _remaining(left: float | None) -> str:
-    return "" if not left else f"; about {duration(left)} left"
-
-
 def ending(event: dict[str, Any]) -> str:
-    """Return how a cell ended, in words."""
-    told = str(event["status"])
+    """Return how a cell ended: status, nll (else iw), duration, reason."""
+    text = str(event["status"])
     for name in ("nll", "iw"):
         if name in event["numbers"]:
-            told += f", {name} {number(event['numbers'][name])}"
+            text += f", {name} {number(event['numbers'][name])}"
             break
-    told += f", {duration(event['seconds'])}"
-    return f"{told}; {event['reason']}" if event["reason"] else told
+    text += f", {duration(event['seconds'])}"
+    return f"{text}; {event['reason']}" if event["reason"] else text

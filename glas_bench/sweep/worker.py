@@ -1,7 +1,7 @@
-"""A worker: claims a cell, runs it, tells what came of it, and again, until nothing is left.
+"""A worker: claims a trial, runs it, ends it, and again, until nothing is left.
 
-In the command's own process where there is one worker, else as child processes (`workers`). The
-database's address comes in the environment, since it may hold a password.
+It is the command's own process where there is one worker, else a process of `processes.ChildProcess` that
+is given a `Job`. The database's address comes in the environment, for it may hold a password.
 """
 
 from __future__ import annotations
@@ -10,33 +10,32 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from glas_bench import environment, processes, signals
+from glas_bench import environment, processes, signals, study
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
 from glas_bench.record import SeedFolder
 from glas_bench.runs import cells, outcome
+from glas_bench.runs import worker as runs_worker
 from glas_bench.study import Cell
+from glas_bench.sweep import storage
 from glas_bench.sweep.database import PATIENCE
 from glas_bench.sweep.plan import Plan, digest
-from glas_bench.sweep.store import Store
-from glas_bench.sweep.trials import Result, Task, Wait
+from glas_bench.sweep.queue import Queue
+from glas_bench.sweep.trial import NUMBERS, Trial
 
-Tell = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
 
 POLL = 2.0
-"""Seconds between two looks while others run what is left; less where beats are shorter."""
-
-NUMBERS = ("nll", "elbo", "iw", "refit_iw", "objective")
-"""What a trial shows of its cell: means over seeds, nats per image."""
+"""Seconds between two claims while others run what is left; less where heartbeats are closer."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told."""
+    """What a worker process is given."""
 
     study: str
     preset: str | None
@@ -45,65 +44,67 @@ class Job:
     results: str
     device: str
     digest: str
-    """Of the plan: a study file edited since is noticed."""
+    """Of the plan: a study file that was edited since is refused."""
     most: int | None
+    """Trials of the study's whole life."""
 
 
-def work(plan: Plan, store: Store, job: Job, tell: Tell) -> None:
-    """Run tasks until nothing is left, or the process is asked to stop.
+def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEvent) -> None:
+    """Run trials until nothing is left, or the process is asked to stop.
 
     Args:
         plan: the study.
-        store: its database.
-        job: as given.
-        tell: called with events: `{"event": "begin" | "end" | "seed" | "wait", "cell", ...}`.
+        queue: its trials.
+        device: where to train.
+        most: trials of the study's whole life, if limited.
+        on_event: called with `{"event": "begin" | "seed" | "end" | "back" | "wait", "cell", ...}`.
 
     Raises:
         StorageDown: the database has not answered for too long; run folders have all results.
         RunError: the results folder cannot be written.
     """
-    busy: list[str] = []  # cells that another process works on, outside of this study
+    elsewhere: list[str] = []  # cells that a process outside of this study runs
     while not signals.requested():
         cells.check_results(plan.results)
-        claimed = store.claim(plan, job.most, busy)
-        if claimed is None:
-            return
-        if isinstance(claimed, Wait):
-            tell({"event": "wait"})
-            _rest(min(POLL, 2 * store.beat))
-            busy.clear()
+        trial, others = queue.claim(plan, most, elsewhere)
+        if trial is None:
+            if not others:
+                return
+            on_event({"event": "wait"})
+            _rest(min(POLL, 2 * queue.database.beat))
+            elsewhere.clear()
             continue
-        tell({"event": "begin", "cell": claimed.cell, "name": claimed.name})
+        on_event({"event": "begin", "cell": trial.cell, "name": trial.name})
         try:
-            with store.beating(claimed):
-                result = run_task(plan, claimed, job.device, tell)
+            with queue.beating(trial):
+                ended = run_trial(plan, trial, device, on_event)
         except AlreadyRunning as error:
-            store.give_back(claimed)
-            busy.append(claimed.cell)
-            tell({"event": "back", "cell": claimed.cell, "reason": str(error)})
+            queue.give_back(trial)
+            elsewhere.append(trial.cell)
+            on_event({"event": "back", "cell": trial.cell, "reason": str(error)})
             _rest(1.0)
             continue
         except (RunError, DataError):  # this machine's trouble: another may do better
-            store.give_back(claimed)
+            queue.give_back(trial)
             raise
         except OSError as error:  # no process, no temporary file: this machine's as well
-            store.give_back(claimed)
+            queue.give_back(trial)
             raise RunError(f"this machine cannot run cells: {error}") from error
         except Exception as error:
             traceback.print_exc()
-            result = Result("failed", reason=f"{type(error).__name__}: {error}")
-        if result is None:
-            store.give_back(claimed)
-            tell({"event": "back", "cell": claimed.cell, "reason": "asked to stop"})
+            ended = replace(trial, status="failed", reason=f"{type(error).__name__}: {error}")
+        if ended.status == "interrupted":
+            queue.give_back(trial)
+            on_event({"event": "back", "cell": trial.cell, "reason": "asked to stop"})
             continue
-        if result.status == "failed":
+        if ended.status == "failed":
             try:
-                _check_machine(plan, job.device)
+                _check_machine(plan, device)
             except RunError as error:  # then it was hardly the cell's fault
-                store.give_back(claimed, f"{error} ({result.reason})")
+                queue.give_back(trial, f"{error} ({ended.reason})")
                 raise
-        store.finish(claimed, result)
-        tell({"event": "end", "cell": claimed.cell, "name": claimed.name, **asdict(result)})
+        queue.finish(ended)
+        on_event({"event": "end", "name": trial.name, **asdict(ended)})
 
 
 def _check_machine(plan: Plan, device: str) -> None:
@@ -123,103 +124,90 @@ def _rest(seconds: float) -> None:
         time.sleep(0.05)
 
 
-def run_task(plan: Plan, task: Task, device: str, tell: Tell) -> Result | None:
-    """Run a cell's seeds; return what came of it, or None where it was asked to stop.
+# --------------------------------------------------------------------------- one trial
+
+
+def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial:
+    """Run a trial's seeds; return it with how it ended: complete, failed or interrupted.
 
     Raises:
         AlreadyRunning: another process works in the cell's folder.
         RunError: the folder cannot be written.
     """
-    cell = plan.cell(task.cell, task.values)
-    splits = plan.splits(cell.config)
+    cell = plan.cell_of(trial)
     began = time.monotonic()
-    worked = sum(_status(cell, plan.results, seed) is None for seed in task.seeds)
+    worked = sum(_finished(cell, seed, plan.results) is None for seed in cell.seeds)
 
     def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
-        tell({"event": "seed", "cell": task.cell, "name": task.name, "seed": seed, "of": event})
+        about = {"cell": trial.cell, "name": trial.name, "seed": seed}
+        on_event({"event": "seed", **about, "of": event})
 
-    outcomes: dict[Any, dict[str, Any]] = {}
-    for seeds in _sittings(task.seeds, device, cell):
+    # A worker that has no processors for two seeds at once runs one after another in its own
+    # process, which saves each the start of a process of its own.
+    apart = device == "cpu" and environment.cores() < 2 * cell.config.threads
+    outcomes: dict[tuple[str, int], dict[str, Any]] = {}
+    for seeds in [(seed,) for seed in cell.seeds] if apart else [cell.seeds]:
         outcomes |= cells.run_cells(
-            [replace(cell, seeds=tuple(seeds))],
-            splits,
+            [replace(cell, seeds=seeds)],
+            plan.splits(cell.config),
             plan.results,
             device=device,
             preset=plan.study.preset,
             watch=watch,
         )
-    by_seed = {seed: outcomes[cell.key, seed] for seed in task.seeds}
-    if any(each["status"] == "interrupted" for each in by_seed.values()):
+    by_seed = {seed: outcomes[cell.key, seed] for seed in cell.seeds}
+    ended = end_of(trial, cell, plan.results, by_seed)
+    return replace(ended, seconds=time.monotonic() - began, worked=worked)
+
+
+def finished(plan: Plan, trial: Trial) -> Trial | None:
+    """Return a trial as the run folder ends it, or None where there is work left to do."""
+    cell = plan.cell_of(trial)
+    statuses = {seed: _finished(cell, seed, plan.results) for seed in cell.seeds}
+    if None in statuses.values():
         return None
-    found = result_of(cell, plan.results, by_seed, strict=task.is_search)
-    return replace(found, seconds=time.monotonic() - began, worked=worked)
+    by_seed = {seed: {"status": status} for seed, status in statuses.items()}
+    return end_of(trial, cell, plan.results, by_seed)
 
 
-def _sittings(seeds: Sequence[int], device: str, cell: Cell) -> list[list[int]]:
-    """Return seeds as they are given to `run_cells`.
-
-    A worker that has no processors for two seeds at once runs one after another in its own process,
-    which saves each the start of a process of its own.
-    """
-    if device == "cpu" and environment.cores() < 2 * cell.config.threads:
-        return [[seed] for seed in seeds]
-    return [list(seeds)]
+def _finished(cell: Cell, seed: int, results: Path) -> str | None:
+    return runs_worker.finished(cell.folder(results).seed(seed), cell.config)
 
 
-def finished(cell: Cell, results: Path, seeds: Sequence[int]) -> Result | None:
-    """Return the result of a cell that its run folder has already, or None."""
-    by_seed = {}
-    for seed in seeds:
-        status = _status(cell, results, seed)
-        if status is None:
-            return None
-        by_seed[seed] = {"status": status}
-    return result_of(cell, results, by_seed)
+def end_of(
+    trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, Mapping[str, Any]]
+) -> Trial:
+    """Return a trial with what its seeds amount to; a diverged seed counts as finished.
 
-
-def _status(cell: Cell, results: Path, seed: int) -> str | None:
-    """Return how a seed ended, or None where there is work left to do."""
-    from glas_bench.runs import worker
-
-    return worker.finished(cell.folder(results).seed(seed), cell.config)
-
-
-def result_of(
-    cell: Cell, results: Path, by_seed: Mapping[int, dict[str, Any]], *, strict: bool = False
-) -> Result:
-    """Return what a cell's seeds amount to; a diverged seed counts as finished.
+    A trial of a search has a value only if every seed has one: no setting that diverges wins.
 
     Args:
-        cell: what was run.
-        results: where its run folder is.
+        trial: as it was claimed.
+        cell: what it runs.
+        results: where the run folders are.
         by_seed: statuses, with reasons, by seed.
-        strict: no value unless every seed has one: a search is not won by a setting that diverges.
     """
     statuses = {str(seed): str(each["status"]) for seed, each in by_seed.items()}
-    folder = cell.folder(results)
-    rows = [
-        outcome.seed_row(folder.seed(seed), cell.protocol, each) for seed, each in by_seed.items()
-    ]
+    folders = {seed: cell.folder(results).seed(seed) for seed in by_seed}
+    rows = [outcome.seed_row(folders[seed], cell.protocol, by_seed[seed]) for seed in by_seed]
     numbers = {}
     for name in NUMBERS:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             numbers[name] = sum(values) / len(values)
     reasons = [
-        f"seed {row['seed']} {row['status']}: {row['reason'] or 'no reason told'}"
+        f"seed {row['seed']} {row['status']}: {row['reason'] or 'no reason given'}"
         for row in rows
         if row["status"] not in ("complete", "not_applicable")
     ]
-    failed = [seed for seed, status in statuses.items() if status == "failed"]
-    values = [
-        _validation(folder.seed(int(seed)), cell.protocol)
-        for seed, status in statuses.items()
-        if status == "complete"
-    ]
+    complete = [seed for seed, each in by_seed.items() if each["status"] == "complete"]
+    values = [_validation(folders[seed], cell.protocol) for seed in complete]
     known = [value for value in values if value is not None]
-    enough = len(known) == len(by_seed) if strict else bool(known)
-    return Result(
-        status="failed" if failed else "complete",
+    enough = len(known) == len(by_seed) if trial.is_search else bool(known)
+    status = next((s for s in ("interrupted", "failed") if s in statuses.values()), "complete")
+    return replace(
+        trial,
+        status=status,
         value=sum(known) / len(known) if enough else None,
         reason="; ".join(reasons) or None,
         outcomes=statuses,
@@ -244,33 +232,34 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: Tell, inbox: object) -> int:
-    del inbox
+def _serve(order: dict[str, Any], on_event: OnEvent) -> int:
     try:
-        _do(Job(**order), tell)
+        run_job(Job(**order), on_event)
     except GlasBenchError as error:
-        tell({"event": "stopped", "reason": str(error), "code": error.exit_code})
+        on_event({"event": "stopped", "reason": str(error), "code": error.exit_code})
     except Exception as error:
         traceback.print_exc()
-        tell({"event": "stopped", "reason": f"{type(error).__name__}: {error}", "code": 1})
+        on_event({"event": "stopped", "reason": f"{type(error).__name__}: {error}", "code": 1})
     else:
-        tell({"event": "done"})
+        on_event({"event": "done"})
     return signals.exit_code() if signals.requested() else 0
 
 
-def _do(job: Job, tell: Tell) -> None:
-    from glas_bench import study
-    from glas_bench.sweep import storage
+def run_job(job: Job, on_event: OnEvent) -> None:
+    """Lay the study out again, and work.
 
+    Raises:
+        RunError: it is no longer the study that was planned.
+    """
     results = Path(job.results)
     precision = environment.default_precision(job.device)
-    found = study.load(job.study, job.preset, job.dataset, seeds=job.seeds, precision=precision)
-    plan = Plan(found, results)
-    if digest(plan.document()) != job.digest:
+    loaded = study.load(job.study, job.preset, job.dataset, seeds=job.seeds, precision=precision)
+    plan = Plan(loaded, results)
+    if digest(plan.document) != job.digest:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
     url = storage.storage_url(None, results)
-    with contextlib.closing(Store(url, patience=PATIENCE)) as store:
-        work(plan, store, job, tell)
+    with contextlib.closing(Queue(url, patience=PATIENCE)) as queue:
+        work(plan, queue, job.device, job.most, on_event)
 
 
 if __name__ == "__main__":

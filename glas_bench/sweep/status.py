@@ -1,0 +1,156 @@
+"""How far every cell of a study is: the JSON document of `status`, and what is made from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glas_bench.record import join_statuses
+from glas_bench.sweep import worker_id
+from glas_bench.sweep.plan import Document
+from glas_bench.sweep.trial import Trial
+from glas_bench.text import aligned, number
+
+STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
+
+
+def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
+    """Return the JSON document of `status`, its cells in the order of the plan.
+
+    Args:
+        plan: as stored with the study.
+        trials: of the study and its searches.
+    """
+    cells = [_cell(plan, entry, trials) for entry in plan["cells"]]
+    count = Counter(cell["status"] for cell in cells)
+    return {
+        "study": plan["name"],
+        "question": plan["question"],
+        "version": plan["version"],
+        "preset": plan["preset"],
+        "dataset": plan["dataset"],
+        "cells": cells,
+        "skipped": plan["skipped"],
+        "counts": {status: count[status] for status in STATUSES if count[status]},
+    }
+
+
+def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
+    own = [trial for trial in trials if not trial.is_search and trial.belongs(entry)]
+    repeated = {trial.retry_of for trial in own}
+    own = [trial for trial in own if trial.number not in repeated]
+    if entry["searched"] and own:  # the best values of the last search
+        own = [trial for trial in own if trial.key == own[-1].key]
+    seeds = dict.fromkeys(entry["seeds"], "waiting")
+    for trial in own:
+        for seed in set(trial.seeds) & set(seeds):
+            seeds[seed] = trial.outcomes.get(str(seed), trial.status)
+    uncovered = set(seeds) - {seed for trial in own for seed in trial.seeds}
+    status = join_statuses([trial.status for trial in own] + ["waiting"] * bool(uncovered))
+    reasons = [trial.reason for trial in own if trial.reason]
+    running = [trial for trial in own if trial.status == "running"]
+    if entry["searched"] and not own:
+        status, reasons, running = _search(plan, entry, trials)
+    return {
+        "cell": entry["cell"],
+        "variant": entry["variant"],
+        "params": entry["params"],
+        "status": status,
+        "seeds": [{"seed": seed, "status": status} for seed, status in seeds.items()],
+        "reason": "; ".join(reasons) or None,
+        "config_key": entry["key"],
+        "worker": next((worker_id.described(t.owner) for t in running if t.owner), None),
+        **(own[0].numbers if len(own) == 1 else {}),
+    }
+
+
+def _search(
+    plan: Document, entry: Document, trials: Sequence[Trial]
+) -> tuple[str, list[str], list[Trial]]:
+    """Return status, reason and running trials of a cell whose best values are not known yet."""
+    own = [t for t in trials if t.is_search and (t.cell, t.key) == (entry["cell"], entry["key"])]
+    running = [trial for trial in own if trial.status == "running"]
+    count = Counter(trial.status for trial in own if trial.retry_of is None)
+    done = count["complete"] + count["failed"]
+    reason = f"search: {done} of {plan['trials']} trials"
+    if count["failed"]:
+        reason += f", {count['failed']} failed"
+    if done >= plan["trials"] and not count["complete"]:
+        return "failed", [reason], running
+    return "running" if running else "waiting", [reason], running
+
+
+def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> float | None:
+    """Return about how long the rest takes, or None where nothing is known yet.
+
+    From the seconds that finished trials took for each unit of the cost of the seeds that they had
+    to run, shared by as many workers as run something now.
+    """
+    entries = {entry["cell"]: entry for entry in plan["cells"]}
+    spent = work = 0.0
+    for trial in trials:
+        if trial.status == "complete" and trial.seconds > 0 and trial.cell in entries:
+            spent += trial.seconds
+            work += entries[trial.cell]["cost"] * (trial.worked or len(trial.seeds))
+    if not work:
+        return None
+    left = 0.0
+    for cell in status["cells"]:
+        if cell["status"] in ("waiting", "running"):
+            entry = entries[cell["cell"]]
+            runs = sum(each["status"] in ("waiting", "running") for each in cell["seeds"])
+            if entry["searched"]:
+                done = sum(trial.is_search and trial.cell == cell["cell"] for trial in trials)
+                runs += len(plan["tuning_seeds"]) * max(plan["trials"] - done, 0)
+            left += entry["cost"] * runs
+    workers = {str(trial.owner) for trial in trials if trial.status == "running"}
+    return left * spent / work / max(len(workers), 1)
+
+
+# --------------------------------------------------------------------------- as text
+
+
+def summary(status: Document) -> str:
+    """Return how many cells have each status, in one line."""
+    counts = [f"{count} {name.replace('_', ' ')}" for name, count in status["counts"].items()]
+    return f"{len(status['cells'])} cells: {', '.join(counts)}"
+
+
+def row(cell: Document) -> list[str]:
+    """Return a cell's columns: name, status, finished of all seeds, nll."""
+    finished = ("complete", "diverged", "not_applicable")
+    done = sum(each["status"] in finished for each in cell["seeds"])
+    return [
+        cell["cell"],
+        cell["status"].replace("_", " "),
+        f"{done}/{len(cell['seeds'])}",
+        number(cell.get("nll")),
+    ]
+
+
+def table(status: Document) -> str:
+    """Return the table of `status`, with reasons and skipped combinations below it."""
+    rows = [[*row(cell), number(cell.get("elbo"))] for cell in status["cells"]]
+    notes = [f"{cell['cell']}: {cell['reason']}" for cell in status["cells"] if cell["reason"]]
+    notes += [skipped_line(skip) for skip in status["skipped"]]
+    return "\n".join(
+        [
+            f"{status['study']}: {status['question']}",
+            "",
+            *aligned([["cell", "status", "seeds", "nll", "elbo"], *rows]),
+            "",
+            *notes,
+            *([""] if notes else []),
+            summary(status),
+        ]
+    )
+
+
+def skipped_line(skip: Mapping[str, Any]) -> str:
+    """Return a combination that is not planned, with the reason."""
+    if skip["axis"]:
+        where = f" without {skip['axis']}"
+    else:
+        where = "".join(f" {key}={value}" for key, value in skip["params"].items())
+    return f"skipped: {skip['variant']}{where}: {skip['reason']}"

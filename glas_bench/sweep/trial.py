@@ -1,0 +1,105 @@
+"""A trial: one row of the queue, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from glas_bench.text import settings
+
+NUMBERS = ("nll", "elbo", "iw", "refit_iw", "objective")
+"""What a trial keeps of its scores: means over its seeds, nats per image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A cell, the seeds to run of it, and how far that is."""
+
+    study: str
+    """The optuna study: the study's own name, or `search_name` of a search."""
+    cell: str
+    variant: str
+    settings: str
+    """As text: `key=value key=value`."""
+    key: str | None
+    """config_key; of a search's trial, at the defaults of the searched axes."""
+    protocol: str | None
+    seeds: list[int]
+    values: dict[str, Any] = field(default_factory=dict)
+    """Values of the searched axes."""
+    is_search: bool = False
+    retry_of: int | None = None
+    """Number of the trial whose place it takes."""
+    best_of: str | None = None
+    """With a search's best values: the config_key of the cell that was searched."""
+
+    id: int = -1
+    """Optuna's, unique in the database; -1 until it is stored."""
+    number: int = -1
+    """Its place in the optuna study."""
+    status: str = "waiting"
+    """waiting, running, complete, failed, pruned, not_applicable or withdrawn."""
+    begun: bool = False
+    """Whether it ever ran."""
+    lost: int = 0
+    """Workers that died over it."""
+    owner: dict[str, Any] | None = None
+    """The `worker_id` of the process that runs it."""
+
+    value: float | None = None
+    """Validation nll, nats per image, mean over the seeds; None where no seed has a number."""
+    reason: str | None = None
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """Status by seed."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """By name, of `NUMBERS`."""
+    seconds: float = 0.0
+    """How long it took the worker that ended it."""
+    worked: int = 0
+    """Seeds that this worker had to run: the others were finished before."""
+
+    @classmethod
+    def planned(cls, study: str, entry: Mapping[str, Any], seeds: Sequence[int], **more: Any) -> Trial:
+        """Return a trial of a planned cell that waits, or is over where the cell cannot run.
+
+        Args:
+            study: the optuna study that it goes to.
+            entry: the cell, as the plan's document has it.
+            seeds: those to run.
+            more: other fields.
+        """
+        more = {"key": entry["key"], "protocol": entry["protocol"], **more}
+        return cls(
+            study=study,
+            cell=entry["cell"],
+            variant=entry["variant"],
+            settings=settings({**entry["params"], **more.get("values", {})}),
+            seeds=list(seeds),
+            status="not_applicable" if entry["not_applicable"] else "waiting",
+            reason=entry["not_applicable"],
+            **more,
+        )
+
+    @property
+    def name(self) -> str:
+        """Its name in what a user sees."""
+        return f"{self.cell} trial {self.number}" if self.is_search else self.cell
+
+    def belongs(self, entry: Mapping[str, Any]) -> bool:
+        """Return whether it is about what a planned cell now is."""
+        if self.status == "withdrawn" or self.cell != entry["cell"]:
+            return False
+        if entry["searched"]:
+            return self.best_of == entry["key"]
+        return (self.key, self.protocol) == (entry["key"], entry["protocol"])
+
+
+def search_name(study: str, cell: str) -> str:
+    """Return the name of the optuna study that searches a cell's axes."""
+    return f"{study}/{cell}"
+
+
+def count_begun(trials: Iterable[Trial]) -> int:
+    """Return how many trials ever began; a repeated one counts once."""
+    return sum(trial.begun for trial in trials if trial.retry_of is None)
