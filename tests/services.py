@@ -88,7 +88,7 @@ class Postgres:
         self.databases = 0
 
     def url(self, database: str = "postgres", password: str = PASSWORD) -> str:
-        return f"postgresql://postgres:{password}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql+psycopg://postgres:{password}@127.0.0.1:{self.port}/{database}"
 
     def fresh(self) -> str:
         """Return the address of a new, empty database."""

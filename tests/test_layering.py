@@ -35,7 +35,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Who may import what a bare machine may lack, or what takes long to import.
 OWNERS = {
     "mlflow": {"tracking.mlflow_store"},
-    "optuna": {f"sweep.{name}" for name in ("database", "trials", "ledger", "search", "store")},
+    "optuna": {"sweep.database", "sweep.search"},
     "sqlalchemy": {"sweep.database"},  # comes with optuna
     "pandas": {"tracking.mlflow_store", "report.csv_file", "report.figures"},
     "PIL": {"report.figures"},
@@ -45,6 +45,7 @@ OWNERS = {
     "mlxtend": {"data.parse"},
     "pooch": {"data.download"},
     "requests": {"data.download"},  # comes with pooch
+    "psutil": {"sweep.storage", "sweep.worker_id"},
     "rich": {"display", "data.download", "sweep.view"},
     "filelock": {"tracking.address", "data.download", "data.packed", "sweep.database"},
     "threadpoolctl": {"runs.worker"},

@@ -729,7 +729,7 @@ def test_a_bare_machine_trains_and_scores(
     glas: Glas, undisturbed: Path, packed: data.Splits
 ) -> None:
     lacking = "mlflow optuna pandas seaborn matplotlib scipy mlxtend rich pooch requests filelock"
-    lacking += " threadpoolctl"
+    lacking += " psutil threadpoolctl"
     site = glas.folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(f"NAMES = {lacking.split()}\n{BLOCK}")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from glas_bench.sweep import states, view
-from glas_bench.sweep.plan import Item, differences, digest
-from glas_bench.sweep.states import State
-from glas_bench.sweep.trials import Row
+from glas_bench.sweep import status, view
+from glas_bench.sweep.plan import differences, digest
+from glas_bench.sweep.trial import Trial
+
+Document = dict[str, Any]
 
 
-def item(cell: str = "cauchy", **about: Any) -> Item:
-    values: dict[str, Any] = {
+def entry(cell: str = "cauchy", **about: Any) -> Document:
+    return {
         "cell": cell,
         "variant": cell.split()[0],
         "params": {},
@@ -27,11 +27,11 @@ def item(cell: str = "cauchy", **about: Any) -> Item:
         "not_applicable": None,
         "searched": [],
         "cost": 10.0,
+        **about,
     }
-    return Item(**{**values, **about})
 
 
-def document(*items: Item, **about: Any) -> dict[str, Any]:
+def plan_of(*entries: Document, **about: Any) -> Document:
     return {
         "name": "some",
         "question": "Which?",
@@ -44,110 +44,115 @@ def document(*items: Item, **about: Any) -> dict[str, Any]:
         "space": {},
         "skipped": [{"variant": "content", "params": {}, "axis": "grid", "reason": "has none"}],
         "claims": [],
-        "cells": [asdict(each) for each in items],
+        "cells": list(entries),
         **about,
     }
 
 
-def row(state: str = "complete", number: int = 0, **about: Any) -> Row:
-    values: dict[str, Any] = {
+def trial(state: str = "complete", number: int = 0, **about: Any) -> Trial:
+    values: Document = {
         "study": "some",
         "number": number,
-        "state": state,
+        "status": state,
         "cell": "cauchy",
+        "variant": "cauchy",
+        "settings": "",
         "key": "k",
         "protocol": "p",
         "seeds": [0, 1],
-        "retry_of": None,
-        "is_search": False,
-        "of": None,
-        "withdrawn": False,
         "begun": True,
-        "values": {},
-        "value": None,
-        "about": {},
-        "owner": None,
     }
-    return Row(**{**values, **about})
+    return Trial(**{**values, **about})
 
 
-def state(*rows: Row, **about: Any) -> State:
-    (found,) = states.states(document(item(**about)), rows)
-    return found
+def cell_of(*trials: Trial, **about: Any) -> Document:
+    """Return the only cell of a study's status."""
+    (cell,) = status.status_document(plan_of(entry(**about)), trials)["cells"]
+    assert isinstance(cell, dict)
+    return cell
 
 
-DONE = {"outcomes": {"0": "complete", "1": "diverged"}}
+def seeds_of(cell: Document) -> list[str]:
+    return [each["status"] for each in cell["seeds"]]
+
+
+def seconds_left(plan: Document, trials: list[Trial]) -> float | None:
+    return status.seconds_left(plan, trials, status.status_document(plan, trials))
+
+
+DONE: Document = {"outcomes": {"0": "complete", "1": "diverged"}}
 
 
 @pytest.mark.parametrize(
-    ("rows", "status", "seeds"),
+    ("trials", "joined", "seeds"),
     [
         ([], "waiting", ["waiting", "waiting"]),
-        ([row("waiting")], "waiting", ["waiting", "waiting"]),
-        ([row("running")], "running", ["running", "running"]),
-        ([row(about=DONE)], "complete", ["complete", "diverged"]),
-        ([row("failed", about={"outcomes": {"0": "complete", "1": "failed"}})], "failed",
+        ([trial("waiting")], "waiting", ["waiting", "waiting"]),
+        ([trial("running")], "running", ["running", "running"]),
+        ([trial(**DONE)], "complete", ["complete", "diverged"]),
+        ([trial("failed", outcomes={"0": "complete", "1": "failed"})], "failed",
          ["complete", "failed"]),
         # a seed that was added later
-        ([row(seeds=[0], about=DONE)], "waiting", ["complete", "waiting"]),
-        ([row(seeds=[0], about=DONE), row("running", 1, seeds=[1])], "running",
+        ([trial(seeds=[0], **DONE)], "waiting", ["complete", "waiting"]),
+        ([trial(seeds=[0], **DONE), trial("running", 1, seeds=[1])], "running",
          ["complete", "running"]),
         # run once more
-        ([row("failed"), row("waiting", 1, retry_of=0)], "waiting", ["waiting", "waiting"]),
-        ([row("failed"), row("complete", 1, retry_of=0, about=DONE)], "complete",
+        ([trial("failed"), trial("waiting", 1, retry_of=0)], "waiting", ["waiting", "waiting"]),
+        ([trial("failed"), trial("complete", 1, retry_of=0, **DONE)], "complete",
          ["complete", "diverged"]),
         # what the cell was before it changed, and what the study no longer wants
-        ([row(key="old", about=DONE)], "waiting", ["waiting", "waiting"]),
-        ([row("pruned", withdrawn=True)], "waiting", ["waiting", "waiting"]),
-        ([row("pruned", about={"status": "not_applicable"})], "not_applicable",
+        ([trial(key="old", **DONE)], "waiting", ["waiting", "waiting"]),
+        ([trial("withdrawn")], "waiting", ["waiting", "waiting"]),
+        ([trial("not_applicable")], "not_applicable",
          ["not_applicable"] * 2),
     ],
 )  # fmt: skip
-def test_states_are_joined_from_trials(rows: list[Row], status: str, seeds: list[str]) -> None:
-    found = state(*rows)
-    assert (found.status, list(found.seeds.values())) == (status, seeds)
+def test_a_cells_status_is_joined_from_its_trials(
+    trials: list[Trial], joined: str, seeds: list[str]
+) -> None:
+    cell = cell_of(*trials)
+    assert (cell["status"], seeds_of(cell)) == (joined, seeds)
 
 
 def test_a_search_until_its_best_is_known() -> None:
     tried = [
-        row(is_search=True, seeds=[7, 8]),
-        row("failed", 1, is_search=True, seeds=[7, 8]),
-        row("running", 2, is_search=True, seeds=[7, 8]),
+        trial(is_search=True, seeds=[7, 8]),
+        trial("failed", 1, is_search=True, seeds=[7, 8]),
+        trial("running", 2, is_search=True, seeds=[7, 8]),
     ]
-    found = state(*tried, searched=["steps"])
-    assert (found.status, found.reason) == ("running", "search: 2 of 3 trials, 1 failed")
-    assert list(found.seeds.values()) == ["waiting", "waiting"]
-    best = row(key="best", of="k", about=DONE)
-    edited = row(key="best", of="as it was before", about=DONE)
-    assert state(*tried[:2], edited, searched=["steps"]).status == "waiting"
-    assert state(*tried[:2], best, searched=["steps"]).status == "complete"
-    newer = row("waiting", 1, key="better", of="k")
-    assert state(*tried[:2], best, newer, searched=["steps"]).status == "waiting"
-    lost = [row("failed", n, is_search=True) for n in range(3)]
-    assert state(*lost, searched=["steps"]).status == "failed"
+    cell = cell_of(*tried, searched=["steps"])
+    assert (cell["status"], cell["reason"]) == ("running", "search: 2 of 3 trials, 1 failed")
+    assert seeds_of(cell) == ["waiting", "waiting"]
+    best = trial(key="best", best_of="k", **DONE)
+    edited = trial(key="best", best_of="as it was before", **DONE)
+    newer = trial("waiting", 1, key="better", best_of="k")
+    for others, joined in (
+        ([*tried[:2], edited], "waiting"),
+        ([*tried[:2], best], "complete"),
+        ([*tried[:2], best, newer], "waiting"),
+        ([trial("failed", n, is_search=True) for n in range(3)], "failed"),
+    ):
+        assert cell_of(*others, searched=["steps"])["status"] == joined
 
 
 def test_seconds_left() -> None:
     """From the seconds a finished trial took for its cost, shared by those that run now."""
-    whole = document(item(), item("gaussian", cost=20.0))
-    done = row(about={**DONE, "seconds": 40.0})  # 10 a seed: 2 s a unit of cost
-    rows = [done]
-    assert states.seconds_left(whole, [], states.states(whole, [])) is None
-    assert states.seconds_left(whole, rows, states.states(whole, rows)) == 80.0
-    resumed = row(about={**DONE, "seconds": 40.0, "worked": 1})  # the other seed was there before
-    assert states.seconds_left(whole, [resumed], states.states(whole, [resumed])) == 160.0
-    two = [
-        done,
-        row("running", 1, cell="gaussian", seeds=[0], owner={"token": "a"}),
-        row("running", 2, cell="gaussian", seeds=[1], owner={"token": "b"}),
+    plan = plan_of(entry(), entry("gaussian", cost=20.0))
+    done = trial(**DONE, seconds=40.0)  # 10 a seed: 2 s a unit of cost
+    assert seconds_left(plan, []) is None
+    assert seconds_left(plan, [done]) == 80.0
+    resumed = trial(**DONE, seconds=40.0, worked=1)  # the other seed was finished before
+    assert seconds_left(plan, [resumed]) == 160.0
+    running = [
+        trial("running", n, cell="gaussian", seeds=[n - 1], owner={"pid": n, "host": "here"})
+        for n in (1, 2)
     ]
-    assert states.seconds_left(whole, two, states.states(whole, two)) == 40.0
+    assert seconds_left(plan, [done, *running]) == 40.0
 
 
 def test_the_table_of_status_has_reasons_skips_and_counts() -> None:
-    whole = document(item(), item("gaussian"))
-    rows = [row(about={**DONE, "nll": 123.456, "reason": "seed 1 diverged: nan"})]
-    text = states.text(whole, states.states(whole, rows))
+    done = trial(**DONE, numbers={"nll": 123.456}, reason="seed 1 diverged: nan")
+    text = status.table(status.status_document(plan_of(entry(), entry("gaussian")), [done]))
     assert "cauchy    complete    2/2  123.46" in text
     assert "cauchy: seed 1 diverged: nan" in text
     assert "skipped: content without grid: has none" in text
@@ -155,8 +160,8 @@ def test_the_table_of_status_has_reasons_skips_and_counts() -> None:
 
 
 def test_differences_of_plans() -> None:
-    old = document(item(), item("gaussian"))
-    new = document(item(seeds=[0, 1, 2], key="other"), item("content"), version=2)
+    old = plan_of(entry(), entry("gaussian"))
+    new = plan_of(entry(seeds=[0, 1, 2], key="other"), entry("content"), version=2)
     assert differences(old, new) == [
         "new cells: content",
         "cells that are gone: gaussian",
@@ -178,8 +183,9 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     shown.show({"event": "begin", "cell": "cauchy", "name": "cauchy"})
     shown.show({"event": "seed", "cell": "cauchy", "seed": 0, "of": {"event": "train"}})
     shown.show({"event": "end", "name": "cauchy", "status": "complete", **about})
-    whole = document(item(), item("gaussian"))
-    shown.refresh(states.states(whole, [row(about=DONE)]), 75.0)
+    plan = plan_of(entry(), entry("gaussian"))
+    for _ in range(2):
+        shown.refresh(status.status_document(plan, [trial(**DONE)]), 75.0)
     assert capsys.readouterr().err.splitlines() == [
         "cauchy: running",
         "cauchy: complete, nll 99.50, 1:01",
@@ -190,12 +196,12 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 def test_the_table_shows_progress_and_what_runs_elsewhere() -> None:
     shown = view.Table()
     shown.console = Console(file=io.StringIO(), width=110, height=40, force_terminal=False)
-    whole = document(item(), item("gaussian"), item("content"))
-    rows = [
-        row("running", owner={"pid": 1, "host": "here"}),
-        row("running", 1, cell="gaussian", owner={"pid": 77, "host": "far"}),
+    trials = [
+        trial("running", owner={"pid": 1, "host": "here"}),
+        trial("running", 1, cell="gaussian", owner={"pid": 77, "host": "far"}),
     ]
-    shown.refresh(states.states(whole, rows), 3700.0)
+    plan = plan_of(entry(), entry("gaussian"), entry("content"))
+    shown.refresh(status.status_document(plan, trials), 3700.0)
     shown.show({"event": "begin", "cell": "cauchy", "name": "cauchy"})
     train = {"event": "train", "epoch": 2, "epochs": 9, "images_per_second": 500.0}
     train |= {"seconds_left": 65.0}
@@ -210,13 +216,8 @@ def test_the_table_shows_progress_and_what_runs_elsewhere() -> None:
 
 
 def test_a_long_study_shows_what_runs_and_failed_first() -> None:
-    items = [item(f"cell-{index}") for index in range(50)]
-    rows = [row("running", 1, cell="cell-40"), row("failed", 2, cell="cell-45")]
-    found = view._window(states.states(document(*items), rows), 5)
-    assert [each.item.cell for each in found] == [
-        "cell-0",
-        "cell-1",
-        "cell-2",
-        "cell-40",
-        "cell-45",
-    ]
+    plan = plan_of(*(entry(f"cell-{index}") for index in range(50)))
+    trials = [trial("running", 1, cell="cell-40"), trial("failed", 2, cell="cell-45")]
+    cells = status.status_document(plan, trials)["cells"]
+    names = [f"cell-{index}" for index in (0, 1, 2, 40, 45)]
+    assert [cell["cell"] for cell in view._window(cells, 5)] == names

@@ -23,7 +23,6 @@ from conftest import QUICKLY, Glas, children, until
 from services import Postgres, Server
 
 from glas_bench.record import RunRecord, load_run
-from glas_bench.sweep.storage import storage_url
 
 STORMS = int(os.environ.get("GLAS_BENCH_STORMS", "1"))
 CELLS = 24
@@ -182,7 +181,7 @@ def test_nothing_is_lost_and_nothing_done_twice(
     assert Postgres.PASSWORD not in out + err
 
     # Optuna: every cell complete, exactly once
-    storage = optuna.storages.RDBStorage(storage_url(url, glas.results))
+    storage = optuna.storages.RDBStorage(url)
     trials = optuna.load_study(study_name="storm", storage=storage).get_trials(deepcopy=False)
     storage.engine.dispose()
     assert {trial.state.name for trial in trials} == {"COMPLETE"}

@@ -15,11 +15,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from conftest import QUICKLY, Ended, Glas, children, until
 from optuna.trial import TrialState
@@ -30,12 +32,11 @@ from glas_bench import environment, evaluate, registry, study
 from glas_bench.commands import sweep as sweeping
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
-from glas_bench.sweep import owner, states, storage, worker, workers
-from glas_bench.sweep.database import PATIENCE_AT_FIRST, StorageDown
-from glas_bench.sweep.ledger import MOST_LOST, WATCHED_BEATS
-from glas_bench.sweep.plan import Plan, digest
-from glas_bench.sweep.store import Store
-from glas_bench.sweep.trials import Result, Task, Wait
+from glas_bench.sweep import status, storage, worker, worker_id, workers
+from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database, StorageDown
+from glas_bench.sweep.plan import Document, Plan, digest
+from glas_bench.sweep.queue import MOST_LOST, WATCHED_BEATS, Queue
+from glas_bench.sweep.trial import Trial
 
 HEAD = """\
 name: tiny
@@ -121,11 +122,11 @@ def quick_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 quick = pytest.mark.usefixtures("quick_scoring")
 
-OPEN: list[Store] = []
+OPEN: list[Queue] = []
 
 
 @pytest.fixture(autouse=True)
-def _stores() -> Iterator[None]:
+def _close_queues() -> Iterator[None]:
     yield
     while OPEN:
         OPEN.pop().close()
@@ -151,8 +152,8 @@ def test_a_study_is_run_to_its_last_cell_and_then_nothing_is_left(glas: Glas) ->
     assert "running" not in again.err
     assert times(glas) == before
     assert cells(again) == cells(ended)
-    status = glas.here("status", glas.folder / "tiny.yaml", "--json")
-    assert status.json["cells"] == ended.json["cells"]
+    shown = glas.here("status", glas.folder / "tiny.yaml", "--json")
+    assert shown.json["cells"] == ended.json["cells"]
     (trial, _) = trials(glas)
     assert trial.state == TrialState.COMPLETE
     assert trial.user_attrs["cell"] == trial.user_attrs["variant"] == "cauchy"
@@ -273,30 +274,30 @@ def test_a_cell_left_by_a_dead_worker_counts_for_how_many_are_wanted(
 ) -> None:
     """Seen: two cells were left, one of them by a worker that was killed, and one worker began."""
     monkeypatch.setattr(environment, "cores", lambda: 8)
-    store, plan = planned(glas, TINY)
-    task = store.claim(plan)
-    assert isinstance(task, Task)
-    store.settle(plan, lambda _: None)
-    assert sweeping._workers(plan, store, "cpu") == 1  # this process is there and runs it
-    gone = {**store.owner, "began": "0", "token": "of another"}
-    store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", gone)
-    store.settle(plan, lambda _: None)
-    assert sweeping._workers(plan, store, "cpu") == 2
+    queue, plan = planned(glas, TINY)
+    trial = claimed(queue, plan)
+    queue.settle(plan, lambda _: None)
+    assert sweeping._workers(plan, queue, "cpu") == 1  # this process is there and runs it
+    gone = {**queue.database.owner, "began": 0.0, "token": "of another"}
+    queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", gone)
+    queue.settle(plan, lambda _: None)
+    assert sweeping._workers(plan, queue, "cpu") == 2
 
 
 def test_a_cell_over_which_workers_die_fails_at_last(glas: Glas) -> None:
-    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
     for _ in range(MOST_LOST):
-        task = store.claim(plan)
-        assert isinstance(task, Task)
-        gone = {**store.owner, "began": "0", "token": "of another"}  # its process has ended since
-        store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", gone)
-    assert store.claim(plan) is None
-    read = store.read("tiny")
-    assert read is not None
-    (state,) = states.states(*read)
-    assert state.status == "failed"
-    assert f"{MOST_LOST} workers died over it" in str(state.reason)
+        trial = claimed(queue, plan)
+        gone = {
+            **queue.database.owner,
+            "began": 0.0,
+            "token": "of another",
+        }  # its process has ended since
+        queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", gone)
+    assert queue.claim(plan) == (None, False)
+    (cell,) = status_of(queue)["cells"]
+    assert cell["status"] == "failed"
+    assert f"{MOST_LOST} workers died over it" in cell["reason"]
 
 
 @quick
@@ -317,21 +318,17 @@ def test_what_is_gone_from_the_results_is_run_again(glas: Glas) -> None:
 
 
 def test_of_a_shared_database_another_machine_may_have_the_results(glas: Glas) -> None:
-    store, plan = planned(glas, TINY.replace(", gaussian", ""))
-    task = store.claim(plan)
-    assert isinstance(task, Task)
-    store.finish(task, Result("complete", value=1.0))
-    read = store.read("tiny")
-    assert read is not None
-    (row,) = read[1]
-    assert sweeping._is_gone(plan, store, row)
-    store.file = None  # as on PostgreSQL
-    assert not sweeping._is_gone(plan, store, row)
-    folder = plan.cell("cauchy").folder(glas.results)
-    folder.prepare(plan.cell("cauchy").config, {})  # `run --fresh`, cut short
-    assert sweeping._is_gone(plan, store, row)
+    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
+    trial = claimed(queue, plan)
+    queue.finish(replace(trial, status="complete", value=1.0))
+    assert sweeping._is_gone(plan, queue, trial)
+    queue.database.file = None  # as on PostgreSQL
+    assert not sweeping._is_gone(plan, queue, trial)
+    folder = plan.cells["cauchy"].folder(glas.results)
+    folder.prepare(plan.cells["cauchy"].config, {})  # `run --fresh`, cut short
+    assert sweeping._is_gone(plan, queue, trial)
     with folder.locked():
-        assert not sweeping._is_gone(plan, store, row)
+        assert not sweeping._is_gone(plan, queue, trial)
 
 
 @quick
@@ -342,13 +339,13 @@ def test_a_machine_in_trouble_does_not_fail_the_study(
     def lost(*_: object) -> None:
         raise RunError(trouble)
 
-    def run_task(*_: object) -> Result:
+    def run_trial(plan: Plan, trial: Trial, *_: object) -> Trial:
         if trouble == "no process can be started":
             raise OSError(12, trouble)
-        return Result("failed", reason="CUDA error: unspecified launch failure")
+        return replace(trial, status="failed", reason="CUDA error: unspecified launch failure")
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "run_task", run_task)
+        patch.setattr(worker, "run_trial", run_trial)
         patch.setattr(environment, "check_answers", lost)
         for _ in range(2):
             ended = sweep(glas, TINY)
@@ -360,27 +357,22 @@ def test_a_machine_in_trouble_does_not_fail_the_study(
 
 
 def test_a_cell_that_breaks_machine_after_machine_fails_at_last(glas: Glas) -> None:
-    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
     for _ in range(MOST_LOST):
-        task = store.claim(plan)
-        assert isinstance(task, Task)
-        store.give_back(task, "cuda no longer answers")
-    assert store.claim(plan) is None
-    read = store.read("tiny")
-    assert read is not None
-    (state,) = states.states(*read)
-    assert state.status == "failed"
-    assert "cuda no longer answers" in str(state.reason)
+        trial = claimed(queue, plan)
+        queue.give_back(trial, "cuda no longer answers")
+    assert queue.claim(plan) == (None, False)
+    (cell,) = status_of(queue)["cells"]
+    assert cell["status"] == "failed"
+    assert "cuda no longer answers" in cell["reason"]
 
 
 def test_cells_left_by_workers_that_died_are_no_success(glas: Glas) -> None:
-    store, _ = planned(glas, TINY)
-    read = store.read("tiny")
-    assert read is not None
-    found = states.states(*read)
+    queue, _ = planned(glas, TINY)
+    counts = status_of(queue)["counts"]
     lost = [(1, "worker 0 was killed by signal 9")]
-    assert sweeping._exit_code(found, lost, 4) == 1
-    assert sweeping._exit_code(found, [], 4) == 0  # as many trials as were asked for
+    assert sweeping._exit_code(counts, lost, 4) == 1
+    assert sweeping._exit_code(counts, [], 4) == 0  # as many trials as were asked for
 
 
 # --------------------------------------------------------------------------- changed studies
@@ -474,11 +466,10 @@ def test_a_setting_that_diverged_on_a_tuning_seed_wins_no_search(
     monkeypatch.setattr(worker.cells, "run_cells", ran)
     monkeypatch.setattr(worker, "_validation", lambda *_: 90.0)
     for is_search, value in ((False, 90.0), (True, None)):
-        task = Task("tiny", 1, 0, "cauchy", [0, 1], {}, is_search)
-        found = worker.run_task(plan, task, "cpu", lambda _: None)
-        assert found is not None
-        assert (found.status, found.value) == ("complete", value)
-        assert found.outcomes == {"0": "complete", "1": "diverged"}
+        trial = Trial.planned("tiny", plan.entries["cauchy"], [0, 1], is_search=is_search)
+        ended = worker.run_trial(plan, trial, "cpu", lambda _: None)
+        assert (ended.status, ended.value) == ("complete", value)
+        assert ended.outcomes == {"0": "complete", "1": "diverged"}
 
 
 @quick
@@ -498,7 +489,7 @@ def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seed
         assert [trial.state for trial in tried] == [TrialState.COMPLETE] * 3
         for trial in tried:
             assert trial.params["filter_size"] <= min(6, trial.params["latent_size"])
-            assert trial.user_attrs["seeds"] == "1000-1001"
+            assert trial.user_attrs["seeds"] == "1000,1001"
         best = min(tried, key=lambda trial: (trial.value, trial.number))
         (reported,) = (t for t in trials(glas) if t.user_attrs["cell"] == name)
         assert reported.user_attrs["seeds"] == "0"
@@ -516,16 +507,16 @@ def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seed
 def test_what_a_search_runs_is_noted_however_it_ends(
     glas: Glas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_task = worker.run_task
+    run_trial = worker.run_trial
 
-    def once(plan: Plan, task: Task, device: str, tell: worker.Tell) -> Result | None:
-        monkeypatch.setattr(worker, "run_task", out_of_room)
-        return run_task(plan, task, device, tell)
+    def once(*arguments: Any) -> Trial:
+        monkeypatch.setattr(worker, "run_trial", out_of_room)
+        return run_trial(*arguments)
 
-    def out_of_room(*_: object) -> Result:
+    def out_of_room(*_: object) -> Trial:
         raise RunError("no room")
 
-    monkeypatch.setattr(worker, "run_task", once)
+    monkeypatch.setattr(worker, "run_trial", once)
     assert sweep(glas, SEARCH).code == 1
     noted = json.loads((glas.results / "studies" / "tiny.json").read_text())["folders"]
     made = {path.name for path in (glas.results / "runs").iterdir()}
@@ -534,17 +525,20 @@ def test_what_a_search_runs_is_noted_however_it_ends(
 
 
 def test_a_search_is_told_the_validation_nll_and_is_not_won_by_what_diverges(glas: Glas) -> None:
-    cell = Plan(study.load(str(write(glas, TINY))), glas.results).cell("cauchy")
+    plan = Plan(study.load(str(write(glas, TINY))), glas.results)
+    cell = plan.cells["cauchy"]
+    trial = Trial.planned("tiny", plan.entries["cauchy"], [0, 1])
     for seed, value in ((0, 90.0), (1, 92.0)):
         folder = cell.folder(glas.results).seed(seed)
         scores = {"nll": 1.0, "validation_nll": value}
         folder.save_scores(cell.protocol, scores, {})
         folder.set_status("complete", step=1)
     both: dict[int, dict[str, Any]] = {0: {"status": "complete"}, 1: {"status": "complete"}}
-    assert worker.result_of(cell, glas.results, both, strict=True).value == 91
+    searched = replace(trial, is_search=True)
+    assert worker.end_of(searched, cell, glas.results, both).value == 91
     both[1] = {"status": "diverged"}
-    assert worker.result_of(cell, glas.results, both).value == 90
-    assert worker.result_of(cell, glas.results, both, strict=True).value is None
+    assert worker.end_of(trial, cell, glas.results, both).value == 90
+    assert worker.end_of(searched, cell, glas.results, both).value is None
 
 
 @quick
@@ -641,7 +635,7 @@ def test_a_worker_that_is_killed_is_told_of_and_the_others_go_on(glas: Glas) -> 
 
 def test_a_cell_that_another_command_runs_is_left_to_it(glas: Glas) -> None:
     plan = Plan(study.load(str(write(glas, TINY))), glas.results)
-    with plan.cell("cauchy").folder(glas.results).locked():
+    with plan.cells["cauchy"].folder(glas.results).locked():
         running = glas.start("sweep", "tiny.yaml", "--workers", 1, "--no-mirror", **QUICKLY)
         until(lambda: len(times(glas)) == 1, running)  # gaussian, meanwhile
     ended = glas.ended(running)
@@ -687,29 +681,42 @@ def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.cores() == len(os.sched_getaffinity(0))
 
 
-# --------------------------------------------------------------------------- the store itself
+# --------------------------------------------------------------------------- the queue itself
 
 
-def planned(glas: Glas, text: str, url: str | None = None) -> tuple[Store, Plan]:
+def planned(glas: Glas, text: str, url: str | None = None) -> tuple[Queue, Plan]:
     plan = Plan(study.load(str(write(glas, text))), glas.results)
-    OPEN.append(store := Store(storage.storage_url(url, glas.results)))
-    store.plan(plan, extend=False, retry_failed=False)
-    return store, plan
+    OPEN.append(queue := Queue(url or storage.storage_url(None, glas.results)))
+    queue.plan(plan, extend=False, retry_failed=False)
+    return queue, plan
+
+
+def claimed(queue: Queue, plan: Plan) -> Trial:
+    trial, _ = queue.claim(plan)
+    assert trial is not None
+    return trial
+
+
+def status_of(queue: Queue) -> Document:
+    read = queue.read("tiny")
+    assert read is not None
+    return status.status_document(*read)
 
 
 def _start(plan: Plan, url: str, gate: Any, out: Any) -> None:
     """Be one of many first starts: plan, then claim until nothing is left."""
     gate.wait()
     try:
-        store = Store(url)
-        store.plan(plan, extend=False, retry_failed=False)
+        queue = Queue(url)
+        queue.plan(plan, extend=False, retry_failed=False)
         claimed = []
-        while isinstance(task := store.claim(plan), Task | Wait):
-            if isinstance(task, Wait):
+        while any(answer := queue.claim(plan)):
+            trial, _ = answer
+            if trial is None:
                 time.sleep(0.05)
                 continue
-            claimed.append(task.cell)
-            store.finish(task, Result("complete", value=1.0))
+            claimed.append(trial.cell)
+            queue.finish(replace(trial, status="complete", value=1.0))
         out.put(claimed)
     except BaseException as error:
         out.put(repr(error))
@@ -722,8 +729,9 @@ def test_ten_first_starts_plan_and_claim_each_cell_once(
 ) -> None:
     text = TINY.replace("seeds: 0", "grid: {filter_size: [1, 2, 3, 4, 5, 6]}\nseeds: 0")
     plan = Plan(study.load(str(write(glas, text))), glas.results)
-    given = request.getfixturevalue("postgres").fresh() if kind == "postgresql" else None
-    url = storage.storage_url(given, glas.results)
+    url = storage.storage_url(None, glas.results)
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres").fresh()
     several = multiprocessing.get_context("fork")
     gate, out = several.Barrier(10), several.Queue()
     workers = [several.Process(target=_start, args=(plan, url, gate, out)) for _ in range(10)]
@@ -734,23 +742,21 @@ def test_ten_first_starts_plan_and_claim_each_cell_once(
         each.join()
     assert all(isinstance(each, list) for each in told), told
     claimed = Counter(cell for each in told for cell in each)
-    assert claimed == dict.fromkeys(plan.items, 1)
+    assert claimed == dict.fromkeys(plan.entries, 1)
     found = trials_at(url)
-    assert Counter(t.user_attrs["cell"] for t in found) == dict.fromkeys(plan.items, 1)
+    assert Counter(t.user_attrs["cell"] for t in found) == dict.fromkeys(plan.entries, 1)
     assert {t.state for t in found} == {TrialState.COMPLETE}
 
 
-def abandon(store: Store, task: Task, seconds: float) -> None:
+def abandon(queue: Queue, trial: Trial, seconds: float) -> None:
     """Make a task one of another machine, which has beaten last so many seconds ago."""
     import sqlalchemy
 
-    other = {**owner.me(), "host": "elsewhere", "room": "elsewhere", "token": "theirs"}
-    store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", other)
+    other = {**worker_id.own_id(), "host": "elsewhere", "room": "elsewhere", "token": "theirs"}
+    queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", other)
     past = "UPDATE trial_heartbeats SET heartbeat = datetime('now', :ago) WHERE trial_id = :id"
-    with store.storage.engine.begin() as connection:
-        connection.execute(
-            sqlalchemy.text(past), {"ago": f"-{seconds} seconds", "id": task.trial_id}
-        )
+    with queue.database.storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text(past), {"ago": f"-{seconds} seconds", "id": trial.id})
 
 
 def test_a_trial_of_another_machine_is_watched_before_it_is_taken_over(
@@ -759,60 +765,58 @@ def test_a_trial_of_another_machine_is_watched_before_it_is_taken_over(
     monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "0.4")
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr("glas_bench.sweep.ledger.time", clock)
-    store, plan = planned(glas, TINY.replace(", gaussian", ""))
-    task = store.claim(plan)
-    assert isinstance(task, Task)
-    abandon(store, task, 0)
-    assert isinstance(store.claim(plan), Wait)
+    monkeypatch.setattr("glas_bench.sweep.queue.time", clock)
+    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
+    trial = claimed(queue, plan)
+    abandon(queue, trial, 0)
+    assert queue.claim(plan) == (None, True)
     now[0] += 60
-    store.storage.record_heartbeat(task.trial_id)
-    assert isinstance(store.claim(plan), Wait)  # it beats: it may be alive
-    abandon(store, task, 60)
-    assert isinstance(store.claim(plan), Wait)  # old, but this is the first look
+    queue.database.storage.record_heartbeat(trial.id)
+    assert queue.claim(plan) == (None, True)  # it beats: it may be alive
+    abandon(queue, trial, 60)
+    assert queue.claim(plan) == (None, True)  # old, but this is the first look
     now[0] += 0.9
-    assert isinstance(store.claim(plan), Wait)
-    store.forget()  # as after an outage: the looks before it do not count
+    assert queue.claim(plan) == (None, True)
+    queue.database.outages += 1  # the looks before one do not count
     now[0] += 0.9
-    assert isinstance(store.claim(plan), Wait)
+    assert queue.claim(plan) == (None, True)
     now[0] += 0.9
-    store.storage.record_heartbeat(task.trial_id)  # it lives after all
-    assert isinstance(store.claim(plan), Wait)
-    abandon(store, task, 60)
-    assert isinstance(store.claim(plan), Wait)
-    now[0] += WATCHED_BEATS * store.beat
-    taken = store.claim(plan)
-    assert isinstance(taken, Task)
-    assert taken.trial_id == task.trial_id
+    queue.database.storage.record_heartbeat(trial.id)  # it lives after all
+    assert queue.claim(plan) == (None, True)
+    abandon(queue, trial, 60)
+    assert queue.claim(plan) == (None, True)
+    now[0] += WATCHED_BEATS * queue.database.beat
+    taken = claimed(queue, plan)
+    assert taken.id == trial.id
 
 
 def test_what_was_taken_over_is_not_told_by_the_one_that_lost_it(glas: Glas) -> None:
-    store, plan = planned(glas, TINY)
-    task = store.claim(plan)
-    assert isinstance(task, Task)
-    OPEN.append(other := Store(store.url))
-    abandon(store, task, 0)
-    store.storage.set_trial_system_attr(task.trial_id, "glas_bench:owner", other.owner)
-    store.finish(task, Result("failed", reason="late"))
-    store.give_back(task)
-    assert store.storage.get_trial(task.trial_id).state == TrialState.RUNNING
-    other.finish(task, Result("complete", value=1.0))
-    store.finish(task, Result("failed", reason="late"))
-    assert store.storage.get_trial(task.trial_id).state == TrialState.COMPLETE
+    queue, plan = planned(glas, TINY)
+    trial = claimed(queue, plan)
+    OPEN.append(other := Queue(queue.database.url))
+    abandon(queue, trial, 0)
+    queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", other.database.owner)
+    queue.finish(replace(trial, status="failed", reason="late"))
+    queue.give_back(trial)
+    assert queue.database.storage.get_trial(trial.id).state == TrialState.RUNNING
+    other.finish(replace(trial, status="complete", value=1.0))
+    queue.finish(replace(trial, status="failed", reason="late"))
+    assert queue.database.storage.get_trial(trial.id).state == TrialState.COMPLETE
 
 
 def test_a_claim_whose_answer_got_lost_is_taken_up(glas: Glas) -> None:
-    store, plan = planned(glas, TINY)
-    first, second = store.claim(plan), store.claim(plan)
+    queue, plan = planned(glas, TINY)
+    first, second = queue.claim(plan), queue.claim(plan)
     assert first == second
 
 
 def test_a_claim_cut_short_is_free_again(glas: Glas) -> None:
-    store, plan = planned(glas, TINY.replace(", gaussian", ""))
+    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
     (trial,) = trials(glas)
-    store.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # and then killed
-    task = store.claim(plan)
-    assert isinstance(task, Task)
+    queue.database.storage.set_trial_state_values(
+        trial._trial_id, TrialState.RUNNING
+    )  # and then killed
+    trial = claimed(queue, plan)
 
 
 def test_beating_goes_on_through_an_outage(
@@ -821,16 +825,15 @@ def test_beating_goes_on_through_an_outage(
     import sqlalchemy
 
     monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "0.2")
-    store, plan = planned(glas, TINY, postgres.fresh())
-    task = store.claim(plan)
-    assert isinstance(task, Task)
+    queue, plan = planned(glas, TINY, postgres.fresh())
+    trial = claimed(queue, plan)
 
     def last() -> Any:
-        with store.storage.engine.connect() as connection:
+        with queue.database.storage.engine.connect() as connection:
             query = "SELECT heartbeat FROM trial_heartbeats"
             return connection.execute(sqlalchemy.text(query)).scalar()
 
-    with store.beating(task):
+    with queue.beating(trial):
         before = last()
         until(lambda: last() > before)
         postgres.stop()
@@ -840,20 +843,20 @@ def test_beating_goes_on_through_an_outage(
             last()
         after = last()
         until(lambda: last() > after)
-    store.finish(task, Result("complete", value=1.0))
-    assert isinstance(store.claim(plan), Task)
+    queue.finish(replace(trial, status="complete", value=1.0))
+    claimed(queue, plan)
 
 
 def test_a_database_that_stays_away_is_told_of(
     postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, plan = planned(glas, TINY, postgres.fresh())
+    queue, plan = planned(glas, TINY, postgres.fresh())
     monkeypatch.setattr("glas_bench.sweep.database.PATIENCE", 0.5)
-    monkeypatch.setattr(Store.through, "__defaults__", (0.5,))
+    monkeypatch.setattr(Database.through, "__defaults__", (0.5,))
     postgres.stop()
     try:
         with pytest.raises(StorageDown, match="does not answer") as caught:
-            store.claim(plan)
+            queue.claim(plan)
     finally:
         postgres.start()
     assert Postgres.PASSWORD not in str(caught.value)
@@ -863,19 +866,18 @@ def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
     postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its parent has just seen it; a worker that gave up would be one fewer to the end."""
-    store, plan = planned(glas, TINY.replace(", gaussian", ""), url := postgres.fresh())
-    task = store.claim(plan)
-    assert isinstance(task, Task)
-    store.finish(task, Result("complete", value=1.0))  # so there is nothing left to do
-    key = digest(plan.document())
+    queue, plan = planned(glas, TINY.replace(", gaussian", ""), url := postgres.fresh())
+    trial = claimed(queue, plan)
+    queue.finish(replace(trial, status="complete", value=1.0))  # so there is nothing left to do
+    key = digest(plan.document)
     job = job_for(plan.study.path, glas, key)
     monkeypatch.setenv("OPTUNA_STORAGE", url)
-    monkeypatch.setitem(Store.__init__.__kwdefaults__, "patience", 0.2)
+    monkeypatch.setitem(Queue.__init__.__kwdefaults__, "patience", 0.2)
     postgres.stop()
     back = threading.Timer(1.5, postgres.start)
     back.start()
     try:
-        worker._do(job, lambda event: None)
+        worker.run_job(job, lambda event: None)
     finally:
         back.join()
 
@@ -885,26 +887,45 @@ def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.storage_url(None, tmp_path) == f"sqlite:///{tmp_path / 'optuna.db'}"
+    assert storage.storage_url("sqlite:////a/b.db", tmp_path) == "sqlite:////a/b.db"
     here = "postgresql+psycopg://me:pw@h/d"
     for text in ("postgres://me:pw@h/d", "postgresql://me:pw@h/d", here):
-        assert storage.storage_url(text, tmp_path) == here
-    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://h/d")
-    assert storage.storage_url(None, tmp_path) == "postgresql+psycopg://h/d"
-    assert storage.storage_url("sqlite:////a/b.db", tmp_path) == "sqlite:////a/b.db"
+        monkeypatch.setenv("OPTUNA_STORAGE", text)
+        assert storage.storage_url(None, tmp_path) == here
+    assert storage.storage_url("postgresql://h/d", tmp_path) == "postgresql+psycopg://h/d"
     for wrong in ("mysql://me:secret@h/d", "optuna.db", "sqlite://", "redis://h"):
+        monkeypatch.setenv("OPTUNA_STORAGE", wrong)
         with pytest.raises(UsageError, match="postgresql://user@host") as caught:
-            storage.storage_url(wrong, tmp_path)
+            storage.storage_url(None, tmp_path)
         assert "secret" not in str(caught.value)
-    with pytest.raises(UsageError, match="wants a file"):
+    with pytest.raises(UsageError, match="needs a file"):
         storage.storage_url("sqlite:///:memory:", tmp_path)
 
 
-MOUNTS = """\
-22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-30 22 0:40 / /home rw,relatime shared:5 - nfs4 server:/home rw,vers=4.2
-31 30 8:2 / /home/local rw - xfs /dev/sdb1 rw
-32 22 0:41 / /media/two\\040words rw - cifs //nas/share rw
-"""
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3same@host/db",
+        "postgresql://me@host/db?password=s3same",
+        "postgresql://me:s3[same@host/db",
+    ],
+)
+@pytest.mark.parametrize("command", ["sweep", "status"])
+def test_a_password_on_the_command_line_is_refused(glas: Glas, command: str, url: str) -> None:
+    ended = glas.here(command, write(glas, TINY), "--storage", url)
+    assert ended.code == 2
+    assert "s3" not in ended.err
+    for other in ("OPTUNA_STORAGE", "PGPASSWORD", "~/.pgpass"):
+        assert other in ended.err
+    assert ("%5B" in ended.err) == ("[" in url)
+
+
+MOUNTS = {
+    "/": "ext4",
+    "/home": "nfs4",
+    "/home/local": "xfs",
+    "/media/two words": "cifs",
+}
 
 
 @pytest.mark.parametrize(
@@ -917,8 +938,11 @@ MOUNTS = """\
         ("/media/two words/optuna.db", "cifs"),
     ],
 )
-def test_file_systems(path: str, kind: str) -> None:
-    assert storage.file_system(Path(path), MOUNTS) == kind
+def test_file_systems(monkeypatch: pytest.MonkeyPatch, path: str, kind: str) -> None:
+    mounts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in MOUNTS.items()]
+    hidden = SimpleNamespace(mountpoint="/home", fstype="ext3")  # by what is mounted there later
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [hidden, *mounts])
+    assert storage.file_system(Path(path)) == kind
 
 
 def test_sqlite_on_a_network_file_system_is_refused(
@@ -930,11 +954,10 @@ def test_sqlite_on_a_network_file_system_is_refused(
     assert storage.storage_url("postgresql://h/d", tmp_path)
 
 
-def test_a_password_is_taken_off_the_command_line(postgres: Postgres, glas: Glas) -> None:
+def test_workers_show_no_password(postgres: Postgres, glas: Glas) -> None:
     write(glas, SLOW)
-    url = postgres.fresh()
-    given = ["sweep", "tiny.yaml", "--workers", "2", "--no-mirror"]
-    running = glas.start(*given, "--storage", url, **QUICKLY)
+    command = ("sweep", "tiny.yaml", "--workers", 2, "--no-mirror")
+    running = glas.start(*command, OPTUNA_STORAGE=postgres.fresh(), **QUICKLY)
     until(lambda: len(children(running.pid)) == 2, running)
     for pid in (running.pid, *children(running.pid)):
         line = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -943,25 +966,14 @@ def test_a_password_is_taken_off_the_command_line(postgres: Postgres, glas: Glas
     ended = glas.ended(running)
     assert ended.code == 75
     assert Postgres.PASSWORD not in ended.out + ended.err
-    assert storage.without_storage([*given, f"--storage={url}", "--json"], url) == [
-        *given, "--json"
-    ]  # fmt: skip
 
 
-def test_an_address_that_is_none_is_told_without_its_password(glas: Glas) -> None:
-    url = "postgresql://me:p[wrong@host/db"
-    ended = glas.here("sweep", write(glas, TINY), "--no-mirror", "--storage", url)
-    assert ended.code == 2
-    assert "%5B" in ended.err
-    assert "p[wrong" not in ended.err
-
-
-def test_a_wrong_password_is_told_at_once_and_not_repeated(postgres: Postgres, glas: Glas) -> None:
-    write(glas, TINY)
+def test_a_wrong_password_is_reported_at_once_and_not_repeated(
+    postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", postgres.url(password="s3same"))
     began = time.monotonic()
-    ended = glas.here(
-        "sweep", glas.folder / "tiny.yaml", "--storage", postgres.url(password="s3same")
-    )
+    ended = glas.here("sweep", write(glas, TINY))
     assert ended.code == 1
     assert "authentication failed" in ended.err
     assert "s3same" not in ended.err + ended.out
@@ -981,11 +993,11 @@ def test_a_file_that_is_no_database(glas: Glas) -> None:
 
 
 def test_owners() -> None:
-    me = owner.me()
-    assert not owner.is_gone(me)
-    assert owner.is_gone({**me, "began": "1"})
-    assert not owner.is_gone({**me, "room": "another machine", "began": "1"})
-    assert str(os.getpid()) in owner.told(me)
+    me = worker_id.own_id()
+    assert not worker_id.is_gone(me)
+    assert worker_id.is_gone({**me, "began": "1"})  # its pid was given to another process since
+    assert not worker_id.is_gone({**me, "room": "another machine", "began": "1"})
+    assert str(os.getpid()) in worker_id.described(me)
 
 
 def test_a_beat_that_is_no_number_is_refused(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -999,7 +1011,7 @@ def test_a_study_edited_under_its_workers_is_noticed(glas: Glas) -> None:
     path = write(glas, TINY)
     job = job_for(path, glas, "of another plan")
     with pytest.raises(RunError, match="has changed since"):
-        worker._do(job, lambda event: None)
+        worker.run_job(job, lambda event: None)
 
 
 def test_the_batch_script() -> None:

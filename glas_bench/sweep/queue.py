@@ -39,7 +39,7 @@ def _exclusive(
     """Run a method under the database's lock, and again after an outage."""
 
     @functools.wraps(method)
-    def run(self: Queue, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self: Queue, /, *args: P.args, **kwargs: P.kwargs) -> T:
         def action() -> T:
             with self.database.locked():
                 return method(self, *args, **kwargs)
@@ -186,14 +186,15 @@ class Queue:
         busy = self._revive(trials)
         trials = self.database.trials(plan.name)
         left = None if most is None else most - count_begun(trials)
-        trial = self._take_waiting(plan, trials, left, last)
-        if trial is not None:
-            return trial, busy
+        if (taken := self._take_waiting(plan, trials, left, last)) is not None:
+            return taken, busy
         searches = [Search(self.database, plan, cell) for cell in plan.searches]
-        for search in sorted(searches, key=lambda each: count_begun(self.database.trials(each.name))):
-            trial, others = self._next_of_search(plan, search, most)
-            if trial is not None:
-                return trial, busy
+        for search in sorted(
+            searches, key=lambda each: count_begun(self.database.trials(each.name))
+        ):
+            taken, others = self._next_of_search(plan, search, most)
+            if taken is not None:
+                return taken, busy
             busy |= others
         return None, busy
 
@@ -222,11 +223,11 @@ class Queue:
                 return trial, False
         if self._revive(trials):
             return search.next_trial(most), True
-        trial = search.next_trial(most)
-        if trial is None and search.add_best():
+        taken = search.next_trial(most)
+        if taken is None and search.add_best():
             best = [t for t in self.database.trials(plan.name) if t.cell == search.cell.name]
-            trial = self._take_waiting(plan, best, None, ())
-        return trial, False
+            taken = self._take_waiting(plan, best, None, ())
+        return taken, False
 
     # ---- workers that died
 

@@ -119,7 +119,9 @@ class Search:
         for axis, dimension in self.space.items():
             if dimension.choices is not None:
                 configs = [self.cell.with_values({axis: each}).config for each in dimension.choices]
-                distributions[axis] = CategoricalDistribution([each.flat()[axis] for each in configs])
+                distributions[axis] = CategoricalDistribution(
+                    [each.flat()[axis] for each in configs]
+                )
         return distributions
 
     def _ask(self) -> Trial:
@@ -140,7 +142,9 @@ class Search:
     def _draw(self, trial: OptunaTrial) -> dict[str, Any]:
         choices = self._choices()
         values: dict[str, Any] = {}
-        for axis, dimension in sorted(self.space.items(), key=lambda each: each[1].at_most is not None):
+        for axis, dimension in sorted(
+            self.space.items(), key=lambda each: each[1].at_most is not None
+        ):
             if axis in choices:
                 values[axis] = trial.suggest_categorical(axis, choices[axis].choices)
                 continue

@@ -61,7 +61,9 @@ def file_system(path: Path) -> str | None:
     """Return the type of the file system that an absolute path lies on, or None if unknown."""
     import psutil
 
-    above = [each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)]
+    above = [
+        each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)
+    ]
     # of two at one mount point the later one is seen
     depths = [(len(Path(each.mountpoint).parts), index) for index, each in enumerate(above)]
     return above[max(depths)[1]].fstype if depths else None

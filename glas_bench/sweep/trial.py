@@ -60,7 +60,9 @@ class Trial:
     """Seeds that this worker had to run: the others were finished before."""
 
     @classmethod
-    def planned(cls, study: str, entry: Mapping[str, Any], seeds: Sequence[int], **more: Any) -> Trial:
+    def planned(
+        cls, study: str, entry: Mapping[str, Any], seeds: Sequence[int], **more: Any
+    ) -> Trial:
         """Return a trial of a planned cell that waits, or is over where the cell cannot run.
 
         Args:
@@ -91,7 +93,7 @@ class Trial:
         if self.status == "withdrawn" or self.cell != entry["cell"]:
             return False
         if entry["searched"]:
-            return self.best_of == entry["key"]
+            return bool(self.best_of == entry["key"])
         return (self.key, self.protocol) == (entry["key"], entry["protocol"])
 
 

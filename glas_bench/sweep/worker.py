@@ -1,7 +1,7 @@
 """A worker: claims a trial, runs it, ends it, and again, until nothing is left.
 
-It is the command's own process where there is one worker, else a process of `processes.ChildProcess` that
-is given a `Job`. The database's address comes in the environment, for it may hold a password.
+It works in the command's own process where there is one worker, else in a process that is given a
+`Job`. The database's address comes in the environment, for it may hold a password.
 """
 
 from __future__ import annotations
@@ -174,9 +174,7 @@ def _finished(cell: Cell, seed: int, results: Path) -> str | None:
     return runs_worker.finished(cell.folder(results).seed(seed), cell.config)
 
 
-def end_of(
-    trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, Mapping[str, Any]]
-) -> Trial:
+def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[str, Any]]) -> Trial:
     """Return a trial with what its seeds amount to; a diverged seed counts as finished.
 
     A trial of a search has a value only if every seed has one: no setting that diverges wins.

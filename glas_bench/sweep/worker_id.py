@@ -56,6 +56,6 @@ def _began(pid: int) -> float | None:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return None
-        return round(process.create_time() - psutil.boot_time(), 2)
+        return float(round(process.create_time() - psutil.boot_time(), 2))
     except psutil.NoSuchProcess:
         return None
