@@ -32,6 +32,13 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def gpus() -> int:
+    """Return the number of GPUs that torch sees, at least 1."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def choose_device(name: str) -> str:
     """Return `cpu` or `cuda[:n]` for what `--device` says; `auto` takes a GPU where there is one.
 

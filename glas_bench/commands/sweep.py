@@ -12,10 +12,11 @@ from typing import Any
 from glas_bench import environment, signals, study
 from glas_bench.commands.run import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
+from glas_bench.record import note_study
 from glas_bench.runs import worker as runs_worker
 from glas_bench.runs.cells import check_results
 from glas_bench.study import Cell, Study
-from glas_bench.sweep import crew, storage
+from glas_bench.sweep import storage
 from glas_bench.sweep.database import StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest, plan_document
 from glas_bench.sweep.queue import Queue
@@ -23,10 +24,10 @@ from glas_bench.sweep.status import seconds_left, skipped_line, status_document,
 from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import View, make_view
 from glas_bench.sweep.worker import Job, OnEvent, finished, work
+from glas_bench.sweep.workers import default_workers, run_workers
 from glas_bench.text import seed_ranges
 from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
-from glas_bench.tracking.sync import note_study
 
 REFRESH = 2.0
 """Seconds between two looks at the status of all cells."""
@@ -171,9 +172,7 @@ def _work(
         digest=digest(plan.document),
         most=request.most,
     )
-    team = crew.Crew(crew.jobs(job, workers), url, on_event)
-    team.wait()
-    return team.problems
+    return run_workers(job, workers, url, on_event)
 
 
 def _workers(plan: Plan, queue: Queue, device: str) -> int:
@@ -183,7 +182,7 @@ def _workers(plan: Plan, queue: Queue, device: str) -> int:
         if cell["status"] == "waiting":  # a search has many trials to share
             left += plan.study.trials if plan.cells[cell["cell"]].searched else 1
     threads = max(cell.config.threads for cell in plan.study.cells)
-    return crew.default_workers(device, left, threads)
+    return default_workers(device, left, threads)
 
 
 def _status(plan: Plan, queue: Queue) -> tuple[Document, float | None]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glas_bench.record import join_statuses
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.plan import Document
 from glas_bench.sweep.trial import Trial
@@ -62,12 +63,6 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
         "worker": next((worker_id.described(t.owner) for t in running if t.owner), None),
         **(own[0].numbers if len(own) == 1 else {}),
     }
-
-
-def join_statuses(statuses: Sequence[str]) -> str:
-    """Return a cell's status from those of its trials."""
-    order = ("not_applicable", "running", "waiting", "failed", "pruned", "complete")
-    return min(statuses, key=order.index)
 
 
 def _search(

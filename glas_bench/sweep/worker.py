@@ -230,7 +230,7 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], on_event: OnEvent) -> int:
+def _serve(order: dict[str, Any], on_event: OnEvent, _: object) -> int:
     try:
         run_job(Job(**order), on_event)
     except GlasBenchError as error:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 from glas_bench import environment
 from glas_bench.processes import Order, Pool
 from glas_bench.sweep import storage
-from glas_bench.sweep.worker import Job
+from glas_bench.sweep.worker import Job, OnEvent
 
 
-def run_workers(
-    jobs: list[Job], url: str, tell: Callable[[dict[str, Any]], None]
-) -> list[tuple[int, str]]:
+def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[tuple[int, str]]:
     """Run worker processes until the last has ended.
 
     Args:
-        jobs: one a worker.
-        url: the database's; handed over in the environment.
-        tell: called with their events.
+        job: of each; with `cuda` they take the GPUs in turn.
+        workers: how many.
+        url: the database's.
+        on_event: called with their events.
 
     Returns:
         Exit code and reason of every worker that ended before its time.
@@ -38,7 +36,7 @@ def run_workers(
             reported.add(index)
         if event["event"] == "stopped":
             problems.append((event["code"], event["reason"]))
-        tell({**event, "worker": index})
+        on_event({**event, "worker": index})
 
     def ended(index: int, how: str | None) -> None:
         if how is None or index in reported:
@@ -47,35 +45,27 @@ def run_workers(
         if index in doing:
             reason += f"; others take over {doing[index]}"
         problems.append((1, reason))
-        tell({"event": "lost", "worker": index, "reason": reason})
+        on_event({"event": "lost", "worker": index, "reason": reason})
 
-    cores = max(1, environment.cores() // len(jobs))
+    cores = max(1, environment.cores() // workers)
     shared = {storage.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)}
     orders = {
-        index: Order("glas_bench.sweep.worker", asdict(job), shared)
-        for index, job in enumerate(jobs)
+        index: Order("glas_bench.sweep.worker", asdict(replace(job, device=device)), shared)
+        for index, device in enumerate(_devices(job.device, workers))
     }
-    Pool(heard, ended).run(orders, places=len(jobs))
+    Pool(heard, ended).run(orders, places=workers)
     return problems
 
 
-def devices(device: str, workers: int) -> list[str]:
-    """Return the device of every worker: GPUs in turn where any may be taken.
-
-    Args:
-        device: as `environment.choose_device` returns it.
-        workers: how many.
-    """
+def _devices(device: str, workers: int) -> list[str]:
     if device != "cuda":
         return [device] * workers
-    import torch
-
-    count = max(1, torch.cuda.device_count())
-    return [f"cuda:{index % count}" for index in range(workers)]
+    gpus = environment.gpus()
+    return [f"cuda:{index % gpus}" for index in range(workers)]
 
 
 def default_workers(device: str, cells: int, threads: int) -> int:
-    """Return how many workers a machine gets unless told.
+    """Return how many workers a machine gets by default.
 
     One a GPU. On a CPU as many as it has processors for: a worker that has them for one seed alone
     runs seeds one after another, which saves each a process of its own and its imports of seconds.
@@ -87,13 +77,4 @@ def default_workers(device: str, cells: int, threads: int) -> int:
     """
     if device == "cpu":
         return max(1, min(environment.cores() // threads, cells))
-    if device != "cuda":
-        return 1
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def jobs(job: Job, workers: int) -> list[Job]:
-    """Return a job for every worker."""
-    return [replace(job, device=device) for device in devices(job.device, workers)]
+    return environment.gpus() if device == "cuda" else 1
