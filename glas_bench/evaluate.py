@@ -32,7 +32,6 @@ from glas_bench.model import Glas
 from glas_bench.record import Partial, Scores, SeedFolder
 from glas_bench.yardstick import refit
 from glas_bench.yardstick.diagnostics import diagnose
-from glas_bench.yardstick.stacked_fit import fit_together
 from glas_bench.yardstick.weights import (
     Images,
     PerImage,
@@ -242,9 +241,9 @@ class Scorer:
         """Return what the refitted recogniser finds on test, and the choice of `nll`."""
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
-            fit_together([fit], fit_name(), [partial], tick)
+            refit.fit_stacked([fit], fit_name(), [partial], tick)
         recogniser, report = fit.run(fit_name(), partial, tick)
-        self.seconds["refit_fit"] = fit.seconds
+        self.seconds["refit_fit"] = fit.at.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
             return refit.weigher(
@@ -318,13 +317,12 @@ class Scorer:
         return scores | _weight_health(found)
 
 
-def refit_together(
+def refit_stacked(
     scorers: Sequence[Scorer],
     folders: Sequence[SeedFolder],
     tick: Tick = lambda stage, done, total: None,
     every: float = 30,
     *,
-    segment: int | None = None,
     tell: Callable[[str], None] = lambda message: None,
     ways: Sequence[str] | None = None,
 ) -> None:
@@ -342,12 +340,11 @@ def refit_together(
     with ExitStack() as modes:
         for scorer, _ in waiting:
             modes.enter_context(scoring(scorer.model, scorer.config, scorer.splits))
-        fit_together(
+        refit.fit_stacked(
             [scorer.fit() for scorer, _ in waiting],
             fit_name(),
             [partial for _, partial in waiting],
             tick,
-            segment=segment,
             tell=tell,
             ways=ways,
         )

@@ -106,7 +106,7 @@ def test_the_choice_and_early_stopping_look_at_validation_images():
 
 def test_the_learning_rate_of_a_fit_is_held_and_then_falls_to_0():
     one = fit(refit.Budget(share=100.0, learning_rate=2e-3))
-    rates = [one.learning_rate_at(one.total_steps * k // 4) for k in range(5)]
+    rates = [one.learning_rate_at(0, one.total_steps * k // 4) for k in range(5)]
     assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 1e-3, 0])
 
 
@@ -172,7 +172,7 @@ def test_the_best_look_is_kept_and_stalling_ends_the_fit():
     assert len(report.elbo) - 1 - int(np.argmin(report.elbo)) == 2
     assert report.elbo[-1] > min(report.elbo)
     one.elbo = []
-    one.look()
+    one.check()
     assert one.elbo == [pytest.approx(min(report.elbo), rel=1e-6)]
     assert not any(parameter.requires_grad for parameter in recogniser.parameters())
 
@@ -197,18 +197,18 @@ def test_the_recogniser_is_trained_on_binary_images(binarisation):
     one = fit(refit.Budget(share=3.0), binarisation=binarisation)
     epochs = []
     for step in (0, one.steps_per_epoch):
-        one.step = step
-        x, _ = one._batch()
+        one.at.epoch, one.at.step = divmod(step, one.steps_per_epoch)[0], step
+        x, _, _ = one._batch()
         assert set(x.unique().tolist()) == {0.0, 1.0}
-        epochs.append(one._epoch[1])
+        epochs.append(one._epoch_data[1])
     assert not torch.equal(*epochs)
 
 
 def test_seeds_fit_by_streams_of_their_own():
     first, again, other = fit(LONG), fit(LONG), fit(LONG, seed=1)
-    assert torch.equal(first._batch()[1], again._batch()[1])
-    assert not torch.equal(first._batch()[1], other._batch()[1])
-    weights = [one.recogniser.encoder.kernels["x"] for one in (first, again, other)]
+    assert torch.equal(first._batch()[2], again._batch()[2])
+    assert not torch.equal(first._batch()[2], other._batch()[2])
+    weights = [one.model.encoder.kernels["x"] for one in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

@@ -203,17 +203,6 @@ def test_divergence_is_told_as_alone(cls, steps):
     assert whole.finished
 
 
-@pytest.mark.parametrize("name", ["cauchy", "masked-canvas", "hellinger-renyi"])
-@pytest.mark.parametrize("segment", [1, 2])
-def test_activations_computed_again_give_the_same_numbers(name, segment):
-    plain = together(name, overrides={"epochs": 1})
-    less = together(name, overrides={"epochs": 1}, segment=segment)
-    run_to_end(plain)
-    run_to_end(less)
-    for one, other in zip(less.trainings, plain.trainings, strict=True):
-        assert_same(one, other)
-
-
 @pytest.mark.parametrize("name", ["cauchy", "uniform-pit"])
 def test_a_stack_validates_each_seed_as_alone(name, monkeypatch):
     monkeypatch.setattr(stacked, "VALIDATION_ROWS", 3)  # of eight images

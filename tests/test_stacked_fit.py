@@ -7,9 +7,12 @@ from test_refit import fit
 
 from glas_bench import registry
 from glas_bench.contract import Subject
+from glas_bench.core import rollout
+from glas_bench.core.stack import Rollout, Stack
+from glas_bench.core.stacked import StackedTraining
 from glas_bench.ops import products
 from glas_bench.record import Partial
-from glas_bench.yardstick import refit, stacked_fit
+from glas_bench.yardstick import refit
 from glas_bench.yardstick.weights import Images, NotFinite
 
 SEEDS = (0, 1, 2)
@@ -18,7 +21,7 @@ SHORT = refit.Budget(share=6.0, learning_rate=5e-3)
 
 def together(fits, partial=None, tick=lambda *_: None, **about):
     partial = partial or [Partial() for _ in fits]
-    stacked_fit.fit_together(fits, "fit", partial, tick, **about)
+    refit.fit_stacked(fits, "fit", partial, tick, **about)
     return fits
 
 
@@ -29,7 +32,7 @@ def alone(budget=SHORT, seed=0, **about):
 
 
 def assert_same(one, other):
-    assert one.step == other.step
+    assert one.at.step == other.at.step
     assert one.best_step == other.best_step
     assert one.elbo == pytest.approx(other.elbo, rel=1e-4)
     for name, value in other.best.items():
@@ -37,13 +40,12 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("binarisation", ["static", "dynamic"])
-@pytest.mark.parametrize("segment", [None, 1])
-def test_each_seed_is_fitted_as_alone(binarisation, segment):
-    fits = together([fit(SHORT, seed, binarisation) for seed in SEEDS], segment=segment)
+def test_each_seed_is_fitted_as_alone(binarisation):
+    fits = together([fit(SHORT, seed, binarisation) for seed in SEEDS])
     for seed, one in zip(SEEDS, fits, strict=True):
         assert_same(one, alone(SHORT, seed, binarisation=binarisation))
         assert one.finished
-        assert one.seconds > 0
+        assert one.at.seconds > 0
 
 
 def test_a_seed_that_stalls_stops_and_the_others_go_on():
@@ -52,8 +54,8 @@ def test_a_seed_that_stalls_stops_and_the_others_go_on():
     for seed, one in zip(SEEDS, fits, strict=True):
         expected = alone(budget, seed)
         assert one.finished
-        assert (one.step, len(one.elbo)) == (expected.step, len(expected.elbo))
-    assert len({one.step for one in fits}) > 1  # they do not all stop together
+        assert (one.at.step, len(one.elbo)) == (expected.at.step, len(expected.elbo))
+    assert len({one.at.step for one in fits}) > 1  # they do not all stop together
 
 
 def test_fits_that_stand_apart_catch_up_from_what_is_kept(tmp_path):
@@ -78,7 +80,7 @@ def test_fits_that_stand_apart_catch_up_from_what_is_kept(tmp_path):
     for seed, one, place in zip(SEEDS, fits, places, strict=True):
         assert_same(one, alone(SHORT, seed))
         again = fit(SHORT, seed)
-        again.take_up("fit", place)
+        again.resume("fit", place)
         assert again.finished
         assert again.best_step == one.best_step
 
@@ -86,7 +88,7 @@ def test_fits_that_stand_apart_catch_up_from_what_is_kept(tmp_path):
 def test_one_that_is_not_finite_is_left_to_be_told_alone(tmp_path):
     fits = [fit(SHORT, seed) for seed in SEEDS]
     with torch.no_grad():
-        fits[1].parameters["mean.bias"].fill_(1e20)  # its square is infinite
+        fits[1].optimiser.parameters["mean.bias"].fill_(1e20)  # its square is infinite
     together(fits)
     assert [one.finished for one in fits] == [True, False, True]
     for seed in (0, 2):
@@ -97,11 +99,12 @@ def test_one_that_is_not_finite_is_left_to_be_told_alone(tmp_path):
 
 def test_a_stack_keeps_no_casts_from_step_to_step():
     with products.precision("bf16"):  # as in scoring
-        stack = stacked_fit.StackedFit([bf16_fit(seed) for seed in SEEDS])
+        stack = StackedTraining([bf16_fit(seed) for seed in SEEDS])
         for _ in range(2):
             stack.step()
+            assert stack.collect() == {}
+            stack.end_epoch()
         assert products._current.casts == {}
-        assert len(stack.collect()) == 3
 
 
 def bf16_fit(seed):
@@ -110,27 +113,18 @@ def bf16_fit(seed):
     return one
 
 
-def test_fits_at_different_steps_are_no_stack():
-    one, other = fit(SHORT), fit(SHORT, 1)
-    other.step = 1
-    with pytest.raises(ValueError, match="stand together"):
-        stacked_fit.StackedFit([one, other])
-
-
 def test_a_gpu_is_given_what_the_registry_finds():
     """Every variant's decoder can be fitted to under vmap."""
     for name in registry.names():
         subject = Subject(registry.find(name))
         model = subject.model().float()
         recogniser = refit.Recogniser.of(model, 0)
-        stack = stacked_fit.Stack([recogniser, refit.Recogniser.of(model, 1)])
-        run = stacked_fit.Rollout(stack)
+        stack = Stack([recogniser, refit.Recogniser.of(model, 1)])
+        run = Rollout(stack)
         x = subject.x.float().expand(2, *subject.x.shape)
         noise = torch.randn(2, recogniser.steps, 1, x.shape[1], recogniser.noise_size)
         terms = run(stack.tensors, x, None, noise)
         with torch.no_grad():
-            from glas_bench.core import rollout
-
             plain = rollout.rollout(recogniser, x[0], x[0], None, noise[0])
         torch.testing.assert_close(terms.recon[0], plain.recon, msg=lambda m, n=name: f"{n}: {m}")
         torch.testing.assert_close(terms.charge[0], plain.charge)
@@ -158,7 +152,7 @@ def test_captured_fits_and_refinements_are_the_eager_ones():
         for seed in SEEDS:
             like = fit(SHORT, seed)
             images = Images(like.validation.pixels_NP.cuda(), None, like.validation.names)
-            trained, splits = like.recogniser.trained.cuda(), like.splits.to("cuda")
+            trained, splits = like.model.trained.cuda(), like.splits.to("cuda")
             fits.append(refit.Fit(trained, like.config, splits, seed, images, SHORT))
         together(fits, ways=ways)
         recogniser, _ = fits[0].result()

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from test_stacked import OneExplodes
-from test_train import TINY, local, tiny_splits, training
+from test_train import TINY, local, tiny_splits
 
 from glas_bench import config, evaluate, registry, signals
-from glas_bench.core import memory
 from glas_bench.record import RunFolder
 from glas_bench.runs import pictures, together, worker
 
@@ -114,18 +113,6 @@ def test_seeds_that_stand_apart_catch_up(folders, alone, monkeypatch, checkpoint
         assert_same_seed(folders[0], alone, seed)
 
 
-def test_a_stack_is_cut_where_memory_is_short_and_says_so(folders, alone):
-    one = memory.need(training()).total()
-    found, events = run(folders[0], [0, 1, 2], free=int(1.5 * one))
-    assert {one["status"] for one in found.values()} == {"complete"}
-    notes = [event["text"] for _, event in events if event["event"] == "note"]
-    assert len(notes) == 1
-    assert "1 of 3 seeds train at a time" in notes[0]
-    assert "computed again" in notes[0]
-    for seed in (0, 1, 2):
-        assert_same_seed(folders[0], alone, seed)
-
-
 def test_a_seed_that_diverges_has_its_own_status(folders, monkeypatch):
     real = worker.sit_down
 
@@ -208,23 +195,3 @@ def test_a_picture_that_cannot_be_drawn_costs_no_scores(folders, monkeypatch):
     assert found == {0: {"status": "complete"}}
     notes = [event["text"] for _, event in events if event["event"] == "note"]
     assert notes == ["seed 0 has no pictures: ValueError: 784 pixels are no 9 x 9"]
-
-
-def test_what_is_planned_follows_from_what_is_counted():
-    run = training(steps=9)
-    need = memory.need(run)
-    assert need.steps == 9
-    assert need.step > 0
-    plan = memory.plan(run, 8, free=8 * need.total())
-    assert (plan.together, plan.segment, plan.text) == (8, None, None)
-    plan = memory.plan(run, 8, free=5 * need.total())
-    assert (plan.together, plan.segment) == (5, None)
-    assert "5 of 8 seeds" in plan.text
-    plan = memory.plan(run, 2, free=need.total())
-    assert plan.segment == 3
-    assert plan.needed < plan.whole
-    assert memory.plan(run, 2, free=1).together == 1  # it is tried all the same
-    longer = memory.need(training(steps=18))
-    grown = longer.total() - need.total()
-    assert grown == pytest.approx(9 * need.step, rel=0.1)
-    assert memory.free_bytes("cpu") > 2**20

@@ -106,19 +106,10 @@ def simulates(model: Glas) -> bool:
 def images_at_once(model: Glas, x_1P: Tensor, how: Annealing) -> int:
     """Return how many images fit into memory, from what one image's gradient keeps."""
     device = x_1P.device
-    kept: dict[int, int] = {}
-
-    def weigh(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     shape = (how.chains, 1, model.steps * model.noise_size)
     noise = torch.zeros(shape, device=device).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
-        alive = log_likelihood_for(model)(x_1P)(noise)  # what is kept lives as long as this
-    bytes_an_image = max(1, sum(kept.values()))
-    del alive
+    _, kept = programs.bytes_kept(lambda: log_likelihood_for(model)(x_1P)(noise))
+    bytes_an_image = max(1, kept)
     room = MEMORY_ON_CPU
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // 4

@@ -18,6 +18,7 @@ read in one place.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import queue
 import statistics
@@ -33,12 +34,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glas_bench import config, environment, processes, registry
 from glas_bench.config import RunConfig
-from glas_bench.core import memory, rollout, streams
+from glas_bench.core import rollout, streams
 from glas_bench.core.stacked import StackedTraining
 from glas_bench.core.train import CLIP_NORM, Training
 from glas_bench.data import Split, Splits
-from glas_bench.errors import RunError, UsageError
-from glas_bench.ops import gemm
+from glas_bench.errors import RunError
+from glas_bench.ops import gemm, programs
 from glas_bench.processes import ChildProcess, Order
 from glas_bench.registry import Variant
 from glas_bench.runs.worker import prepare_torch
@@ -185,24 +186,25 @@ def count_work(variant: Variant, resolved: RunConfig) -> dict[str, int]:
     steps keep for their gradients written and read once.
     """
     splits = made_up(resolved.batch)
-    training = Training(variant, resolved, splits, 0)
-    model = training.model
-    counted = {}
+    model = Training(variant, resolved, splits, 0).model
+    x = splits.train.images[: resolved.batch].float()
+    labels = None if splits.train.labels is None else splits.train.labels[: resolved.batch]
+    flops, kept = {}, {}
     for steps in (1, 2, 3):
-        x = splits.train.images[: resolved.batch].float()
-        labels = None if splits.train.labels is None else splits.train.labels[: resolved.batch]
         shape = (steps, model.draws, resolved.batch, model.noise_size)
+        noise = streams.normal(shape, 0, "bench")
         with FlopCounterMode(display=False) as counter:
-            terms = rollout.rollout(model, x, x, labels, streams.normal(shape, 0, "bench"))
+            terms, kept[steps] = programs.bytes_kept(
+                functools.partial(rollout.rollout, model, x, x, labels, noise)
+            )
             model.objective(terms).mean().backward()  # type: ignore[no-untyped-call]
-        counted[steps] = counter.get_total_flops()
-    a_step = counted[3] - counted[2]  # the first has no gradient to hand back
-    need = memory.need(training)
+        flops[steps] = counter.get_total_flops()
     parameters = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     narrow = 2 if resolved.precision == "bf16" else 1
+    # the first step has no gradient to hand back
     return {
-        "flops": counted[1] + max(0, model.steps - 1) * a_step,
-        "bytes": 7 * parameters + 2 * model.steps * need.step // narrow,
+        "flops": flops[1] + max(0, model.steps - 1) * (flops[3] - flops[2]),
+        "bytes": 7 * parameters + 2 * model.steps * (kept[2] - kept[1]) // narrow,
     }
 
 
@@ -444,14 +446,9 @@ def _on_gpu(
     resolved = case.config(variant)
     splits = made_up(case.batch, EPOCH).to(case.device)
     trainings = [Training(variant, resolved, splits, seed) for seed in range(case.seeds)]
-    plan = memory.plan(trainings[0], case.seeds)
-    if plan.text:
-        tell(plan.text)
-    if plan.together < case.seeds:
-        raise UsageError(f"{plan.text}; ask for --seeds {plan.together} at most")
     prepare_torch(1, case.precision)
     torch.cuda.reset_peak_memory_stats(case.device)
-    stack = StackedTraining(trainings, segment=plan.segment, tell=tell)
+    stack = StackedTraining(trainings, tell=tell)
 
     def core() -> None:
         stack.step()

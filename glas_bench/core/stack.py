@@ -1,12 +1,10 @@
 """Models of one kind with a leading axis, the seeds of a cell: parameters, data, time and Adam.
 
-`torch.func.vmap` carries the model's own `begin`, `step` and `finish` over the seed axis, so every
-variant runs here without knowing of it; gradients are taken outside vmap, clipping and Adam act on
-the stacks. Nothing here waits for the host.
+`torch.func.vmap` maps the model's own `begin`, `step` and `finish` over the seed axis, so variants
+need no code for it; gradients are taken outside vmap, clipping and Adam act on the stacks. Nothing
+here waits for the host.
 
 Shapes: S seeds; otherwise as in `model`.
-
-One file, for these five mean nothing without the leading axis that they share.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint
 
 from glas_bench.core import rollout, streams, train
 from glas_bench.model import LSTM, Context, Glas, Linear, State, Terms
@@ -105,8 +102,6 @@ class Rollout:
     Args:
         stack: the models.
         compile_step: whether the step is compiled.
-        segment: with a number, activations are kept at every so many steps and computed again in
-            between when gradients are taken: less memory, a third more work.
         generates: as in `rollout.rollout`.
         auxiliary: as in `rollout.rollout`.
     """
@@ -116,11 +111,9 @@ class Rollout:
         stack: Stack,
         *,
         compile_step: bool = False,
-        segment: int | None = None,
         generates: bool = True,
         auxiliary: rollout.Auxiliary | None = None,
     ) -> None:
-        self.segment = segment
         self.generates = generates
         self.auxiliary = auxiliary
         self._begin = stack.call(self._begin_one)
@@ -137,46 +130,18 @@ class Rollout:
         context, state = self._begin(tensors, seen, noise[:, 0, :, 0, 0])
         # zeros that a state begins with are expanded: give them the strides of every later step
         context, state = pytree.tree_map(lambda tensor: tensor.contiguous(), (context, state))
-        sums = (x.new_zeros(seeds, draws * images), x.new_zeros(seeds, draws * images))
-        times = torch.arange(steps, device=x.device)
-        length = self.segment or steps
-        for start in range(0, steps, length):
-            part = noise_TSBZ[start : start + length], times[start : start + length]
-            if self.segment is None:
-                state, sums = self._stretch(tensors, context, state, sums, *part)
-            else:
-                state, sums = checkpoint(
-                    self._stretch,
-                    tensors,
-                    context,
-                    state,
-                    sums,
-                    *part,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-        recon, aux = self._finish(tensors, context, state)
-        shape = (seeds, draws, images)
-        return Terms(*(part.reshape(shape) for part in (recon, *sums, aux)))
-
-    def _stretch(
-        self,
-        tensors: dict[str, Tensor],
-        context: Any,
-        state: State,
-        sums: tuple[Tensor, Tensor],
-        noise: Tensor,
-        times: Tensor,
-    ) -> tuple[State, tuple[Tensor, Tensor]]:
-        charge, log_ratio = sums
         silent = state.generation
-        for noise_SBZ, time in zip(noise.unbind(), times.unbind(), strict=True):
+        charge = log_ratio = x.new_zeros(seeds, draws * images)
+        times = torch.arange(steps, device=x.device)
+        for noise_SBZ, time in zip(noise_TSBZ.unbind(), times.unbind(), strict=True):
             state, now = self._step(tensors, context, state, noise_SBZ, time)
             if self.generates:
                 charge, log_ratio = charge + now[0], log_ratio + now[1]
             else:
                 state = state._replace(generation=silent)
-        return state, (charge, log_ratio)
+        recon, aux = self._finish(tensors, context, state)
+        shape = (seeds, draws, images)
+        return Terms(*(part.reshape(shape) for part in (recon, charge, log_ratio, aux)))
 
     # ---- one seed's part, inside vmap
 
@@ -207,10 +172,10 @@ class Rollout:
         return recon, aux
 
 
-class Deck:
-    """Training images on the device, and which of them and what noise a step is dealt.
+class EpochBatches:
+    """The training images of an epoch on the device, and the batch and noise of the current step.
 
-    The counter lies on the device too, so that a captured step deals anew at every replay.
+    The counter lies on the device too, so that a captured step takes the next batch at each replay.
 
     Args:
         keys: of the seeds' noise, int64 [S], on the device.
@@ -221,34 +186,30 @@ class Deck:
         self.place = keys.new_zeros(2)  # batch of the epoch, step of the run
         self.epoch: int | None = None
 
-    def lay(
+    def begin(
         self,
-        epoch: int,
-        found: Sequence[tuple[Tensor, Tensor]],
+        at: train.Position,
+        data: Sequence[tuple[Tensor, Tensor]],
         *,
         shared: bool,
-        batch: int,
-        step: int,
     ) -> None:
-        """Lay out an epoch.
+        """Put an epoch on the device; later ones take the place of the first.
 
         Args:
-            epoch: its number.
-            found: pixels [N, P] and order [N] of every seed.
+            at: the next step.
+            data: pixels [N, P] and order [N] of every seed.
             shared: whether the pixels are the same for all seeds and epochs.
-            batch: the first that is dealt.
-            step: its number in the run.
         """
-        orders = torch.stack([order for _, order in found])
-        pixels = found[0][0] if shared else torch.stack([pixels for pixels, _ in found])
+        orders = torch.stack([order for _, order in data])
+        pixels = data[0][0] if shared else torch.stack([pixels for pixels, _ in data])
         if self.epoch is None:
             self.orders, self.pixels = orders, pixels
         else:
             self.orders.copy_(orders)
             if not shared:
                 self.pixels.copy_(pixels)
-        self.place.copy_(torch.tensor([batch, step]))
-        self.epoch = epoch
+        self.place.copy_(torch.tensor([at.batch, at.step]))
+        self.epoch = at.epoch
 
     def rows(self, size: int) -> Tensor:
         """Return which images the batch holds, [S, B]."""
@@ -289,7 +250,7 @@ class StackedAdam:
         return programs.tensors_of((self.trained, self.moments, self.counts))
 
     def load(self, i: int, states: adam.State) -> None:
-        """Let seed i go on from the state of an optimiser of its own."""
+        """Continue seed i from the state of an optimiser of its own."""
         for name, state in states.items():
             if name in self.trained:
                 self.moments[name][0][i].copy_(state["exp_avg"])
@@ -297,7 +258,7 @@ class StackedAdam:
                 self.counts[name][i] = float(state["step"])
 
     def states(self) -> list[adam.State]:
-        """Return every seed's state; none for what was never moved."""
+        """Return every seed's state, without parameters that were never moved."""
         if not self.counts:
             return [{}]
         moved_SN = (torch.stack(list(self.counts.values()), 1) > 0).tolist()

@@ -1,14 +1,13 @@
-"""All seeds of a cell in one program: parameters, optimiser and streams with a leading seed axis.
+"""Several optimisations of one kind in one program: every tensor has a leading seed axis.
 
 The stack itself, its recurrence and its Adam are in `stack`. One step of all seeds is one function
-of tensors that stay where they are (`program` in `ops.programs`): data, order, counters, sums and
-flags lie on the device, and nothing waits for the host until `collect`. A seed whose loss or
-gradient is not finite keeps its parameters from that step on, and its step is noted on the device;
-the others go on.
+of tensors that stay where they are (`ops.programs`): data, order, counters, sums and flags lie on
+the device, and nothing waits for the host until `collect`. A seed whose loss or gradient is not
+finite keeps its parameters from that step on, and the device notes its step; the others continue.
 
-`StackedTraining` moves the `Training`s that it is given: between two `collect`s the stack is what
-is true, after one they are, in their own formats, checkpoints included. The same numbers as
-training each alone, to rounding.
+`StackedTraining` moves the optimisations that it is given. Between two calls of `collect` only the
+stack is up to date; after one they are too, in their own formats, checkpoints included. The numbers
+are those of training each alone, to rounding.
 
 Shapes: S seeds, N training images; otherwise as in `model`.
 """
@@ -22,8 +21,8 @@ import torch
 from torch import Tensor
 
 from glas_bench.core import streams, train
-from glas_bench.core.stack import Deck, Rollout, Stack, StackedAdam, group_names, move
-from glas_bench.core.train import PARTS, Diverged, Training
+from glas_bench.core.stack import EpochBatches, Rollout, Stack, StackedAdam, group_names, move
+from glas_bench.core.train import PARTS, Diverged, Optimisation
 from glas_bench.ops import programs
 
 REASONS = ("", "the objective is not finite", "a gradient is not finite")
@@ -33,12 +32,11 @@ VALIDATION_ROWS = 250
 
 
 class StackedTraining:
-    """Seeds of one cell that train together.
+    """Optimisations of one cell's seeds that take their steps together.
 
     Args:
         trainings: of one cell, at the same position, on one device.
-        segment: see `Rollout`.
-        tell: is told what runs slower than it might.
+        tell: called with a message when a program falls back to a slower way.
         ways: what is tried, see `ops.programs`.
 
     Raises:
@@ -47,9 +45,8 @@ class StackedTraining:
 
     def __init__(
         self,
-        trainings: Sequence[Training],
+        trainings: Sequence[Optimisation],
         *,
-        segment: int | None = None,
         tell: Callable[[str], None] = lambda message: None,
         ways: Sequence[str] | None = None,
     ) -> None:
@@ -60,22 +57,24 @@ class StackedTraining:
         self.first = self.trainings[0]
         self.config = self.first.config
         self.device = self.first.device
-        self.segment = segment
         self.tell = tell
         self.ways = ways
+        self.going = list(range(len(self.trainings)))
+        """Places of the trainings that still move."""
+        self.diverged: dict[int, Diverged] = {}
+        self.taken = 0
+        """Steps taken that the trainings do not count yet."""
+        keys = [streams.derive(one.seed, one.noise_stream) for one in self.trainings]
+        self.batches = EpochBatches(torch.tensor(keys).to(self.device))
         seeds = len(self.trainings)
-        keys = torch.tensor([streams.derive(one.seed, "noise") for one in self.trainings])
-        self.deck = Deck(keys.to(self.device))
         self.alive = torch.ones(seeds, dtype=torch.bool, device=self.device)
         self.failed_step = torch.full((seeds,), -1, dtype=torch.int64, device=self.device)
         self.reason = torch.zeros(seeds, dtype=torch.int64, device=self.device)
         self.sums = torch.zeros(seeds, len(PARTS), dtype=torch.float64, device=self.device)
         self.rate = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.taken = 0
-        self.diverged: dict[int, Diverged] = {}
         self._stack()
 
-    # ---- what the loop sees
+    # ---- what the driver sees
 
     @property
     def epoch_done(self) -> bool:
@@ -90,12 +89,14 @@ class StackedTraining:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or no seed is left."""
-        return self.first.finished or len(self.diverged) == len(self.trainings)
+        return not self.going or self.first.finished
 
     def step(self) -> None:
-        """Let every seed take one step; on a GPU this returns before it is taken."""
-        if self.deck.epoch != self.first.at.epoch:
+        """Take one step of every seed; on a GPU this returns before it is done."""
+        at = self.first.at
+        if self.batches.epoch != at.epoch:
             self._begin_epoch()
+        self.rate.fill_(self.first.learning_rate_at(at.epoch, at.step + self.taken))
         self.program()
         self.taken += 1
 
@@ -111,9 +112,8 @@ class StackedTraining:
         self.stack.unstack([one.model for one in self.trainings])
         alive, failed, reason = self.alive.tolist(), self.failed_step.tolist(), self.reason.tolist()
         sums, states = self.sums.tolist(), self.adam.states()
-        for i, one in enumerate(self.trainings):
-            if i in self.diverged:
-                continue
+        for i in list(self.going):
+            one = self.trainings[i]
             taken = self.taken if alive[i] else failed[i] - one.at.step
             one.at.batch += taken
             one.at.step += taken
@@ -121,28 +121,31 @@ class StackedTraining:
             one.optimiser.load(states[i])
             if not alive[i]:
                 self.diverged[i] = Diverged(failed[i], REASONS[reason[i]])
+                self.going.remove(i)
         self.taken = 0
-        self._follow_the_living()
+        self._follow()
         return self.diverged
 
-    def _follow_the_living(self) -> None:
-        """Let a seed that goes on say where the stack stands."""
-        alive = [one for i, one in enumerate(self.trainings) if i not in self.diverged]
-        if alive:
-            self.first = alive[0]
+    def leave(self, i: int) -> None:
+        """Move one of the collected trainings no further."""
+        self.alive[i] = False
+        self.going.remove(i)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Take the stack's position from a seed that continues."""
+        if self.going:
+            self.first = self.trainings[self.going[0]]
 
     def end_epoch(self) -> dict[int, dict[str, float]]:
-        """Close a collected epoch; return the means of the seeds that are alive, by their place."""
-        means = {
-            i: one.end_epoch() for i, one in enumerate(self.trainings) if i not in self.diverged
-        }
+        """Close a collected epoch; return the means of the seeds that continue, by their place."""
+        means = {i: self.trainings[i].end_epoch() for i in self.going}
         self.go_on()
         return means
 
     def go_on(self) -> None:
-        """Take note that the trainings have closed their epoch, and begin what phase follows."""
-        self._follow_the_living()
-        if len(self.diverged) < len(self.trainings) and self.first.phase is not self.phase:
+        """Begin the next phase if the trainings, whose epoch is closed, have done so."""
+        if self.going and self.first.phase is not self.phase:
             self._stack()
 
     def validate(self) -> list[tuple[str, float]]:
@@ -152,7 +155,7 @@ class StackedTraining:
         """
         first, model = self.first, self.stack.skeleton
         if model.statistics_of:
-            return [one.validate() for one in self.trainings]
+            return [one.validate() for one in self.trainings if isinstance(one, train.Training)]
         x, labels = train.chosen(
             first.splits, first.splits.validation, train.VALIDATION_IMAGES, "validation"
         )
@@ -200,17 +203,14 @@ class StackedTraining:
     # ---- the stack
 
     def _stack(self) -> None:
-        """Take over parameters, optimiser and position from the trainings."""
+        """Take over parameters, optimiser and sums from the trainings."""
         self.phase = self.first.phase
         models = [one.model for one in self.trainings]
         self.stack = Stack(models, self.config.precision, like=self.first.model)
         self.adam = StackedAdam(self.stack, group_names(self.first.model))
         for i, one in enumerate(self.trainings):
             self.adam.load(i, one.optimiser.state)
-        for i, one in enumerate(self.trainings):
-            values = [one.at.sums[part] for part in PARTS]
-            self.sums[i] = torch.tensor(values, dtype=torch.float64)
-        self.deck.epoch = None
+        self.batches.epoch = None
         self.validations: dict[int, programs.Program] = {}
         self.program = programs.Program(
             self._build, self.device, kept=self._kept, tell=self.tell, ways=self.ways
@@ -218,55 +218,39 @@ class StackedTraining:
 
     def _kept(self) -> list[Tensor]:
         """Return what a step changes."""
-        flags = (self.alive, self.failed_step, self.reason, self.sums, self.deck.place)
+        flags = (self.alive, self.failed_step, self.reason, self.sums, self.batches.place)
         return [*self.adam.tensors, *flags]
 
-    # ---- data
-
     def _begin_epoch(self) -> None:
-        """Lay order, pixels, learning rate and counters on the device."""
+        """Put order, pixels, counters and sums of the trainings on the device."""
         at = self.first.at
-        self.deck.lay(
-            at.epoch,
-            [one.epoch_images(at.epoch) for one in self.trainings],
-            # one set of pixels for all, unless each seed has drawn its own
-            shared=self.config.binarisation != "dynamic",
-            batch=at.batch,
-            step=at.step,
-        )
-        for i, one in enumerate(self.trainings):
-            if i not in self.diverged:
-                values = [one.at.sums[part] for part in PARTS]
-                self.sums[i].copy_(torch.tensor(values, dtype=torch.float64))
-        self.rate.fill_(self.first.learning_rate)
+        data = [one.epoch_images(at.epoch) for one in self.trainings]
+        self.batches.begin(at, data, shared=not self.first.redraws)
+        for i in self.going:
+            values = [self.trainings[i].at.sums[part] for part in PARTS]
+            self.sums[i].copy_(torch.tensor(values, dtype=torch.float64))
+
+    # ---- one step
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return images [S, B, P], labels [S, B] and noise [S, T, K, B, Z] of the step."""
-        batch, model = self.config.batch, self.stack.skeleton
-        rows_SB = self.deck.rows(batch)
-        labels = self.first.splits.train.labels
+        batch, labels, model = self.first.batch, self.first.labels, self.stack.skeleton
+        rows_SB = self.batches.rows(batch)
         return (
-            self.deck.images(rows_SB),
+            self.batches.images(rows_SB),
             None if labels is None else labels[rows_SB],
-            self.deck.noise(model.steps, model.draws, batch, model.noise_size),
+            self.batches.noise(model.steps, model.draws, batch, model.noise_size),
         )
-
-    # ---- one step
 
     def _build(self, compile_parts: bool) -> Callable[[], None]:
         phase = self.phase
         run = Rollout(
             self.stack,
             compile_step=compile_parts,
-            segment=self.segment,
             generates=phase.generates,
             auxiliary=phase.auxiliary,
         )
-        objective = self.stack.call(
-            lambda model, terms: (
-                model.objective(terms) if phase.objective is None else phase.objective(model, terms)
-            ).mean()
-        )
+        objective = self.stack.call(lambda model, terms: train.mean_objective(phase, model, terms))
         moves = programs.compiled(move, compile_parts)
 
         def step() -> None:
@@ -276,8 +260,8 @@ class StackedTraining:
                 tensors = self.stack.tensors
                 terms = run(tensors, images, labels, noise)
                 values_S = objective(tensors, terms)
-                found = torch.autograd.grad(values_S.sum(), leaves, allow_unused=True)
-            gradients = dict(zip(self.adam.trained, found, strict=True))
+                grads = torch.autograd.grad(values_S.sum(), leaves, allow_unused=True)
+            gradients = dict(zip(self.adam.trained, grads, strict=True))
             parts_S4 = torch.stack(
                 [values_S, *(part.mean((1, 2)) for part in (terms.recon, terms.charge, terms.aux))],
                 1,
@@ -290,15 +274,15 @@ class StackedTraining:
     def _update(
         self, moves: programs.Function, parts_S4: Tensor, gradients: Mapping[str, Tensor | None]
     ) -> None:
-        """Clip, move what can be moved, and count."""
+        """Clip, move the seeds that can be moved, and count."""
         norms = self.adam.norms(gradients)
         finite = torch.isfinite(parts_S4[:, 0])
         smooth = torch.stack([torch.isfinite(norm) for norm in norms.values()]).all(0)
         good = self.alive & finite & smooth
         now_failed = self.alive & ~good
-        self.failed_step.copy_(torch.where(now_failed, self.deck.place[1], self.failed_step))
+        self.failed_step.copy_(torch.where(now_failed, self.batches.place[1], self.failed_step))
         self.reason.copy_(torch.where(now_failed, torch.where(finite, 2, 1), self.reason))
         self.alive.copy_(good)
         self.adam.step(gradients, norms, good, self.rate, moves)
         self.sums += torch.where(good[:, None], parts_S4.double(), 0.0)
-        self.deck.place += 1
+        self.batches.place += 1

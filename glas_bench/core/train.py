@@ -1,27 +1,26 @@
-"""The one training core: a seed's optimisation, resumable at any step.
+"""The optimisation loop, one step at a time: of a seed of a cell, and of whatever is fitted.
 
-Given (variant, config, data, seed) it is a deterministic function of the number of steps taken:
-data order, binarisation and noise are addressed by (seed, purpose, epoch or step), see `streams`.
-It knows neither clock, files nor progress bars; whoever drives it asks for one step at a time.
+A step's numbers depend on the parameters and on noise, order and binarisation addressed by (seed,
+purpose, epoch or step), see `streams`. The loop knows neither clock nor files nor progress bars;
+its driver calls it for one step after another.
 
 Adam (Kingma & Ba 2015) with the original's schedule: learning rate x0.1 every `decay_epochs`
 epochs down to 1e-5, each gradient tensor clipped to norm 5 (`glas/model/` at 004c76f). The last
 partial batch of an epoch is dropped; the loss is the batch mean, nats per image.
-
-Steps, phases, validation and checkpoints of a seed are one state machine, and one file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from glas_bench import data
 from glas_bench.config import RunConfig, check_settings
 from glas_bench.core import rollout, streams
 from glas_bench.data import Split, Splits, binarise, random_subset
@@ -49,42 +48,46 @@ class Diverged(Exception):  # noqa: N818 - a state that is reported, not an erro
 
 @dataclass
 class Position:
-    """Where training stands; saved in every checkpoint."""
+    """Where an optimisation stands; saved in every checkpoint."""
 
     epoch: int = 0  # epochs completed
-    batch: int = 0  # steps done in the current epoch
-    step: int = 0  # steps done in all
+    batch: int = 0  # steps taken in the current epoch
+    step: int = 0  # steps taken in all
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    seconds: float = 0.0  # time spent in training steps, over all sittings
+    seconds: float = 0.0  # spent in steps, over all processes
 
 
-class Training:
-    """One seed of a cell, from initialisation to its last epoch.
+class Optimisation:
+    """A model moved by Adam: its data, noise, phases and position.
+
+    `Training` optimises a seed of a cell, `yardstick.refit.Fit` a recogniser. `core.stacked` takes
+    the same steps for several of one kind in one program.
 
     Args:
-        variant: as found by the registry.
+        model: what is optimised; it is moved to the device of the data.
+        phases: what is trained, one after another.
         config: the cell.
         splits: the data, on the device to train on.
-        seed: from which every stream is derived.
-
-    Raises:
-        UsageError: the data does not fit the config (labels missing, batch larger than the data).
+        seed: every stream is derived from it.
     """
 
-    def __init__(self, variant: Variant, config: RunConfig, splits: Splits, seed: int) -> None:
-        check_applicable(variant, config, splits)
-        self.variant = variant
+    noise_stream: ClassVar[str] = "noise"
+    order_stream: ClassVar[str] = "order"
+    pixels_stream: ClassVar[str] = "binarisation"
+
+    def __init__(
+        self, model: Glas, phases: Sequence[Phase], config: RunConfig, splits: Splits, seed: int
+    ) -> None:
         self.config = config
         self.splits = splits
         self.seed = seed
         self.device = splits.train.images.device
-        settings = check_settings(variant, config.settings)
-        self.model = rollout.build(variant.cls, settings, splits.pixels, splits.classes, seed)
-        self.model.to(self.device)
-        self.phases = self.model.phases(config.epochs)
-        if sum(phase.epochs for phase in self.phases) != config.epochs:
-            raise UsageError(f"{variant.name}: its phases do not add up to {config.epochs} epochs")
-        self.steps_per_epoch = len(splits.train.images) // config.batch
+        self.model = model.to(self.device)
+        self.phases = tuple(phases)
+        self.batch = min(config.batch, len(splits.train.images))
+        self.steps_per_epoch = len(splits.train.images) // self.batch
+        self.total_steps = sum(phase.epochs for phase in self.phases) * self.steps_per_epoch
+        self.labels = splits.train.labels
         self.at = Position()
         self._begin_phase(self.phases[0])
         self._epoch_data: tuple[int, Tensor, Tensor] | None = None
@@ -95,12 +98,25 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
-        return self.at.epoch >= self.config.epochs
+        return self.at.epoch >= sum(phase.epochs for phase in self.phases)
 
     @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.epochs * self.steps_per_epoch
+    def redraws(self) -> bool:
+        """Whether the pixels of every epoch are drawn again."""
+        return self.config.binarisation == "dynamic"
+
+    def learning_rate_at(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step of an epoch; it decays from the phase's start."""
+        del step
+        rate = self.config.learning_rate
+        epochs_in_phase = epoch - self._phase_start(self.phase)
+        decayed = rate * 0.1 ** (epochs_in_phase // self.config.decay_epochs)
+        return max(decayed, min(rate, LOWEST_LEARNING_RATE))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the current step."""
+        return self.learning_rate_at(self.at.epoch, self.at.step)
 
     def step(self) -> None:
         """Take one optimisation step.
@@ -120,7 +136,7 @@ class Training:
                 generates=self.phase.generates,
                 auxiliary=self.phase.auxiliary,
             )
-        objective = self._objective(terms).mean()
+        objective = mean_objective(self.phase, self.model, terms)
         value = float(objective.detach())
         if not math.isfinite(value):
             raise Diverged(self.at.step, "the objective is not finite")
@@ -134,6 +150,11 @@ class Training:
         self.at.step += 1
         self.at.batch += 1
 
+    @property
+    def epoch_done(self) -> bool:
+        """Whether the current epoch has all its steps."""
+        return self.at.batch == self.steps_per_epoch
+
     def end_epoch(self) -> dict[str, float]:
         """Close a finished epoch; return its means over steps, nats per image."""
         means = {part: total / self.steps_per_epoch for part, total in self.at.sums.items()}
@@ -144,40 +165,29 @@ class Training:
                 self._change_phase(following)
         return means
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the current epoch, counted from the start of its phase."""
-        rate = self.config.learning_rate
-        epochs_in_phase = self.at.epoch - self._phase_start(self.phase)
-        decayed = rate * 0.1 ** (epochs_in_phase // self.config.decay_epochs)
-        return max(decayed, min(rate, LOWEST_LEARNING_RATE))
-
-    def _objective(self, terms: Terms) -> Tensor:
-        if self.phase.objective is not None:
-            return self.phase.objective(self.model, terms)
-        return self.model.objective(terms)
-
     # ---- what a step is made of
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return images [B, P], labels [B] and noise [T, K, B, Z] of the current step."""
-        config, at = self.config, self.at
-        if at.batch == 0 or self._epoch_data is None or self._epoch_data[0] != at.epoch:
+        at = self.at
+        if self._epoch_data is None or self._epoch_data[0] != at.epoch:
             self._epoch_data = (at.epoch, *self.epoch_images(at.epoch))
         _, pixels, order = self._epoch_data
-        rows = order[at.batch * config.batch : (at.batch + 1) * config.batch]
-        labels = self.splits.train.labels
-        shape = (self.model.steps, self.model.draws, config.batch, self.model.noise_size)
-        noise = streams.normal(shape, self.seed, "noise", block=at.step, device=self.device)
-        return pixels[rows].to(torch.float32), None if labels is None else labels[rows], noise
+        rows = order[at.batch * self.batch : (at.batch + 1) * self.batch]
+        labels = None if self.labels is None else self.labels[rows]
+        shape = (self.model.steps, self.model.draws, self.batch, self.model.noise_size)
+        noise = streams.normal(
+            shape, self.seed, self.noise_stream, block=at.step, device=self.device
+        )
+        return pixels[rows].to(torch.float32), labels, noise
 
     def epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the pixels of an epoch, binarised afresh where that is asked, and their order."""
+        """Return the pixels of an epoch, binarised for it if `redraws`, and their order."""
         pixels = self.splits.train.images
-        if self.config.binarisation == "dynamic":
-            drawn = binarise(pixels.cpu(), streams.generator(self.seed, "binarisation", epoch))
-            pixels = drawn.to(self.device)
-        generator = streams.generator(self.seed, "order", epoch)
+        if self.redraws:
+            generator = streams.generator(self.seed, self.pixels_stream, epoch)
+            pixels = binarise(pixels.cpu(), generator).to(self.device)
+        generator = streams.generator(self.seed, self.order_stream, epoch)
         return pixels, torch.randperm(len(pixels), generator=generator).to(self.device)
 
     # ---- phases
@@ -202,7 +212,7 @@ class Training:
         self.clip_groups = clip_groups(self.model)
 
     def _change_phase(self, phase: Phase) -> None:
-        """Keep what the phase keeps, draw everything else anew, restart the optimiser."""
+        """Keep what the phase keeps, draw everything else again, restart the optimiser."""
         self.model.cpu()
         kept = {
             name: tensor.clone()
@@ -217,14 +227,56 @@ class Training:
         self.model.to(self.device)
         self._begin_phase(phase)
 
-    # ---- validation
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to continue, tensors and plain values only."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state,
+            "position": {**vars(self.at), "sums": dict(self.at.sums)},
+            "phase": self.phase.name,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state of the same cell and seed."""
+        self.at = Position(**state["position"])
+        self._begin_phase(next(p for p in self.phases if p.name == state["phase"]))
+        self.model.load_state_dict(state["model"])
+        if "optimiser" in state:  # the last checkpoint of a run has none
+            self.optimiser.load(state["optimiser"])
+        self._epoch_data = None
+
+
+class Training(Optimisation):
+    """One seed of a cell, from initialisation to its last epoch.
+
+    Args:
+        variant: from the registry.
+        config: the cell.
+        splits: the data, on the device to train on.
+        seed: every stream is derived from it.
+
+    Raises:
+        UsageError: the data does not fit the config (labels missing, batch larger than the data).
+    """
+
+    def __init__(self, variant: Variant, config: RunConfig, splits: Splits, seed: int) -> None:
+        check_applicable(variant, config, splits)
+        self.variant = variant
+        settings = check_settings(variant, config.settings)
+        model = rollout.build(variant.cls, settings, splits.pixels, splits.classes, seed)
+        phases = model.phases(config.epochs)
+        if sum(phase.epochs for phase in phases) != config.epochs:
+            raise UsageError(f"{variant.name}: its phases do not add up to {config.epochs} epochs")
+        super().__init__(model, phases, config, splits, seed)
 
     @torch.no_grad()
     def validate(self) -> tuple[str, float]:
         """Return what validation measures and its value, nats per image.
 
         One draw on a fixed, seeded set of at most 1,000 validation images, with the same noise
-        each epoch: `elbo` where q has a density, `recon` otherwise. Infinite where it is.
+        each epoch: `elbo` where q has a density, `recon` otherwise. The value may be infinite.
         """
         x, labels = chosen(self.splits, self.splits.validation, VALIDATION_IMAGES, "validation")
         shape = (self.model.steps, 1, len(x), self.model.noise_size)
@@ -239,43 +291,23 @@ class Training:
                 total += float(values.double().sum())
         return kind, total / len(x)
 
-    # ---- checkpoints
 
-    def state(self) -> dict[str, Any]:
-        """Return all that training needs to go on, tensors and plain values only."""
-        return {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state,
-            "position": {**vars(self.at), "sums": dict(self.at.sums)},
-            "phase": self.phase.name,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same cell and seed."""
-        self.at = Position(**state["position"])
-        self._begin_phase(next(p for p in self.phases if p.name == state["phase"]))
-        self.model.load_state_dict(state["model"])
-        if "optimiser" in state:  # the last checkpoint of a run has none
-            self.optimiser.load(state["optimiser"])
-        self._epoch_data = None
+def mean_objective(phase: Phase, model: Glas, terms: Terms) -> Tensor:
+    """Return what a phase minimises, [] nats per image: its objective, or the model's own."""
+    objective = phase.objective(model, terms) if phase.objective else model.objective(terms)
+    return objective.mean()
 
 
 def check_applicable(variant: Variant, config: RunConfig, splits: Splits | None = None) -> None:
-    """Refuse what cannot run, before any data is opened where that can be told.
+    """Refuse what cannot run, as far as possible before any data is opened.
 
     Raises:
         UsageError: the variant needs labels that the data set has not, or a batch is too large.
     """
-    from glas_bench import data
-
     if reason := not_applicable(variant, config):
         raise UsageError(reason)
-    if splits is not None and config.batch > len(splits.train.images):
-        raise UsageError(
-            f"batch {config.batch} is larger than the {len(splits.train.images)} training images "
-            f"of {config.dataset}; set batch to at most that"
-        )
-    if splits is None and config.batch > (size := data.info(config.dataset).sizes[0]):
+    size = data.info(config.dataset).sizes[0] if splits is None else len(splits.train.images)
+    if config.batch > size:
         raise UsageError(
             f"batch {config.batch} is larger than the {size} training images of "
             f"{config.dataset}; set batch to at most that"
@@ -284,15 +316,13 @@ def check_applicable(variant: Variant, config: RunConfig, splits: Splits | None 
 
 def not_applicable(variant: Variant, config: RunConfig) -> str | None:
     """Return why the variant cannot run on the data set, or None where it can."""
-    from glas_bench import data
-
-    if variant.cls.needs_labels and data.info(config.dataset).labels is None:
-        having = [name for name, info in data.DATASETS.items() if info.labels]
-        return (
-            f"{variant.name} needs labels and {config.dataset} has none; "
-            f"use --dataset {' or '.join(having)}"
-        )
-    return None
+    if not variant.cls.needs_labels or data.info(config.dataset).labels is not None:
+        return None
+    having = [name for name, info in data.DATASETS.items() if info.labels]
+    return (
+        f"{variant.name} needs labels and {config.dataset} has none; "
+        f"use --dataset {' or '.join(having)}"
+    )
 
 
 @contextlib.contextmanager

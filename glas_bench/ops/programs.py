@@ -162,3 +162,17 @@ def compiled(function: Function, wanted: bool) -> Function:
 def tensors_of(tree: Any) -> list[Tensor]:
     """Return the tensors of nested tuples, lists and dicts."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def bytes_kept(function: Callable[[], Any]) -> tuple[Any, int]:
+    """Return a function's result and the bytes of all that autograd keeps for its gradients."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = function()  # what is kept lives as long as this, so no address is used twice
+    return result, sum(kept.values())

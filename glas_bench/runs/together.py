@@ -7,7 +7,9 @@ furthest behind train together until they reach the next.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +18,6 @@ import torch
 
 from glas_bench import evaluate, signals
 from glas_bench.config import RunConfig
-from glas_bench.core import memory
 from glas_bench.core.stacked import StackedTraining
 from glas_bench.data import Splits
 from glas_bench.record import SeedFolder
@@ -35,7 +36,6 @@ def run_together(
     splits: Splits,
     tell: Tell,
     ways: Sequence[str] | None = None,
-    free: int | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Train and score seeds of one cell, going on from whatever their folders hold.
 
@@ -46,7 +46,6 @@ def run_together(
         splits: the data, on the device to train on.
         tell: told of every event, as in `worker.run_seed`, and of notes `{"event": "note", ...}`.
         ways: what is tried, see `ops.programs`.
-        free: bytes of the device that may be taken; `core.memory.plan` looks unless said.
 
     Returns:
         For every seed its status, with a reason where there is one.
@@ -65,7 +64,7 @@ def run_together(
         except Exception as error:
             outcomes[seed] = worker.note_failure(folder, error, variant.reference)
     try:
-        seeds = _Seeds(list(sittings.values()), ways, free)
+        seeds = _Seeds(list(sittings.values()), ways)
         seeds.train()
         seeds.fit()
     except Stopped:
@@ -86,12 +85,10 @@ def run_together(
 class _Seeds:
     """A cell's seeds and the stacks that they train in."""
 
-    def __init__(
-        self, sittings: list[Sitting], ways: Sequence[str] | None, free: int | None
-    ) -> None:
+    def __init__(self, sittings: list[Sitting], ways: Sequence[str] | None) -> None:
         self.sittings = sittings
         self.ways = ways
-        self.free = free
+        self.at_once = len(sittings)
         self.said: set[str] = set()
 
     def note(self, text: str) -> None:
@@ -107,13 +104,11 @@ class _Seeds:
             Stopped: the process was asked to stop; every seed has a checkpoint.
         """
         while active := [one for one in self.sittings if _goes_on(one)]:
-            places = sorted({one.training.at.step for one in active})
-            behind = [one for one in active if one.training.at.step == places[0]]
-            until = places[1] if len(places) > 1 else behind[0].training.total_steps
-            plan = memory.plan(behind[0].training, len(behind), self.free)
-            if plan.text:
-                self.note(plan.text)
-            self._train_in_groups(behind, until, plan.together, plan.segment)
+            steps = {one.training.at.step for one in active}
+            step, until = sorted({*steps, active[0].training.total_steps})[:2]
+            behind = [one for one in active if one.training.at.step == step]
+            train = functools.partial(self._train, until=until)
+            self._in_groups("training", behind, train)
 
     def fit(self) -> None:
         """Fit the recognisers that the seeds are scored with.
@@ -122,56 +117,45 @@ class _Seeds:
             Stopped: the process was asked to stop.
         """
         waiting = [one for one in self.sittings if one.diverged is None]
-        while waiting:
-            plan = memory.plan(waiting[0].training, len(waiting), self.free)
-            group, waiting = waiting[: plan.together], waiting[plan.together :]
-            for one in group:
-                one.set_status("scoring")
-            short = False
-            try:
-                evaluate.refit_together(
-                    [one.scorer() for one in group],
-                    [one.folder for one in group],
-                    group[0].tell_scoring,
-                    group[0].every,
-                    segment=plan.segment,
-                    tell=self.note,
-                    ways=self.ways,
-                )
-            except torch.OutOfMemoryError:
-                short = True
-            if short:  # out of `except`, whose traceback holds what is to be released
-                memory.release()
-                self.note(f"out of memory refitting {len(group)} seeds together: one at a time")
-                return
+        with contextlib.suppress(torch.OutOfMemoryError):  # a seed alone raises it in `conclude`
+            self._in_groups("scoring", waiting, self._fit)
 
-    def _train_in_groups(
-        self, behind: list[Sitting], until: int, together: int, segment: int | None
+    def _in_groups(
+        self, status: str, waiting: list[Sitting], work: Callable[[list[Sitting]], None]
     ) -> None:
-        """Train so many at a time; halve the number where the device has no room after all."""
-        waiting = list(behind)
+        """Work on as many seeds at a time as the device has room for: halve until they fit."""
         while waiting:
-            group = waiting[:together]
+            group = waiting[: self.at_once]
+            for one in group:
+                one.set_status(status)
             try:
-                self._train(group, until, segment)
-                waiting = waiting[together:]
+                work(group)
+                waiting = waiting[len(group) :]
                 continue
             except torch.OutOfMemoryError:
                 if len(group) == 1:
                     raise
             # out of `except`, whose traceback holds what is to be released
-            together = len(group) // 2
-            memory.release()
-            self.note(f"out of memory with {len(group)} seeds together: {together} at a time")
+            gc.collect()  # stacks and their graphs refer to each other
+            torch.cuda.empty_cache()
+            self.at_once = len(group) // 2
+            self.note(f"out of memory with {len(group)} seeds together: {self.at_once} at a time")
             for one in group:
                 one.reload()
 
-    def _train(self, group: list[Sitting], until: int, segment: int | None) -> None:
-        for one in group:
-            one.set_status("training")
-        stack = StackedTraining(
-            [one.training for one in group], segment=segment, tell=self.note, ways=self.ways
+    def _fit(self, group: list[Sitting]) -> None:
+        evaluate.refit_stacked(
+            [one.scorer() for one in group],
+            [one.folder for one in group],
+            group[0].tell_scoring,
+            group[0].every,
+            tell=self.note,
+            ways=self.ways,
         )
+
+    def _train(self, group: list[Sitting], until: int) -> None:
+        trainings = [one.training for one in group]
+        stack = StackedTraining(trainings, tell=self.note, ways=self.ways)
         clock = _Clock(group)
         saved = time.monotonic()
         while not stack.finished and stack.steps_done < until:

@@ -28,19 +28,22 @@ from torch import Tensor
 
 from glas_bench.config import RunConfig
 from glas_bench.core import rollout, streams
-from glas_bench.core.train import CLIP_NORM, clip_gradients, clip_groups
-from glas_bench.data import Splits, binarise
+from glas_bench.core.stacked import StackedTraining
+from glas_bench.core.train import Diverged, Optimisation, Position
+from glas_bench.data import Splits
 from glas_bench.model import (
     Context,
     Generation,
     Glas,
     Memory,
     Normal,
+    Phase,
     Recognition,
     RecurrentSettings,
     State,
+    Terms,
 )
-from glas_bench.ops import products, programs
+from glas_bench.ops import programs
 from glas_bench.ops.adam import Adam
 from glas_bench.record import Partial
 from glas_bench.yardstick.weights import Images, NotFinite, Tick, Weigher, step_of
@@ -183,17 +186,23 @@ class Report:
         return None if self.last_gain is None else self.last_gain <= STILL_GAINING
 
 
-class Fit:
-    """Fits a recogniser to a trained model; resumable at any step.
+class Fit(Optimisation):
+    """A recogniser that is optimised for a trained model; it can continue from any step.
 
     Args:
         trained: the model, in scoring mode.
         config: its cell.
         splits: the data.
         seed: the training seed, from which the fit's streams are derived.
-        validation: what early stopping looks at.
+        validation: the images that stop the fit early.
         budget: the same for every arm.
     """
+
+    noise_stream = "refit"
+    order_stream = "refit-order"
+    pixels_stream = "refit-binarisation"
+
+    model: Recogniser
 
     def __init__(
         self,
@@ -204,154 +213,192 @@ class Fit:
         validation: Images,
         budget: Budget,
     ) -> None:
-        self.config = config
-        self.splits = splits
-        self.seed = seed
+        phase = Phase("refit", config.epochs, objective=_negative_elbo, frozen=("trained",))
+        super().__init__(Recogniser.of(trained, seed), (phase,), config, splits, seed)
+        self.labels = None
         self.validation = validation
         self.budget = budget
-        self.batch = min(config.batch, len(splits.train.images))
-        self.steps_per_epoch = len(splits.train.images) // self.batch
-        self.total_steps = max(1, round(budget.share * config.epochs * self.steps_per_epoch))
+        self.total_steps = max(1, round(budget.share * self.total_steps))
         marks = (round(self.total_steps * (i + 1) / budget.checks) for i in range(budget.checks))
         self.marks = sorted({mark for mark in marks if mark > 0})
-        self.recogniser = Recogniser.of(trained, seed)
-        self.parameters = {
-            name: parameter
-            for name, parameter in self.recogniser.named_parameters()
-            if parameter.requires_grad
-        }
-        self.adam = Adam(self.parameters)
-        self.clip_groups = clip_groups(self.recogniser)
-        self.tape = products.tape_for(validation.pixels_NP.device, trained.steps)
-        self.step = 0
-        self.seconds = 0.0
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
         self.elbo: list[float] = []
-        self._epoch: tuple[int, Tensor, Tensor] | None = None
 
-    def run(self, name: str, partial: Partial, tick: Tick) -> tuple[Recogniser, Report]:
-        """Fit, or go on from what is kept under this name; return the best recogniser.
+    @property
+    def redraws(self) -> bool:
+        """Images are binary under any binarisation."""
+        return self.splits.binarisation != "static"
 
-        Raises:
-            NotFinite: the elbo or its gradient is not finite.
-        """
-        self.take_up(name, partial)
-        while not self.finished:
-            began = time.perf_counter()
-            self._take_step()
-            if self.step in self.marks:
-                self.look()
-            self.seconds += time.perf_counter() - began
-            self.keep(name, partial)
-            tick("fit", self.step, self.total_steps)
-        return self.result()
-
-    def take_up(self, name: str, partial: Partial) -> None:
-        """Go on from what is kept under this name, if anything is."""
-        if state := partial.load(name, self.validation.pixels_NP.device, shared=True):
-            self._load(state)
-
-    def keep(self, name: str, partial: Partial) -> None:
-        """Keep where the fit stands, if it is finished or it is time to."""
-        if partial.due or self.finished:
-            partial.keep(name, self._state(), shared=True)
-
-    def result(self) -> tuple[Recogniser, Report]:
-        """Return the best recogniser, its parameters frozen, and how the fit went."""
-        with torch.no_grad():
-            for key, parameter in self.parameters.items():
-                parameter.copy_(self.best[key]).requires_grad_(False)
-        return self.recogniser, Report(self.best_step, self.total_steps, self.elbo)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
+    def learning_rate_at(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step: held for half of the budget, then linear to 0."""
+        del epoch
         return self.budget.learning_rate * min(1.0, 2 * (1 - step / self.total_steps))
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is spent, or the last looks gained nothing."""
-        looks_since_best = len(self.elbo) - 1 - self._best_look() if self.elbo else 0
-        return self.step >= self.total_steps or looks_since_best >= self.budget.patience
+        """Whether the budget is spent, or the last checks gained nothing."""
+        checks_since_best = len(self.elbo) - 1 - self._best_check() if self.elbo else 0
+        return self.at.step >= self.total_steps or checks_since_best >= self.budget.patience
 
-    def _best_look(self) -> int:
-        return min(range(len(self.elbo)), key=lambda look: self.elbo[look])
+    def _best_check(self) -> int:
+        return min(range(len(self.elbo)), key=lambda check: self.elbo[check])
 
-    def _take_step(self) -> None:
-        x, noise = self._batch()
-        self.adam.forget_gradients()
-        with products.best_for(self.tape, self.config.precision):
-            terms = rollout.rollout(self.recogniser, x, x, None, noise)
-        objective = (terms.recon + terms.charge).mean()
-        objective.backward()  # type: ignore[no-untyped-call]
-        if not clip_gradients(self.clip_groups, CLIP_NORM):
-            raise NotFinite(f"the recogniser's gradient is not finite at step {self.step} of a fit")
-        self.adam.step(self.learning_rate_at(self.step))
-        self.step += 1
+    def run(self, name: str, partial: Partial, tick: Tick) -> tuple[Recogniser, Report]:
+        """Fit, or continue from the state kept under this name; return the best recogniser.
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Return binary training images [B, P] and noise [T, 1, B, Z] of the current step."""
-        epoch, batch = divmod(self.step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, *self.epoch_images(epoch))
-        _, pixels, order = self._epoch
-        rows = order[batch * self.batch : (batch + 1) * self.batch]
-        model = self.recogniser
-        shape = (model.steps, 1, self.batch, model.noise_size)
-        noise = streams.normal(shape, self.seed, "refit", block=self.step, device=pixels.device)
-        return pixels[rows].to(torch.float32), noise
+        Raises:
+            NotFinite: the elbo or its gradient is not finite.
+        """
+        self.resume(name, partial)
+        while not self.finished:
+            began = time.perf_counter()
+            try:
+                self.step()
+            except Diverged as error:
+                raise NotFinite(f"{error.reason} at step {error.step} of a fit") from error
+            self.after_step()
+            self.at.seconds += time.perf_counter() - began
+            self.keep(name, partial)
+            tick("fit", self.at.step, self.total_steps)
+        return self.result()
 
-    def epoch_images(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return an epoch's images, binary under any binarisation, and their order."""
-        pixels = self.splits.train.images
-        if self.splits.binarisation != "static":
-            drawn = streams.generator(self.seed, "refit-binarisation", epoch)
-            pixels = binarise(pixels.cpu(), drawn).to(pixels.device)
-        generator = streams.generator(self.seed, "refit-order", epoch)
-        return pixels, torch.randperm(len(pixels), generator=generator).to(pixels.device)
+    def after_step(self) -> None:
+        """Close an epoch that is done, and check the elbo where that is due.
+
+        Raises:
+            NotFinite: the elbo is not finite.
+        """
+        if self.epoch_done:
+            self.end_epoch()
+        if self.at.step in self.marks:
+            self.check()
 
     @torch.no_grad()
-    def look(self) -> None:
-        """Note the elbo on the validation images, the same noise each time, and keep the best."""
+    def check(self) -> None:
+        """Note the elbo on the validation images, the same noise each time, and keep the best.
+
+        Raises:
+            NotFinite: it is not finite.
+        """
         total = 0.0
-        for rows in self.validation.split(_chunk_on(self.recogniser)):
+        for rows in self.validation.split(_chunk_on(self.model)):
             here = self.validation[rows]
-            noise = here.noise(self.recogniser, self.seed, "refit-validation", 1)
-            terms = rollout.rollout(self.recogniser, here.as_float(), here.as_float(), None, noise)
+            noise = here.noise(self.model, self.seed, "refit-validation", 1)
+            terms = rollout.rollout(self.model, here.as_float(), here.as_float(), None, noise)
             total += float((terms.recon + terms.charge).double().sum())
         if not math.isfinite(total):
-            raise NotFinite(f"the refitted elbo is not finite at step {self.step} of a fit")
+            raise NotFinite(f"the refitted elbo is not finite at step {self.at.step} of a fit")
         self.elbo.append(total / len(self.validation))
-        if self._best_look() == len(self.elbo) - 1:
-            self.best_step = self.step
-            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        if self._best_check() == len(self.elbo) - 1:
+            self.best_step = self.at.step
+            self.best = {name: p.detach().clone() for name, p in self.optimiser.parameters.items()}
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
+    def result(self) -> tuple[Recogniser, Report]:
+        """Return the best recogniser, its parameters frozen, and how the fit went."""
+        with torch.no_grad():
+            for name, parameter in self.optimiser.parameters.items():
+                parameter.copy_(self.best[name]).requires_grad_(False)
+        return self.model, Report(self.best_step, self.total_steps, self.elbo)
+
+    # ---- what is kept
+
+    def resume(self, name: str, partial: Partial) -> None:
+        """Continue from the state kept under this name, if there is one."""
+        if state := partial.load(name, self.device, shared=True):
+            self.load(state)
+
+    def keep(self, name: str, partial: Partial) -> None:
+        """Keep the state of the fit, if it is finished or a write is due."""
+        if partial.due or self.finished:
+            partial.keep(name, self.state(), shared=True)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to continue, without the trained model's parameters."""
+        state: dict[str, Any] = {
+            "step": self.at.step,
+            "seconds": self.at.seconds,
             "best_step": self.best_step,
             "elbo": list(self.elbo),
             "best": self.best,
-            **(
-                {}
-                if self.finished
-                else {
-                    "parameters": {name: p.detach() for name, p in self.parameters.items()},
-                    "adam": self.adam.state,
-                }
-            ),
         }
+        if not self.finished:
+            parameters = {name: p.detach() for name, p in self.optimiser.parameters.items()}
+            state |= {"parameters": parameters, "adam": self.optimiser.state}
+        return state
 
-    def _load(self, state: dict[str, Any]) -> None:
-        self.step, self.best_step = state["step"], state["best_step"]
-        self.seconds = state["seconds"]
-        self.elbo, self.best = list(state["elbo"]), dict(state["best"])
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state of the same cell and seed."""
+        epoch, batch = divmod(state["step"], self.steps_per_epoch)
+        self.at = Position(epoch, batch, state["step"], seconds=state["seconds"])
+        self.best_step, self.best = state["best_step"], dict(state["best"])
+        self.elbo = list(state["elbo"])
         if "adam" in state:
             with torch.no_grad():
-                for name, parameter in self.parameters.items():
+                for name, parameter in self.optimiser.parameters.items():
                     parameter.copy_(state["parameters"][name])
-            self.adam.load(state["adam"])
+            self.optimiser.load(state["adam"])
+
+
+def _negative_elbo(model: Glas, terms: Terms) -> Tensor:
+    """Return -log p(x|z) + KL, [B] nats."""
+    del model
+    return (terms.recon + terms.charge).mean(0)
+
+
+def fit_stacked(
+    fits: Sequence[Fit],
+    name: str,
+    partials: Sequence[Partial],
+    tick: Tick = lambda stage, done, total: None,
+    *,
+    tell: Callable[[str], None] = lambda message: None,
+    ways: Sequence[str] | None = None,
+) -> None:
+    """Fit the recognisers of one cell's seeds in one program, those furthest behind first.
+
+    A fit whose elbo or gradient is not finite stops where it is; running it alone raises the error.
+    Images are weighed seed by seed all the same: the rows of one seed fill a GPU.
+
+    Args:
+        fits: of one cell, their models in scoring mode.
+        name: under which their states are kept.
+        partials: where each is kept.
+        tick: called after each step; it may raise to stop.
+        tell: called with a message when a program falls back to a slower way.
+        ways: what is tried, see `ops.programs`.
+    """
+    for fit, partial in zip(fits, partials, strict=True):
+        fit.resume(name, partial)
+    active = [i for i, fit in enumerate(fits) if not fit.finished]
+    while active:
+        step, until = sorted({*(fits[i].at.step for i in active), fits[active[0]].total_steps})[:2]
+        behind = [i for i in active if fits[i].at.step == step]
+        stack = StackedTraining([fits[i] for i in behind], tell=tell, ways=ways)
+        failed, began = set(), time.perf_counter()
+        while stack.going and stack.steps_done < until:
+            stack.step()
+            due = stack.steps_done in fits[behind[0]].marks or stack.steps_done == until
+            if due or stack.epoch_done or any(partials[behind[k]].due for k in stack.going):
+                stack.collect()
+                spent = (time.perf_counter() - began) / max(1, len(stack.going))
+                for k in list(stack.going):
+                    fit = fits[behind[k]]
+                    fit.at.seconds += spent
+                    try:
+                        fit.after_step()
+                    except NotFinite:
+                        failed.add(behind[k])
+                        stack.leave(k)
+                        continue
+                    fit.keep(name, partials[behind[k]])
+                    if fit.finished:
+                        stack.leave(k)
+                stack.go_on()
+                began = time.perf_counter()
+            tick("fit", stack.steps_done, fits[behind[0]].total_steps)
+        failed |= {behind[k] for k in stack.diverged}
+        active = [i for i in active if not fits[i].finished and i not in failed]
 
 
 # --------------------------------------------------------------------------- an image's own
