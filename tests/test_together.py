@@ -8,6 +8,7 @@ from test_train import TINY, local, tiny_splits
 from glas_bench import config, evaluate, registry, signals
 from glas_bench.record import RunFolder
 from glas_bench.runs import pictures, together, worker
+from glas_bench.yardstick import refit
 
 EPOCHS = 3
 
@@ -131,19 +132,24 @@ def test_a_seed_that_diverges_has_its_own_status(folders, monkeypatch):
     assert "not finite" in status["reason"]
 
 
-def test_out_of_memory_halves_the_stack(folders, monkeypatch):
+@pytest.mark.parametrize("stage", ["training", "fitting"])
+def test_out_of_memory_halves_the_stack(folders, alone, monkeypatch, stage):
+    """Three seeds, then one at a time, at the numbers of each alone."""
     whole = together.StackedTraining.step
 
     def step(self):
-        if len(self.trainings) > 1:
+        fits = isinstance(self.first, refit.Fit)
+        if len(self.trainings) > 1 and fits == (stage == "fitting") and self.steps_done == 1:
             raise torch.OutOfMemoryError("no room")
         whole(self)
 
     monkeypatch.setattr(together.StackedTraining, "step", step)
-    found, events = run(folders[0], [0, 1])
+    found, events = run(folders[0], [0, 1, 2])
     assert {one["status"] for one in found.values()} == {"complete"}
     notes = [event["text"] for _, event in events if event["event"] == "note"]
-    assert notes == ["out of memory with 2 seeds together: 1 at a time"]
+    assert notes == ["out of memory with 3 seeds together: 1 at a time"]
+    for seed in (0, 1, 2):
+        assert_same_seed(folders[0], alone, seed)
 
 
 def test_out_of_memory_after_an_epoch_without_a_checkpoint_starts_over(folders, monkeypatch):

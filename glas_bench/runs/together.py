@@ -108,7 +108,7 @@ class _Seeds:
             step, until = sorted({*steps, active[0].training.total_steps})[:2]
             behind = [one for one in active if one.training.at.step == step]
             train = functools.partial(self._train, until=until)
-            self._in_groups("training", behind, train)
+            self._attempt("training", behind[: self.at_once], train)
 
     def fit(self) -> None:
         """Fit the recognisers that the seeds are scored with.
@@ -118,30 +118,37 @@ class _Seeds:
         """
         waiting = [one for one in self.sittings if one.diverged is None]
         with contextlib.suppress(torch.OutOfMemoryError):  # a seed alone raises it in `conclude`
-            self._in_groups("scoring", waiting, self._fit)
+            while group := waiting[: self.at_once]:
+                if self._attempt("scoring", group, self._fit):
+                    waiting = waiting[len(group) :]
 
-    def _in_groups(
-        self, status: str, waiting: list[Sitting], work: Callable[[list[Sitting]], None]
-    ) -> None:
-        """Work on as many seeds at a time as the device has room for: halve until they fit."""
-        while waiting:
-            group = waiting[: self.at_once]
-            for one in group:
-                one.set_status(status)
-            try:
-                work(group)
-                waiting = waiting[len(group) :]
-                continue
-            except torch.OutOfMemoryError:
-                if len(group) == 1:
-                    raise
-            # out of `except`, whose traceback holds what is to be released
-            gc.collect()  # stacks and their graphs refer to each other
-            torch.cuda.empty_cache()
-            self.at_once = len(group) // 2
-            self.note(f"out of memory with {len(group)} seeds together: {self.at_once} at a time")
-            for one in group:
-                one.reload()
+    def _attempt(
+        self, status: str, group: list[Sitting], work: Callable[[list[Sitting]], None]
+    ) -> bool:
+        """Do the work of a group; return whether the device had room for it.
+
+        Where it had none, the seeds go back to their checkpoints, and later groups are half as
+        large.
+
+        Raises:
+            torch.OutOfMemoryError: the group is one seed.
+        """
+        gc.collect()  # stacks and their graphs refer to each other
+        torch.cuda.empty_cache()
+        for one in group:
+            one.set_status(status)
+        try:
+            work(group)
+            return True
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+        # out of `except`, whose traceback holds what the next attempt releases
+        self.at_once = len(group) // 2
+        self.note(f"out of memory with {len(group)} seeds together: {self.at_once} at a time")
+        for one in group:
+            one.reload()
+        return False
 
     def _fit(self, group: list[Sitting]) -> None:
         evaluate.refit_stacked(
