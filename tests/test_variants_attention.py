@@ -322,30 +322,6 @@ def test_values_and_gradients_equal_plain_loops(name, own, seed):
 # --- grid, gates, content, draw --------------------------------------------------------------
 
 
-@few
-@given(g=st.floats(-1, 1), log_stride=st.floats(-2, 1), scale=st.floats(-2, 2))
-def test_bare_rows_are_divided_by_their_sum_or_the_floor(g, log_stride, scale):
-    model = make("grid", grid="centred")
-    centres = torch.tensor(
-        reference_centres := [
-            float(c)
-            for c in reference.centres(
-                2, 4, torch.tensor(g).double(), torch.tensor(log_stride).double(), "centred"
-            )
-        ]
-    ).double()
-    got = model.kernel_rows(centres[None], torch.tensor([scale]).double())[0].sum(-1)
-    for total, c in zip(got.tolist(), reference_centres, strict=True):
-        raw = sum(scale * (a - c) for a in range(4))
-        assert total == pytest.approx(raw / max(raw, 1e-3), rel=1e-6, abs=1e-6)
-
-
-def test_bare_rows_are_of_either_sign_and_can_sum_to_less_than_zero():
-    rows = make("grid").kernel_rows(torch.tensor([[1.0, 3.0]]).double(), torch.ones(1).double())[0]
-    torch.testing.assert_close(rows[0], torch.tensor([-0.5, 0.0, 0.5, 1.0]).double())
-    torch.testing.assert_close(rows[1], 1000 * torch.tensor([-3.0, -2.0, -1.0, 0.0]).double())
-
-
 def test_the_bare_grid_refuses_a_logarithm_and_says_why():
     found = registry.find("grid")
     with pytest.raises(UsageError, match=r"floor: .*of either sign and have no logarithm"):
@@ -353,41 +329,11 @@ def test_the_bare_grid_refuses_a_logarithm_and_says_why():
     assert config.resolve(found, overrides={"floor": 1e-3}).settings["floor"] == "1e-3"
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
-def test_gates_of_columns_are_shared_by_the_rows_and_gates_of_cells_are_not(name):
-    for gates, shared in (("columns", True), ("cells", False)):
-        model = shaken(make(name, gates=gates, latent_init="1"))
-        _, seen = run(model)
-        for _, step in seen:
-            behind = step.read.view(-1, 4, 4) / model.latent
-            assert torch.allclose(behind, behind[:, :1].expand_as(behind)) == shared
-            if name == "softmax":
-                total = behind[:, 0].sum(-1) if shared else behind.sum((-2, -1))
-                torch.testing.assert_close(total, torch.ones_like(total))
-
-
-def test_content_reads_alike_at_every_scale_of_the_matrix():
-    reads = []
-    for latent_init in ("1e-3", "1"):
-        _, seen = run(make("content", latent_init=latent_init))
-        reads.append(torch.stack([step.read for _, step in seen]))
-    torch.testing.assert_close(reads[0], reads[1], rtol=1e-5, atol=1e-7)
-
-
 def test_draw_takes_its_own_size_of_sample_and_square_images_alone():
     settings_of = config.resolve(registry.find("draw"), preset="smoke").settings
     assert (settings_of["sample_size"], settings_of["grid"]) == (100, "centred")
     with pytest.raises(ValueError, match="20 pixels are no square"):
         make("draw", pixels=20, write_size=2)
-
-
-def test_draw_writes_with_the_inverse_of_the_gain():
-    model = make("draw", write_size=3)
-    d = normals(5, SIZE["hidden"])
-    before = model.paint(d)
-    with torch.no_grad():
-        model.write_filter.bias[4] += math.log(2)
-    torch.testing.assert_close(model.paint(d), before / 2)
 
 
 # --- the masks -------------------------------------------------------------------------------
@@ -422,22 +368,6 @@ def test_masks_grow_stay_in_0_to_1_and_carry_no_gradient(
     assert bool(masks[-1].any()) == (rate > 0)
 
 
-def test_the_first_mask_is_the_filters_footprint():
-    model = shaken(make("masked-progressive", latent_init="normal", rate=0.5))
-    _, seen = run(model)
-    L = SIZE["latent_size"]
-    for b in range(IMAGES):
-        with torch.no_grad():
-            rows_y, rows_x, _ = model.filter_rows(seen[0][0].recognition.hidden[b : b + 1])
-        whole = float(rows_y.sum() * rows_x.sum())
-        for i in range(L):
-            for j in range(L):
-                share = float(rows_y[0, :, i].sum() * rows_x[0, :, j].sum()) / whole
-                expected = min(1.0, 0.5 * L * L / SIZE["steps"] * share)
-                got = float(seen[0][0].recognition.memory["mask"][b, i, j])
-                assert got == pytest.approx(expected, rel=1e-12)
-
-
 def test_a_mask_of_rate_0_is_the_published_model():
     (a, _), (b, _) = run(make("masked-progressive", rate=0.0)), run(make("cauchy"))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -460,21 +390,6 @@ def test_the_canvas_of_latents_fills_each_cell_once_and_is_charged_once(steps, s
         m, s = step.q.mean, step.q.std
         charge += ((m**2 + s**2 - 1) / 2 - s.log()).sum(-1)
     torch.testing.assert_close(terms.charge[0], charge)
-
-
-def test_the_decoder_of_a_canvas_sees_what_earlier_steps_put_there():
-    model = make("masked-canvas")
-    z = normals(SIZE["steps"], 1, SIZE["sample_size"])
-    last = SIZE["steps"] - 1
-    start = model.begin_generation(1)
-    empty = model.decoder_input(start, z[last], torch.tensor(last))[0]
-    filled = start
-    for t in range(last):
-        filled = model.generate(filled, z[t], torch.tensor(t))
-    full = model.decoder_input(filled, z[last], torch.tensor(last))[0]
-    assert torch.equal(full, z.reshape(1, -1))
-    expected = torch.cat([torch.zeros(1, last * SIZE["sample_size"]).double(), z[last]], -1)
-    assert torch.equal(empty, expected)
 
 
 # --- matrices that labels teach --------------------------------------------------------------
