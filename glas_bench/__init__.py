@@ -14,8 +14,8 @@ What a result goes through, in this order:
     report      tables, verdicts, figures                      (stats)
 
 `runs` takes a cell from its name to finished seeds, and `sweep` a study to its last cell; `cli` is
-the commands. `contract` is what a variant must satisfy, `explain` what is known of one; `bench` and
-`growth` measure speed, `doctor` and `environment` know the machine; `errors`, `signals`,
+the commands. `contract` is what a variant must satisfy, `explain` what is known of one; `bench`
+measures speed, `doctor` and `environment` know the machine; `errors`, `signals`,
 `processes` and `progress` serve them all. `tests/test_layering.py` says which may import which.
 """
 

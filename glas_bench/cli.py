@@ -556,11 +556,6 @@ def doctor(results: Path) -> None:
 @click.option("--precision", help="A list of fp32, tf32 and bf16; as in training unless said.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--no-reference", is_flag=True, help="Leave the eager loops out.")
-@click.option(
-    "--growth",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Measure cost against T, S, H and K instead; growth.csv and growth.png go there.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @common
 def bench(
@@ -572,7 +567,6 @@ def bench(
     precision: str | None,
     device: str,
     no_reference: bool,
-    growth: Path | None,
     as_json: bool,
     results: Path,
 ) -> None:
@@ -580,7 +574,6 @@ def bench(
     del results
     from glas_bench import environment
     from glas_bench.commands import bench as benchmark
-    from glas_bench.commands import growth as growing
 
     chosen = environment.choose_device(device)
     sizes = {"steps": numbers("--steps", steps), "seeds": numbers("--seeds", seeds)}
@@ -601,19 +594,15 @@ def bench(
     ]
     for case in cases:
         environment.check_precision(case.precision, chosen)
-    if growth is not None:
-        rows = growing.measure(cases[0], growth, lambda line: click.echo(line, err=True))
-        click.echo(json.dumps({"cases": rows}) if as_json else growing.text(rows))
-        return
     rows = []
     for case in cases:
         rows.append(benchmark.measure(case, lambda line: click.echo(line, err=True)))
         if not as_json:
-            click.echo(benchmark.text(rows[-1:]))
+            click.echo(benchmark.table(rows[-1:]))
     if as_json:
         click.echo(json.dumps({"cases": rows}))
     elif len(rows) > 1:
-        click.echo("\n" + benchmark.text(rows))
+        click.echo("\n" + benchmark.table(rows))
 
 
 def numbers(option: str, text: str) -> list[int]:

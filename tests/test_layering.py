@@ -40,7 +40,7 @@ OWNERS = {
     "pandas": {"tracking.mlflow_store", "report.csv_file", "report.figures"},
     "PIL": {"report.figures"},
     "seaborn": {"report.figures"},
-    "matplotlib": {"report.figures", "report.record_figures", "runs.pictures", "commands.growth"},
+    "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},
     "scipy": {"stats", "data.parse"},
     "mlxtend": {"data.parse"},
     "pooch": {"data.download"},

@@ -10,9 +10,6 @@ products of the model's own shapes and in copying.
 A step trains every seed on one batch. On a CPU every seed is a process with one thread, all side by
 side, as in training; on a GPU the core is one program and the loops train one seed. Medians of
 rounds; a round gives each program its turn.
-
-The programs, their measurement and what is said of it are one file, so that the comparison can be
-read in one place.
 """
 
 from __future__ import annotations
@@ -38,12 +35,12 @@ from glas_bench.core import rollout, streams
 from glas_bench.core.stacked import StackedTraining
 from glas_bench.core.train import CLIP_NORM, Training
 from glas_bench.data import Split, Splits
-from glas_bench.errors import RunError
+from glas_bench.errors import RunError, UsageError
 from glas_bench.ops import gemm, programs
 from glas_bench.processes import ChildProcess, Order
 from glas_bench.registry import Variant
 from glas_bench.runs.worker import prepare_torch
-from glas_bench.text import byte_size
+from glas_bench.text import aligned, byte_size
 
 PIXELS, CLASSES = 784, 10
 EPOCH = 390
@@ -147,7 +144,7 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
     return row
 
 
-def text(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a table, ratios first."""
     columns = (
         ("T", "steps", "d"),
@@ -166,13 +163,9 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     )
     lines = [[head for head, _, _ in columns] + ["peak memory"]]
     for row in rows:
-        cells = [format(row[key], how) if row[key] is not None else "-" for _, key, how in columns]
+        cells = ["-" if row[key] is None else format(row[key], how) for _, key, how in columns]
         lines.append([*cells, byte_size(row["peak_memory_bytes"])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 # --------------------------------------------------------------------------- what must be done
@@ -347,8 +340,8 @@ class Ceilings:
     """How fast this device multiplies and copies.
 
     Products have the shapes of the model's: of a step's inputs with a kernel, of its gradient with
-    the kernel, and of the inputs of eight steps with their gradients. Each is made by whoever is
-    the fastest at it, on a CPU of the three that `ops.gemm` knows, a kernel's layout not counted.
+    the kernel, and of the inputs of eight steps with their gradients. The fastest backend counts,
+    on a CPU of the three that `ops.gemm` knows, without the time to lay a kernel out.
     """
 
     def __init__(self, resolved: RunConfig, device: str) -> None:
@@ -408,7 +401,7 @@ def _ways(left: Tensor, right: Tensor, device: str) -> list[Callable[[], Tensor]
 
 
 def waiter(device: str) -> Callable[[], None]:
-    """Return what waits until the device has done all that it was given."""
+    """Return a function that waits until the device is idle."""
     if device.startswith("cuda"):
         return lambda: torch.cuda.synchronize(device)
     return lambda: None
@@ -416,7 +409,7 @@ def waiter(device: str) -> Callable[[], None]:
 
 def _advance(training: Training) -> None:
     training.step()
-    if training.at.batch == training.steps_per_epoch:
+    if training.epoch_done:
         training.end_epoch()
 
 
@@ -425,11 +418,12 @@ def _programs(case: Case, names: Sequence[str]) -> dict[str, Callable[[], None]]
     variant = registry.find(case.variant)
     resolved = case.config(variant)
     made: dict[str, Callable[[], None]] = {}
-    if "core" in names:
-        training = Training(variant, resolved, made_up(case.batch).to(case.device), 0)
-        made["core"] = lambda: _advance(training)
-    for name in (name for name in names if name != "core"):
-        made[name] = Loop(resolved, case.device, once=name == "reference").step
+    for name in names:
+        if name == "core":
+            training = Training(variant, resolved, made_up(case.batch).to(case.device), 0)
+            made[name] = functools.partial(_advance, training)
+        else:
+            made[name] = Loop(resolved, case.device, once=name == "reference").step
     return made
 
 
@@ -461,8 +455,13 @@ def _on_gpu(
     rounds: dict[str, list[float]] = {name: [] for name in names}
     ceilings = Ceilings(resolved, case.device)
     about: dict[str, Any] = {"matmul": [], "copy": [], "peak": []}
-    for name in names:
-        made[name]()
+    try:
+        for name in names:
+            made[name]()
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"{case.seeds} seeds take more memory than {case.device} has; ask for fewer --seeds"
+        ) from error
     peak = environment.peak_bytes(case.device)
     began = time.monotonic()
     while _rounds(began, len(rounds["core"])):
@@ -494,7 +493,7 @@ def _side_by_side(
             for name in names:
                 asked = time.perf_counter()
                 _together(seeds, name)
-                # from here, for a seed that waits for a processor does not know that it waits
+                # measured here: a process cannot see that it waits for a processor
                 rounds[name].append(time.perf_counter() - asked)
             about["matmul"].append(statistics.mean(_together(seeds, "matmul")) * case.seeds)
             about["copy"].append(statistics.mean(_together(seeds, "copy")) * case.seeds)

@@ -1,29 +1,35 @@
 """How the cost of training grows with T, S and H, and that of scoring with K: table and figure.
 
+    python results/bench/growth.py --steps 8 --hidden 128 --batch 64
+
 Each size is varied with the others held; a straight line is fitted to seconds against the size, and
-its worst relative miss is told, so that what does not grow in a line is seen. Against H the line is
-fitted to the operations of a step, which grow with H^2; against S, on a CPU, to the seeds that one
-core has to take, for they stand side by side until the cores are full.
+each point's relative distance from it is printed. Against H the line is fitted to the operations of
+a step, which grow with H^2; against S, on a CPU, to the seeds per core, for they run side by side
+until the cores are full.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from glas_bench import environment, registry
 from glas_bench.commands import bench
 from glas_bench.commands.bench import Case
 from glas_bench.core.train import Training, scoring
-from glas_bench.model import Glas
 from glas_bench.record import Partial
-from glas_bench.yardstick.weights import Images, ModelFor, Weigher, Weights
+from glas_bench.text import aligned
+from glas_bench.yardstick.weights import Images, Weigher, Weights
 
 STEPS = (4, 8, 16, 32)
 SEEDS = (1, 2, 4)
@@ -32,6 +38,21 @@ HIDDEN = (64, 128, 256, 512)
 SAMPLES = (10, 50, 100, 200)
 ROUNDS = 5
 COLUMNS = ("varied", "size", "work", "seconds", "line_seconds", "miss")
+
+
+def main() -> None:
+    """Measure, print the table, and write `growth.csv` and `growth.png`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variant", default="cauchy")
+    for name, default in (("steps", 8), ("hidden", 128), ("batch", 64), ("seeds", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
+    given = vars(parser.parse_args())
+    folder = given.pop("folder")
+    given["device"] = environment.choose_device(given["device"])
+    print(table(measure(Case(**given), folder, lambda line: print(line, file=sys.stderr))))
 
 
 def measure(case: Case, folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -46,38 +67,42 @@ def measure(case: Case, folder: Path, tell: Callable[[str], None]) -> list[dict[
             measured[one] = bench.measure(one, tell)
         found = measured[one]
         tell(f"{varied} = {size}: {found['seconds_per_step']:.4f} s a step")
-        work = {"H": found["gflop_per_step"], "S": _turns(case.device, size)}.get(varied, size)
+        work = {"H": found["gflop_per_step"], "S": turns(case.device, size)}.get(varied, size)
         return {"varied": varied, "size": size, "work": work, "seconds": found["seconds_per_step"]}
 
     series: dict[str, list[dict[str, Any]]] = {
         "T": [training("T", size, replace(case, steps=size)) for size in STEPS],
         "S": [training("S", size, replace(case, seeds=size)) for size in seeds],
         "H": [training("H", size, replace(case, hidden=size)) for size in HIDDEN],
-        "K": _scoring(case, tell),
+        "K": scoring_series(case, tell),
     }
     for rows in series.values():
-        _fit(rows)
+        fit(rows)
     found = [row for rows in series.values() for row in rows]
     with open(folder / "growth.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(found)
-    _draw(series, case, folder / "growth.png")
+    draw(series, case, folder / "growth.png")
     return found
 
 
-def text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table."""
-    lines = [f"{'varied':>6}  {'size':>5}  {'seconds':>9}  {'line':>9}  {'miss':>5}"]
-    lines += [
-        f"{row['varied']:>6}  {row['size']:>5}  {row['seconds']:9.4f}  "
-        f"{row['line_seconds']:9.4f}  {row['miss']:5.0%}"
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as a table."""
+    lines = [
+        [
+            row["varied"],
+            str(row["size"]),
+            f"{row['seconds']:.4f}",
+            f"{row['line_seconds']:.4f}",
+            f"{row['miss']:.0%}",
+        ]
         for row in rows
     ]
-    return "\n".join(lines)
+    return "\n".join(aligned([["varied", "size", "seconds", "line", "miss"], *lines]))
 
 
-def _scoring(case: Case, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def scoring_series(case: Case, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Return seconds to weigh ten images with K draws each."""
     variant = registry.find(case.variant)
     resolved = case.config(variant)
@@ -91,7 +116,7 @@ def _scoring(case: Case, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     with scoring(model, resolved, splits):
         for _ in range(ROUNDS):
             for size in SAMPLES:
-                weigher = Weigher(0, "growth", "iw", size, _always(model), log_w=log_w)
+                weigher = Weigher(0, "growth", "iw", size, lambda _: lambda _: model, log_w=log_w)
                 wait()
                 began = time.perf_counter()
                 weigher(images, Partial())
@@ -105,16 +130,12 @@ def _scoring(case: Case, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     return found
 
 
-def _turns(device: str, seeds: int) -> int:
-    """Return how many seeds a core has to take, one after another; on a GPU all of them."""
+def turns(device: str, seeds: int) -> int:
+    """Return the seeds per core; on a GPU all of them."""
     return seeds if device.startswith("cuda") else math.ceil(seeds / environment.cores())
 
 
-def _always(model: Glas) -> Callable[[Images], ModelFor]:
-    return lambda images: lambda part: model
-
-
-def _fit(rows: list[dict[str, Any]]) -> None:
+def fit(rows: list[dict[str, Any]]) -> None:
     """Add the least-squares line's seconds to each row, and how far the row lies from it."""
     x = [float(row["work"]) for row in rows]
     y = [float(row["seconds"]) for row in rows]
@@ -127,9 +148,8 @@ def _fit(rows: list[dict[str, Any]]) -> None:
         row["miss"] = row["seconds"] / row["line_seconds"] - 1
 
 
-def _draw(series: dict[str, list[dict[str, Any]]], case: Case, path: Path) -> None:
-    from matplotlib.figure import Figure
-
+def draw(series: dict[str, list[dict[str, Any]]], case: Case, path: Path) -> None:
+    """Draw every series with its line."""
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     seeds = ", ".join(str(row["size"]) for row in series["S"])
     about = {
@@ -149,3 +169,7 @@ def _draw(series: dict[str, list[dict[str, Any]]], case: Case, path: Path) -> No
         f"{case.precision} but for what varies; {environment.device_name(case.device)}"
     )
     figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
