@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glas_bench import data
-from glas_bench.data import packed, places
+from glas_bench.data import cache, sources
 from glas_bench.errors import DataError, GlasBenchError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -37,7 +37,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep every test away from the user's own cache."""
     use_cache(monkeypatch, tmp_path / "home")
     monkeypatch.delenv("GLAS_BENCH_DATA", raising=False)
-    return places.cache_folder()
+    return sources.cache_folder()
 
 
 def use_cache(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -313,7 +313,9 @@ def test_chardata_is_known_by_gits_id(tmp_path: Path, monkeypatch: pytest.Monkey
     refused(DataError, lambda: data.load("omniglot"), "git:", "016a3536", "chardata.mat")
     stand_in = data.load("omniglot", data_file=SMALL)
     git_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    monkeypatch.setitem(places.FINGERPRINTS, "chardata.mat", f"git:{git_id}")
+    address = sources.SOURCES["chardata.mat"].address
+    known = sources.Source(address, f"git:{git_id}")
+    monkeypatch.setitem(sources.SOURCES, "chardata.mat", known)
     published = data.load("omniglot")
     assert published.origin == "published"
     assert published.hash == stand_in.hash
@@ -382,8 +384,8 @@ def test_a_data_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "image.png").touch()
     for name, words in (
         ("newer.mat", "-v7"),
-        ("text.mat", "no MATLAB file"),
-        ("pack.npz", "not a whole packed file"),
+        ("text.mat", "not a MATLAB file"),
+        ("pack.npz", "not a complete packed file"),
         ("folder.mat", "is a folder"),
         ("image.png", "ends in '.png'"),
         ("none.mat", "does not exist"),
@@ -484,18 +486,18 @@ def test_a_broken_packed_file_as_a_source_is_an_error(
     whole = data.pack("mnist-5k", tmp_path).read_bytes()
     use_cache(monkeypatch, tmp_path / "home")
     path = tmp_path / "mnist-5k.npz"
-    sound = packed.read(path)
+    sound = cache.read(path)
     if how == "another format":
         with monkeypatch.context() as patch:
-            patch.setattr(packed, "FORMAT", 0)
-            packed.write(path, sound)
+            patch.setattr(cache, "FORMAT", 0)
+            cache.write(path, sound)
     elif how == "forged":
         arrays = dict(sound.arrays)
         arrays["test.bits"] = arrays["test.bits"] ^ 1
-        packed.write(path, packed.make("mnist-5k", "published", [], arrays))
+        cache.write(path, cache.make("mnist-5k", "published", arrays))
     elif how == "another array":
         arrays = {**sound.arrays, "test.labels": sound.arrays["test.labels"][::-1]}
-        packed.write(path, dataclasses.replace(sound, arrays=arrays))
+        cache.write(path, dataclasses.replace(sound, arrays=arrays))
     else:
         middle = whole.index(b"test.bits.npy") + 9000
         other = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
@@ -514,7 +516,7 @@ def test_a_broken_cache_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
     for broken in (whole[:-100], b"", b"\0" * 5000, whole[:2000] + b"?" + whole[2001:]):
         kept.write_bytes(broken)
         assert data.load("omniglot", data_file=path).hash == before
-        assert packed.read(kept).origin == "stand-in: mine.mat"
+        assert cache.read(kept).origin == "stand-in: mine.mat"
     assert list((own_cache / "packed").iterdir()) == [kept]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from glas_bench import data
-from glas_bench.data import download, places
+from glas_bench.data import sources
 from glas_bench.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -98,13 +98,13 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serve(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let all addresses point at the server, and know its small files by their fingerprints."""
+    """Let all addresses point at the server, and know its small files by their digests."""
 
     def use(how: str) -> None:
         for file, content in server.files.items():
-            like = places.FINGERPRINTS[file]
-            monkeypatch.setitem(places.FINGERPRINTS, file, places.fingerprint(content, like))
-            monkeypatch.setitem(places.ADDRESSES, file, f"{server.address}/{how}/{file}")
+            digest = sources.digest(content, sources.SOURCES[file].digest)
+            source = sources.Source(f"{server.address}/{how}/{file}", digest)
+            monkeypatch.setitem(sources.SOURCES, file, source)
 
     return use
 
@@ -129,9 +129,9 @@ def test_missing_files_are_fetched_once(
     serve(how)
     assert data.present(name) is None
     paths = data.fetch(name, progress=False)
-    assert [path.name for path in paths] == list(places.FILES[name])
+    assert [path.name for path in paths] == list(sources.FILES[name])
     assert all(path.read_bytes() == CONTENT[path.name] for path in paths)
-    assert left(places.cache_folder()) == sorted(places.FILES[name])
+    assert left(sources.cache_folder()) == sorted(sources.FILES[name])
     assert data.present(name) == ", ".join(map(str, paths))
     asked = len(server.asked)
     assert data.fetch(name, progress=False) == paths
@@ -144,8 +144,8 @@ def test_missing_files_are_fetched_once(
         ("wrong", "gave another file than the published"),
         ("cut", "the connection was cut"),
         ("gone", "the server answered 404"),
-        ("silent", "the server was silent for 0.3 s"),
-        ("stalled", "the server was silent for 0.3 s"),
+        ("silent", "the server did not answer for 0.3 s"),
+        ("stalled", "the server did not answer for 0.3 s"),
     ],
 )
 @pytest.mark.parametrize("name", ["mnist-static", "omniglot"])
@@ -157,17 +157,18 @@ def test_a_failed_fetch_is_one_message_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve(how)
-    monkeypatch.setattr(download, "TIMEOUT", 0.3 if how in ("silent", "stalled") else 60.0)
-    file = places.FILES[name][0]
-    refused(name, places.ADDRESSES[file], words, "GLAS_BENCH_DATA", file)
-    assert left(places.cache_folder()) == []
+    monkeypatch.setattr(sources, "TIMEOUT", 0.3 if how in ("silent", "stalled") else 60.0)
+    file = sources.FILES[name][0]
+    refused(name, sources.SOURCES[file].address, words, "GLAS_BENCH_DATA", file)
+    assert left(sources.cache_folder()) == []
 
 
 def test_no_network_names_the_address_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/chardata.mat"
-    monkeypatch.setitem(places.ADDRESSES, "chardata.mat", address)
+    source = sources.SOURCES["chardata.mat"]._replace(address=address)
+    monkeypatch.setitem(sources.SOURCES, "chardata.mat", source)
     refused("omniglot", address, "no connection", "GLAS_BENCH_DATA")
     with pytest.raises(DataError, match="no connection"):
         data.load("omniglot")
@@ -183,7 +184,7 @@ def test_files_go_into_the_users_folder(
     umask = os.umask(0)
     os.umask(umask)
     assert (mine / "chardata.mat").stat().st_mode & 0o777 == 0o666 & ~umask  # colleagues can read
-    assert not places.cache_folder().exists()
+    assert not sources.cache_folder().exists()
 
 
 def test_a_users_folder_that_cannot_be_written_is_passed_over(
@@ -192,8 +193,8 @@ def test_a_users_folder_that_cannot_be_written_is_passed_over(
     serve("right")
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path / "file" / "data"))
-    assert data.fetch("omniglot", progress=False) == [places.cache_folder() / "chardata.mat"]
-    places.cache_folder().joinpath("chardata.mat").unlink()
+    assert data.fetch("omniglot", progress=False) == [sources.cache_folder() / "chardata.mat"]
+    sources.cache_folder().joinpath("chardata.mat").unlink()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     refused("omniglot", "cannot be written", "GLAS_BENCH_DATA")
@@ -203,7 +204,7 @@ def test_only_what_is_missing_is_fetched(
     serve: Callable[[str], None], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve("right")
-    train, valid, test = places.FILES["mnist-static"]
+    train, valid, test = sources.FILES["mnist-static"]
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / f"{train}.gz").write_bytes(gzip.compress(CONTENT[train]))
@@ -240,16 +241,17 @@ def test_progress_is_drawn_on_stderr_alone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     serve("right")
+    line = f"fetching {sources.SOURCES['chardata.mat'].address}"
     data.fetch("omniglot")
     said = capfd.readouterr()
     assert said.out == ""
-    assert "fetching chardata.mat" in said.err
-    (places.cache_folder() / "chardata.mat").unlink()
-    monkeypatch.setitem(sys.modules, "rich", None)
+    assert said.err.startswith(line)
+    assert "100%" in said.err
+    (sources.cache_folder() / "chardata.mat").unlink()
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     data.fetch("omniglot")
-    said = capfd.readouterr()
-    assert said.err.strip() == f"fetching {places.ADDRESSES['chardata.mat']}"
-    (places.cache_folder() / "chardata.mat").unlink()
+    assert capfd.readouterr() == ("", f"{line}\n")
+    (sources.cache_folder() / "chardata.mat").unlink()
     data.fetch("omniglot", progress=False)
     assert capfd.readouterr() == ("", "")
 
@@ -257,13 +259,13 @@ def test_progress_is_drawn_on_stderr_alone(
 FETCH = """
 import resource, sys
 from glas_bench import errors
-from glas_bench.data import download, places
+from glas_bench.data import sources
 address, sha, limit = sys.argv[1:]
 if int(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-places.ADDRESSES["chardata.mat"], places.FINGERPRINTS["chardata.mat"] = address, sha
+sources.SOURCES["chardata.mat"] = sources.Source(address, sha)
 try:
-    print(*download.fetch_files("omniglot", progress=False))
+    print(*sources.fetch_files("omniglot", progress=False))
 except errors.DataError as error:
     print(error)
 """
@@ -285,10 +287,10 @@ def test_two_processes_fetch_at_once(server: Server) -> None:
     server.files["chardata.mat"] = b"glyphs" * 5_000_000
     both = [fetch_in_a_process(server) for _ in range(2)]
     said = [process.communicate(timeout=60) for process in both]
-    path = places.cache_folder() / "chardata.mat"
+    path = sources.cache_folder() / "chardata.mat"
     assert said == [(f"{path}\n", "")] * 2
     assert path.read_bytes() == server.files["chardata.mat"]
-    assert left(places.cache_folder()) == ["chardata.mat"]
+    assert left(sources.cache_folder()) == ["chardata.mat"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
@@ -296,7 +298,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(server: Server) -> None:
     said, trouble = fetch_in_a_process(server, limit=100_000).communicate(timeout=60)
     assert "cannot store chardata.mat" in said
     assert trouble == ""
-    assert left(places.cache_folder()) == []
+    assert left(sources.cache_folder()) == []
 
 
 @pytest.mark.skipif(
@@ -305,9 +307,10 @@ def test_a_full_disk_leaves_no_part_of_a_file(server: Server) -> None:
 def test_the_official_files_are_fetched_verified_and_loaded(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for file in places.FILES["mnist-static"]:
+    for file in sources.FILES["mnist-static"]:
         server.files[file] = gzip.decompress((SHARED / f"{file}.gz").read_bytes())
-        monkeypatch.setitem(places.ADDRESSES, file, f"{server.address}/right/{file}")
+        source = sources.SOURCES[file]._replace(address=f"{server.address}/right/{file}")
+        monkeypatch.setitem(sources.SOURCES, file, source)
     splits = data.load("mnist-static")
     assert splits.hash == "d996df126c0c3918cfe65b99296be75165f82c04672dc35ae1e3387721e4be5f"
     assert len(server.asked) == 3

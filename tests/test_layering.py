@@ -43,11 +43,11 @@ OWNERS = {
     "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},
     "scipy": {"stats", "data.parse"},
     "mlxtend": {"data.parse"},
-    "pooch": {"data.download"},
-    "requests": {"data.download"},  # comes with pooch
+    "pooch": {"data.sources"},
+    "requests": {"data.sources"},  # comes with pooch
     "psutil": {"sweep.storage", "sweep.worker_id"},
-    "rich": {"display", "data.download", "sweep.view"},
-    "filelock": {"tracking.address", "data.download", "data.packed", "sweep.database"},
+    "rich": {"display", "sweep.view"},
+    "filelock": {"tracking.address", "sweep.database"},
     "threadpoolctl": {"runs.worker"},
     "click": {"cli"},
 }
@@ -64,7 +64,7 @@ MODULES = sorted(
 
 
 def name_of(path: Path) -> str:
-    """Return a module's name inside the package, e.g. `data.places`."""
+    """Return a module's name inside the package, e.g. `data.sources`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
 

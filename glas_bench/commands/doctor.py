@@ -97,10 +97,10 @@ def _memory() -> str:
 
 
 def _places(results: Path) -> list[Line]:
-    from glas_bench.data import places
+    from glas_bench.data import sources
 
     lines = [_writable("results", results, "choose another with --results")]
-    cache = places.cache_folder()
+    cache = sources.cache_folder()
     lines.append(_writable("data cache", cache, "set XDG_CACHE_HOME to a folder you may write"))
     if own := os.environ.get("GLAS_BENCH_DATA"):
         there = Path(own).is_dir()

