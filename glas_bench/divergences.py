@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glas_bench.ops import elementwise, products
+from glas_bench.ops import elementwise, linear
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -44,7 +44,7 @@ def kl_normal(mean: Tensor, std: Tensor) -> Tensor:
     Returns:
         Nats, elementwise.
     """
-    if products.is_recording() and mean.shape == std.shape:
+    if linear.is_recording() and mean.shape == std.shape:
         made: Tensor = elementwise.KlNormal.apply(mean, std)  # type: ignore[no-untyped-call]
         return made
     return (mean.square() + (std - 1).square()) / 2 + (std - 1 - torch.log(std))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glas_bench.errors import nearest
-from glas_bench.ops import elementwise, products
+from glas_bench.ops import elementwise, linear
 
 GRIDS = ("original", "slip-mended", "centred")
 FLOORS = ("1e-3", "logsumexp")
@@ -74,7 +74,7 @@ def grid_centres(
     else:
         first = half
         grid_R = index_R - (R + 1) / 2
-    if products.is_recording():
+    if linear.is_recording():
         made: Tensor = elementwise.GridCentres.apply(  # type: ignore[no-untyped-call]
             offset, log_stride, span * grid_R, first, half
         )
@@ -99,7 +99,7 @@ def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> T
     Returns:
         Log kernel of shape `[..., R, L]`.
     """
-    if products.is_recording():
+    if linear.is_recording():
         cells_L = torch.arange(matrix_size, dtype=centres.dtype, device=centres.device)
         made: Tensor = elementwise.CauchyLogKernel.apply(  # type: ignore[no-untyped-call]
             centres, cells_L, log_scale
@@ -146,7 +146,7 @@ def normalise_rows(log_kernel: Tensor, floor: str) -> Tensor:
     _check_name("floor", floor, FLOORS)
     if floor == "logsumexp":
         return torch.softmax(log_kernel, dim=-1)
-    if products.is_recording():
+    if linear.is_recording():
         rows: Tensor = elementwise.FlooredRows.apply(  # type: ignore[no-untyped-call]
             log_kernel, ROW_SUM_FLOOR
         )
@@ -190,7 +190,7 @@ def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor
     Returns:
         Read vector of shape `[..., R * R]`, row by row.
     """
-    if products.is_recording() and matrix.dim() == 2 and rows_y.dim() == 3:
+    if linear.is_recording() and matrix.dim() == 2 and rows_y.dim() == 3:
         read: Tensor = elementwise.ReadMatrix.apply(  # type: ignore[no-untyped-call]
             matrix, rows_y, rows_x, log_gain
         )

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glas_bench import divergences, filters
-from glas_bench.ops import products
+from glas_bench.ops import linear
 
 Memory = dict[str, Tensor]
 
@@ -291,7 +291,7 @@ class Linear(nn.Linear):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return value @ weight^T + bias, [B, outputs]."""
-        return products.add(self.bias, [(value, self.weight)], transposed=True)
+        return linear.add(self.bias, [(value, self.weight)], transposed=True)
 
 
 class LSTM(nn.Module):
@@ -324,11 +324,11 @@ class LSTM(nn.Module):
 
     def gates(self, base: Tensor, **inputs: Tensor) -> Tensor:
         """Add the products of `inputs` [B, size] with their kernels to `base` ([4H] or [B, 4H])."""
-        return products.add(base, [(value, self.kernels[name]) for name, value in inputs.items()])
+        return linear.add(base, [(value, self.kernels[name]) for name, value in inputs.items()])
 
     def forward(self, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """Return the new hidden state and cell, [B, H] each, from gates [B, 4H]."""
-        return products.lstm(gates, cell)
+        return linear.lstm(gates, cell)
 
 
 # --------------------------------------------------------------------------- the model
@@ -558,7 +558,7 @@ class Glas(nn.Module):
 
     def encode(self, context: Context, state: State) -> tuple[Tensor, Tensor]:
         """Return e_t = LSTM_enc([x, x - sigmoid(o), d]) and its cell, [B, H] each."""
-        error = products.missing(context.x, state.generation.canvas)
+        error = linear.missing(context.x, state.generation.canvas)
         gates = self.encoder.gates(
             context.products["gates"],
             error=error,

@@ -10,7 +10,7 @@ from glas_bench.contract import Subject
 from glas_bench.core import rollout
 from glas_bench.core.stack import Rollout, Stack
 from glas_bench.core.stacked import StackedTraining
-from glas_bench.ops import products
+from glas_bench.ops import linear
 from glas_bench.record import Partial
 from glas_bench.yardstick import refit
 from glas_bench.yardstick.weights import Images, NotFinite
@@ -98,13 +98,13 @@ def test_one_that_is_not_finite_is_left_to_be_told_alone(tmp_path):
 
 
 def test_a_stack_keeps_no_casts_from_step_to_step():
-    with products.precision("bf16"):  # as in scoring
+    with linear.precision("bf16"):  # as in scoring
         stack = StackedTraining([bf16_fit(seed) for seed in SEEDS])
         for _ in range(2):
             stack.step()
             assert stack.collect() == {}
             stack.end_epoch()
-        assert products._current.casts == {}
+        assert linear._current.casts == {}
 
 
 def bf16_fit(seed):

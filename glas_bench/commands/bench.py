@@ -36,7 +36,7 @@ from glas_bench.core.stacked import StackedTraining
 from glas_bench.core.train import CLIP_NORM, Training
 from glas_bench.data import Split, Splits
 from glas_bench.errors import RunError, UsageError
-from glas_bench.ops import gemm, programs
+from glas_bench.ops import linear, programs
 from glas_bench.processes import ChildProcess, Order
 from glas_bench.registry import Variant
 from glas_bench.runs.worker import prepare_torch
@@ -341,7 +341,7 @@ class Ceilings:
 
     Products have the shapes of the model's: of a step's inputs with a kernel, of its gradient with
     the kernel, and of the inputs of eight steps with their gradients. The fastest backend counts,
-    on a CPU of the three that `ops.gemm` knows, without the time to lay a kernel out.
+    on a CPU of the three that `ops.linear` knows, without the time to lay a kernel out.
     """
 
     def __init__(self, resolved: RunConfig, device: str) -> None:
@@ -393,9 +393,9 @@ def _ways(left: Tensor, right: Tensor, device: str) -> list[Callable[[], Tensor]
     """Return the ways in which left @ right can be made on a device."""
     ways: list[Callable[[], Tensor]] = [lambda: torch.mm(left, right)]
     if device == "cpu":
-        ways.append(lambda: gemm.matmul(left, right))
-        if gemm.Packed.pays(right, len(left), gemm.MANY_CALLS):
-            packed = gemm.Packed(right, len(left))
+        ways.append(lambda: linear.matmul(left, right))
+        if linear.Packed.pays(right, len(left), linear.MANY_CALLS):
+            packed = linear.Packed(right, len(left))
             ways.append(lambda: packed.multiply(left))
     return ways
 

@@ -85,7 +85,7 @@ class Stack:
 
 
 def kernel_names(model: nn.Module) -> frozenset[str]:
-    """Return the names of the weights that `products.add` multiplies by."""
+    """Return the names of the weights that `linear.add` multiplies by."""
     names = set()
     for place, module in model.named_modules():
         start = f"{place}." if place else ""

@@ -26,7 +26,7 @@ from glas_bench.core import rollout, streams
 from glas_bench.data import Split, Splits, binarise, random_subset
 from glas_bench.errors import UsageError
 from glas_bench.model import Glas, Phase, Terms, matches
-from glas_bench.ops import products
+from glas_bench.ops import linear
 from glas_bench.ops.adam import Adam
 from glas_bench.registry import Variant
 
@@ -91,7 +91,7 @@ class Optimisation:
         self.at = Position()
         self._begin_phase(self.phases[0])
         self._epoch_data: tuple[int, Tensor, Tensor] | None = None
-        self.tape = products.tape_for(self.device, self.model.steps)
+        self.tape = linear.tape_for(self.device, self.model.steps)
 
     # ---- one step
 
@@ -126,7 +126,7 @@ class Optimisation:
         """
         images, labels, noise = self._batch()
         self.optimiser.forget_gradients()
-        with products.best_for(self.tape, self.config.precision):
+        with linear.best_for(self.tape, self.config.precision):
             terms = rollout.rollout(
                 self.model,
                 images,
@@ -333,12 +333,12 @@ def scoring(model: Glas, config: RunConfig, splits: Splits) -> Iterator[None]:
         x, labels = chosen(splits, splits.train, STATISTICS_IMAGES, "statistics")
         shape = (model.steps, 1, len(x), model.noise_size)
         noise = streams.normal(shape, 0, "statistics", device=device)
-        with products.precision(config.precision):
+        with linear.precision(config.precision):
             rollout.freeze_statistics(model, x, labels, noise)
     was_training = model.training
     model.eval()
     try:
-        with products.precision(config.precision):
+        with linear.precision(config.precision):
             yield
     finally:
         model.train(was_training)

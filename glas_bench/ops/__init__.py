@@ -1,4 +1,4 @@
-"""Arithmetic on a device: products, elementwise chains and Adam, each by whoever makes it fastest.
+"""Arithmetic on a device, the only place that knows backends: `linear`, `programs` and `adam`.
 
-Knows tensors and nothing of models.
+It knows tensors and nothing of models.
 """

@@ -1,14 +1,12 @@
-"""Functions of tensors that stay where they are, run by the fastest way that works.
+"""Functions of tensors that stay where they are, run in the fastest way that works.
 
 On a GPU a model of this size is bound by the launches of its small kernels. So the work of a whole
-step is captured once as a CUDA graph and replayed, and the model's step inside it is compiled. What
-cannot be compiled (there may be no C compiler) is captured as it is written, which saves the
-launches all the same; what cannot be captured is run compiled, else as it is written; each fall is
-told.
-On a CPU functions are run as they are written, unless the caller asks otherwise: compiling takes
-half a minute there.
+step is captured once as a CUDA graph and replayed, with the model's step inside it compiled. Where
+that fails (there may be no C compiler) the step is captured uncompiled; where it cannot be captured
+it runs compiled, or else eagerly. Every fallback is reported. On a CPU functions run eagerly by
+default: compiling takes half a minute there.
 
-Training uses it, and anything else that calls one function of fixed shapes many times can.
+The captured ways are written for a GPU and have not run on one yet.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ from torch.utils import _pytree as pytree
 
 Function = Callable[..., Any]
 WAYS = ("captured", "captured uncompiled", "compiled", "eager")
-"""From the fastest down."""
+"""From the fastest to the slowest."""
 
 MOST_COMPILED = 256
-"""Versions of one function, by shape and the like, that are compiled in a process."""
+"""Versions of one function, by shapes and dtypes, that are compiled in a process."""
 
 WARM_UP = 3
-"""Calls before a capture: kernels are chosen and memory is laid out in them."""
+"""Calls before a capture, in which kernels are chosen and memory is allocated."""
 
 
 def ways_on(device: torch.device) -> tuple[str, ...]:
@@ -40,12 +38,11 @@ class Program:
     """A function of tensors, of the same shapes at every call.
 
     Args:
-        build: returns the function, its inner parts compiled if it is given True.
+        build: returns the function; its argument says whether to compile the inner parts.
         device: where the function runs.
-        kept: returns the tensors that the function changes in place, restored after calls that
-            only prepare.
-        tell: is told of every fall to a slower way.
-        ways: what is tried; `ways_on` the device unless said.
+        kept: returns the tensors that the function changes in place, to restore them after warm-up.
+        tell: called with a message at every fallback.
+        ways: what is tried, in order; by default `ways_on` the device.
     """
 
     def __init__(
@@ -73,7 +70,7 @@ class Program:
         return self.ways[0]
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Run the function; on the captured way the result's tensors are overwritten next time."""
+        """Run the function; a captured one overwrites the tensors of its last result."""
         while self.function is None:
             before = [tensor.detach().clone() for tensor in self.kept()]
             try:
@@ -86,7 +83,7 @@ class Program:
                 self.function = self.graph = None
                 self._restore(before)
                 failed = self.ways.pop(0)
-                self.tell(f"{_SAID[failed]}: {_first_line(error)}; {_SAID_NEXT[self.way]} instead")
+                self.tell(f"{_FAILED[failed]}: {_first_line(error)}; {_NEXT[self.way]} instead")
         if self.graph is None:
             return self.function(*inputs)
         for place, given in zip(self.inputs, inputs, strict=True):
@@ -108,7 +105,7 @@ class Program:
         self, function: Function, inputs: tuple[Tensor, ...], before: list[Tensor]
     ) -> None:
         self.inputs = [given.clone() for given in inputs]
-        with torch.cuda.device(self.device):  # a capture is of the current device
+        with torch.cuda.device(self.device):  # a capture records the current device
             here = torch.cuda.current_stream()
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(here)
@@ -130,12 +127,12 @@ class Program:
                 tensor.copy_(value)
 
 
-_SAID = {
+_FAILED = {
     "captured": "no CUDA graph of the compiled step",
     "captured uncompiled": "no CUDA graph",
     "compiled": "not compiled",
 }
-_SAID_NEXT = {
+_NEXT = {
     "captured uncompiled": "capturing it uncompiled",
     "compiled": "running the compiled step",
     "eager": "running it uncompiled",
@@ -148,12 +145,12 @@ def _first_line(error: Exception) -> str:
 
 
 def compiled(function: Function, wanted: bool) -> Function:
-    """Return the function, compiled at its first call if that is wanted."""
+    """Return the function; if wanted, it is compiled at its first call."""
     if not wanted:
         return function
     import torch._dynamo.config as dynamo  # takes a second
 
-    # a limit is of the code, which all cells of a sweep share, each with shapes of its own
+    # the limit is per function, and the cells of a sweep share it, each with its own shapes
     dynamo.recompile_limit, dynamo.accumulated_recompile_limit = MOST_COMPILED, 16 * MOST_COMPILED
     made: Function = torch.compile(function, dynamic=False)
     return made

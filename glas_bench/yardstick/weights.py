@@ -23,7 +23,7 @@ from torch import Tensor
 from glas_bench.core import rollout, streams
 from glas_bench.errors import GlasBenchError
 from glas_bench.model import Glas
-from glas_bench.ops import products, programs
+from glas_bench.ops import linear, programs
 from glas_bench.record import Partial
 
 ROWS = 1024
@@ -236,13 +236,13 @@ def step_of(model: Glas, compile_step: bool) -> Callable[..., Any]:
 def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callable[..., Tensor]:
     take = step_of(model, compile_step)
     device = next(model.parameters()).device
-    tape = None if compile_step else products.tape_for(device, 1)
+    tape = None if compile_step else linear.tape_for(device, 1)
 
     def log_w(x: Tensor, noise: Tensor, *others: Tensor) -> Tensor:
         labels, shift = (others[0], others[1:]) if labelled else (None, others)
         if shift:
             model.shift = shift  # type: ignore[assignment]
-        with products.best_for(tape):
+        with linear.best_for(tape):
             return rollout.rollout(model, x, x, labels, noise, step=take).log_w
 
     return log_w
