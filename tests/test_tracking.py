@@ -34,7 +34,7 @@ from glas_bench.tracking import address as addresses
 from glas_bench.tracking import entries
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.mirror import Mirror
-from glas_bench.tracking.sync import SyncReport, sync, sync_all
+from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync, sync_all
 
 BEGAN = 1_760_000_000.0
 
@@ -605,6 +605,87 @@ def test_an_empty_store_has_no_rows(tmp_path: Path) -> None:
     assert {"variant", "status", "seed"} <= set(frame.columns)
 
 
+# --------------------------------------------------------------------------- back to folders
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a run folder that sync uploads."""
+    own = {"lock", "tracking.json", "tracking.lock"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in own]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_what_is_here_is_not_fetched(results: Path) -> None:
+    folder = finished(results, seeds=2)
+    assert fetch(results, "glas-bench") == Fetched([], [])
+    sync([folder.path], results)
+    assert fetch(results, "glas-bench") == Fetched([folder.path], [])
+    assert fetch(results, "elsewhere") == Fetched([], [])
+    assert not (results / "fetched").exists()
+
+
+def test_a_run_is_fetched_whole_or_not_at_all(results: Path, tmp_path: Path) -> None:
+    folder = finished(results)
+    sync([folder.path], results)
+    origin = folder.path.rename(tmp_path / folder.path.name)
+    (path,) = fetch(results, "glas-bench").folders
+    assert path.name == origin.name
+    assert contents(path) == contents(origin)
+    files = {file: file.stat().st_ino for file in path.rglob("*")}
+    assert fetch(results, "glas-bench") == Fetched([path], [])
+    assert {file: file.stat().st_ino for file in path.rglob("*")} == files  # nothing was loaded
+    # a sync that was killed between a file and the tag that names its digest
+    run, client = runs(results)[f"{path.name} seed 0"], opened(results).client
+    (tmp_path / "status.json").write_text('{"status": "failed"}')
+    client.log_artifact(run.info.run_id, str(tmp_path / "status.json"))
+    assert fetch(results, "glas-bench") == Fetched([path], [])  # the whole copy from before
+    (path / "seed-0" / "status.json").write_text("torn")
+    found = fetch(results, "glas-bench")
+    assert found.folders == []
+    assert "is being written: status.json has changed" in found.left_out[0]
+    shutil.rmtree(path)
+    assert fetch(results, "glas-bench") == found
+    assert not list((results / "fetched").rglob("*.json"))
+    assert_ok(sync([origin], results), 1)  # nothing changed in the folder: no upload
+    os.utime(origin / "seed-0" / "status.json")
+    assert_ok(sync([origin], results), 1)
+    assert contents(fetch(results, "glas-bench").folders[0]) == contents(origin)
+
+
+@pytest.mark.parametrize("name", ["../status.json", "/etc/passwd", "eval/../../x", ""])
+def test_a_run_s_tags_name_no_file_outside_its_folder(results: Path, name: str) -> None:
+    folder = finished(results)
+    sync([folder.path], results)
+    shutil.rmtree(folder.path)
+    run = runs(results)[f"{folder.path.name} seed 0"]
+    opened(results).client.set_tag(run.info.run_id, FILES, json.dumps({name: "0"}))
+    found = fetch(results, "glas-bench")
+    assert found.folders == []
+    assert "is broken: no file of a run folder is named" in found.left_out[0]
+
+
+def test_foreign_and_half_runs_are_left_out_by_name(results: Path) -> None:
+    folder = finished(results)
+    sync_all(results)
+    there = opened(results)
+    client, place = there.client, there.experiment_id
+    client.create_run(place, run_name="somebody's")
+    client.create_run(place, run_name="older", tags={"glas_bench.schema": "0"})
+    client.create_run(place, run_name="half", tags={"glas_bench.schema": "1"})
+    run = runs(results)[f"{folder.path.name} seed 0"]
+    client.delete_tag(run.info.run_id, FILES)
+    shutil.rmtree(folder.path)
+    found = fetch(results, "glas-bench")
+    assert found.folders == []
+    assert found.left_out == [
+        f"{folder.path.name} seed 0 was mirrored without all of its files; "
+        "give `glas-bench sync` where its folder is",
+        "half is broken: it lacks 'glas_bench.kind'",
+        "older is broken: schema 0, and 1 is read here",
+        "somebody's is not of glas-bench",
+    ]
+
+
 # --------------------------------------------------------------------------- a server
 
 
@@ -647,6 +728,10 @@ def test_a_server_that_dies_between_is_made_up_for(
     assert not (tmp_path / "mlflow.db").exists()
     frame = store.read_runs(tmp_path)
     assert sorted(frame["variant"]) == ["cauchy", "hellinger"]
+    second.path.rename(tmp_path / "moved")  # its files come from the server then
+    first_too, copy = fetch(tmp_path, "a study of mine").folders
+    assert (first_too, copy.name) == (first.path, second.path.name)
+    assert contents(copy) == contents(tmp_path / "moved")
     shutil.rmtree(tmp_path / "runs")  # per-image values come from the server then
     images = store.per_image(frame.to_dict("records"), tmp_path, ["iw", "nll"])["iw"]
     assert sorted(images) == sorted([(first.key, 0), (second.key, 0)])

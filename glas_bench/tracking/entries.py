@@ -123,6 +123,7 @@ def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> E
         files=[
             *_there(folder / "eval", [f"{key}.json" for key in seed.scores], "eval"),
             *_there(folder, ["environment.json", "per_image.npz", "samples.png", "filter.png"]),
+            *_there(folder, ["metrics.jsonl", "status.json"]),
         ],
         began=seed.metrics[0]["time"] if seed.metrics else None,
     )

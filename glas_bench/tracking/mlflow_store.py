@@ -206,6 +206,18 @@ class Store:
             metrics = [Metric(*point) for point in points[start : start + MOST_METRICS]]
             self.client.log_batch(run_id, metrics=metrics, synchronous=True)
 
+    def runs(self, experiment: str) -> list[Run]:
+        """Return the active runs of an experiment; none where there is no such experiment."""
+        there = self.client.get_experiment_by_name(experiment)
+        if there is None:
+            return []
+        with _without_collector():
+            return list(self.search([str(there.experiment_id)]))
+
+    def download(self, run_id: str, artifact: str, folder: str) -> str:
+        """Download an artifact below a folder; return its path."""
+        return str(self.client.download_artifacts(run_id, artifact, folder))
+
     def search(self, experiments: list[str]) -> Iterator[Run]:
         """Return all runs of these experiments, page by page."""
         token = None
@@ -215,6 +227,23 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+@contextlib.contextmanager
+def reading(results: Path, debug: bool) -> Iterator[Store]:
+    """Yield the store; what goes wrong becomes a RunError that names it.
+
+    Raises:
+        RunError: the store cannot be read.
+    """
+    with manners(debug):
+        try:
+            yield Store(results)
+        except UsageError:
+            raise
+        except Exception as error:
+            where = redact(tracking_uri(results))
+            raise RunError(f"cannot read the runs in {where}: {explain(error)}") from error
 
 
 def _relocate(database: Path, old: str, new: str) -> None:
@@ -243,27 +272,13 @@ def experiments(results: Path, *, debug: bool = False) -> tuple[list[str], list[
         RunError: the store cannot be read.
     """
     ours, foreign = [], []
-    with _reading(results, debug):
-        store = Store(results)
+    with reading(results, debug) as store:
         for name in store.names():
             if store.holds(name, f"tags.`glas_bench.schema` = '{entries.SCHEMA}'"):
                 ours.append(name)
             elif store.holds(name):
                 foreign.append(name)
     return ours, foreign
-
-
-@contextlib.contextmanager
-def _reading(results: Path, debug: bool) -> Iterator[None]:
-    """Turn whatever goes wrong into an error that says which store it was."""
-    with manners(debug):
-        try:
-            yield
-        except UsageError:
-            raise
-        except Exception as error:
-            where = redact(tracking_uri(results))
-            raise RunError(f"cannot read the runs in {where}: {explain(error)}") from error
 
 
 def read_runs(
@@ -294,8 +309,7 @@ def read_runs(
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     left_out: list[str] = []
     known: list[str] = []
-    with _reading(results, debug), _without_collector():
-        store = Store(results)
+    with reading(results, debug) as store, _without_collector():
         if experiments is not None and missing_ok:
             there = set(store.names())
             experiments = [name for name in experiments if name in there]
@@ -442,8 +456,7 @@ def curves(
 ) -> dict[tuple[str, int], dict[str, list[tuple[int, float]]]]:
     """Return, by (config_key, seed), the points (epoch, value) of the curves that a run has."""
     found = {}
-    with _reading(results, debug):
-        store = Store(results)
+    with reading(results, debug) as store:
         for row in rows:
             there = [name for name in names if _is_there(row.get(f"metrics.{name}"))]
             found[str(row["config_key"]), int(row["seed"])] = {

@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,10 +26,14 @@ from glas_bench.record import find_runs, load_run, noted_protocols, read_json, w
 from glas_bench.tracking import entries
 from glas_bench.tracking.address import experiment_name, explain, locked, manners
 from glas_bench.tracking.entries import Entry, Point
-from glas_bench.tracking.mlflow_store import MOST_METRICS, Store
+from glas_bench.tracking.mlflow_store import MOST_METRICS, Store, reading
 
 if TYPE_CHECKING:
     from glas_bench.tracking.mlflow_store import Run
+
+
+FILES = "glas_bench.files"
+"""Tag of a run: its artifacts and the digests of their contents, set when all are uploaded."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,14 @@ def _stamp(folder: Path, wanted: str | None) -> str:
         for path in sorted(folder.rglob("*"))
         if path.suffix in kinds and path.name != "tracking.json" and path.is_file()
     ]
-    return hashlib.sha256(json.dumps([entries.SCHEMA, wanted, *files]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([entries.SCHEMA, FILES, wanted, *files]).encode()).hexdigest()[
+        :16
+    ]
+
+
+def _digest(path: Path) -> str:
+    """Return a digest of a file's content; nothing where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
 
 
 def _about(path: Path) -> list[int]:
@@ -281,12 +296,21 @@ class _Put:
         return [point for point in self.entry.numbers if point.name in stale]
 
     def _files(self) -> None:
-        given = self.slot.setdefault("files", {})
+        """Upload the files that have changed, then the tag with the digests of all of them."""
+        kept = self.slot.setdefault("files", {})
+        digests = {}
         for path, folder in self.entry.files:
             name = f"{folder}/{path.name}" if folder else path.name
-            if given.get(name) != (about := _about(path)):
-                self.client.log_artifact(self.run_id, str(path), folder)
-                given[name] = about
+            about = _about(path)
+            if name not in kept or kept[name][:-1] != about:
+                with tempfile.TemporaryDirectory() as scratch:  # a training may be writing it
+                    copy = Path(shutil.copy(path, scratch))
+                    self.client.log_artifact(self.run_id, str(copy), folder)
+                    kept[name] = [*about, _digest(copy)]
+            digests[name] = kept[name][-1]
+        tag = json.dumps(digests)
+        if self.run.data.tags.get(FILES) != tag:
+            self.store.describe(self.run_id, {}, {FILES: tag})
 
     def _status(self) -> None:
         entry, info = self.entry, self.run.info
@@ -295,3 +319,118 @@ class _Put:
                 self.client.update_run(self.run_id, status=entry.status)
         elif (info.status, info.end_time) != (entry.status, entry.end):
             self.client.set_terminated(self.run_id, status=entry.status, end_time=entry.end)
+
+
+# --------------------------------------------------------------------------- back to run folders
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The run folders of an experiment."""
+
+    folders: list[Path]
+    """For `record.load_run`. A cell may have several, with different seeds or with the same."""
+    left_out: list[str]
+    """Runs without a folder, each with the reason."""
+
+
+def fetch(results: Path, experiment: str, *, debug: bool = False) -> Fetched:
+    """Return the run folders of an experiment's runs, with copies of those that are elsewhere.
+
+    A seed whose run folder is not in the results folder is downloaded from its run's artifacts to
+    `<results>/fetched/<run id>/<variant>-<config_key>`: whole or not at all, and only the files
+    whose content has changed since. Checkpoints are not among them.
+
+    Args:
+        results: the results folder.
+        experiment: name of the MLflow experiment; nothing is returned where it does not exist.
+        debug: let mlflow's own messages through to stderr.
+
+    Raises:
+        RunError: the store cannot be read.
+    """
+    folders: dict[Path, None] = {}  # a set that keeps its order
+    left_out: list[str] = []
+    local = {_id_of(folder): folder for folder in find_runs(results)}
+    with reading(results, debug) as store:
+        runs = store.runs(experiment)
+        cells = {run.info.run_id: run for run in runs}
+        for run in sorted(runs, key=lambda run: (str(run.info.run_name), run.info.start_time)):
+            try:
+                if seed := _seed_of(run):
+                    mine = local.get(run.data.tags.get("glas_bench.id", "").rpartition("/")[0])
+                    if mine is not None and (mine / f"seed-{seed}").is_dir():
+                        folders[mine] = None
+                    else:
+                        cell = cells[run.data.tags["mlflow.parentRunId"]]
+                        folders[_copy(store, results, cell, run, seed)] = None
+            except KeyError as error:
+                left_out.append(f"{run.info.run_name} is broken: it lacks {error}")
+            except (GlasBenchError, ValueError) as error:
+                left_out.append(f"{run.info.run_name} {error}")
+            except Exception as error:
+                if not store.answers():
+                    raise
+                left_out.append(f"{run.info.run_name} cannot be fetched: {explain(error)}")
+    return Fetched(list(folders), left_out)
+
+
+def _id_of(folder: Path) -> str:
+    """Return the identity of a run folder in every store; nothing where it was never mirrored."""
+    try:
+        return str(read_json(folder / "tracking.json").get("id", ""))
+    except RunError:
+        return ""
+
+
+def _seed_of(run: Run) -> str:
+    """Return the seed of a seed's run; nothing for a cell's."""
+    tags = run.data.tags
+    if "glas_bench.schema" not in tags:
+        raise RunError("is not of glas-bench")
+    if tags["glas_bench.schema"] != entries.SCHEMA:
+        found = tags["glas_bench.schema"]
+        raise RunError(f"is broken: schema {found}, and {entries.SCHEMA} is read here")
+    return "" if tags["glas_bench.kind"] == "cell" else str(int(run.data.params["seed"]))
+
+
+def _copy(store: Store, results: Path, cell: Run, run: Run, seed: str) -> Path:
+    """Return a run folder with one seed, downloaded where its files are not here already."""
+    name = _file_name(f"{run.data.tags['variant']}-{run.data.tags['config_key']}")
+    target = results / "fetched" / str(run.info.run_id) / name
+    sources = [(cell, artifact, artifact, digest) for artifact, digest in _listed(cell)]
+    sources += [(run, artifact, f"seed-{seed}/{artifact}", d) for artifact, d in _listed(run)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target.parent / "lock", "this copy"):
+        if all(_digest(target / path) == digest for *_, path, digest in sources):
+            return target
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            for source, artifact, path, digest in sources:
+                copy = Path(scratch, name, path)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                if _digest(target / path) == digest:
+                    shutil.copy2(target / path, copy)
+                    continue
+                shutil.move(store.download(source.info.run_id, artifact, scratch), copy)
+                if _digest(copy) != digest:
+                    raise RunError(f"is being written: {artifact} has changed; report it again")
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(Path(scratch, name), target)
+    return target
+
+
+def _listed(run: Run) -> list[tuple[str, str]]:
+    """Return a run's artifacts with their digests."""
+    if FILES not in run.data.tags:
+        raise RunError(
+            "was mirrored without all of its files; give `glas-bench sync` where its folder is"
+        )
+    files = json.loads(run.data.tags[FILES])
+    return [("/".join(map(_file_name, name.split("/"))), digest) for name, digest in files.items()]
+
+
+def _file_name(name: str) -> str:
+    """Return a name from the store if it can be that of a file, which stays in its folder."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"is broken: no file of a run folder is named {name!r}")
+    return name
