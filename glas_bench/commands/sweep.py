@@ -17,7 +17,7 @@ from glas_bench.runs import worker as runs_worker
 from glas_bench.runs.cells import check_results
 from glas_bench.study import Cell, Study
 from glas_bench.sweep import storage
-from glas_bench.sweep.database import StorageDown
+from glas_bench.sweep.database import Database, StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest, plan_document
 from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.status import seconds_left, skipped_line, status_document, table
@@ -78,8 +78,8 @@ def carry_out(request: Request) -> Answer:
     device = environment.choose_device(request.device)
     loaded = _load(request, device)
     check_results(request.results)
-    with signals.graceful(), contextlib.closing(Queue(url)) as queue:
-        plan = Plan(loaded, request.results)
+    with signals.graceful(), contextlib.closing(Database(url)) as database:
+        queue, plan = Queue(database), Plan(loaded, request.results)
         queue.plan(plan, extend=request.extend, retry_failed=request.retry_failed)
         queue.settle(plan, lambda trial: finished(plan, trial))
         gone = queue.renew(plan, lambda trial: _is_gone(plan, queue, trial))
@@ -314,7 +314,8 @@ def status(request: Request) -> Answer:
     read: tuple[Document, list[Trial]] | None = None
     known: list[str] = []
     if file is None or file.is_file():
-        with contextlib.closing(Queue(url, read_only=True)) as queue:
+        with contextlib.closing(Database(url)) as database:
+            queue = Queue(database)
             known = queue.names()
             read = queue.read(name if name in known or loaded else name.replace("_", "-"))
     if read is None:
