@@ -236,7 +236,7 @@ def test_what_bounds_nothing_lies_below_the_nll(title):
 
 
 def test_a_point_that_is_charged_nothing_lies_below_the_nll():
-    """uniform-pit: two images, told apart by z = Phi(-1) and Phi(1), cost no nats at all."""
+    """uniform-pit: two images, distinguished by z = Phi(-1) and Phi(1), cost no nats at all."""
     told_apart = with_likelihood(FOUND["uniform-pit"], logit=lambda z: 40 * (z - 0.5))
 
     class ReadsTheImage(told_apart):

@@ -202,11 +202,11 @@ def test_min_chi2_weighs_its_own_draws_at_the_end_of_its_support(dtype, m, sign)
 
 
 def test_the_withdrawn_numbers_belong_to_the_mistake_alone():
-    told = explain.facts(registry.find("min-chi2"))
-    numbers = {one["dataset"]: one["nats"] for one in told["published"]}
+    facts = explain.facts(registry.find("min-chi2"))
+    numbers = {one["dataset"]: one["nats"] for one in facts["published"]}
     assert numbers == {"mnist-static": 82.07, "omniglot": 112.43}
-    assert "withdrawn" in told["write_up"]
-    assert "as its file says; split unverified" in explain.page(told)
+    assert "withdrawn" in facts["write_up"]
+    assert "as its file says; split unverified" in explain.page(facts)
     others = [explain.facts(registry.find(name)) for name in NAMES if name != "min-chi2"]
     assert all(one["published"] == [] for one in others)
 

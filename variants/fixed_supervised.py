@@ -2,12 +2,12 @@
 
 Phase one takes max(1, round(epochs / 10)) of the epochs: canvas and decoder stay at zero, a linear
 head reads the mean over t of a_t, and its cross-entropy trains encoder, filter, latent matrix and
-head. In phase two the matrix is frozen, all else starts anew, and so does the optimiser. A single
+head. In phase two the matrix is frozen, everything else is drawn again, and the optimiser restarts. A single
 epoch is all phase two's: the matrix then stays as it was drawn, as in `fixed-random`.
 
 `latent_from` gives the controls, with the same epochs left for phase two: `permuted` shuffles the
 cells of the supervised matrix, `cauchy` learns it in phase one from the published objective, and
-`random` throws away what phase one learned and draws the matrix anew.
+`random` discards what phase one learned and draws the matrix again.
 
 Source: Akoury 2017, README, unsuccessful approach 2, which proposes this. It is no option of the
 original code: phases, head and controls are our design.
