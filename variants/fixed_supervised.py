@@ -2,8 +2,8 @@
 
 Phase one takes max(1, round(epochs / 10)) of the epochs: canvas and decoder stay at zero, a linear
 head reads the mean over t of a_t, and its cross-entropy trains encoder, filter, latent matrix and
-head. In phase two the matrix is frozen, everything else is drawn again, and the optimiser restarts. A single
-epoch is all phase two's: the matrix then stays as it was drawn, as in `fixed-random`.
+head. In phase two the matrix is frozen, everything else is drawn again and the optimiser restarts.
+A single epoch belongs to phase two: the matrix then stays as it was drawn, as in `fixed-random`.
 
 `latent_from` gives the controls, with the same epochs left for phase two: `permuted` shuffles the
 cells of the supervised matrix, `cauchy` learns it in phase one from the published objective, and
