@@ -142,3 +142,11 @@ def finish(folder: RunFolder, config: RunConfig, arm: Arm, seeds: list[int]) -> 
         train(seed, config, arm.nll)
         score(seed, config, arm)
         status(seed, "complete", epoch=config.epochs, step=390 * config.epochs)
+
+
+def picture(path: Path) -> None:
+    """Write a picture as `runs.pictures` does: a block of ink, nothing above it."""
+    from matplotlib.image import imsave
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imsave(path, np.zeros((80, 80)))

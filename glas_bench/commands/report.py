@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glas_bench.record import runs_by_study, write_atomically
+from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.record import RunRecord, load_run, runs_by_study, write_atomically
 from glas_bench.report import compare, csv_file, fail_if, figures, page, plans, record_figures
 from glas_bench.report.plans import Plan
-from glas_bench.report.records import Run, planned_rows
-from glas_bench.report.table import Row, TableRow, complete, coverage, table_rows
+from glas_bench.report.records import Run, per_image, rows_of, runs_of, variants_of
+from glas_bench.report.table import Row, complete, coverage, table_rows
 from glas_bench.study.claims import SHARES
-from glas_bench.tracking import mlflow_store as store
+from glas_bench.tracking import mlflow_store, sync
 from glas_bench.tracking.address import experiment_name, sqlite_file, tracking_uri
-from glas_bench.tracking.sync import sync_all
 
 Tell = Callable[[str], None]
 
@@ -102,36 +102,20 @@ def _line(rows: Sequence[Row]) -> str:
 
 def _from_record(request: Request, names: Sequence[str], problems: list[str]) -> list[_Page]:
     """Return the pages of studies, or of all that there is."""
-    results, debug = request.results, request.debug
-    if names:
-        wanted = plans.asked(names, results)
-    else:
-        problems += _sync(request, [*plans.noted(results), None], set())[0]
-        ours, foreign = store.experiments(results, debug=debug) if _is_begun(results) else ([], [])
-        wanted, unplanned = plans.everything(ours, results)
-        problems += unplanned
-        for name in foreign:
-            request.tell(f"experiment {name}: none of its runs is of glas-bench; left out")
-    if not wanted:
-        return []
-    experiments = [plan.name for plan in wanted]
-    frame = store.read_runs(results, experiments, missing_ok=True, debug=debug)
-    if names:
-        own = [None if name == experiment_name() else name for name in experiments]
-        failures, changed = _sync(request, own, set(frame.attrs["known"]))
-        problems += failures
-        if changed:
-            frame = store.read_runs(results, experiments, missing_ok=True, debug=debug)
-    runs: dict[str, list[Run]] = {}
-    for run in frame.to_dict("records"):
-        runs.setdefault(str(run["experiment"]), []).append(run)  # type: ignore[arg-type]
-    for text in frame.attrs["left_out"]:
-        request.tell(text)
+    results = request.results
+    folders = runs_by_study(results)
+    wanted = plans.named(names, results) if names else _every_plan(request, folders, problems)
     made = []
     for plan in wanted:
-        prefix = f"{plan.name}: "
-        left_out = [t.removeprefix(prefix) for t in frame.attrs["left_out"] if t.startswith(prefix)]
-        one = _make(plan, runs.get(plan.name, []), left_out, request)
+        study = None if plan.name == experiment_name() else plan.name
+        own = folders.get(study, [])
+        mirrored = sync.sync(own, results, experiment=study, debug=request.debug)
+        for folder, message in mirrored.failures:
+            problems.append(f"not mirrored: {Path(folder).name}: {message}")
+        records, left_out = _records(request, plan.name, own, problems)
+        for text in left_out:
+            request.tell(f"{plan.name}: {text}")
+        one = _make(plan, runs_of(records), left_out, request)
         if one is None:
             request.tell(f"{plan.name}: no runs yet")
         else:
@@ -139,67 +123,84 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
     return made
 
 
-def _is_begun(results: Path) -> bool:
-    """Tell whether there is a store: a report makes none where nothing was run."""
-    file = sqlite_file(tracking_uri(results))
-    return file is None or file.is_file()
+def _every_plan(
+    request: Request, folders: Mapping[str | None, Sequence[Path]], problems: list[str]
+) -> list[Plan]:
+    """Return the plans of all that has runs, here or in the MLflow store."""
+    ours = [experiment_name(name) for name, some in folders.items() if some]
+    foreign: list[str] = []
+    if _has_store(request.results):
+        try:
+            shared, foreign = mlflow_store.experiments(request.results, debug=request.debug)
+            ours += shared
+        except RunError as error:
+            problems.append(str(error))
+    for name in foreign:
+        request.tell(f"experiment {name}: none of its runs is of glas-bench; left out")
+    wanted, unplanned = plans.everything(ours, request.results)
+    problems += unplanned
+    return wanted
 
 
-def _sync(
-    request: Request, experiments: Sequence[str | None], known: set[str]
-) -> tuple[list[str], int]:
-    """Bring these experiments' run folders up to date in MLflow.
+def _records(
+    request: Request, experiment: str, own: Sequence[Path], problems: list[str]
+) -> tuple[list[RunRecord], list[str]]:
+    """Return the records of run folders, of this machine and of others that share the MLflow store.
 
     Returns:
-        What went wrong, and how many folders had something new.
+        The records, and the runs of the experiment that have none, each with the reason.
     """
-    failures: list[str] = []
-    changed = 0
-    places = runs_by_study(request.results)
-    for name in experiments:
-        if not places.get(name):
-            continue
-        found = sync_all(
-            request.results,
-            places[name],
-            experiment=name,
-            known=known or None,
-            debug=request.debug,
-        )
-        changed += found.changed
-        failures += [f"{Path(folder).name}: {message}" for folder, message in found.failures]
-    return [f"not mirrored, so it may be missing: {text}" for text in failures], changed
+    folders = {folder.resolve(): None for folder in own}
+    left_out: list[str] = []
+    if _has_store(request.results):
+        try:
+            fetched = sync.fetch(request.results, experiment, debug=request.debug)
+            folders |= {folder.resolve(): None for folder in fetched.folders}
+            left_out = fetched.left_out
+        except RunError as error:
+            problems += [str(error)] if str(error) not in problems else []
+    records = []
+    for folder in folders:
+        try:
+            records.append(load_run(folder))
+        except GlasBenchError as error:
+            problems.append(str(error))
+    return records, left_out
+
+
+def _has_store(results: Path) -> bool:
+    """Return whether there is an MLflow store: a report makes none where nothing was run."""
+    file = sqlite_file(tracking_uri(results))
+    return file is None or file.is_file()
 
 
 def _make(
     plan: Plan, runs: Sequence[Run], left_out: Sequence[str], request: Request
 ) -> _Page | None:
-    """Return a page's rows, judged; None where there is nothing to have a page of."""
-    rows, remarks = planned_rows(plan, runs)
+    """Return a page's rows, compared and judged; None where there are none."""
+    rows, remarks = rows_of(plan, runs)
     if not rows:
         return None
     remarks = [*remarks, *(f"left out: {text}" for text in left_out)]
-    found = table_rows(rows)
-    by_key = {(str(run["config_key"]), int(run["seed"])): run for run in runs}
-    reported = [
-        by_key[row["config_key"], int(row["seed"])] for cell in found for row in cell.finished
-    ]
-    metrics = _metrics(plan, found)
-    arrays = sorted({*metrics, "iw", "nll"} - SHARES) + (["image"] if "ais" in metrics else [])
-    values = store.per_image(reported, request.results, arrays, debug=request.debug)
-    compare.write_comparisons(plan.study, found, values, sorted(metrics - SHARES))
-    seen = list(record_figures.Looks(found, reported, request.results).drawings())
-    told = [each.about(plan.name) for each in (*figures.from_csv(rows), *seen)]
-    constant = {"figures": json.dumps(told), "remarks": json.dumps(remarks) if remarks else ""}
+    cells = table_rows(rows)
+    by_key = {run.key: run for run in runs}
+    reported = {
+        key: by_key[key].seed
+        for cell in cells
+        for row in cell.finished
+        for key in [(row["config_key"], int(row["seed"]))]
+    }
+    metrics = {claim.metric for claim in plan.study.claims} if plan.study is not None else {"elbo"}
+    metrics |= {compare.ranked_by(cells)}
+    compared = sorted(metrics - SHARES)
+    values = per_image(rows, reported, [*compared, "iw", "nll"])
+    compare.write_comparisons(plan.study, cells, values, compared)
+    drawings = list(record_figures.from_records(cells, reported, variants_of(plan, runs)))
+    about = [each.about(plan.name) for each in (*figures.from_csv(rows), *drawings)]
+    constant = {"figures": json.dumps(about), "remarks": json.dumps(remarks) if remarks else ""}
     for row in rows:
         row |= constant
-    return _Page(rows, seen)
-
-
-def _metrics(plan: Plan, found: Sequence[TableRow]) -> set[str]:
-    """Return what a page's cells are compared by: the ranked number, and what claims are about."""
-    own = {claim.metric for claim in plan.study.claims} if plan.study is not None else {"elbo"}
-    return own | {compare.ranked_by(found)}
+    return _Page(rows, drawings)
 
 
 # --------------------------------------------------------------------------- writing

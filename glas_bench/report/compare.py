@@ -23,6 +23,7 @@ from glas_bench.stats import (
     Verdict,
     holm,
     mcnemar_exact,
+    pair_arms,
     paired_difference,
     share_verdict,
     verdict,
@@ -167,24 +168,22 @@ def _difference(
         and len({row.get("ais_protocol_key", "") for pair in done for row in pair} - {""}) > 1
     ):
         return "they were scored by different protocols of AIS"
+    if not {row["seed"] for row in a.seeds} & {row["seed"] for row in b.seeds}:
+        return "they have no seed in common"
     there, images = values.get(metric, {}), values.get("image", {})
-    paired = []
+    arms: tuple[dict[int, np.ndarray], ...] = ({}, {})
     for pair in done:
-        x, y = ((row["config_key"], int(row["seed"])) for row in pair)
-        same = not by_ais or (x in images and y in images and np.array_equal(images[x], images[y]))
-        if x in there and y in there and same:
-            paired.append((there[x], there[y]))
-    if not paired:
-        in_common = {row["seed"] for row in a.seeds} & {row["seed"] for row in b.seeds}
-        return f"no seed of both has {metric}" if in_common else "they have no seed in common"
-    if len({values_B.shape for pair in paired for values_B in pair}) > 1:
-        return "they were scored on different images"
-    if not all(np.isfinite(values_B).all() for pair in paired for values_B in pair):
-        return f"{metric} is infinite for some images"
-    if paired[0][0].size < 2:
-        return "one image has no spread"
-    a_SB, b_SB = (np.stack([pair[arm] for pair in paired]) for arm in (0, 1))
-    return paired_difference(a_SB, b_SB, diverged=diverged)
+        keys = [(row["config_key"], int(row["seed"])) for row in pair]
+        x, y = (images.get(key) for key in keys)
+        if by_ais and (x is None or y is None or not np.array_equal(x, y)):
+            continue
+        for arm, key in zip(arms, keys, strict=True):
+            if key in there:
+                arm[key[1]] = there[key]
+    pairs = pair_arms(metric, *arms)
+    if isinstance(pairs, str):
+        return pairs
+    return paired_difference(pairs.a_SB, pairs.b_SB, diverged=diverged)
 
 
 # --------------------------------------------------------------------------- all of a page

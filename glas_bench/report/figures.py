@@ -1,9 +1,7 @@
 """Figures that are drawn from the csv alone, and how every figure is drawn.
 
-Colours are seaborn's `colorblind`, doubled by markers and dashes, so that a grey print is read too.
+Colours are seaborn's `colorblind`, doubled by markers and dashes, so that a grey print can be read.
 The same numbers give the same bytes: nothing is drawn at random, and a PNG carries no date.
-
-A figure is a function of its own, one below the other, which makes the file long.
 """
 
 from __future__ import annotations
@@ -22,7 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
-from glas_bench.report.table import MOST_TABLES, Row, TableRow, table_rows, tables, value_of
+from glas_bench.report.table import (
+    COMPARED,
+    MOST_TABLES,
+    Row,
+    TableRow,
+    table_rows,
+    tables,
+    value_of,
+)
 from glas_bench.stats import ONE_SEED
 
 if TYPE_CHECKING:
@@ -33,13 +39,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ((), (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1))
 DPI = 150
 MARGIN = 0.5
-"""Nats that a verdict asks for."""
+"""Nats beyond which a whole interval must lie for a verdict."""
 MOST_ROWS = 60
-"""Rows that a figure of one row a cell can take."""
+"""Rows of a figure with one row a cell."""
 MOST_NAMES = 25
-"""Cells that a legend can name."""
+"""Cells in a legend."""
 LEAST_CHARGE = 0.1
-"""Nats below which a seed has collapsed: on a scale with room for them all others lie together."""
+"""Nats below which a seed has collapsed; a scale that shows them presses all others together."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Drawing:
     draw: Callable[[], Figure]
 
     def about(self, study: str) -> dict[str, str]:
-        """Return what the page says of it."""
+        """Return its entry in the csv, from which the page is made."""
         return {"file": self.file(study), "title": self.title, "caption": self.caption}
 
     def file(self, study: str) -> str:
@@ -60,18 +66,13 @@ class Drawing:
         return f"{study}-{self.name}.png"
 
     def png(self) -> bytes:
-        """Draw it."""
-        return png(self.draw())
-
-
-def png(figure: Figure) -> bytes:
-    """Return a figure as PNG of 256 colours, without date and version: pages are committed."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
-    whole = Image.open(drawn).convert("RGB")
-    few = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    few.save(buffer, "png", optimize=True)
-    return buffer.getvalue()
+        """Return the picture as PNG of 256 colours, without date and version, to be committed."""
+        drawn, buffer = io.BytesIO(), io.BytesIO()
+        self.draw().savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+        whole = Image.open(drawn).convert("RGB")
+        few = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(buffer, "png", optimize=True)
+        return buffer.getvalue()
 
 
 def blank(
@@ -90,32 +91,54 @@ def blank(
 
 
 def colours(count: int) -> list[Any]:
-    """Return so many colours that the colour-blind can tell apart, as far as there are."""
+    """Return so many colours; they repeat where there are more than the palette has."""
     palette = sns.color_palette("colorblind")
     return [palette[i % len(palette)] for i in range(count)]
+
+
+def styles(frame: pd.DataFrame, column: str, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return seaborn's arguments that give each value of a column its own colour and marker.
+
+    Args:
+        frame: with the column.
+        column: its name.
+        names: values in their order, which may be more than those of the column; by default, its
+            own.
+    """
+    present = list(dict.fromkeys(frame[column]))
+    names = names or present
+    order = [name for name in names if name in present]
+    return {
+        "hue": column,
+        "hue_order": order,
+        "style": column,
+        "style_order": order,
+        "palette": dict(zip(names, colours(len(names)), strict=True)),
+        "markers": {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)},
+    }
 
 
 def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
     """Yield the figures that the rows of a csv have the data for."""
     axes = json.loads(rows[0].get("axes") or "[]")
 
-    def of_table(some: Sequence[TableRow]) -> Iterator[Drawing]:
-        yield from _forest_of(some)
+    def of_table(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+        yield from _differences(cells)
         for key in axes:
-            yield from _axis_of(key, some)
-        yield from _objectives(some)
-        yield from _charges(some)
+            yield from _axis(key, cells)
+        yield from _objectives(cells)
+        yield from _charges(cells)
 
     yield from by_table(table_rows(rows), of_table)
 
 
 def by_table(
-    found: Sequence[TableRow], draw: Callable[[Sequence[TableRow]], Iterator[Drawing]]
+    cells: Sequence[TableRow], draw: Callable[[Sequence[TableRow]], Iterator[Drawing]]
 ) -> Iterator[Drawing]:
-    """Yield the figures of each table, for what cannot share a table shares no figure either."""
-    groups = tables(found)
-    for place, section in enumerate(groups[:MOST_TABLES], 1):
-        for drawing in draw(section.rows):
+    """Yield the figures of each table: cells that cannot share a table share no figure either."""
+    groups = tables(cells)
+    for place, table in enumerate(groups[:MOST_TABLES], 1):
+        for drawing in draw(table.rows):
             if len(groups) == 1:
                 yield drawing
             else:
@@ -126,28 +149,61 @@ def by_table(
 # --------------------------------------------------------------------------- differences
 
 
-def _forest_of(some: Sequence[TableRow]) -> Iterator[Drawing]:
-    told = {
-        metric: [cell for cell in some if cell.first.get(f"{metric}_difference")]
-        for metric in ("nll", "elbo", "iw", "refit_iw")
+class _Difference:
+    """One cell minus its baseline by one metric."""
+
+    def __init__(self, cell: TableRow, metric: str, cells: Sequence[TableRow]) -> None:
+        def of(name: str) -> float | None:
+            return value_of(cell.first, f"{metric}_{name}")
+
+        estimate, low, high, p = of("difference"), of("low"), of("high"), of("p_holm")
+        assert estimate is not None
+        assert low is not None
+        assert high is not None
+        self.cell, self.estimate, self.low, self.high = cell, estimate, low, high
+        self.is_significant = p is not None and p < 0.05
+        self.is_of_one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
+        baselines = [other for other in cells if other.name == cell.first.get("compared_with")]
+        theirs = {row["seed"]: value_of(row, metric) for c in baselines[:1] for row in c.finished}
+        pairs = [(value_of(row, metric), theirs.get(row["seed"])) for row in cell.finished]
+        seeds = [x - y for x, y in pairs if x is not None and y is not None]
+        self.seeds = seeds if len(seeds) > 1 else []
+        """Of the single seeds, where there are several."""
+
+    @property
+    def least(self) -> float:
+        """The least value that belongs to it."""
+        return min((self.low, *self.seeds))
+
+    @property
+    def most(self) -> float:
+        """The greatest value that belongs to it."""
+        return max((self.high, *self.seeds))
+
+
+def _differences(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+    by_metric = {
+        metric: [
+            _Difference(cell, metric, cells)
+            for cell in cells
+            if cell.first.get(f"{metric}_difference")
+        ]
+        for metric in COMPARED
     }
-    told = {metric: those for metric, those in told.items() if those}
-    if not told:
+    by_metric = {metric: some for metric, some in by_metric.items() if some}
+    if not by_metric:
         return
-    order = _by_difference(told)
+    every = {one.cell.name: one.cell for some in by_metric.values() for one in some}
+    estimates = {one.cell.name: one.estimate for one in next(iter(by_metric.values()))}
+    order = sorted(every, key=lambda name: (estimates.get(name, math.inf), name))
     cut = f" The best {MOST_ROWS} of {len(order)} cells." if len(order) > MOST_ROWS else ""
-    order = order[:MOST_ROWS]
-    kept = {cell.name for cell in order}
+    places = {name: len(order[:MOST_ROWS]) - i for i, name in enumerate(order[:MOST_ROWS])}
     shown = {
         metric: own
-        for metric, some in told.items()
-        if (own := [cell for cell in some if cell.name in kept])
+        for metric, some in by_metric.items()
+        if (own := [one for one in some if one.cell.name in places])
     }
-    seeds = {
-        metric: {cell.name: _seed_differences(cell, metric, some) for cell in own}
-        for metric, own in shown.items()
-    }
-    ranges = {metric: _range(own, metric, seeds[metric]) for metric, own in shown.items()}
+    ranges = {metric: _range(own) for metric, own in shown.items()}
     caption = (
         "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by seed "
         "and image. Left of zero is better than the baseline"
@@ -157,33 +213,29 @@ def _forest_of(some: Sequence[TableRow]) -> Iterator[Drawing]:
     caption += (
         ". Hollow: Holm-adjusted p >= .05. A cross: one seed, whose interval knows of images alone."
     )
-    if any(values for own in seeds.values() for values in own.values()):
+    if any(one.seeds for own in shown.values() for one in own):
         caption += " Upright strokes: the single seeds."
     if any(each.cuts for each in ranges.values()):
         caption += " An arrow: the interval, or a seed, lies beyond the picture."
-    yield Drawing(
-        "differences",
-        "Differences from the baseline",
-        caption + cut,
-        lambda: _forest(shown, order, ranges, seeds),
-    )
 
+    def draw() -> Figure:
+        height = 0.9 + 0.24 * len(places)
+        figure, axes = blank(3.2 + 3.0 * len(shown), height, 1, len(shown), sharey=True)
+        for axis, colour, (metric, some) in zip(
+            axes[0], colours(len(shown)), shown.items(), strict=True
+        ):
+            _forest(axis, some, ranges[metric], places, colour)
+            axis.set_xlabel(f"{metric} - baseline, {NATS}")
+        axes[0][0].set_yticks(list(places.values()), [every[name].label for name in places])
+        axes[0][0].set_ylim(0.3, len(places) + 0.7)
+        return figure
 
-def _seed_differences(cell: TableRow, metric: str, some: Sequence[TableRow]) -> list[float]:
-    """Return a cell minus its baseline seed by seed, where several seeds have both."""
-    planned = cell.first.get("compared_with")
-    baseline = next((other for other in some if other.name == planned), None)
-    if baseline is None:
-        return []
-    there = {row["seed"]: value_of(row, metric) for row in baseline.finished}
-    pairs = [(value_of(row, metric), there.get(row["seed"])) for row in cell.finished]
-    found = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
-    return found if len(found) > 1 else []
+    yield Drawing("differences", "Differences from the baseline", caption + cut, draw)
 
 
 @dataclass(frozen=True)
 class _Range:
-    """What of the differences by one metric is shown."""
+    """The part of the differences by one metric that is shown."""
 
     limit: float
     """Nats on either side of zero beyond which intervals are cut."""
@@ -194,108 +246,56 @@ class _Range:
     """Whether the margin of a verdict is wide enough to be seen."""
 
 
-def _range(some: Sequence[TableRow], metric: str, seeds: Mapping[str, Sequence[float]]) -> _Range:
-    """Return what is shown: every estimate, and intervals and seeds as far as most of them go.
+def _range(some: Sequence[_Difference]) -> _Range:
+    """Return a range with every estimate, and with intervals and seeds as far as most of them go.
 
-    One outlier presses all others together. Where it is an interval or a seed, it is cut; where it
-    is an estimate, the scale is linear near zero and logarithmic beyond.
+    One outlier presses all others together. An interval or a seed that is one is cut; for an
+    estimate, the scale is linear near zero and logarithmic beyond.
     """
-    ends = [_ends(cell, metric) for cell in some]
-    reaches = sorted(
-        max(map(abs, (low, high, *seeds[cell.name])))
-        for cell, (_, low, high) in zip(some, ends, strict=True)
-    )
+    reaches = sorted(max(map(abs, (one.low, one.high, *one.seeds))) for one in some)
     median = reaches[len(reaches) // 2]
-    limit = max(1.1 * max(abs(estimate) for estimate, _, _ in ends), 2 * median)
+    limit = max(1.1 * max(abs(one.estimate) for one in some), 2 * median)
     cuts = reaches[-1] > 1.5 * limit
     limit = limit if cuts else reaches[-1]
     is_wide = len(reaches) > 2 and limit > 20 * max(median, 0.5)
-    width = min(max(high for *_, high in ends), limit) - max(min(low for _, low, _ in ends), -limit)
+    low, high = min(one.low for one in some), max(one.high for one in some)
     return _Range(
         limit=limit,
         cuts=cuts,
         linear=max(2.0, 2 * median) if is_wide else math.inf,
-        shows_margin=is_wide or 0.01 * width <= 2 * MARGIN,
+        shows_margin=is_wide or 0.01 * (min(high, limit) - max(low, -limit)) <= 2 * MARGIN,
     )
-
-
-def _ends(cell: TableRow, metric: str) -> tuple[float, float, float]:
-    """Return a difference's estimate and the ends of its interval."""
-    estimate, low, high = (
-        value_of(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high")
-    )
-    assert estimate is not None
-    assert low is not None
-    assert high is not None
-    return estimate, low, high
 
 
 def _forest(
-    told: Mapping[str, Sequence[TableRow]],
-    order: Sequence[TableRow],
-    ranges: Mapping[str, _Range],
-    seeds: Mapping[str, Mapping[str, Sequence[float]]],
-) -> Figure:
-    height = 0.9 + 0.24 * len(order)
-    figure, axes = blank(3.2 + 3.0 * len(told), height, 1, len(told), sharey=True)
-    places = {cell.name: len(order) - i for i, cell in enumerate(order)}
-    for axis, (metric, some), colour in zip(axes[0], told.items(), colours(len(told)), strict=True):
-        shown = ranges[metric]
-        if shown.shows_margin:
-            axis.axvspan(-MARGIN, MARGIN, color="0.9", zorder=0)
-        axis.axvline(0, color="0.3", linewidth=0.8)
-        for cell in some:
-            own = seeds[metric][cell.name]
-            _interval(axis, places[cell.name], cell, metric, shown, own, colour)
-        axis.set_xlabel(f"{metric} - baseline, {NATS}")
-        if shown.linear < math.inf:
-            axis.set_xscale("symlog", linthresh=shown.linear)
-            axis.xaxis.set_major_formatter(FuncFormatter(_round))
-        axis.grid(axis="y", linewidth=0.4)
-    axes[0][0].set_yticks(list(places.values()), [cell.label for cell in order])
-    axes[0][0].set_ylim(0.3, len(order) + 0.7)
-    return figure
-
-
-def _interval(
     axis: Axes,
-    y: float,
-    cell: TableRow,
-    metric: str,
+    some: Sequence[_Difference],
     shown: _Range,
-    seeds: Sequence[float],
+    places: Mapping[str, float],
     colour: Any,
 ) -> None:
-    """Draw one difference, its interval and seeds cut where the picture ends."""
-    estimate, low, high = _ends(cell, metric)
-    p = value_of(cell.first, f"{metric}_p_holm")
-    one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
-    line, mark = (":", "x") if one_seed else ("-", "o")
-    face = colour if p is not None and p < 0.05 else "white"
-    left, right = max(low, -shown.limit), min(high, shown.limit)
-    axis.plot([left, right], [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
-    inside = [value for value in seeds if abs(value) <= shown.limit]
-    if inside:
-        axis.plot(inside, [y] * len(inside), "|", color=colour, alpha=0.6, markersize=6)
-    axis.plot([estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
-    for edge, furthest, arrow in (
-        (-shown.limit, min((low, *seeds)), "<"),
-        (shown.limit, max((high, *seeds)), ">"),
-    ):
-        if abs(furthest) > shown.limit and furthest * edge > 0:
-            axis.plot([edge], [y], arrow, color=colour, markersize=4.5)
-
-
-def _by_difference(told: Mapping[str, Sequence[TableRow]]) -> list[TableRow]:
-    """Return all cells that have a difference, the best first."""
-    metric = next(iter(told))
-    every = {cell.name: cell for some in told.values() for cell in some}
-
-    def order(cell: TableRow) -> tuple[float, str]:
-        value = value_of(cell.first, f"{metric}_difference")
-        return math.inf if value is None else value, cell.name
-
-    return sorted(every.values(), key=order)
+    """Draw differences with their intervals and seeds, cut where the picture ends."""
+    limit = shown.limit
+    if shown.shows_margin:
+        axis.axvspan(-MARGIN, MARGIN, color="0.9", zorder=0)
+    axis.axvline(0, color="0.3", linewidth=0.8)
+    for one in some:
+        y = places[one.cell.name]
+        line, mark = (":", "x") if one.is_of_one_seed else ("-", "o")
+        ends = [max(one.low, -limit), min(one.high, limit)]
+        axis.plot(ends, [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
+        if inside := [value for value in one.seeds if abs(value) <= limit]:
+            axis.plot(inside, [y] * len(inside), "|", color=colour, alpha=0.6, markersize=6)
+        face = colour if one.is_significant else "white"
+        axis.plot([one.estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
+        if one.least < -limit:
+            axis.plot([-limit], [y], "<", color=colour, markersize=4.5)
+        if one.most > limit:
+            axis.plot([limit], [y], ">", color=colour, markersize=4.5)
+    if shown.linear < math.inf:
+        axis.set_xscale("symlog", linthresh=shown.linear)
+        axis.xaxis.set_major_formatter(FuncFormatter(_round))
+    axis.grid(axis="y", linewidth=0.4)
 
 
 def _round(value: float, _: object) -> str:
@@ -306,94 +306,85 @@ def _round(value: float, _: object) -> str:
 # --------------------------------------------------------------------------- numeric axes
 
 
-def _axis_of(key: str, some: Sequence[TableRow]) -> Iterator[Drawing]:
-    told = [cell for cell in some if key in cell.settings and cell.finished]
-    lines = _lines(told, key)
-    if not any(len({cell.settings[key] for cell in those}) > 1 for those in lines.values()):
+def _axis(key: str, cells: Sequence[TableRow]) -> Iterator[Drawing]:
+    """Yield a figure of metrics along an axis of the study, where any line has two points."""
+    rows = []
+    for cell in cells:
+        if key not in cell.settings:
+            continue
+        rest = ", ".join(f"{name}={text}" for name, text in cell.settings.items() if name != key)
+        line = cell.variant + (f" ({rest})" if rest else "")
+        for row in cell.finished:
+            failed = {"true": 1.0, "false": 0.0}.get(row.get("failed", ""))
+            numbers = {metric: value_of(row, metric) for metric in ("nll", "elbo")}
+            rows.append({"line": line, key: float(cell.settings[key]), **numbers, "failed": failed})
+    frame = pd.DataFrame(rows, columns=["line", key, "nll", "elbo", "failed"])
+    if not (frame.groupby("line")[key].nunique() > 1).any():
         return
-    shares = any(row.get("failed") == "true" for cell in told for row in cell.finished)
+    labels = {"nll": f"nll, {NATS}", "elbo": f"elbo, {NATS}"}
+    if shares := bool((frame["failed"] == 1).any()):
+        labels["failed"] = "share of seeds that failed"
+    labels = {metric: label for metric, label in labels.items() if frame[metric].notna().any()}
+
+    def draw() -> Figure:
+        figure, axes = blank(4.2 * len(labels), 3.6, 1, len(labels))
+        style = styles(frame, "line")
+        dashes = [DASHES[i % len(DASHES)] for i in range(len(style["hue_order"]))]
+        for axis, (metric, label) in zip(axes[0], labels.items(), strict=True):
+            about: dict[str, Any] = {"data": frame, "x": key, "y": metric, "ax": axis, **style}
+            sns.scatterplot(**about, alpha=0.35, legend=False, s=14)
+            sns.lineplot(**about, dashes=dashes, errorbar=None, legend=axis is axes[0][0])
+            axis.set(ylabel=label, xticks=sorted(frame[key].unique()))
+            if metric == "failed":
+                axis.set_ylim(-0.05, 1.05)
+        _legend(figure, axes[0][0], "outside lower center", ncols=2)
+        return figure
+
     yield Drawing(
         f"axis-{key}",
         f"Along {key}",
         f"Means over seeds along `{key}` (dots: single seeds), nats per image"
         + ("; and the share of seeds that could not reconstruct." if shares else "."),
-        lambda: _along(key, lines, shares),
+        draw,
     )
 
 
-def _lines(told: Sequence[TableRow], key: str) -> dict[str, list[TableRow]]:
-    """Return the cells that differ in one setting alone, by what they share."""
-    lines: dict[str, list[TableRow]] = {}
-    for cell in told:
-        rest = [f"{name}={value}" for name, value in cell.settings.items() if name != key]
-        name = cell.variant + (f" ({', '.join(rest)})" if rest else "")
-        lines.setdefault(name, []).append(cell)
-    return {
-        name: sorted(some, key=lambda cell: float(cell.settings[key]))
-        for name, some in lines.items()
-    }
-
-
-def _along(key: str, lines: Mapping[str, Sequence[TableRow]], shares: bool) -> Figure:
-    metrics = [
-        metric
-        for metric in ("nll", "elbo")
-        if any(cell.values(metric) for some in lines.values() for cell in some)
-    ] + ["failed"] * shares
-    figure, axes = blank(4.2 * len(metrics), 3.6, 1, len(metrics))
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        for i, (name, some) in enumerate(lines.items()):
-            colour = colours(i + 1)[i]
-            points = [
-                (float(cell.settings[key]), value)
-                for cell in some
-                for value in _seed_values(cell, metric)
-            ]
-            if not points:
-                continue
-            frame = pd.DataFrame(points, columns=["x", "y"])
-            axis.plot(
-                frame["x"],
-                frame["y"],
-                MARKERS[i % len(MARKERS)],
-                color=colour,
-                alpha=0.35,
-                markersize=3.5,
-            )
-            means = frame.groupby("x")["y"].mean()
-            axis.plot(
-                means.index,
-                means.to_numpy(),
-                color=colour,
-                marker=MARKERS[i % len(MARKERS)],
-                dashes=DASHES[i % len(DASHES)],
-                markersize=5,
-                label=name,
-            )
-        axis.set_xlabel(key)
-        axis.set_xticks(sorted({float(cell.settings[key]) for s in lines.values() for cell in s}))
-        if metric == "failed":
-            axis.set_ylim(-0.05, 1.05)
-        axis.set_ylabel("share of seeds that failed" if metric == "failed" else f"{metric}, {NATS}")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
-    )
-    return figure
-
-
-def _seed_values(cell: TableRow, metric: str) -> list[float]:
-    if metric != "failed":
-        return cell.values(metric)
-    return [float(row["failed"] == "true") for row in cell.finished if row.get("failed")]
+def _legend(figure: Figure, axis: Axes, place: Any, **about: Any) -> None:
+    """Move the legend of an axis to the figure."""
+    handles: Any
+    handles, labels = axis.get_legend_handles_labels()
+    if (own := axis.get_legend()) is not None:
+        own.remove()
+    figure.legend(handles, labels, loc=place, frameon=False, **about)
 
 
 # --------------------------------------------------------------------------- objectives
 
 
-def _objectives(found: Sequence[TableRow]) -> Iterator[Drawing]:
-    told = [cell for cell in found if cell.values("objective") and cell.values("nll")]
-    if not told:
+def _objectives(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+    kinds = {"yes": "bounds -log p(x)", "no": "bounds nothing", "not shown": "not shown to bound"}
+    frame = _frame(cells, "objective", "nll")
+    if frame.empty:
         return
+    frame["kind"] = [kinds[cell.says("bounds_nll")] for cell in frame["cell"]]
+    hidden = []
+    for cell in cells:
+        objective, nll = cell.mean("objective"), cell.mean("nll")
+        if objective is not None and nll is not None and nll - objective > 1:
+            hidden.append((objective - nll, cell.name, cell.label))
+    names = [label for *_, label in sorted(hidden)][:MOST_NAMES]
+
+    def draw() -> Figure:
+        figure, axes = blank(12.4 if names else 6.2, 4.6, 1, 2 if names else 1)
+        _scatter(axes[0][0], frame, "kind", list(kinds.values()))
+        axes[0][0].legend(loc="best", frameon=False, fontsize=8)
+        if names:  # they lie close together where others are far from their bounds
+            some = pd.concat([frame[frame["label"] == name] for name in names])
+            _scatter(axes[0][1], some, "label")
+            size = 8 if len(names) < 12 else 6
+            _legend(figure, axes[0][1], "outside right upper", fontsize=size)
+        return figure
+
     yield Drawing(
         "objective",
         "What objectives hide",
@@ -401,140 +392,97 @@ def _objectives(found: Sequence[TableRow]) -> Iterator[Drawing]:
         "above it the objective lies below our smallest bound on -log p(x): of a cell that bounds "
         "nothing, at most so much is hidden. On the right, by themselves, are the cells whose "
         "objective lies more than a nat below their nll, where there are any.",
-        lambda: _objective(told),
+        draw,
     )
 
 
-def _objective(told: Sequence[TableRow]) -> Figure:
-    hidden = _hidden(told)
-    figure, axes = blank(12.4 if hidden else 6.2, 4.6, 1, 2 if hidden else 1)
-    axis = axes[0][0]
-    kinds = {"yes": "bounds -log p(x)", "no": "bounds nothing", "not shown": "not shown to bound"}
-    for (kind, name), marker, colour in zip(
-        kinds.items(), ("o", "X", "s"), colours(3), strict=True
-    ):
-        some = [cell for cell in told if cell.says("bounds_nll") == kind]
-        if some:
-            pairs = [pair for cell in some for pair in _pairs(cell, "objective", "nll")]
-            _points(axis, pairs, marker, colour, name)
-    _diagonal(axis, told)
-    axis.legend(loc="best", frameon=False, fontsize=8)
-    if hidden:  # they lie close together where others are far from their bounds
-        axis = axes[0][1]
-        for i, cell in enumerate(hidden):
-            marker, colour = MARKERS[i % len(MARKERS)], colours(i + 1)[i]
-            _points(axis, _pairs(cell, "objective", "nll"), marker, colour, cell.label)
-        _diagonal(axis, hidden)
-        figure.legend(
-            *axis.get_legend_handles_labels(),
-            loc="outside right upper",
-            frameon=False,
-            fontsize=8 if len(hidden) < 12 else 6,
-        )
-    return figure
+def _frame(cells: Sequence[TableRow], x: str, y: str) -> pd.DataFrame:
+    """Return a row for each finished seed that has both numbers, with its cell and label."""
+    rows = [
+        {"cell": cell, "label": cell.label, x: float(row[x]), y: float(row[y])}
+        for cell in cells
+        for row in cell.finished
+        if row.get(x) and row.get(y)
+    ]
+    return pd.DataFrame(rows, columns=["cell", "label", x, y])
 
 
-def _points(
-    axis: Axes, points: Sequence[tuple[float, float]], marker: str, colour: Any, label: str
-) -> None:
-    """Draw one metric against another, a point a seed."""
-    if points:
-        axis.plot(
-            *zip(*points, strict=True),
-            marker,
-            color=colour,
-            label=label,
-            markersize=5,
-            alpha=0.75,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-        )
-
-
-def _diagonal(axis: Axes, told: Sequence[TableRow]) -> None:
-    """Draw as much of the diagonal as is near."""
-    every = [pair for cell in told for pair in _pairs(cell, "objective", "nll")]
-    low = min(min(pair) for pair in every)
-    high = max(max(pair) for pair in every)
+def _scatter(axis: Axes, frame: pd.DataFrame, by: str, names: Sequence[str] = ()) -> None:
+    """Draw nll against the objective, a point a seed, and as much of the diagonal as is near."""
+    about = styles(frame, by, names)
+    sns.scatterplot(frame, x="objective", y="nll", ax=axis, s=25, alpha=0.75, **about)
+    x, y = frame["objective"], frame["nll"]
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
     pad = 0.04 * (high - low or 1)
     axis.axline((low, low), slope=1, color="0.3", linewidth=0.8, dashes=(4, 2))
-    xs = [x for x, _ in every]
-    ys = [y for _, y in every]
-    axis.set_xlim(min(*xs, *ys) - pad, max(xs) + 3 * pad)  # some of the diagonal is seen
-    axis.set_ylim(min(ys) - pad, max(ys) + pad)
-    axis.set_xlabel(f"objective, {NATS}")
-    axis.set_ylabel(f"nll, {NATS}")
-
-
-def _pairs(cell: TableRow, x: str, y: str) -> list[tuple[float, float]]:
-    found = [(value_of(row, x), value_of(row, y)) for row in cell.finished]
-    return [(a, b) for a, b in found if a is not None and b is not None]
-
-
-def _hidden(told: Sequence[TableRow]) -> list[TableRow]:
-    """Return the cells whose objective says a nat too little or more, the worst first."""
-    found = []
-    for cell in told:
-        objective, nll = cell.mean("objective"), cell.mean("nll")
-        if objective is not None and nll is not None and nll - objective > 1:
-            found.append((objective - nll, cell.name, cell))
-    return [cell for _, _, cell in sorted(found, key=lambda each: each[:2])][:MOST_NAMES]
+    axis.set(
+        xlim=(low - pad, x.max() + 3 * pad),
+        ylim=(y.min() - pad, y.max() + pad),
+        xlabel=f"objective, {NATS}",
+        ylabel=f"nll, {NATS}",
+    )
 
 
 # --------------------------------------------------------------------------- charges
 
 
-def _charges(found: Sequence[TableRow]) -> Iterator[Drawing]:
-    told = [cell for cell in found if _charged(cell)]
-    if not any(cell.variant == "min-chi2" for cell in told):
+def _charges(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+    """Yield a figure of charges against KL, where a variant is known to charge too little."""
+    least = {
+        cell.variant: ratio
+        for cell in cells
+        if (ratio := value_of(cell.first, "least_kl_per_charge")) is not None
+    }
+    frame = _frame(cells, "charge", "kl")
+    if not any(cell.variant in least for cell in frame["cell"]):
         return
-    pairs = [pair for cell in told for pair in _charged(cell)]
-    unseen = sum(min(pair) <= LEAST_CHARGE for pair in pairs)
-    cut = f" {unseen} of {len(pairs)} seeds lie below {LEAST_CHARGE} nats." if unseen else ""
+    weights = [float(cell.first.get("params.charge_weight") or 1) for cell in frame["cell"]]
+    frame["charge"] *= weights
+    frame["name"] = [
+        cell.variant + ("" if weight == 1 else f" (charge_weight={weight:g})")
+        for cell, weight in zip(frame["cell"], weights, strict=True)
+    ]
+    every, frame = len(frame), frame[frame[["charge", "kl"]].min(axis=1) > LEAST_CHARGE]
+    unseen = every - len(frame)
+    cut = f" {unseen} of {every} seeds lie below {LEAST_CHARGE} nats." if unseen else ""
+    bounds = " ".join(
+        f"The dashed line is the least that the sampler of `{variant}` can cost: {ratio:g} times "
+        "its charge."
+        for variant, ratio in least.items()
+    )
+
+    def draw() -> Figure:
+        figure, axes = blank(6.6, 4.4)
+        axis = axes[0][0]
+        axis.set(xlabel=f"charge, {NATS}", ylabel=f"true KL(q || p), {NATS}")
+        if frame.empty:
+            return figure
+        axis.set(xscale="log", yscale="log")
+        some = frame.sort_values("name", kind="stable")
+        sns.scatterplot(some, x="charge", y="kl", ax=axis, s=25, alpha=0.75, **styles(some, "name"))
+        low, high = some[["charge", "kl"]].min().min(), some[["charge", "kl"]].max().max()
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(FuncFormatter(_round))
+            # between powers of ten there is room for names where there are few of them
+            room = math.log10(high / low) < 2.5
+            side.set_minor_formatter(FuncFormatter(_round) if room else NullFormatter())
+        axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
+        for ratio in least.values():
+            axis.axline((1, ratio), (10, 10 * ratio), color="0.3", linewidth=0.9, dashes=(4, 2))
+        axis.set(
+            xlim=(0.7 * some["charge"].min(), 1.4 * some["charge"].max()),
+            ylim=(0.7 * low, 1.4 * high),
+            xlabel=f"charge, {NATS}",
+            ylabel=f"true KL(q || p), {NATS}",
+        )
+        _legend(figure, axis, "outside right upper")
+        return figure
+
     yield Drawing(
         "charge",
         "What is charged and what it costs",
         "Each seed's charge, times the weight that its objective gives it, against the true "
         "KL(q || p) summed over steps, nats per image. On the solid line the charge is the KL. "
-        "The dashed line is the least that the sampler of `min-chi2` can cost: 2.725 times its "
-        f"charge.{cut}",
-        lambda: _charge(told),
+        f"{bounds}{cut}",
+        draw,
     )
-
-
-def _charged(cell: TableRow) -> list[tuple[float, float]]:
-    """Return each seed's charge, times what its objective weighs it with, and its true KL."""
-    return [(_weight(cell) * charge, kl) for charge, kl in _pairs(cell, "charge", "kl")]
-
-
-def _weight(cell: TableRow) -> float:
-    return float(cell.first.get("params.charge_weight") or 1)
-
-
-def _charge(told: Sequence[TableRow]) -> Figure:
-    figure, axes = blank(6.6, 4.4)
-    axis = axes[0][0]
-    weighed = sorted({(cell.variant, _weight(cell)) for cell in told})
-    for i, (variant, weight) in enumerate(weighed):
-        some = [cell for cell in told if (cell.variant, _weight(cell)) == (variant, weight)]
-        points = [pair for cell in some for pair in _charged(cell) if min(pair) > LEAST_CHARGE]
-        name = variant if weight == 1 else f"{variant} (charge_weight={weight:g})"
-        _points(axis, points, MARKERS[i % len(MARKERS)], colours(i + 1)[i], name)
-    every = [pair for cell in told for pair in _charged(cell)]
-    if every := [pair for pair in every if min(pair) > LEAST_CHARGE]:
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        decades = math.log10(max(map(max, every)) / min(map(min, every)))
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_formatter(FuncFormatter(_round))
-            # between powers of ten there is room for names where there are few of them
-            side.set_minor_formatter(FuncFormatter(_round) if decades < 2.5 else NullFormatter())
-        axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
-        axis.axline((1, 2.725), (10, 27.25), color="0.3", linewidth=0.9, dashes=(4, 2))
-        flat = [value for pair in every for value in pair]
-        axis.set_xlim(0.7 * min(x for x, _ in every), 1.4 * max(x for x, _ in every))
-        axis.set_ylim(0.7 * min(flat), 1.4 * max(flat))
-    axis.set_xlabel(f"charge, {NATS}")
-    axis.set_ylabel(f"true KL(q || p), {NATS}")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,26 +42,25 @@ class Plan:
         return " ".join(parts)
 
 
-def asked(references: Sequence[str], results: Path) -> list[Plan]:
-    """Return the plans of studies that were named: a name, NAME@PRESET@DATASET, or a file.
+def named(references: Sequence[str], results: Path) -> list[Plan]:
+    """Return the plans of studies: each a name, NAME@PRESET@DATASET, or a file.
 
     Raises:
         UsageError: there is no such study, or its file has a fault.
     """
-    found = {plan.name: plan for plan in (_named(each, results) for each in references)}
-    return list(found.values())
+    plans = {plan.name: plan for plan in (_named(each, results) for each in references)}
+    return list(plans.values())
 
 
 def everything(experiments: Sequence[str], results: Path) -> tuple[list[Plan], list[str]]:
-    """Return a plan for all that has runs or was begun here, and what no plan can be had for.
+    """Return the plans of all studies and experiments, and why some studies have none.
 
     Args:
-        experiments: of the MLflow store, those with runs of ours.
-        results: the results folder.
+        experiments: those with runs; one whose study cannot be read has a page without a plan.
+        results: the results folder, whose noted studies have a page before they have runs.
     """
-    names = sorted({*experiments, *noted(results)})
     plans, problems = [], []
-    for name in names:
+    for name in sorted({*experiments, *noted(results)}):
         try:
             plans.append(_named(name, results))
         except GlasBenchError as error:
@@ -83,35 +82,39 @@ def _named(reference: str, results: Path) -> Plan:
     if note.is_file():
         return Plan(reference, _from_note(reference, note))
     base, *others = reference.split("@") if "/" not in reference else [reference]
-    preset = next((word for word in others if word in PRESETS), None)
-    dataset = next((word for word in others if word in DATASETS), None)
+    is_file = base.endswith((".yaml", ".yml")) or "/" in base
+    preset, dataset = _preset_and_dataset(others)
     for word in others:
         if word not in (preset, dataset):
             raise unknown("preset or data set", word, [*PRESETS, *DATASETS])
-    is_file = base.endswith((".yaml", ".yml")) or "/" in base
     try:
-        found = study.load(base, preset, dataset)
+        own = study.load(base, preset, dataset)
     except UsageError as error:
-        known = [*study.shipped(), *noted(results), experiment_name()]
         if is_file or base.replace("_", "-") in study.shipped():
             raise
+        known = [*study.shipped(), *noted(results), experiment_name()]
         raise unknown("study", reference, known) from error
-    note = note_of(results, found.name)  # of its own name: it may have been swept with other seeds
-    if note.is_file() and (not is_file or _file_of(read_json(note)) == found.path.resolve()):
-        return Plan(found.name, _from_note(found.name, note))
-    return Plan(found.name, found)
+    note = note_of(results, own.name)  # of its own name: it may have been swept with other seeds
+    if note.is_file() and (not is_file or _file_of(read_json(note)) == own.path.resolve()):
+        return Plan(own.name, _from_note(own.name, note))
+    return Plan(own.name, own)
 
 
-def _file_of(about: dict[str, Any]) -> Path:
-    return Path(str(about.get("file", "")))
+def _preset_and_dataset(words: Sequence[str]) -> tuple[str | None, str | None]:
+    preset = next((word for word in words if word in PRESETS), None)
+    return preset, next((word for word in words if word in DATASETS), None)
 
 
-def _from_note(name: str, note: Path) -> Study:
-    about = read_json(note)
+def _file_of(note: Mapping[str, Any]) -> Path:
+    return Path(str(note.get("file", "")))
+
+
+def _from_note(name: str, path: Path) -> Study:
+    """Return a study as it was begun."""
+    note = read_json(path)
     base, *others = name.split("@")
-    preset = about.get("preset") or next((word for word in others if word in PRESETS), None)
-    dataset = about.get("dataset") or next((word for word in others if word in DATASETS), None)
-    file = _file_of(about)
+    preset, dataset = _preset_and_dataset(others)
+    file = _file_of(note)
     if not file.is_file():  # made elsewhere, or moved since
         if base not in study.shipped():
             raise RunError(
@@ -119,8 +122,12 @@ def _from_note(name: str, note: Path) -> Study:
                 "name it: glas-bench report PATH"
             )
         file = study.shipped()[base]
-    seeds = about.get("seeds")
-    found = study.load(str(file), preset, dataset, seeds=parse_seeds(seeds) if seeds else None)
-    if found.name != name:
-        raise RunError(f"{file.name} is now the study {found.name}; sweep it under that name")
-    return found
+    own = study.load(
+        str(file),
+        note.get("preset") or preset,
+        note.get("dataset") or dataset,
+        seeds=parse_seeds(note["seeds"]) if note.get("seeds") else None,
+    )
+    if own.name != name:
+        raise RunError(f"{file.name} is now the study {own.name}; sweep it under that name")
+    return own

@@ -1,169 +1,101 @@
-"""Figures that take curves, arrays or pictures of the runs: what the csv does not hold.
-
-A figure is a function of its own, one below the other, which makes the file long.
-"""
+"""Figures of curves, arrays and pictures, which the csv does not hold: drawn from the records."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
 
+from glas_bench.record import SeedRecord
+from glas_bench.registry import Variant
 from glas_bench.report.figures import DASHES, NATS, Drawing, blank, by_table, colours
-from glas_bench.report.records import Run
-from glas_bench.report.table import TableRow, short
-from glas_bench.tracking import mlflow_store as store
+from glas_bench.report.table import TableRow
 
 Key = tuple[str, int]
+"""config_key and seed."""
 Series = Mapping[Key, Sequence[tuple[float, float]]]
-"""Points of a curve by (config_key, seed)."""
+"""The points of a curve."""
 
-CURVES = ("validation/elbo", "validation/recon")
 COLUMNS = 4
 MOST_LINES = 4
 """Curves in one panel; a variant with more cells has several."""
 MOST_PANELS = 32
 MOST_PICTURES = 8
+MOST_ALIKE = 3
+"""Footprints of one filter."""
 TITLE_PIXELS = 60
-"""What is lower than this, at the top of a picture of `runs.pictures`, is a line of its title."""
-FILTERS = ("cauchy", "gaussian", "grid")
+"""A block of ink lower than this, at the top of a picture of `runs.pictures`, is its title."""
 
 
-class Looks:
-    """What a page's runs left behind that is worth a picture; read once, when it is made.
+def from_records(
+    cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], variants: Mapping[str, Variant]
+) -> Iterator[Drawing]:
+    """Yield the figures that the records of a page's finished seeds have the data for.
 
     Args:
-        found: the page's cells.
-        runs: the MLflow rows of their finished seeds.
-        results: the results folder.
+        cells: of the page.
+        records: of its finished seeds.
+        variants: of the cells, by name, as far as they are known.
     """
+    if not records:
+        return
+    samples, filters = (
+        [name for name, variant in sorted(variants.items()) if figure in variant.cls.figures]
+        for figure in ("samples", "filter")
+    )
 
-    def __init__(self, found: Sequence[TableRow], runs: Sequence[Run], results: Path) -> None:
-        self.found = found
-        self.runs = runs
-        self.results = results
+    def of_table(some: Sequence[TableRow]) -> Iterator[Drawing]:
+        yield from _curves(some, records)
+        yield from _per_step(some, records)
+        yield from _samples(some, records, samples)
+        yield from _footprints(some, records, filters)
 
-    def drawings(self) -> Iterator[Drawing]:
-        """Yield the figures that there is data for."""
-        if not self.runs:
-            return
-        yield from by_table(self.found, self._of_table)
-        yield from self._centres()
-
-    def _of_table(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
-        yield from self._curves(some)
-        yield from self._steps(some)
-        yield from self._samples(some)
-        yield from self._filters(some)
-
-    # ---- curves
-
-    def _runs(self, some: Sequence[TableRow]) -> list[Run]:
-        """Return the runs of cells' finished seeds."""
-        keys = {key for cell in some for key in _keys(cell)}
-        return [run for run in self.runs if (run["config_key"], int(run["seed"])) in keys]
-
-    def _curves(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
-        found = store.curves(self._runs(some), self.results, CURVES)
-        series: dict[Key, list[tuple[float, float]]] = {}
-        alone: set[Key] = set()
-        for key, curves in found.items():
-            name = next((name for name in CURVES if curves.get(name)), "")
-            points = curves.get(name, [])
-            if len(points) > 1:
-                series[key] = [(float(x), y) for x, y in points]
-                alone |= {key} if name == "validation/recon" else set()
-        yield from _panelled(
-            "curves",
-            "Learning curves",
-            "Validation, nats per image, over epochs: the -ELBO of one draw, or the reconstruction "
-            "alone where the recogniser has no density, which is less and has no baseline beside "
-            "it. What has not two epochs of finite values has no panel.",
-            ("epoch", f"validation, {NATS}"),
-            some,
-            series,
-            alone,
-        )
-
-    def _steps(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
-        scores = store.scores(self._runs(some), self.results)
-        for name, title, axis, caption in _PER_STEP:
-            series = {key: _per_step(document, name) for key, document in scores.items()}
-            series = {key: points for key, points in series.items() if points}
-            named = name.replace("_", "-")
-            yield from _panelled(named, title, caption, ("time step t", axis), some, series)
-
-    # ---- pictures
-
-    def _samples(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
-        published = [_as_published(variant, some) for variant in ("cauchy", "draw")]
-        chosen = [cell for cell in published if cell is not None]
-        yield from self._mosaic(
-            chosen,
-            "samples.png",
-            "samples",
-            "Samples over time steps",
-            "Canvases of eight samples from the prior over time steps, one seed"
-            + (", `cauchy` beside `draw`" if len(chosen) > 1 else "")
-            + ". The write-up says that early steps of its model look alike and DRAW's do not.",
-            columns=2,
-        )
-
-    def _filters(self, some: Sequence[TableRow]) -> Iterator[Drawing]:
-        chosen: list[TableRow] = []
-        done = [cell for cell in some if cell.finished]
-        for variant in dict.fromkeys([*FILTERS, *(cell.variant for cell in done)]):
-            own = [cell for cell in done if cell.variant == variant]
-            chosen += own[: 3 if variant in FILTERS else 1]
-        yield from self._mosaic(
-            chosen,
-            "filter.png",
-            "filter",
-            "Where the filter looks",
-            "Mean footprint of the filter on the latent matrix at each time step, over eight test "
-            "images, one seed a cell, at most three cells of a filter and one of any other "
-            "variant; dark is a small share of the read, bright a large one, and each picture has "
-            "its own scale.",
-            columns=2,
-        )
-
-    def _mosaic(
-        self, some: Sequence[TableRow], file: str, name: str, title: str, caption: str, columns: int
-    ) -> Iterator[Drawing]:
-        first = {_keys(cell)[0]: cell for cell in some}
-        runs = [run for run in self.runs if (run["config_key"], int(run["seed"])) in first]
-        there = store.pictures(runs, self.results, file)
-        told = [(first[key], there[key]) for key in first if key in there]
-        if len(told) > MOST_PICTURES:
-            caption += f" The first {MOST_PICTURES} of {len(told)} cells."
-        if told:
-            yield Drawing(name, title, caption, lambda: _beside(told[:MOST_PICTURES], columns))
-
-    # ---- grids
-
-    def _centres(self) -> Iterator[Drawing]:
-        with_grid = [c for c in self.found if c.finished and c.first.get("params.grid")]
-        if not with_grid:
-            return
-        first = with_grid[0].first
-        size = int(first.get("params.latent_size") or 9)
-        sizes = {int(cell.first.get("params.filter_size") or 5) for cell in with_grid}
-        yield Drawing(
-            "centres",
-            "Filter centres of the three grids",
-            f"Where the kernels sit on a latent matrix of {size} x {size} before training (offset "
-            "0, stride 1), along one axis; the shaded part is the matrix. The original grid's slip "
-            "puts most of them outside.",
-            lambda: _grids(size, sorted(sizes)),
-        )
+    yield from by_table(cells, of_table)
+    yield from _centres(cells)
 
 
-_PER_STEP: tuple[tuple[str, str, str, str], ...] = (
+def _keys(cell: TableRow) -> list[Key]:
+    return [(row["config_key"], int(row["seed"])) for row in cell.finished]
+
+
+# --------------------------------------------------------------------------- curves
+
+
+def _curves(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> Iterator[Drawing]:
+    series: dict[Key, list[tuple[float, float]]] = {}
+    recon: set[Key] = set()
+    for key in (key for cell in cells for key in _keys(cell) if key in records):
+        points: dict[str, dict[float, float]] = {"elbo": {}, "recon": {}}
+        for row in records[key].metrics:
+            value = row.get("validation")
+            if value is not None and math.isfinite(value):
+                points[row.get("validation_kind") or "elbo"][float(row["epoch"])] = value
+        kind = "elbo" if points["elbo"] else "recon"
+        if len(points[kind]) > 1:
+            series[key] = sorted(points[kind].items())
+            recon |= {key} if kind == "recon" else set()
+    yield from _panelled(
+        "curves",
+        "Learning curves",
+        "Validation, nats per image, over epochs: the -ELBO of one draw, or the reconstruction "
+        "alone where the recogniser has no density, which is less and has no baseline beside "
+        "it. What has not two epochs of finite values has no panel.",
+        ("epoch", f"validation, {NATS}"),
+        cells,
+        series,
+        recon,
+    )
+
+
+_STEPS = (
     (
         "kl_per_step",
         "KL per time step",
@@ -186,89 +118,86 @@ _PER_STEP: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-def _per_step(document: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
-    values = document.get(name)
-    if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
-        return []
-    return [(float(t), float(value)) for t, value in enumerate(values, 1)] if values else []
-
-
-def _as_published(variant: str, some: Sequence[TableRow]) -> TableRow | None:
-    """Return a variant's cell with its own settings, or any that there is."""
-    there = [cell for cell in some if cell.variant == variant and cell.finished]
-    own = [cell for cell in there if cell.first.get("as_published") == "yes"]
-    return next(iter([*own, *there]), None)
+def _per_step(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> Iterator[Drawing]:
+    """Yield a figure of each diagnostic that a scoring has for every time step."""
+    scores: dict[Key, Mapping[str, Any]] = {
+        key: records[key].scores.get(row.get("protocol_key", ""), {})
+        for cell in cells
+        for key, row in zip(_keys(cell), cell.finished, strict=True)
+        if key in records
+    }
+    for name, title, axis, caption in _STEPS:
+        series = {
+            key: [(float(t), float(value)) for t, value in enumerate(document[name], 1)]
+            for key, document in scores.items()
+            if document.get(name) and None not in document[name]
+        }
+        about = (name.replace("_", "-"), title, caption, ("time step t", axis))
+        yield from _panelled(*about, cells, series)
 
 
 def _panelled(
     name: str,
     title: str,
     caption: str,
-    axes: tuple[str, str],
-    some: Sequence[TableRow],
+    labels: tuple[str, str],
+    cells: Sequence[TableRow],
     series: Series,
-    alone: Collection[Key] = (),
+    recon: Collection[Key] = (),
 ) -> Iterator[Drawing]:
     """Yield a figure of small panels, one a variant, the baseline in each; none without data.
 
     Args:
-        axes: labels of x and y.
-        some: the cells of one table.
-        series: the curves that there are.
-        alone: those that are of the reconstruction alone.
+        name: of the figure; then its title and caption.
+        labels: of x and y.
+        cells: of one table.
+        series: the curves.
+        recon: those of them that are of the reconstruction alone.
     """
     if not series:
         return
-    panels = list(_panels(some, series))
-    told = " Bold lines are means over seeds, thin ones the single seeds"
-    baseline = next((cell for cell in some if cell.first.get("is_baseline")), None)
+    panels = list(_panels(cells, series))
+    baseline = next((cell for cell in cells if cell.first.get("is_baseline")), None)
+    caption += " Bold lines are means over seeds, thin ones the single seeds"
     if baseline is not None and len(panels) > 1:
-        told += f"; dashed grey, in the others' panels, the mean of {baseline.title}, the baseline"
-    cut = f" The first {MOST_PANELS} of {len(panels)} panels." if len(panels) > MOST_PANELS else ""
-    yield Drawing(
-        name,
-        title,
-        f"{caption}{told}.{cut}",
-        lambda: _draw_panels(panels[:MOST_PANELS], baseline, axes, series, alone),
-    )
+        caption += f"; dashed grey, in the others' panels, the mean of {baseline.title}, "
+        caption += "the baseline"
+    caption += "."
+    if len(panels) > MOST_PANELS:
+        caption += f" The first {MOST_PANELS} of {len(panels)} panels."
+    shown = panels[:MOST_PANELS]
+
+    def draw() -> Figure:
+        columns = min(COLUMNS, len(shown))
+        rows = -(-len(shown) // columns)
+        width = 2.6 * columns + 0.4 if columns > 1 else 4.6
+        figure, axes = blank(width, 2.3 * rows + 0.5, rows, columns, sharex=True, sharey=True)
+        for axis, (panel, some) in zip(axes.flat, shown, strict=False):
+            other = any(key in recon for cell in some for key in _keys(cell))
+            if baseline is not None and baseline not in some and not other:
+                means = _frame([baseline], series).groupby("x")["y"].mean()
+                axis.plot(means.index, means, color="0.45", dashes=(3, 2), linewidth=1.3)
+            _draw_lines(axis, some, series)
+            axis.set_title(panel + (" (recon alone)" if other else ""), fontsize=8)
+            if len(some) > 1 or some[0].settings:
+                axis.legend(
+                    fontsize=6, framealpha=0.7, edgecolor="none", loc="best", handlelength=2.2
+                )
+            axis.set(xlabel="", ylabel="")
+        axes.flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        for axis in axes.flat[len(shown) :]:
+            axis.set_visible(False)
+        figure.supxlabel(labels[0], fontsize=9)
+        figure.supylabel(labels[1], fontsize=9)
+        return figure
+
+    yield Drawing(name, title, caption, draw)
 
 
-def _draw_panels(
-    panels: Sequence[tuple[str, list[TableRow]]],
-    baseline: TableRow | None,
-    labels: tuple[str, str],
-    series: Series,
-    alone: Collection[Key] = (),
-) -> Figure:
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    width = 2.6 * columns + 0.4 if columns > 1 else 4.6
-    figure, axes = blank(width, 2.3 * rows + 0.5, rows, columns, sharex=True, sharey=True)
-    flat = [axis for row in axes for axis in row]
-    for axis, (title, some) in zip(flat, panels, strict=False):
-        other = any(key in alone for cell in some for key in _keys(cell))
-        if baseline is not None and baseline not in some and not other:
-            _lines(axis, baseline, series, "0.45", (3, 2), None)
-        for i, cell in enumerate(some):
-            told = ", ".join(f"{key}={short(value)}" for key, value in cell.settings.items())
-            label = told or cell.variant
-            _lines(axis, cell, series, colours(i + 1)[i], DASHES[i % len(DASHES)], label)
-        axis.set_title(title + (" (recon alone)" if other else ""), fontsize=8)
-        if len(some) > 1 or some[0].settings:
-            axis.legend(fontsize=6, framealpha=0.7, edgecolor="none", loc="best", handlelength=2.2)
-    flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    for axis in flat[len(panels) :]:
-        axis.set_visible(False)
-    figure.supxlabel(labels[0], fontsize=9)
-    figure.supylabel(labels[1], fontsize=9)
-    return figure
-
-
-def _panels(found: Sequence[TableRow], series: Series) -> Iterator[tuple[str, list[TableRow]]]:
-    """Yield a title and its cells; the control's own panel first, then by variant."""
-    there = [cell for cell in found if any(key in series for key in _keys(cell))]
-    names = list(dict.fromkeys(cell.variant for cell in there))
-    for name in names:
+def _panels(cells: Sequence[TableRow], series: Series) -> Iterator[tuple[str, list[TableRow]]]:
+    """Yield a title and its cells, by variant, in the order of the page."""
+    there = [cell for cell in cells if any(key in series for key in _keys(cell))]
+    for name in dict.fromkeys(cell.variant for cell in there):
         some = [cell for cell in there if cell.variant == name]
         count = -(-len(some) // MOST_LINES)
         size = -(-len(some) // count)
@@ -277,55 +206,130 @@ def _panels(found: Sequence[TableRow], series: Series) -> Iterator[tuple[str, li
             yield name + more, some[place * size : (place + 1) * size]
 
 
-def _keys(cell: TableRow) -> list[Key]:
-    return [(row["config_key"], int(row["seed"])) for row in cell.finished]
+def _frame(cells: Sequence[TableRow], series: Series) -> pd.DataFrame:
+    """Return the points of the cells' curves."""
+    points = [
+        {"line": cell.setting_list or cell.variant, "seed": key[1], "x": x, "y": y}
+        for cell in cells
+        for key in _keys(cell)
+        for x, y in series.get(key, ())
+    ]
+    return pd.DataFrame(points, columns=["line", "seed", "x", "y"])
 
 
-def _lines(
-    axis: Any, cell: TableRow, series: Series, colour: Any, dashes: Any, label: str | None
-) -> None:
-    """Draw a cell's mean over seeds, and in its own panel each seed: a mean hides a collapse."""
-    curves = [dict(series[key]) for key in _keys(cell) if key in series]
-    if not curves:
-        return
-    xs = sorted(set.intersection(*(set(curve) for curve in curves)))
-    values = np.array([[curve[x] for x in xs] for curve in curves])
-    marker = "o" if len(xs) == 1 else None
-    axis.plot(
-        xs,
-        values.mean(0),
-        color=colour,
-        dashes=dashes,
-        linewidth=1.3,
-        label=label,
-        marker=marker,
-        markersize=3,
+def _draw_lines(axis: Any, cells: Sequence[TableRow], series: Series) -> None:
+    """Draw each cell's mean over seeds, and each seed: a mean hides a collapse."""
+    frame = _frame(cells, series)
+    names = list(dict.fromkeys(frame["line"]))
+    about: dict[str, Any] = {
+        "x": "x",
+        "y": "y",
+        "hue": "line",
+        "hue_order": names,
+        "palette": colours(len(names)),
+    }
+    marker = "o" if frame["x"].nunique() == 1 else None
+    dashes = [DASHES[i % len(DASHES)] for i in range(len(names))]
+    style: dict[str, Any] = {
+        "style": "line",
+        "style_order": names,
+        "dashes": dashes,
+        "errorbar": None,
+    }
+    sns.lineplot(frame, ax=axis, **about, **style, linewidth=1.3, marker=marker, markersize=3)
+    several = frame[frame.groupby("line")["seed"].transform("nunique") > 1]
+    if not several.empty:
+        each: dict[str, Any] = {"units": "seed", "estimator": None, "legend": False}
+        sns.lineplot(several, ax=axis, **about, **each, alpha=0.4, linewidth=0.5)
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+def _samples(
+    cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], first: Collection[str]
+) -> Iterator[Drawing]:
+    """Yield the samples of the variants that the figure is of, as published where there is one."""
+    some = []
+    for variant in first:
+        done = [cell for cell in cells if cell.variant == variant and cell.finished]
+        own = [cell for cell in done if cell.first.get("as_published") == "yes"]
+        some += (own or done)[:1]
+    beside = " beside ".join(f"`{cell.variant}`" for cell in some)
+    yield from _mosaic(
+        some,
+        records,
+        "samples.png",
+        "samples",
+        "Samples over time steps",
+        "Canvases of eight samples from the prior over time steps, one seed"
+        + (f", {beside}" if len(some) > 1 else "")
+        + ". The write-up says that early steps of its model look alike and DRAW's do not.",
     )
-    if len(curves) > 1 and label is not None:
-        axis.plot(xs, values.T, color=colour, alpha=0.4, linewidth=0.5)
 
 
-def _beside(told: Sequence[tuple[TableRow, bytes]], columns: int) -> Figure:
-    """Put pictures that were drawn of runs beside one another, each under its cell's name."""
-    from matplotlib.image import imread
+def _footprints(
+    cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], first: Collection[str]
+) -> Iterator[Drawing]:
+    """Yield footprints, of the filters first: three of each, and one of any other variant."""
+    done = [cell for cell in cells if cell.finished]
+    some: list[TableRow] = []
+    for variant in dict.fromkeys([*first, *(cell.variant for cell in done)]):
+        own = [cell for cell in done if cell.variant == variant]
+        some += own[: MOST_ALIKE if variant in first else 1]
+    yield from _mosaic(
+        some,
+        records,
+        "filter.png",
+        "filter",
+        "Where the filter looks",
+        "Mean footprint of the filter on the latent matrix at each time step, over eight test "
+        "images, one seed a cell, at most three cells of a filter and one of any other "
+        "variant; dark is a small share of the read, bright a large one, and each picture has "
+        "its own scale.",
+    )
 
-    images = [_without_title(imread(io.BytesIO(content), format="png")) for _, content in told]
+
+def _mosaic(
+    cells: Sequence[TableRow],
+    records: Mapping[Key, SeedRecord],
+    file: str,
+    name: str,
+    title: str,
+    caption: str,
+) -> Iterator[Drawing]:
+    """Yield a figure of a picture of each cell's first seed; none where there is no such file."""
+    paths = [
+        (cell, records[key].folder.path / file)
+        for cell in cells
+        if (key := _keys(cell)[0]) in records
+    ]
+    there = [(cell, path) for cell, path in paths if path.is_file()]
+    if len(there) > MOST_PICTURES:
+        caption += f" The first {MOST_PICTURES} of {len(there)} cells."
+    pictures = [(cell.label, path.read_bytes()) for cell, path in there[:MOST_PICTURES]]
+    if pictures:
+        yield Drawing(name, title, caption, lambda: _side_by_side(pictures))
+
+
+def _side_by_side(pictures: Sequence[tuple[str, bytes]], columns: int = 2) -> Figure:
+    """Draw pictures beside one another, each below its name."""
+    images = [_without_title(imread(io.BytesIO(png), format="png")) for _, png in pictures]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     width = (7.0 if ratio < 0.9 else 3.8) * columns
     figure, axes = blank(width, (width / columns * ratio + 0.25) * rows, rows, columns)
-    flat = [axis for row in axes for axis in row]
-    for axis, image, (cell, _) in zip(flat, images, told, strict=False):
+    for axis, image, (name, _) in zip(axes.flat, images, pictures, strict=False):
         axis.imshow(image, interpolation="lanczos")
-        axis.set_title(cell.label, fontsize=9)
-    for axis in flat:
+        axis.set_title(name, fontsize=9)
+    for axis in axes.flat:
         axis.axis("off")
     return figure
 
 
 def _without_title(image: np.ndarray) -> np.ndarray:
-    """Cut off the lines of text above a picture: it is named anew."""
+    """Cut off the lines of text above a picture, which gets a new name."""
     ink = (image[..., :3] < 0.98).any((1, 2))
     edges = np.flatnonzero(np.diff(np.concatenate([[0], ink.view(np.int8), [0]])))
     for start, end in zip(edges[::2], edges[1::2], strict=True):
@@ -334,25 +338,42 @@ def _without_title(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _grids(size: int, filters: Sequence[int]) -> Figure:
-    """Draw the centres of each grid along one axis of the matrix, a row a grid and filter size."""
-    import torch
+# --------------------------------------------------------------------------- grids
 
-    from glas_bench.filters import GRIDS, grid_centres
 
-    rows = [(grid, count) for count in filters for grid in GRIDS]
-    figure, axes = blank(6.4, 0.8 + 0.3 * len(rows))
-    axis = axes[0][0]
-    axis.axvspan(-0.5, size - 0.5, color="0.88", zorder=0)
-    zero = torch.zeros(())
-    for i, (grid, count) in enumerate(rows):
-        centres = grid_centres(count, size, zero, zero, grid).tolist()
-        colour = colours(3)[i % 3]
-        axis.plot(centres, [len(rows) - i] * count, "osD"[i % 3], color=colour, markersize=6)
-    axis.set_yticks(
-        [len(rows) - i for i in range(len(rows))],
-        [f"{grid}, {count}x{count}" for grid, count in rows],
+def _centres(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+    """Yield the centres of each grid along one axis of the matrix, a row a grid and filter size."""
+    with_grid = [cell.first for cell in cells if cell.finished and cell.first.get("params.grid")]
+    if not with_grid:
+        return
+    size = int(with_grid[0].get("params.latent_size") or 9)
+    filters = sorted({int(row.get("params.filter_size") or 5) for row in with_grid})
+
+    def draw() -> Figure:
+        import torch
+
+        from glas_bench.filters import GRIDS, grid_centres
+
+        rows = [(grid, count) for count in filters for grid in GRIDS]
+        places = [len(rows) - i for i in range(len(rows))]
+        figure, axes = blank(6.4, 0.8 + 0.3 * len(rows))
+        axis = axes[0][0]
+        axis.axvspan(-0.5, size - 0.5, color="0.88", zorder=0)
+        zero = torch.zeros(())
+        for i, (y, (grid, count)) in enumerate(zip(places, rows, strict=True)):
+            centres = grid_centres(count, size, zero, zero, grid).tolist()
+            colour = colours(3)[i % 3]
+            axis.plot(centres, [y] * count, "osD"[i % 3], color=colour, markersize=6)
+        axis.set_yticks(places, [f"{grid}, {count}x{count}" for grid, count in rows])
+        axis.set_ylim(0.4, len(rows) + 0.6)
+        axis.set_xlabel("position along one axis of the latent matrix, cells")
+        return figure
+
+    yield Drawing(
+        "centres",
+        "Filter centres of the three grids",
+        f"Where the kernels sit on a latent matrix of {size} x {size} before training (offset "
+        "0, stride 1), along one axis; the shaded part is the matrix. The original grid's slip "
+        "puts most of them outside.",
+        draw,
     )
-    axis.set_ylim(0.4, len(rows) + 0.6)
-    axis.set_xlabel("position along one axis of the latent matrix, cells")
-    return figure

@@ -1,9 +1,7 @@
-"""One row a seed: MLflow's runs brought together with what was planned.
+"""One row a seed, from the records of runs and the plan of a page.
 
 Every planned seed has a row, whether it has a run or not. Values are text, empty where there is
-nothing: what is written to the csv is what everything else is made from.
-
-The file is as long as a row is wide: every column is made here.
+none; numbers are written so that reading gives the same number.
 """
 
 from __future__ import annotations
@@ -12,151 +10,194 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glas_bench import registry
 from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, RunConfig, config_key
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
+from glas_bench.record import RunRecord, SeedRecord
 from glas_bench.registry import Variant
-from glas_bench.report import published
 from glas_bench.report.plans import Plan
 from glas_bench.report.table import Row
 from glas_bench.study import Cell, Study
 from glas_bench.text import seed_ranges, setting
 
+if TYPE_CHECKING:
+    import numpy as np
+
 SCHEMA = "1"
 """Version of the csv's columns."""
-
-Run = Mapping[str, Any]
-"""A row of `tracking.store.read_runs`."""
-
-BASELINE = "cauchy"
-"""What runs by hand are compared with."""
 
 _SIZES = frozenset({"steps", "hidden"})
 """Settings that are budget: another value makes no other variant."""
 
 _TRAINING = ("batch", "learning_rate", "decay_epochs")
-"""What every run has that the published setting fixes; epochs are told with the budget."""
+"""Settings of every run that the published one fixes; epochs belong to the budget."""
 
-_CLOCKS = ("metrics.time", "metrics.learning_rate")
-"""What says nothing of a result."""
-
-_TAGS = (
-    *("dataset", "binarisation", "data_hash", "data_origin", "source_hash", "core_version"),
-    *("protocol_key", "protocol", "bounds_nll", "bound_reason", "elbo_status", "iw_status"),
-    *("refit_iw_status", "nll_from", "nll_bound_only", "bound_only", "failed", "failed_reason"),
-    *(
-        "kl_status",
-        "kl_from",
-        "ais_status",
-        "ais_protocol_key",
-        "reason",
-        "diverged_step",
-        "device",
-    ),
+_ABOUT = ("data_origin", "data_hash", "source_hash", "core_version", "bound_reason")
+_WORDS = (
+    *("protocol_key", "protocol", "elbo_status", "iw_status", "refit_iw_status", "nll_from"),
+    *("nll_bound_only", "bound_only", "failed", "failed_reason", "kl_status", "kl_from"),
+    *("ais_status", "ais_protocol_key"),
 )
+"""Columns of scores that are no numbers."""
+
+_BOUNDS = {True: "yes", False: "no", None: "not shown"}
 
 
-def planned_rows(plan: Plan, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
-    """Return a page's rows and what is to be said of runs that are on no row.
+@dataclass(frozen=True)
+class Run:
+    """A seed that was run, with the scoring that is reported of it."""
 
-    Args:
-        plan: of the page.
-        runs: of its experiment.
+    record: RunRecord
+    seed: SeedRecord
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Its config_key and seed."""
+        return self.record.config_key, self.seed.seed
+
+    @property
+    def variant(self) -> str:
+        """Name of its variant."""
+        return self.record.config.variant
+
+    @property
+    def data(self) -> tuple[str, str]:
+        """Name and hash of its data."""
+        return self.record.config.dataset, _text(self.record.about.get("data_hash"))
+
+
+def runs_of(records: Sequence[RunRecord]) -> list[Run]:
+    """Return the seeds of records, each once: the complete one of two, else the later one."""
+    runs: dict[tuple[str, str, int], Run] = {}
+    for record in records:
+        for seed in record.seeds.values():
+            run = Run(record, seed)
+            other = runs.setdefault((run.variant, *run.key), run)
+            if _standing(other) < _standing(run):
+                runs[run.variant, *run.key] = run
+    return [runs[key] for key in sorted(runs)]
+
+
+def _standing(run: Run) -> tuple[bool, float]:
+    return run.seed.status == "complete", run.seed.began
+
+
+def per_image(
+    rows: Sequence[Row], seeds: Mapping[tuple[str, int], SeedRecord], metrics: Sequence[str]
+) -> dict[str, dict[tuple[str, int], np.ndarray]]:
+    """Return, by metric and (config_key, seed), the values of the images, nats [images].
+
+    They are of the scoring that a row reports; `ais`, and `image`, which images those are, of its
+    AIS. A seed without a value is left out.
     """
+    values: dict[str, dict[tuple[str, int], np.ndarray]] = {m: {} for m in (*metrics, "image")}
+    for row in rows:
+        key = (row.get("config_key", ""), int(row["seed"]))
+        if key not in seeds:
+            continue
+        with contextlib.suppress(Exception):  # a broken file: the page goes without a difference
+            stored = seeds[key].per_image()
+            for metric, by_seed in values.items():
+                protocol = "ais_protocol_key" if metric in ("ais", "image") else "protocol_key"
+                if (name := f"{row.get(protocol, '')}/{metric}") in stored:
+                    by_seed[key] = stored[name]
+    return values
+
+
+def variants_of(plan: Plan, runs: Sequence[Run]) -> dict[str, Variant]:
+    """Return the variants of a page by name, without those whose file is not to be found."""
+    if plan.study is not None:
+        return {cell.variant.name: cell.variant for cell in plan.study.cells}
+    variants = {}
+    for name in {run.variant for run in runs}:
+        with contextlib.suppress(GlasBenchError):  # a file of the user's own, elsewhere
+            variants[name] = registry.find(name)
+    return variants
+
+
+def rows_of(plan: Plan, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
+    """Return the rows of a page, and remarks on runs that are in no row."""
     if plan.study is None:
         return list(_by_hand(plan, runs)), []
-    found = _Study(plan, plan.study, runs)
-    return list(found.rows()), list(found.notes())
+    planned = _Planned(plan, plan.study, runs)
+    return list(planned.rows()), list(planned.remarks())
 
 
 # --------------------------------------------------------------------------- a study
 
 
-class _Study:
-    """A study's planned seeds with the runs that are theirs."""
+class _Planned:
+    """The planned seeds of a study with their runs."""
 
     def __init__(self, plan: Plan, study: Study, runs: Sequence[Run]) -> None:
         self.plan = plan
         self.study = study
         self.runs = runs
-        self.taken: set[str] = set()
+        self.taken: set[tuple[str, int]] = set()
         self.baselines = {cell.baseline for cell in study.cells}
-        self.by_key: dict[str, list[Run]] = {}
-        for run in runs:
-            self.by_key.setdefault(str(run["config_key"]), []).append(run)
-        self.hashes = sorted(
-            {(_text(run, "tags.dataset"), _text(run, "tags.data_hash")) for run in runs}
-        )
+        self.data = sorted({run.data for run in runs})
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for every planned seed, and for every data that a cell was run on."""
         constant = self._constant()
         for cell in self.study.cells:
             about = constant | self._about(cell)
-            places = self._places(cell) or [{}]
-            for place in places:
+            for by_seed in self._places(cell) or [{}]:
                 for seed in self.study.seeds:
-                    yield self._row(cell, about, place.get(seed), seed)
+                    row = self._row(cell, by_seed.get(seed)) | about | {"seed": str(seed)}
+                    yield row | _described(cell.variant, row, searched=bool(cell.searched))
 
-    def _row(self, cell: Cell, about: Row, run: Run | None, seed: int) -> Row:
-        if run is not None:
-            self.taken.add(str(run["run_id"]))
-            row = {**_of_run(run), **about, "seed": str(seed)}
-            return row | _beside_published(cell.variant, row, searched=bool(cell.searched))
-        status = "not_applicable" if cell.not_applicable else "waiting"
+    def _row(self, cell: Cell, run: Run | None) -> Row:
+        """Return what a run holds, or what is known of a cell without one."""
         config = cell.config
-        row = {
-            **{f"params.{key}": _told(value) for key, value in config.flat().items()},
-            "samples": _told(config.samples),
+        if run is not None:
+            self.taken.add(run.key)
+            return _row(run, cell.protocol)
+        return {
+            **{f"params.{key}": _text(value) for key, value in config.flat().items()},
+            "samples": _text(config.samples),
             "dataset": config.dataset,
             "binarisation": config.binarisation,
-            "core_version": _told(CORE_VERSION),
+            "core_version": _text(CORE_VERSION),
             "source_hash": cell.variant.source_hash,
-            **about,
-            "seed": str(seed),
-            "status": status,
+            "status": "not_applicable" if cell.not_applicable else "waiting",
             "reason": cell.not_applicable or "",
         }
-        return row | _beside_published(cell.variant, row, searched=bool(cell.searched))
 
     def _places(self, cell: Cell) -> list[dict[int, Run]]:
         """Return a planned cell's runs by seed, once for each data that it was run on."""
-        found = []
-        for dataset, data_hash in self.hashes:
+        places = []
+        for dataset, data_hash in self.data:
             if dataset != cell.config.dataset:
                 continue
+            key: str | None = config_key(cell.config, cell.variant.source_hash, data_hash)
             if cell.searched:
-                keyed = self._searched(cell, data_hash)
-            else:
-                key = config_key(cell.config, cell.variant.source_hash, data_hash)
-                keyed = self.by_key.get(key, [])
-            by_seed = {int(run["seed"]): run for run in keyed}
+                key = self._searched(cell, data_hash)
+            by_seed = {run.seed.seed: run for run in self.runs if run.key[0] == key}
             if set(by_seed) & set(self.study.seeds):
-                found.append(by_seed)
-        return found
+                places.append(by_seed)
+        return places
 
-    def _searched(self, cell: Cell, data_hash: str) -> list[Run]:
-        """Return the runs of a search's best values: on the reporting seeds, the newest of them."""
-        wanted = {
-            f"params.{key}": _told(value)
-            for key, value in cell.config.flat().items()
-            if key not in (*cell.searched, *SCORING)
-        }
+    def _searched(self, cell: Cell, data_hash: str) -> str | None:
+        """Return the key of the newest run of a search's best values, on the reporting seeds."""
+        left_out = {*cell.searched, *SCORING}
+        wanted = {k: value for k, value in cell.config.flat().items() if k not in left_out}
         fits = [
             run
             for run in self.runs
-            if run["variant"] == cell.variant.name
-            and _text(run, "tags.source_hash") == cell.variant.source_hash
-            and _text(run, "tags.data_hash") == data_hash
-            and int(run["seed"]) in self.study.seeds
-            and all(_text(run, key) == value for key, value in wanted.items())
+            if run.variant == cell.variant.name
+            and run.record.about.get("source_hash") == cell.variant.source_hash
+            and run.data[1] == data_hash
+            and run.seed.seed in self.study.seeds
+            and wanted.items() <= run.record.config.flat().items()
         ]
-        newest = max(fits, key=lambda run: (run["start"], run["config_key"]), default=None)
-        return [run for run in fits if newest and run["config_key"] == newest["config_key"]]
+        newest = max(fits, key=lambda run: (run.seed.began, run.key[0]), default=None)
+        return newest.key[0] if newest is not None else None
 
     def _constant(self) -> Row:
         study = self.study
@@ -193,28 +234,27 @@ class _Study:
             "tuned": tuned,
         }
 
-    def notes(self) -> Iterator[str]:
-        """Yield what is to be said of runs that no planned seed asks for."""
-        rest = [run for run in self.runs if str(run["run_id"]) not in self.taken]
-        tuning = [run for run in rest if int(run["seed"]) in self.study.tuning_seeds]
+    def remarks(self) -> Iterator[str]:
+        """Yield how many runs no planned seed asks for, and why they are left out."""
+        rest = [run for run in self.runs if run.key not in self.taken]
+        tuning = [run for run in rest if run.seed.seed in self.study.tuning_seeds]
         if tuning:
             yield f"{len(tuning)} runs of the search are not reported: they chose the settings"
-        sources = {cell.variant.name: cell.variant.source_hash for cell in self.study.cells}
-        why = Counter(self._why(run, sources) for run in rest if run not in tuning)
+        why = Counter(self._why(run) for run in rest if run not in tuning)
         for reason, count in sorted(why.items()):
             yield f"{count} {'run is' if count == 1 else 'runs are'} left out: {reason}"
 
-    def _why(self, run: Run, sources: Mapping[str, str]) -> str:
-        variant = str(run["variant"])
-        if variant not in sources:
-            return f"the study has no variant {variant}"
-        if _text(run, "tags.core_version") != str(CORE_VERSION):
-            return f"made by version {_text(run, 'tags.core_version')} of the training core"
-        if _text(run, "tags.source_hash") != sources[variant]:
-            return f"the file of {variant} has changed since"
-        if int(run["seed"]) not in self.study.seeds:
-            return f"seed {run['seed']} is not planned"
-        return f"the study plans no such cell of {variant}"
+    def _why(self, run: Run) -> str:
+        variants, about = variants_of(self.plan, ()), run.record.about
+        if run.variant not in variants:
+            return f"the study has no variant {run.variant}"
+        if (core := _text(about.get("core_version"))) != str(CORE_VERSION):
+            return f"made by version {core} of the training core"
+        if about.get("source_hash") != variants[run.variant].source_hash:
+            return f"the file of {run.variant} has changed since"
+        if run.seed.seed not in self.study.seeds:
+            return f"seed {run.seed.seed} is not planned"
+        return f"the study plans no such cell of {run.variant}"
 
 
 def _axes(study: Study) -> list[str]:
@@ -224,7 +264,7 @@ def _axes(study: Study) -> list[str]:
         for key, value in cell.params.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 values.setdefault(key, set()).add(value)
-    return sorted(key for key, found in values.items() if len(found) > 1)
+    return sorted(key for key, some in values.items() if len(some) > 1)
 
 
 # --------------------------------------------------------------------------- by hand
@@ -232,104 +272,118 @@ def _axes(study: Study) -> list[str]:
 
 def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
     """Yield the rows of runs that no study planned."""
-    differ = _differing(runs)
-    variants: dict[str, Variant | None] = {}
+    axes = _differing(runs)
+    variants = variants_of(plan, runs)
     for run in sorted(runs, key=_by_settings):
-        name = str(run["variant"])
-        if name not in variants:
-            variants[name] = None
-            with contextlib.suppress(GlasBenchError):  # a file of the user's own, elsewhere
-                variants[name] = registry.find(name)
-        settings = {
-            key.removeprefix("params."): _text(run, key) for key in differ if _text(run, key)
-        }
+        flat = run.record.config.flat()
         row = {
-            **_of_run(run),
+            **_row(run),
             "schema": SCHEMA,
             "study": plan.name,
-            "cell": f"{name} {run['config_key']}",
-            "settings": json.dumps(settings),
-            "is_baseline": "yes" if name == BASELINE else "",
+            "cell": f"{run.variant} {run.key[0]}",
+            "settings": json.dumps({key: _text(flat[key]) for key in axes if key in flat}),
             "verdicts": "no",
         }
-        variant = variants[name]
-        yield row | (_beside_published(variant, row) if variant is not None else {})
+        if (variant := variants.get(run.variant)) is not None:
+            row |= {"is_baseline": "yes" if variant.cls.is_control else ""}
+            row |= _described(variant, row)
+        yield row
 
 
 def _by_settings(run: Run) -> tuple[str, list[tuple[str, str]], str, int]:
     """Return what sorts runs by what they are: a key's hash changes with the code."""
-    about = [(name, _text(run, name)) for name in sorted(run) if name.startswith("params.")]
-    settings = [(name, text) for name, text in about if name != "params.seed"]
-    return str(run["variant"]), settings, str(run["config_key"]), int(run["seed"])
+    settings = [(name, _text(value)) for name, value in sorted(run.record.config.flat().items())]
+    return run.variant, settings, *run.key
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Return the parameters, sizes aside, that two runs of one variant and data have otherwise."""
+    """Return the settings, sizes aside, in which runs of one variant and data differ."""
     no_axes = {"variant", "seed", "dataset", "binarisation", "precision", "threads"}
     no_axes |= {"epochs", "batch", *_SIZES, *SCORING}
     values: dict[tuple[str, str, str], set[str]] = {}
     for run in runs:
-        for name in run:
-            if name.startswith("params.") and name.removeprefix("params.") not in no_axes:
-                alike = str(run["variant"]), _text(run, "tags.dataset"), name
-                values.setdefault(alike, set()).add(_text(run, name))
-    return sorted({name for (_, _, name), found in values.items() if len(found) > 1})
+        for name, value in run.record.config.flat().items():
+            if name not in no_axes:
+                values.setdefault((run.variant, run.data[0], name), set()).add(_text(value))
+    return sorted({name for (_, _, name), some in values.items() if len(some) > 1})
 
 
 # --------------------------------------------------------------------------- one run
 
 
-def _of_run(run: Run) -> Row:
-    """Return what a run itself says."""
-    row = {name: _text(run, f"tags.{name}") for name in _TAGS}
-    row |= {name: _text(run, name) for name in run if name.startswith("params.")}
+def _row(run: Run, wanted: str = "") -> Row:
+    """Return what the record of a run holds, as text; scores by `wanted` come before others."""
+    record, seed = run.record, run.seed
+    config, about = record.config, record.about
+    protocol = record.protocol_of(seed.seed, wanted)
+    words = seed.words(protocol)
+    environment = seed.environment or record.environment
+    git = environment.get("git") or {}
+    row = {f"params.{key}": _text(value) for key, value in config.flat().items()}
+    row |= {name: _text(about.get(name)) for name in _ABOUT}
+    row |= {name: _text(words[name]) for name in _WORDS}
+    row |= _numbers(seed, protocol)
     row |= {
-        name.removeprefix("metrics."): _text(run, name)
-        for name in run
-        if name.startswith("metrics.") and "/" not in name and name not in _CLOCKS
+        "variant": run.variant,
+        "config_key": run.key[0],
+        "seed": str(seed.seed),
+        "params.seed": str(seed.seed),
+        "status": seed.status,
+        "reason": " ".join(_text(seed.about.get("reason")).split()),
+        "diverged_step": _text(seed.about.get("step")) if seed.status == "diverged" else "",
+        "dataset": config.dataset,
+        "binarisation": config.binarisation,
+        "bounds_nll": _BOUNDS[about.get("bounds_nll")],
+        "samples": _whole(row.get("samples")) or _text(config.samples),
+        "images": _whole(row.get("images")),
+        "commit": _text(git.get("commit"))[:12],
+        "dirty": "yes" if git.get("dirty") else "",
+        "device": _text(environment.get("device")),
+        "ended": _day(seed),
+        "look": _look(_text(about.get("preset"))),
     }
-    row["variant"] = str(run["variant"])
-    row["config_key"] = str(run["config_key"])
-    row["seed"] = str(int(run["seed"]))
-    row["status"] = str(run["status"])
-    row["samples"] = _whole(row.get("samples")) or _text(run, "params.samples")
-    row["images"] = _whole(row.get("images"))
-    row["commit"] = _text(run, "tags.git_commit")[:12]
-    row["dirty"] = "yes" if _text(run, "tags.git_dirty") == "true" else ""
-    row["ended"] = _date(run)
-    row["look"] = _look(_text(run, "tags.preset"))
     row["updates"] = _updates(row)
-    row["reason"] = " ".join(row["reason"].split())
     return row
 
 
-def _beside_published(variant: Variant, row: Row, *, searched: bool = False) -> Row:
-    """Return the published numbers that a row may stand beside, and whether it is as published.
+def _numbers(seed: SeedRecord, protocol: str | None) -> Row:
+    """Return the final numbers of a seed; of a sweep over K, the one of the largest K."""
+    numbers = sorted(seed.numbers(protocol), key=lambda number: number.weights or 0)
+    row = {number.name: repr(number.value) for number in numbers if "/" not in number.name}
+    if protocol is None:
+        row = {name: text for name, text in row.items() if name == "seconds"}
+    if seed.metrics and (speed := seed.metrics[-1].get("images_per_second")) is not None:
+        row["images_per_second"] = repr(float(speed))
+    return row
 
-    It is where each of its variant's own settings, sizes aside, is the default, or what a number is
-    of. What of that number's setting it does not have is told, for the page to say (`departs`).
+
+def _described(variant: Variant, row: Row, *, searched: bool = False) -> Row:
+    """Return what the class of a variant adds to a row: published numbers, and what it charges.
+
+    A row is as published where each of its variant's own settings, sizes aside, is the default or
+    that of a published number; `departs` has what else that number's setting has otherwise.
     """
     fields = variant.cls.Settings.model_fields
-    own = {key: _told(each.default) for key, each in fields.items() if key not in _SIZES}
-    plain_run = {key: _told(RunConfig.model_fields[key].default) for key in _TRAINING}
+    own = {key: _text(each.default) for key, each in fields.items() if key not in _SIZES}
+    fixed = {key: _text(RunConfig.model_fields[key].default) for key in _TRAINING}
     if row["dataset"] == "omniglot":
-        plain_run["decay_epochs"] = "100"
-    hidden = {"hidden": _told(fields["hidden"].default)} if "hidden" in fields else {}
-    told = []
-    for number in published.of_variant(variant.name, variant.cls.published):
+        fixed["decay_epochs"] = "100"
+    if "hidden" in fields:
+        fixed["hidden"] = _text(fields["hidden"].default)
+    published = []
+    for number in (each.as_json() for each in variant.citations):
         there = {**own, **number.pop("settings")}
         values = {key: row.get(f"params.{key}", "") for key in there}
         if searched or any(value not in (own[key], there[key]) for key, value in values.items()):
             continue
-        wanted = {**there, **plain_run, **hidden}
-        number["departs"] = {
-            key: value for key, value in wanted.items() if row.get(f"params.{key}", "") != value
-        }
-        told.append(number)
+        wanted = there | fixed
+        number["departs"] = {k: v for k, v in wanted.items() if row.get(f"params.{k}", "") != v}
+        published.append(number)
     is_own = all(row.get(f"params.{key}", "") == value for key, value in own.items())
     return {
-        "published": json.dumps(told),
-        "as_published": "yes" if told or (is_own and not searched) else "",
+        "published": json.dumps(published),
+        "as_published": "yes" if published or (is_own and not searched) else "",
+        "least_kl_per_charge": _text(variant.cls.least_kl_per_charge),
     }
 
 
@@ -348,25 +402,17 @@ def _look(preset: str) -> str:
     return "look" if preset in NO_VERDICTS else ""
 
 
-def _date(run: Run) -> str:
-    """Return when a run was last written, as a date: hours say nothing to a reader."""
-    for name in ("end", "start"):
-        if _text(run, name):
-            return datetime.fromtimestamp(float(run[name]) / 1000, UTC).date().isoformat()
-    return ""
+def _day(seed: SeedRecord) -> str:
+    """Return the day on which a seed was last written; of one that is not over, began."""
+    last = seed.began if seed.status in ("waiting", "training", "scoring") else seed.ended
+    return datetime.fromtimestamp(last, UTC).date().isoformat()
 
 
-def _told(value: Any) -> str:
-    """Return a setting as `tracking.entries` writes it."""
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-
-
-def _text(run: Run, name: str) -> str:
-    """Return a value as text that gives the same number again; empty where there is none."""
-    value = run.get(name)
-    if value is None or value != value:
-        return ""
-    return repr(float(value)) if name.startswith("metrics.") else str(value)
+def _text(value: Any) -> str:
+    """Return a value as text: text as it is, None as none, anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _whole(text: str | None) -> str:

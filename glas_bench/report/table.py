@@ -37,6 +37,9 @@ KEYS = {
 }
 """What the rows of one table have in common, and the column that holds it."""
 
+COMPARED = ("nll", "elbo", "iw", "refit_iw")
+"""Metrics whose differences from the baseline are shown."""
+
 MOST_TABLES = 6
 """Tables of a page that have figures: of runs by hand there may be very many."""
 
