@@ -21,7 +21,8 @@ from glas_bench.ais import (
     annealing,
     bidirectional,
     schedule,
-    seconds_ahead,
+    seconds_a_move,
+    walks,
 )
 from glas_bench.ais.hmc import Walkers
 
@@ -205,10 +206,9 @@ def test_chunks_change_nothing():
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
 
     some = [5, 2]
-    look = SOFT.log_likelihood_for(x_BK[some])
-    named = annealed_importance_sampling(look, 40, 2, image_index=some, **how)
-    torch.testing.assert_close(named, whole.log_p_B[some])
-    unnamed = annealed_importance_sampling(look, 40, 2, **how)
+    [named] = walks(SOFT.log_likelihood_for, x_BK[some], 40, some, [Annealing(**how)])
+    torch.testing.assert_close(named.log_p_B, whole.log_p_B[some])
+    unnamed = annealed_importance_sampling(SOFT.log_likelihood_for(x_BK[some]), 40, 2, **how)
     assert float((unnamed - whole.log_p_B[some]).abs().min()) > 1e-3
 
 
@@ -352,25 +352,6 @@ def test_the_schedule_is_a_sigmoid_from_0_to_1(temperatures):
         assert betas[250] == pytest.approx((1 / (1 + math.exp(2)) - ends) / (1 - 2 * ends))
 
 
-def test_progress_ends_at_its_total():
-    calls = []
-    how = Annealing(chains=2, temperatures=5, leapfrog=2, pilot=16, chunk=2)
-    x_BK = SOFT.draw(3)
-    anneal(SOFT.log_likelihood_for, x_BK, 32, how, progress=lambda *c: calls.append(c))
-    total = 2 * (24 + 16 + 4)
-    assert calls == [(i, total) for i in range(1, total + 1)]
-    calls.clear()
-    bidirectional(
-        SOFT.log_likelihood_for,
-        SOFT.simulate,
-        32,
-        3,
-        how,
-        progress=lambda *c: calls.append(c),
-    )
-    assert calls == [(i, total + 8) for i in range(1, total + 9)]
-
-
 def test_the_time_ahead_is_that_of_the_moves(monkeypatch):
     """The clock here counts the images that the likelihood has looked at."""
     looked = 0
@@ -385,19 +366,18 @@ def test_the_time_ahead_is_that_of_the_moves(monkeypatch):
 
         return log_likelihood
 
+    def both_ways(log_likelihood_for, x_BK, latents, how):
+        bidirectional(log_likelihood_for, SOFT.simulate, latents, len(x_BK), how)
+
     monkeypatch.setattr(ais, "time", SimpleNamespace(perf_counter=lambda: float(looked)))
     how = Annealing(chains=2, temperatures=30, leapfrog=3, pilot=16, chunk=2)
     x_BK = SOFT.draw(5)
-    ahead = seconds_ahead(log_likelihood_for, x_BK, 32, how)
-    looked = 0
-    anneal(log_likelihood_for, x_BK, 32, how)
-    first_looks = 2 * len(x_BK)  # the pilot's and the walk's
-    assert ahead == looked - first_looks
-    looked = 0
-    ahead = seconds_ahead(log_likelihood_for, x_BK, 32, how, walks=2)
-    looked = 0
-    bidirectional(log_likelihood_for, SOFT.simulate, 32, 5, how)
-    assert ahead == looked - 3 * len(x_BK)
+    an_image = seconds_a_move(log_likelihood_for(x_BK[:2]), 32, 2, how) / 2
+    for count, estimate in enumerate((anneal, both_ways), 1):
+        looked = 0
+        estimate(log_likelihood_for, x_BK, 32, how)
+        first_looks = (1 + count) * len(x_BK)  # of the pilot and of each walk
+        assert an_image * how.moves(count, pilot=True) * len(x_BK) == looked - first_looks
 
 
 @pytest.mark.parametrize(
@@ -422,8 +402,6 @@ def test_inputs_that_cannot_be():
         annealed_importance_sampling(lambda z: z.sum((0, 2)), 4, 3, **how)
     with pytest.raises(ValueError, match="at least one image"):
         annealed_importance_sampling(lambda z: z.sum(-1), 4, 0, **how)
-    with pytest.raises(ValueError, match="names 2 images, x has 3"):
-        annealed_importance_sampling(lambda z: z.sum(-1), 4, 3, image_index=[0, 1], **how)
 
 
 @pytest.mark.gpu

@@ -8,9 +8,9 @@ weight lies below log p(x) on average. A walk back from an exact posterior sampl
 images have, lies above it, and the gap bounds the error of both (Grosse, Ghahramani & Adams 2015,
 "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
 
-How a walk is made, and where that departs from Wu et al., is told in `annealing` and `hmc`.
-`decoder` makes a trained model such a log likelihood, `referee` estimates finished runs, `verdict`
-accepts an estimate or says what to raise.
+`annealing` and `hmc` make a walk, and say where that departs from Wu et al. `decoder` turns a
+trained model into such a log likelihood, `referee` estimates finished runs, `verdict` accepts an
+estimate or says what to raise.
 
 C chains, B images, D latents. All values are in nats.
 """
@@ -18,7 +18,6 @@ C chains, B images, D latents. All values are in nats.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -41,13 +40,14 @@ __all__ = [
     "sandwich",
     "schedule",
     "seconds_a_move",
-    "seconds_ahead",
     "simulated",
+    "walks",
 ]
 
-Progress = Callable[[int, int], None]  # moves done, moves in all
-Tick = Callable[[], None]
+LikelihoodFor = Callable[[Tensor], LogLikelihood]  # images -> their log p(x|z)
 Simulate = Callable[[Tensor, Callable[[int], Tensor]], Tensor]
+Run = Callable[[str, int, Callable[[], Course]], dict[str, Tensor]]
+"""Given a course's name, its number of images and what makes it, returns its outcome."""
 
 
 @dataclass(frozen=True)
@@ -64,67 +64,57 @@ class Bidirectional:
     """Its standard error over images; infinite with one image."""
 
 
-def _run(course: Course, tick: Tick) -> None:
+def _run(name: str, images: int, make: Callable[[], Course]) -> dict[str, Tensor]:
+    del name, images
+    course = make()
     while not course.finished:
         course.advance()
-        tick()
+    return course.outcome()
 
 
-def _ticker(progress: Progress | None, total: int) -> Tick:
-    if progress is None:
-        return lambda: None
-    done = itertools.count(1)
-    return lambda: progress(next(done), total)
-
-
-def _anneal_chunks(
-    log_likelihood_for: Callable[[Tensor], LogLikelihood],
+def walks(
+    log_likelihood_for: LikelihoodFor,
     x_B: Tensor,
     latent_size: int,
     index: Sequence[int],
-    how: Annealing,
-    tick: Tick,
+    hows: Sequence[Annealing],
+    *,
     start_BD: Tensor | None = None,
-    step_size_KB: Tensor | None = None,
-) -> AISResult:
-    parts = []
-    for s in how.slices(len(x_B)):
-        look = log_likelihood_for(x_B[s])
-        if step_size_KB is None:
-            pilot = Pilot(look, latent_size, how, index[s])
-            _run(pilot, tick)
-            steps_KB = pilot.step_sizes()
-        else:
-            steps_KB = step_size_KB[:, s]
-        start = None if start_BD is None else start_BD[s]
-        walk = Walk(look, latent_size, how, index[s], steps_KB, start)
-        _run(walk, tick)
-        parts.append(walk.result())
-    return joined(parts)
+    run: Run = _run,
+) -> list[AISResult]:
+    """Estimate log p(x) of the images x [B, ...] by one walk for each of `hows`.
+
+    A pilot run sets the step sizes of all walks over a chunk of the images.
+
+    Args:
+        log_likelihood_for: maps a chunk of the images to its log p(x|z).
+        x_B: the images.
+        latent_size: D.
+        index: names of the images' noise: an image has the same noise in any subset.
+        hows: alike but for their temperatures.
+        start_BD: posterior samples; the last walk goes back from them.
+        run: runs a course, here or from where it was left.
+
+    Raises:
+        ValueError: a log likelihood of another shape, or one that is not finite at `start_BD`.
+    """
+    parts: list[list[AISResult]] = [[] for _ in hows]
+    for chunk, s in enumerate(hows[0].slices(len(x_B))):
+        look, images = log_likelihood_for(x_B[s]), s.stop - s.start
+        pilot = functools.partial(Pilot, look, latent_size, hows[0], index[s])
+        steps_KB = run(f"{chunk}-pilot", images, pilot)["step_size_KB"]
+        for i, how in enumerate(hows):
+            start = start_BD[s] if start_BD is not None and i == len(hows) - 1 else None
+            walk = functools.partial(Walk, look, latent_size, how, index[s], steps_KB, start)
+            parts[i].append(AISResult(**run(f"{chunk}-{i}", images, walk)))
+    return [joined(results) for results in parts]
 
 
 def anneal(
-    log_likelihood_for: Callable[[Tensor], LogLikelihood],
-    x_B: Tensor,
-    latent_size: int,
-    how: Annealing,
-    *,
-    image_index: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    log_likelihood_for: LikelihoodFor, x_B: Tensor, latent_size: int, how: Annealing
 ) -> AISResult:
-    """Estimate log p(x) of the images x [B, ...], a chunk of them at a time.
-
-    ``log_likelihood_for`` maps a chunk of the images to its log p(x|z). ``image_index`` names the
-    images to their noise (0..B-1 unless said), so that an image has one noise in any subset.
-
-    Raises:
-        ValueError: a log likelihood of another shape, or an ``image_index`` of another length.
-    """
-    index = range(len(x_B)) if image_index is None else [int(i) for i in image_index]
-    if len(index) != len(x_B):
-        raise ValueError(f"image_index names {len(index)} images, x has {len(x_B)}")
-    tick = _ticker(progress, len(how.slices(len(x_B))) * how.moves(1, pilot=True))
-    return _anneal_chunks(log_likelihood_for, x_B, latent_size, index, how, tick)
+    """Estimate log p(x) of the images x [B, ...] by one walk; see `walks`."""
+    return walks(log_likelihood_for, x_B, latent_size, range(len(x_B)), [how])[0]
 
 
 def annealed_importance_sampling(
@@ -138,13 +128,11 @@ def annealed_importance_sampling(
     seed: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    image_index: Sequence[int] | None = None,
-    progress: Progress | None = None,
 ) -> Tensor:
     """Return an estimate [batch] of log p(x), float64, in nats, under the prior N(0, I).
 
     It is the logarithm of the mean weight over chains, which lies below log p(x) on average.
-    ``anneal`` does the chunking and tells more.
+    `anneal` returns more, a chunk of images at a time.
 
     Args:
         log_likelihood: maps z [chains, batch, latent_size] to log p(x|z) [chains, batch], nats;
@@ -155,11 +143,9 @@ def annealed_importance_sampling(
         temperatures: steps of the inverse temperature from 0 to 1; with 1, importance sampling
             from the prior.
         leapfrog: gradients a move.
-        seed: from which all noise is derived.
-        device: where chains walk; torch's default unless said.
-        dtype: of the chains; torch's default unless said.
-        image_index: names the images to their noise, for a batch that is part of a larger one.
-        progress: called with the moves done and their total.
+        seed: all noise is derived from it.
+        device: where chains walk; by default torch's.
+        dtype: of the chains; by default torch's.
 
     Raises:
         ValueError: a number below its least, or a log likelihood of another shape.
@@ -172,34 +158,24 @@ def annealed_importance_sampling(
         device=device,
         dtype=dtype,
     )
-    return anneal(
-        lambda _: log_likelihood,
-        torch.empty(batch, 0),  # the images are in log_likelihood
-        latent_size,
-        how,
-        image_index=image_index,
-        progress=progress,
-    ).log_p_B
+    images = torch.empty(batch, 0)  # they are in log_likelihood
+    return anneal(lambda _: log_likelihood, images, latent_size, how).log_p_B
 
 
 def bidirectional(
-    log_likelihood_for: Callable[[Tensor], LogLikelihood],
+    log_likelihood_for: LikelihoodFor,
     simulate: Simulate,
     latent_size: int,
     images: int,
     how: Annealing,
     *,
-    progress: Progress | None = None,
+    run: Run = _run,
 ) -> Bidirectional:
-    """Simulate images, and estimate their log p(x) from below and from above."""
-    z_BD, x_B = simulated(simulate, latent_size, range(images), how)
-    tick = _ticker(progress, len(how.slices(images)) * how.moves(2, pilot=True))
-    walk = functools.partial(
-        _anneal_chunks, log_likelihood_for, x_B, latent_size, range(images), how, tick
-    )
-    forward = walk()
-    reverse = walk(start_BD=z_BD, step_size_KB=forward.step_size_KB)
-    return sandwich(forward, reverse)
+    """Simulate images, and estimate their log p(x) from below and from above; see `walks`."""
+    index = range(images)
+    z_BD, x_B = simulated(simulate, latent_size, index, how)
+    both = walks(log_likelihood_for, x_B, latent_size, index, (how, how), start_BD=z_BD, run=run)
+    return sandwich(*both)
 
 
 @torch.no_grad()
@@ -208,7 +184,7 @@ def simulated(
 ) -> tuple[Tensor, Tensor]:
     """Return z [B, D] from the prior and images x [B, ...] drawn given them.
 
-    ``simulate`` gets z and a function that gives so many standard normals an image, [B, count].
+    `simulate` gets z and a function that returns standard normals, [B, count], given their count.
     """
     noise = how.noise("simulated", index)
     z_BD = noise(1, latent_size, 0)[0]
@@ -223,9 +199,6 @@ def sandwich(forward: AISResult, reverse: AISResult) -> Bidirectional:
     return Bidirectional(forward, reverse, gap_B, float(gap_B.mean()), error)
 
 
-# --------------------------------------------------------------------------- time ahead
-
-
 def seconds_a_move(
     log_likelihood: LogLikelihood,
     latent_size: int,
@@ -234,7 +207,7 @@ def seconds_a_move(
     *,
     trials: int = 3,
 ) -> float:
-    """Return the seconds that a move of a chunk of so many images takes, from a few of them."""
+    """Return the seconds that a move of so many images takes, measured over a few moves."""
     noise = how.noise("clock", range(images))
     walkers = Walkers(log_likelihood, noise(how.chains, latent_size, 0))
     step_B = torch.full((images,), 0.01, device=noise.device, dtype=noise.dtype)
@@ -246,21 +219,7 @@ def seconds_a_move(
 
     before = clock()
     for number in range(trials + 1):
-        if number == 1:  # the move before paid for warming up
+        if number == 1:  # the first move warms up
             before = clock()
         walkers.move(0.5, step_B, noise(how.chains, latent_size + 2, number), how.leapfrog)
     return (clock() - before) / trials
-
-
-def seconds_ahead(
-    log_likelihood_for: Callable[[Tensor], LogLikelihood],
-    x_B: Tensor,
-    latent_size: int,
-    how: Annealing,
-    *,
-    walks: int = 1,
-) -> float:
-    """Return the seconds that a pilot run and so many walks will take, from a few timed moves."""
-    images = int(how.slices(len(x_B))[0].stop)
-    a_move = seconds_a_move(log_likelihood_for(x_B[:images]), latent_size, images, how)
-    return a_move * how.moves(walks, pilot=True) * len(x_B) / images

@@ -2,8 +2,8 @@
 
 Temperatures lie on a sigmoid from -4 to 4, as in Wu, Burda, Salakhutdinov & Grosse 2017
 (arXiv:1611.04273). They adapt the step size on the way, which costs the weights their unbiasedness.
-Here a pilot run of its own adapts one step size per image and stretch of the schedule, and the
-walks use them as they are; the moves themselves (`hmc`) are jittered.
+Here a pilot run adapts one step size per image and stretch of the schedule, and the walks use them
+unchanged; the moves themselves (`hmc`) are jittered.
 
 They aim at an acceptance of .65, we at .9, which leaves less bias at equal cost (16 chains, ten
 leapfrog steps, 64 images of a linear-Gaussian decoder with 64 latents; nats below log p(x), +-):
@@ -19,13 +19,11 @@ On a trained `cauchy` (T = 8, N = 100) .9 takes the chains' spread from 1.75 to 
 further. Where the likelihood is cut off (-inf) acceptance cannot rise and a target of .65 is the
 better one; no decoder here does that.
 
-Noise is addressed (`hmc.Noise`): a walk needs its chains' places, its weights and its count of
-moves to go on after any move, and the numbers of an image do not depend on which images are
-computed beside it, but to rounding.
+Noise is addressed (`hmc.Noise`): a walk can continue after any move from its chains' places, its
+weights and its count of moves, and an image's numbers do not depend on the images computed beside
+it, but for rounding.
 
 C chains, B images, D latents, N moves, K stretches of the schedule. All values are in nats.
-
-One file: pilot, walk and their settings share one schedule, and mean nothing without each other.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from glas_bench.ais.hmc import LogLikelihood, Noise, Walkers
 LEAST_STEP, FIRST_STEP, MOST_STEP = 1e-4, 0.1, 0.5
 WARM_UP = 24  # adapting moves at the prior, before the pilot's walk
 STRETCHES = 16
-FEW = 30  # effective chains below which their weights alone do not tell the error
+FEW = 30  # effective chains below which their weights alone understate the error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class Annealing:
     acceptance: float = 0.9
     """What the pilot run adapts towards."""
     chunk: int | None = None
-    """Images at a time; all unless said."""
+    """Images at a time; by default all."""
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
 
@@ -76,7 +74,7 @@ class Annealing:
             raise ValueError(f"acceptance must lie between 0 and 1, got {self.acceptance}")
 
     def noise(self, purpose: str, index: Sequence[int]) -> Noise:
-        """Return the images' noise for a purpose, on the device (torch's own unless said)."""
+        """Return the images' noise for a purpose, on the device (by default torch's)."""
         device = torch.get_default_device() if self.device is None else torch.device(self.device)
         return Noise(self.seed, purpose, index, device, self.dtype or torch.get_default_dtype())
 
@@ -94,14 +92,14 @@ class Annealing:
 
 @dataclass(frozen=True)
 class AISResult:
-    """Estimates of log p(x), and how they came about."""
+    """Estimates of log p(x), and the walks that gave them."""
 
     log_p_B: Tensor
     """Float64; below log p(x) on average, or above it on a walk back."""
     error_B: Tensor
     """Its standard error, see `log_mean_weight`; infinite with one chain.
 
-    It says too little on a walk back, whose chains share their start: judge by images and the gap.
+    It is too small on a walk back, whose chains share their start: judge by images and the gap.
     """
     log_w_CB: Tensor
     """Float64 log-weights of the chains."""
@@ -129,18 +127,18 @@ def schedule(temperatures: int, rad: float = 4.0) -> list[float]:
 
 
 class Course:
-    """A sequence of moves of one chunk's chains, that can be left and taken up after any of them.
+    """A sequence of moves of one chunk's chains; it can stop and continue after any of them.
 
     Args:
         log_likelihood: of the chunk's images.
         how: the moves.
         noise: the images' noise; block 0 places the chains and block i is move i's.
         moves: how many there are.
-        start_CBD: where the chains start; at draws from the prior unless said.
+        start_CBD: where the chains start; by default at draws from the prior.
     """
 
     kept: tuple[str, ...] = ()
-    """Names of the tensors that are the state, beside the chains' places."""
+    """Names of the tensors of the state, besides the chains' places."""
 
     def __init__(
         self,
@@ -181,16 +179,16 @@ class Course:
         return self.walkers.move(beta, step_B, noise_CBX, self.how.leapfrog)
 
     def outcome(self) -> dict[str, Tensor]:
-        """Return what a finished course has found, by name."""
+        """Return the results of a finished course, by name."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the course can be taken up with."""
+        """Return what the course needs to continue."""
         own = {name: getattr(self, name) for name in self.kept}
         return {"done": torch.tensor(self.done), "z_CBD": self.walkers.z_CBD, **own}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from a state of the same images, settings and noise."""
+        """Continue from a state of the same images, settings and noise."""
         self.done = int(state["done"])
         z_CBD = state["z_CBD"].to(self.noise.device, self.noise.dtype)
         self.walkers = Walkers(self.walkers.log_likelihood, z_CBD)
@@ -311,11 +309,10 @@ def step_at(step_size_KB: Tensor, share: float) -> Tensor:
 def log_mean_weight(log_w_CB: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the mean weight over chains and its standard error.
 
-    With few effective chains the spread of the weights themselves says too little: the largest may
-    not have been seen. There the error is that of a mean of log-normal weights, matched in its
-    moments (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its square, s the chains' spread. Of 16
+    With few effective chains the spread of the weights is too small: the largest weight may not
+    have been drawn. There the error is that of a mean of log-normal weights, matched in its moments (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its square, s the chains' spread. Of 16
     simulated log-normal weights it is .94 to 1.40 times the true error for spreads up to 4 nats,
-    where the weights' own falls from .99 to .19 of it; beyond that both say too little.
+    where the weights' own falls from .99 to .19 of it; beyond that both are too small.
     """
     C = len(log_w_CB)
     log_mean_B = log_w_CB.logsumexp(0) - math.log(C)

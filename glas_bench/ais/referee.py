@@ -12,14 +12,14 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from glas_bench import ais, evaluate
-from glas_bench.ais.annealing import AISResult, Annealing, Course, Pilot, Walk, joined
+from glas_bench.ais.annealing import Annealing, Course
 from glas_bench.ais.decoder import canvas, images_at_once, log_likelihood_for, simulates
 from glas_bench.ais.verdict import Verdict, paired
 from glas_bench.config import RunConfig, protocol_key
@@ -120,8 +120,15 @@ class Referee:
                 self.how = dataclasses.replace(self.how, chunk=chunk)
             self._begin(x_BP, partial or Partial(), tell)
             twice = dataclasses.replace(self.how, temperatures=2 * self.how.temperatures)
-            once, again = self._walks("real", x_BP, self.images.tolist(), (self.how, twice))
-            both = ais.sandwich(*self._both_ways()) if simulates(self.model) else None
+            once, again = ais.walks(
+                self.likelihood,
+                x_BP,
+                self.latents,
+                self.images.tolist(),
+                (self.how, twice),
+                run=functools.partial(self._course, "real"),
+            )
+            both = self._both_ways() if simulates(self.model) else None
         verdict = Verdict(self.how, self.images, len(pixels), once, again, both)
         seconds = {
             part: round(sum(s for name, s in self.seconds.items() if name.startswith(part)), 3)
@@ -183,43 +190,24 @@ class Referee:
 
     # ---- courses
 
-    def _both_ways(self) -> tuple[AISResult, AISResult]:
+    def _both_ways(self) -> ais.Bidirectional:
         def simulate(z_BD: Tensor, normals: Callable[[int], Tensor]) -> Tensor:
             canvas_BP = canvas(self.model, z_BD[None])
             return self.model.draw_pixels(canvas_BP, normals(canvas_BP.shape[1]))
 
-        index = range(len(self.images))
-        z_BD, x_BP = ais.simulated(simulate, self.latents, index, self.how)
+        run = functools.partial(self._course, "simulated")
         try:
-            forward, reverse = self._walks("simulated", x_BP, index, (self.how, self.how), z_BD)
+            return ais.bidirectional(
+                self.likelihood, simulate, self.latents, len(self.images), self.how, run=run
+            )
         except ValueError as error:
             raise evaluate.NotFinite(f"{error}: the model cannot be refereed") from error
-        return forward, reverse
 
-    def _walks(
-        self,
-        part: str,
-        x_BP: Tensor,
-        index: Sequence[int],
-        hows: Sequence[Annealing],
-        start_BD: Tensor | None = None,
-    ) -> list[AISResult]:
-        """Walk all images once each way; the last walk goes back from `start_BD` if given."""
-        parts: list[list[AISResult]] = [[] for _ in hows]
-        for chunk, s in enumerate(self.how.slices(len(x_BP))):
-            look = self.likelihood(x_BP[s])
-            images = s.stop - s.start
-            pilot = functools.partial(Pilot, look, self.latents, self.how, index[s])
-            steps_KB = self._course(f"{part}-{chunk}-pilot", images, pilot)["step_size_KB"]
-            for i, how in enumerate(hows):
-                start = start_BD[s] if start_BD is not None and i == len(hows) - 1 else None
-                walk = functools.partial(Walk, look, self.latents, how, index[s], steps_KB, start)
-                outcome = self._course(f"{part}-{chunk}-{i}", images, walk)
-                parts[i].append(AISResult(**outcome))
-        return [joined(results) for results in parts]
-
-    def _course(self, name: str, images: int, make: Callable[[], Course]) -> dict[str, Tensor]:
+    def _course(
+        self, part: str, name: str, images: int, make: Callable[[], Course]
+    ) -> dict[str, Tensor]:
         """Return the outcome of a course: kept, resumed, or from its start."""
+        name = f"{part}-{name}"
         if name in self.outcomes:
             return self.outcomes[name]
         course = make()
@@ -234,7 +222,7 @@ class Referee:
         def keep() -> None:
             note()
             self.state = {name: course.state()}
-            kept = {name: getattr(self, name) for name in ("outcomes", "state", "seconds", "moves")}
+            kept = {key: getattr(self, key) for key in ("outcomes", "state", "seconds", "moves")}
             self.partial.keep(self.name, kept)
 
         while not course.finished:

@@ -1,9 +1,9 @@
-"""Whether an AIS estimate is accepted, what to raise where it is not, and how it is told.
+"""Whether an AIS estimate is accepted, what to raise where it is not, and its text.
 
 Two estimates of the real images, at N temperatures and independently at 2N, must agree in the mean;
 walks both ways on images that the model made must lie close together (Wu et al. 2017, Grosse et al.
-2015: see `ais`). Neither is enough alone: what agrees may be biased alike, and the model's own
-images are easier than real ones. All numbers are nats per image, -log p(x).
+2015: see `ais`). Neither is enough alone: two estimates that agree may share a bias, and the
+model's own images are easier than real ones. All numbers are nats per image, -log p(x).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAIRED_WITH = ("iw", "refit_iw", "nll")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the walks amount to."""
+    """The walks of one model and whether they are accepted."""
 
     how: Annealing
     images: Tensor
@@ -86,27 +86,27 @@ class Verdict:
         return self.once.log_p_B - self.again.log_p_B
 
     def problems(self) -> list[str]:
-        """Return why the estimate is refused; nothing where it is accepted."""
-        found = []
+        """Return why the estimate is refused; empty where it is accepted."""
+        problems = []
         N, change = self.how.temperatures, float(self._change().mean())
         if not math.isfinite(change):
             return ["log p(x) is not finite: no chain came to where the model allows an image"]
         if abs(change) > ALLOWED:
-            found.append(
+            problems.append(
                 f"{N} and {2 * N} temperatures differ by {abs(change):.2f} nats; {ALLOWED} are "
                 "allowed"
             )
         if self.both is None:
-            found.append(
+            problems.append(
                 "the variant overrides log_likelihood and not draw_pixels, so that no images can "
                 "be simulated to walk both ways on"
             )
         elif not abs(self.both.gap) < ALLOWED:
-            found.append(
+            problems.append(
                 f"the two ways on simulated images leave a gap of {self.both.gap:.2f} +- "
                 f"{self.both.gap_error:.2f} nats; less than {ALLOWED} is allowed"
             )
-        return found
+        return problems
 
     def advice(self) -> list[str]:
         """Return what to raise, and to how much."""
@@ -115,22 +115,22 @@ class Verdict:
         excess = max(abs(float(self._change().mean())), gap) / ALLOWED
         if not math.isfinite(excess):
             return ["look at what it generates: glas-bench samples RUN"]
-        said = []
+        advice = []
         if excess >= 1:  # the bias falls as 1 / temperatures at best
             more = _round_up(1.2 * excess * self.how.temperatures)
-            said.append(f"raise --temperatures from {self.how.temperatures} to {more}")
+            advice.append(f"raise --temperatures from {self.how.temperatures} to {more}")
             if float(self.again.spread_B.mean()) <= 1:  # and as 1 / chains where they are alike
                 more = _round_up(1.2 * excess * self.how.chains)
-                said[0] += f", or --chains from {self.how.chains} to {more}"
+                advice[0] += f", or --chains from {self.how.chains} to {more}"
         if gap >= ALLOWED > gap - 2 * error:
             n = len(self.images)
             wanted = 2 * n if math.isinf(error) else n * (4 * error / ALLOWED) ** 2
             more = min(self.total, max(_round_up(wanted), n + 1))
             if more > n:
-                said.append(f"raise --images from {n} to {more}: the gap may be chance")
+                advice.append(f"raise --images from {n} to {more}: the gap may be chance")
         if self.both is None:
-            said.append("give the variant a draw_pixels that draws from its log_likelihood")
-        return said
+            advice.append("give the variant a draw_pixels that draws from its log_likelihood")
+        return advice
 
 
 def _round_up(value: float) -> int:
@@ -150,7 +150,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# --------------------------------------------------------------------------- beside the others
+# --------------------------------------------------------------------------- text and comparison
 
 
 def paired(
@@ -162,25 +162,25 @@ def paired(
         folder: the seed's.
         own_key: key of the protocol that the run's config asks for.
         scored: which test images that protocol scores, ascending.
-        images: which AIS was made for; those that are not among them are left out.
+        images: which AIS was made for; images outside `scored` are ignored.
         ais_B: -log p(x) of them.
 
     Returns:
         By estimate: difference, its standard error over images, and `corrected`: the estimate's
-        mean over all that it was made for plus the difference, which is AIS's word on all of it.
+        mean over all its images plus the difference, an estimate of AIS on all of them.
     """
-    found = {}
+    corrections = {}
     both = np.isin(images, scored)
     there, ais_B = np.searchsorted(scored, images[both]), ais_B[both]
     for name, values in folder.per_image(own_key).items():
         if name in PAIRED_WITH and len(values) == len(scored) and len(there):
             difference, error = _mean_and_error(torch.from_numpy(ais_B - values[there]))
-            found[name] = {
+            corrections[name] = {
                 "difference": _number(difference),
                 "error": _number(error),
                 "corrected": _number(float(values.mean()) + difference),
             }
-    return found
+    return corrections
 
 
 def scores_text(rows: Sequence[dict[str, Any]]) -> str:
