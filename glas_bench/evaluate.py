@@ -8,8 +8,6 @@ same -log p(x) from above. Under soft binarisation the objective, its parts and 
 grey targets, as in training; weights are about the frozen binary images.
 
 Shape suffixes: K draws, B images, T steps, Z sample size.
-
-Scorer and summary are one file: what a number is made of stands beside how it is named.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from glas_bench.yardstick.weights import effective_sample_size as effective_samp
 from glas_bench.yardstick.weights import importance_weighted_nll as importance_weighted_nll
 
 ESTIMATORS = ("iw", "refit")
-"""Estimators beside `objective` and `elbo`, which are always there."""
+"""Estimators besides `objective` and `elbo`, which are always computed."""
 
 CHOICE_IMAGES = 1000
 CHOICE_SAMPLES = 50
@@ -66,30 +64,30 @@ def protocol(
     images: int | str | None = None,
     estimators: Sequence[str] = ESTIMATORS,
 ) -> dict[str, Any]:
-    """Return the scoring protocol: all that makes a score besides the trained parameters.
+    """Return the scoring protocol: all that a score depends on besides the trained parameters.
 
     Args:
         config: the cell.
-        samples: K; the config's own unless given.
-        images: size of a seeded random draw from the test split, or `all`; the config's own unless
-            given. A split that has fewer is scored whole.
+        samples: K; by default the config's.
+        images: size of a seeded random draw from the test split, or `all`; by default the config's.
+            A smaller split is scored whole.
         estimators: of `ESTIMATORS`.
 
     Raises:
-        UsageError: an estimator that is not there.
+        UsageError: an unknown estimator.
     """
     for name in estimators:
         if name not in ESTIMATORS:
             raise unknown("estimator", name, ESTIMATORS)
-    found: dict[str, Any] = {
+    made: dict[str, Any] = {
         "estimators": ["elbo", *(name for name in ESTIMATORS if name in estimators)],
         "samples": samples or config.samples,
         "images": images or config.images,
     }
     if "refit" in estimators:
-        found["refit"] = _fit_protocol()
-        found["choice_samples"] = CHOICE_SAMPLES
-    return found
+        made["refit"] = _fit_protocol()
+        made["choice_samples"] = CHOICE_SAMPLES
+    return made
 
 
 def _fit_protocol() -> dict[str, Any]:
@@ -102,7 +100,7 @@ def fit_name() -> str:
 
 
 def scored_images(total: int, images: int | str) -> torch.Tensor:
-    """Return which of so many test images are scored: a draw, never the head, or `all`.
+    """Return which of `total` test images are scored: a random draw, or `all`.
 
     A smaller draw lies within a larger one.
     """
@@ -118,10 +116,10 @@ class Scorer:
         config: its cell.
         splits: the data.
         seed: the training seed, from which the scoring streams are derived.
-        samples: K; the config's own unless given.
-        images: size of a seeded random draw from the test split; the config's own unless given.
+        samples: K; by default the config's.
+        images: size of a seeded random draw from the test split; by default the config's.
         estimators: of `ESTIMATORS`.
-        rows: how many rows (images x draws) are scored at once; as the device likes unless said.
+        rows: how many rows (images x draws) are scored at once; by default as fits the device.
     """
 
     def __init__(
@@ -142,7 +140,7 @@ class Scorer:
         self.rows = rows or rows_on(splits.test.images.device)
         total = len(splits.test.images)
         self.test = _chosen(splits.test, scored_images(total, images or config.images))
-        fifth = max(1, total // 5)  # the choice must not cost more than what it is for
+        fifth = max(1, total // 5)  # choosing costs less than scoring
         choice = random_subset(len(splits.validation.images), min(CHOICE_IMAGES, fifth), "choice")
         self.validation = _chosen(splits.validation, choice)
         asked = "all" if images is not None and images >= total else images
@@ -170,25 +168,25 @@ class Scorer:
         partial = partial or Partial()
         with scoring(self.model, self.config, self.splits):
             with self._timed("elbo"):
-                found = self._one_draw()
+                values = self._one_draw()
             with self._timed("diagnostics"), torch.inference_mode():
                 diagnosis = diagnose(self.model, self.config, self.splits, self.seed)
             if self.model.has_density and "iw" in self.protocol["estimators"]:
                 with self._timed("iw"):
                     own = self._own("evaluation-iw", "own-q", self.samples)
-                    found |= own(self.test, partial, tick)
-            scores = self._summary(found) | diagnosis.scores
+                    values |= own(self.test, partial, tick)
+            scores = self._summary(values) | diagnosis.scores
             if self.refits:
                 refitted, chosen = self._refit(partial, tick)
-                found |= refitted
-                scores |= self._refit_summary(found, chosen)
+                values |= refitted
+                scores |= self._refit_summary(values, chosen)
         scores["seconds_by"] = {name: round(value, 3) for name, value in self.seconds.items()}
         scores["seconds"] = round(sum(self.seconds.values()), 3)
-        return scores, {**found, **diagnosis.arrays}
+        return scores, {**values, **diagnosis.arrays}
 
     @contextmanager
     def _timed(self, estimator: str) -> Iterator[None]:
-        """Add what the block takes to the estimator's seconds."""
+        """Add the time that the block takes to the estimator's seconds."""
         started = time.perf_counter()
         yield
         spent = time.perf_counter() - started
@@ -208,15 +206,15 @@ class Scorer:
             here = images[part]
             noise = here.noise(model, self.seed, "evaluation-elbo", model.draws)
             terms = rollout.rollout(model, here.as_float(), here.as_float(), here.labels_N, noise)
-            found = {
+            values = {
                 "objective": model.objective(terms),
                 "recon": terms.recon.mean(0),
                 "charge": terms.charge.mean(0),
                 "aux": terms.aux.mean(0),
             }
             if model.has_density:
-                found["elbo"] = terms.recon[0] + terms.log_ratio[0]
-            chunks.append(as_numbers(found, here))
+                values["elbo"] = terms.recon[0] + terms.log_ratio[0]
+            chunks.append(as_numbers(values, here))
         return joined(chunks)
 
     def _own(self, purpose: str, stage: str, samples: int) -> Weigher:
@@ -232,13 +230,13 @@ class Scorer:
     # ---- refit
 
     def fit(self) -> refit.Fit:
-        """Return the fit of a recogniser to the model, at its beginning."""
+        """Return a new fit of a recogniser to the model."""
         return refit.Fit(
             self.model, self.config, self.splits, self.seed, self.validation, self.budget
         )
 
     def _refit(self, partial: Partial, tick: Tick) -> tuple[PerImage, dict[str, Any]]:
-        """Return what the refitted recogniser finds on test, and the choice of `nll`."""
+        """Return the refitted recogniser's values on test, and what `nll` is chosen by."""
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
             refit.fit_stacked([fit], fit_name(), [partial], tick)
@@ -259,7 +257,7 @@ class Scorer:
             refitted = weigher("choice-refit", "choice-refit", few)(self.validation, partial, tick)
             validation["refit_iw"] = float(refitted["iw"].mean())
         with self._timed("refit_iw"):
-            found = weigher("evaluation-refit", "refit", self.samples)(self.test, partial, tick)
+            values = weigher("evaluation-refit", "refit", self.samples)(self.test, partial, tick)
         choice = {
             "validation_iw": _finite(validation["iw"]),
             "validation_refit_iw": _finite(validation["refit_iw"]),
@@ -268,53 +266,51 @@ class Scorer:
             "refit_last_gain": report.last_gain,
             "refit_converged": report.converged,
         }
-        return {f"refit_{name}": values for name, values in found.items()}, choice
+        return {f"refit_{name}": each for name, each in values.items()}, choice
 
-    def _refit_summary(self, found: PerImage, choice: dict[str, Any]) -> dict[str, Any]:
-        """Return what the refit amounts to, and `nll`; adds `nll` to the per-image values."""
+    def _refit_summary(self, values: PerImage, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return the scores of the refit, and `nll`; adds `nll` to the per-image values."""
         own, fitted = choice["validation_iw"], choice["validation_refit_iw"]
-        by_own = "iw" in found and own is not None and (fitted is None or own < fitted)
+        by_own = "iw" in values and own is not None and (fitted is None or own < fitted)
         chosen = "iw" if by_own else "refit_iw"
-        found["nll"] = found[chosen]
-        health = _weight_health(found, "refit_")
+        values["nll"] = values[chosen]
+        prefix = "" if by_own else "refit_"
         scores = {
             **choice,
-            "refit_iw": _mean(found["refit_iw"])[0],
-            "refit_iw_status": _mean(found["refit_iw"])[1],
-            "refit_elbo": _mean(found["refit_iw_1"])[0],
-            "refit_iw_sweep": _sweep(found, "refit_", self.samples),
-            **health,
+            "refit_iw": _mean(values["refit_iw"])[0],
+            "refit_iw_status": _mean(values["refit_iw"])[1],
+            "refit_elbo": _mean(values["refit_iw_1"])[0],
+            "refit_iw_sweep": _sweep(values, "refit_", self.samples),
+            **_weight_health(values, "refit_"),
             "validation_nll": own if by_own else fitted,
-            "nll": _mean(found["nll"])[0],
+            "nll": _mean(values["nll"])[0],
             "nll_from": chosen,
-            "nll_bound_only": _weight_health(found, "" if by_own else "refit_")[
-                "bound_only" if by_own else "refit_bound_only"
-            ],
+            "nll_bound_only": _weight_health(values, prefix)[f"{prefix}bound_only"],
         }
         bounds = self.model.bound(self.model.settings).holds is True
-        if not bounds and self.splits.binarisation != "soft":  # there it is of other images
-            scores["objective_gap"] = _finite(float((found["nll"] - found["objective"]).mean()))
+        if not bounds and self.splits.binarisation != "soft":  # whose objective is of grey images
+            scores["objective_gap"] = _finite(float((values["nll"] - values["objective"]).mean()))
         return scores
 
     # ---- the summary
 
-    def _summary(self, found: PerImage) -> dict[str, Any]:
+    def _summary(self, values: PerImage) -> dict[str, Any]:
         bound = self.model.bound(self.model.settings)
         scores: dict[str, Any] = {
             "protocol": self.protocol,
             "split": "test",
-            "images": len(found["recon"]),
+            "images": len(values["recon"]),
             "samples": self.samples,
             "bounds_nll": bound.holds,
             "bound_reason": bound.reason,
         }
         for name in ("objective", "recon", "charge", "aux"):
-            scores[name] = _mean(found[name])[0]
+            scores[name] = _mean(values[name])[0]
         for name in ("elbo", "iw"):
-            scores[name], scores[f"{name}_status"] = _mean(found.get(name))
-        scores["iw_sweep"] = _sweep(found, "", self.samples)
+            scores[name], scores[f"{name}_status"] = _mean(values.get(name))
+        scores["iw_sweep"] = _sweep(values, "", self.samples)
         scores |= {"refit_iw": None, "nll": None, "ais": None, "objective_gap": None}
-        return scores | _weight_health(found)
+        return scores | _weight_health(values)
 
 
 def refit_stacked(
@@ -326,9 +322,9 @@ def refit_stacked(
     tell: Callable[[str], None] = lambda message: None,
     ways: Sequence[str] | None = None,
 ) -> None:
-    """Fit the recognisers of one cell's seeds in one program; `score_into` goes on from there.
+    """Fit the recognisers of one cell's seeds in one program, for `score_into` to use.
 
-    Seeds that have their scores are left alone, and an estimator `refit` that nobody asked for.
+    Seeds that have their scores, or are scored without `refit`, are skipped.
     """
     waiting = [
         (scorer, Partial(folder.path / "eval", scorer.key, every))
@@ -356,9 +352,9 @@ def score_into(
     tick: Tick = lambda stage, done, total: None,
     every: float = 30,
 ) -> Scores:
-    """Score into a seed's folder, or read back what is scored; return the scores.
+    """Score into a seed's folder, or read back the scores that are there; return them.
 
-    Half-done work is kept beside them, at most every so many seconds, and taken up again.
+    Half-done work is kept beside them, at most every `every` seconds, and continued later.
 
     Raises:
         NotFinite: a value is not a number although the parameters are.
@@ -392,17 +388,17 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _sweep(found: Mapping[str, np.ndarray], prefix: str, samples: int) -> dict[str, float | None]:
+def _sweep(values: Mapping[str, np.ndarray], prefix: str, samples: int) -> dict[str, float | None]:
     """Return the mean over images by number of weights."""
-    return {str(size): _mean(found.get(f"{prefix}iw_{size}"))[0] for size in sweep_sizes(samples)}
+    return {str(size): _mean(values.get(f"{prefix}iw_{size}"))[0] for size in sweep_sizes(samples)}
 
 
-def _weight_health(found: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
-    """Return how far the weights can be trusted: v, ESS, and whether iw is a bound only."""
+def _weight_health(values: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
+    """Return how reliable the weights are: v, ESS, and whether iw is a bound only."""
     names = ("v_mean", "v_over_10_share", "ess_mean", "ess_median", "bound_only")
-    if f"{prefix}v" not in found:
+    if f"{prefix}v" not in values:
         return dict.fromkeys(prefix + name for name in names)
-    v, ess = found[f"{prefix}v"], found[f"{prefix}ess"]
+    v, ess = values[f"{prefix}v"], values[f"{prefix}ess"]
     share = float((v > WIDE).mean())
-    values = (_mean(v)[0], share, float(ess.mean()), float(np.median(ess)), share > 0.05)
-    return dict(zip((prefix + name for name in names), values, strict=True))
+    health = (_mean(v)[0], share, float(ess.mean()), float(np.median(ess)), share > 0.05)
+    return dict(zip((prefix + name for name in names), health, strict=True))

@@ -310,9 +310,10 @@ def log_mean_weight(log_w_CB: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the mean weight over chains and its standard error.
 
     With few effective chains the spread of the weights is too small: the largest weight may not
-    have been drawn. There the error is that of a mean of log-normal weights, matched in its moments (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its square, s the chains' spread. Of 16
-    simulated log-normal weights it is .94 to 1.40 times the true error for spreads up to 4 nats,
-    where the weights' own falls from .99 to .19 of it; beyond that both are too small.
+    have been drawn. There the error is that of a mean of log-normal weights, matched in its moments
+    (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its square, s the chains' spread. Of 16 simulated
+    log-normal weights it is .94 to 1.40 times the true error for spreads up to 4 nats, where the
+    weights' own falls from .99 to .19 of it; beyond that both are too small.
     """
     C = len(log_w_CB)
     log_mean_B = log_w_CB.logsumexp(0) - math.log(C)

@@ -2,7 +2,7 @@
 
 log p(x|z) is taken as a function of noise eps of which the prior makes the latents: eps itself
 under N(0, I), Phi(eps) under a uniform prior. p(x) is the same, and one sampler serves every
-variant. Only the generative half is looked at, so the recogniser has no say.
+variant. Only the generative half is used; the recogniser has no influence.
 
 C chains, B images, R = C * B rows, P pixels, T steps, Z size of a sample, D = T * Z.
 """
@@ -95,7 +95,7 @@ def canvas(model: Glas, noise_CBD: Tensor) -> Tensor:
 
 
 def simulates(model: Glas) -> bool:
-    """Tell whether `draw_pixels` was written for the `log_likelihood` that the model has."""
+    """Return whether the model's `draw_pixels` belongs to its `log_likelihood`."""
 
     def owner(name: str) -> type:
         return next(base for base in type(model).__mro__ if name in vars(base))

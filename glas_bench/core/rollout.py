@@ -1,8 +1,7 @@
-"""Time: the one loop from a model's `begin` to its `finish`, and what is made of it.
+"""The one loop over time, from a model's `begin` to its `finish`, and its uses.
 
-Training, scoring, pictures and the contract suite all come through here, so there is one
-recurrence to be right about. Rows are ordered draw by draw: row k * B + b is draw k of image b.
-Shape suffixes as in `model`.
+Training, scoring, pictures and the contract suite share it. Rows are ordered draw by draw: row
+k * B + b is draw k of image b. Shape suffixes as in `model`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def build(
 
 
 def reinitialise(model: Glas, seed: int) -> None:
-    """Draw all parameters of `model` anew, as at the start of a run with this seed."""
+    """Draw all parameters of `model` again, as at the start of a run with this seed."""
     with torch.random.fork_rng(devices=[]):
         for name, module in model.named_modules():
             if callable(getattr(module, "reset_parameters", None)):
@@ -73,15 +72,14 @@ def rollout(
     Args:
         model: any variant.
         x_BP: images as the recogniser sees them, float in [0, 1].
-        target_BP: images as log p(x|z) is about them.
+        target_BP: images as log p(x|z) sees them.
         labels_B: labels where the data has them.
-        noise_TKBZ: standard-normal noise; all the randomness there is.
+        noise_TKBZ: standard-normal noise; there is no other randomness.
         generates: False leaves canvas and decoder at zero and charges nothing (a recognition-only
             phase, in which q may be anything).
         auxiliary: a phase's auxiliary loss in place of the model's own, [B] nats.
         trace: called after each step with (t, state, step) for diagnostics and pictures.
-        step: takes a step in place of the model's own, e.g. compiled; the q that it returns is not
-            looked at.
+        step: takes a step in place of the model's own, e.g. compiled; its q is not used.
 
     Returns:
         Terms of shape [K, B] each, nats.
@@ -134,7 +132,7 @@ def generate(
 
 
 def last_canvas(model: Glas, z_TBZ: Tensor) -> Tensor:
-    """Return what `generate` returns, sooner where nothing looks at the canvases before.
+    """Return what `generate` returns, faster: the canvases before the last are not computed.
 
     A canvas that is a sum of W d_t + b needs one product with W, of the sum of the d_t.
     """

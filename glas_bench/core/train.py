@@ -372,7 +372,7 @@ def clip_groups(model: nn.Module) -> list[list[Tensor]]:
 
 
 def clip_gradients(groups: list[list[Tensor]], limit: float) -> bool:
-    """Scale each group's gradient to a norm of at most `limit`; tell whether all are finite.
+    """Scale each group's gradient to a norm of at most `limit`; return whether all are finite.
 
     Nothing is scaled when a norm is not finite.
     """

@@ -1,14 +1,12 @@
-"""What a score does not say: where q spends its nats, where the filter looks, what has failed.
+"""What a score does not show: where q spends its nats, where the filter reads, what has failed.
 
 Every number comes from small, seeded sets: at most 1,000 images of a split, a few draws each. KL,
 active units, footprints and the permuted latent matrix are about test images, `failed` is about
 validation images, the canvas's variance about samples of the prior. Under soft binarisation images
-are grey, as the objective's are. Noise is addressed by (seed, purpose, image), see `core.streams`.
+are grey, as in the objective. Noise is addressed by (seed, purpose, image), see `core.streams`.
 
 Burda et al. 2016 (arXiv 1509.00519), section 5.2, for active units. Shape suffixes: K draws, B
 images, T steps, Z sample size, P pixels, R side of the filter, L side of the latent matrix.
-
-The file is as long as the list of findings: one pass over the test images feeds most of them.
 """
 
 from __future__ import annotations
@@ -41,10 +39,10 @@ from glas_bench.model import (
 
 IMAGES = 1000
 DRAWS = 4
-"""Trajectories a test image: what they disagree on is taken out of the variance over images."""
+"""Trajectories an image; their disagreement is subtracted from the variance over images."""
 
 PERMUTATIONS = 4
-"""Shuffles of the latent matrix that are averaged: one alone may be a lucky one."""
+"""Shuffles of the latent matrix that are averaged."""
 
 PRIOR_SAMPLES = 64
 ROWS = 1000
@@ -62,10 +60,10 @@ LEAST_KL = 1.0
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found out about one seed."""
+    """The findings on one seed."""
 
     scores: dict[str, Any]
-    """JSON-ready; null where there is no such thing, or no number."""
+    """JSON-ready; null where a finding does not apply, or is no number."""
     arrays: dict[str, np.ndarray]
     """float64: `kl_per_step_dimension` [T, Z] in nats, where the steps' KL is a sum over
     dimensions, and `active_variance` [T, Z], Var_x(E_q[z]) in units of the prior's variance."""
@@ -141,7 +139,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Seen:
-    """Sums over images of what one pass has seen, float64; of means over draws where it is one."""
+    """Sums over images from one pass, float64; of means over draws where there are several."""
 
     images: int
     elbo: Tensor  # [] of the first draws, nats
@@ -156,7 +154,7 @@ class Seen:
 
 
 def look(model: Glas, batches: Batches) -> Seen:
-    """Roll out `DRAWS` trajectories an image and add up what every step shows."""
+    """Roll out `DRAWS` trajectories an image and sum the findings of every step over images."""
     p = model.prior()
     sums: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
@@ -168,9 +166,9 @@ def look(model: Glas, batches: Batches) -> Seen:
             steps.append(_step(model, p, state, step, sources))
 
         terms = rollout.rollout(model, x, x, labels, noise, trace=trace)
-        found = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
-        found["elbo"] = _elbo(terms)
-        sums = {name: value + sums.get(name, 0) for name, value in found.items()}
+        values = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+        values["elbo"] = _elbo(terms)
+        sums = {name: value + sums.get(name, 0) for name, value in values.items()}
     return Seen(len(batches.x), **sums, **sources)  # type: ignore[arg-type]
 
 
@@ -182,7 +180,7 @@ def _elbo(terms: Terms) -> Tensor:
 def _step(
     model: Glas, p: Any, state: State, step: Step, sources: dict[str, str]
 ) -> dict[str, Tensor]:
-    """Return the sums over images of one step, and say where KL and means come from."""
+    """Return the sums over images of one step; note in `sources` where KL and means come from."""
     kl, sources["kl_from"] = divergence(model, p, step)
     centre, sources["means_from"] = posterior_mean(step)
     centre_KBZ = centre.double().reshape(DRAWS, -1, *centre.shape[1:])
@@ -203,7 +201,7 @@ def _step(
 
 
 def divergence(model: Glas, p: Any, step: Step) -> tuple[Tensor, str]:
-    """Return KL(q_t || p) in nats, float64 [B, Z], and what it is from.
+    """Return KL(q_t || p) in nats, float64 [B, Z], and its source.
 
     A closed form where there is one: a normal or uniform q against the standard prior, or a q that
     offers `kl(p)`, elementwise; otherwise the sampled log q(z)/p(z). A variant with a `log_ratio`
@@ -227,7 +225,7 @@ def divergence(model: Glas, p: Any, step: Step) -> tuple[Tensor, str]:
 
 
 def posterior_mean(step: Step) -> tuple[Tensor, str]:
-    """Return E_q[z_t | z_1 .. z_t-1], [B, Z], and what it is from: q's `mean`, or the draw."""
+    """Return E_q[z_t | z_1 .. z_t-1], [B, Z], and its source: q's `mean`, or the draw."""
     q, z = step.q, step.z
     if isinstance(q, Uniform):
         return (q.low + q.high) / 2, "means"
@@ -252,7 +250,7 @@ def footprint_perplexity(rows_y_BRL: Tensor, rows_x_BRL: Tensor) -> Tensor:
     return torch.exp(entropy(rows_y_BRL) + entropy(rows_x_BRL))
 
 
-# --------------------------------------------------------------------------- what it comes to
+# --------------------------------------------------------------------------- findings
 
 
 def _divergences(model: Glas, seen: Seen) -> Diagnosis:
@@ -307,7 +305,7 @@ def prior_variance(model: Glas, seed: int) -> Tensor:
 
 
 def _footprints(model: Glas, seen: Seen) -> dict[str, Any]:
-    """Return how many cells the filter looks at; null where there is none."""
+    """Return how many cells the filter reads; null where there is no filter."""
     if not model.has_filter:
         names = ("perplexity", "perplexity_per_step", "cells", "nowhere_share")
         return dict.fromkeys(f"footprint_{name}" for name in names)
@@ -322,9 +320,9 @@ def _footprints(model: Glas, seen: Seen) -> dict[str, Any]:
 
 
 def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
-    """Return the elbo over shuffled latent matrices, and how much worse that is.
+    """Return the elbo with the latent matrix shuffled, and how much worse that is.
 
-    The model's own matrix is never written to: a shuffled one is put in its place for the calls.
+    The model's own matrix is not written to; the calls get a shuffled one in its place.
     """
     nothing = {"permuted_elbo": None, "permuted_elbo_change": None}
     matrix = getattr(model, "latent", None)
@@ -336,7 +334,7 @@ def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
     for _ in range(PERMUTATIONS):
         order = torch.randperm(matrix.numel(), generator=generator).to(matrix.device)
         shuffled = {"model.latent": matrix.flatten()[order].view_as(matrix)}
-        # A first draw's noise is the same among one draw or many: `core.streams` goes by position.
+        # a first draw has the same noise among one draw or many: it is addressed by position
         for images in batches.of(model, 1):
             total = total + torch.func.functional_call(program, shuffled, images)
     total = total / PERMUTATIONS
@@ -369,10 +367,10 @@ def pixelwise_bernoulli_nll(train_images: Tensor, images: Tensor) -> Tensor:
 
 
 def failure(model: Glas, splits: Splits, seed: int) -> dict[str, Any]:
-    """Tell whether a model has failed on validation images, and by what.
+    """Return whether a model has failed on validation images, and why.
 
-    It has where its recon is not at least 20 nats below the pixel-wise Bernoulli's, or where q has
-    a density and its KL is under 1 nat. Images and noise are those of `Training.validate`.
+    It has if its recon is not at least 20 nats below the pixel-wise Bernoulli's, or if q has a
+    density and its KL is under 1 nat. Images and noise are those of `Training.validate`.
     """
     x, labels = chosen(splits, splits.validation, VALIDATION_IMAGES, "validation")
     shape = (model.steps, 1, len(x), model.noise_size)

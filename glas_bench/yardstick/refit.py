@@ -11,8 +11,6 @@ It infers in the space of standard-normal noise: z = prior.sample(eps), which is
 N(0, I) and Phi(eps) for U(0, 1). log p(x) is the same there, so one q serves every prior.
 
 Shape suffixes as in `model`. Values are nats per image.
-
-Recogniser, fit and refinement are one file, in the order in which a decoder meets them.
 """
 
 from __future__ import annotations
@@ -49,13 +47,13 @@ from glas_bench.record import Partial
 from glas_bench.yardstick.weights import Images, NotFinite, Tick, Weigher, step_of
 
 CHUNK = 125
-"""Images that are refined together; they do not influence one another but by rounding."""
+"""Images that are refined together; they influence one another by rounding only."""
 
 CHUNK_ON_GPU = 2000
 """The same on a GPU."""
 
 STILL_GAINING = 0.1
-"""Nats in the last tenth of a fit above which it is said not to have converged."""
+"""Nats gained in the last tenth of a fit above which it has not converged."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +65,23 @@ class Budget:
     learning_rate: float = 2e-3
     """Adam's, constant for half of the steps and then linearly to 0."""
     checks: int = 10
-    """Looks at the validation elbo, at equal distances; the best parameters are kept."""
+    """Checks of the validation elbo, at equal distances; the best parameters are kept."""
     patience: int = 3
-    """Looks without a gain after which fitting stops."""
+    """Checks without a gain after which fitting stops."""
     image_steps: int = 50
     """Gradient steps on an image's own means and log-stds."""
     image_steps_an_epoch: int = 5
-    """At most so many of these for each epoch of the arm's training: a look takes a moment."""
+    """At most so many of these for each epoch of the arm's training: smoke runs stay short."""
     image_learning_rate: float = 0.02
     """Adam's on these, linearly to 0."""
 
     def after(self, epochs: int) -> Budget:
-        """Return the budget for an arm that was trained for so many epochs."""
+        """Return the budget for an arm trained for this many epochs."""
         most = self.image_steps_an_epoch * epochs
         return replace(self, image_steps=min(self.image_steps, most))
 
     def as_protocol(self) -> dict[str, Any]:
-        """Return what goes into the protocol's identity."""
+        """Return the part of the scoring protocol that it makes."""
         return {"recogniser": "no-attention", **asdict(self)}
 
 
@@ -96,7 +94,7 @@ class Recogniser(Glas):
     def __init__(self, settings: RecurrentSettings, pixels: int) -> None:
         super().__init__(settings, pixels)
         self.shift: tuple[Tensor, Tensor] | None = None
-        """Of an image's means and log-stds, [B, T, Z] each."""
+        """Added to an image's means and log-stds, [B, T, Z] each."""
 
     @classmethod
     def of(cls, trained: Glas, seed: int) -> Recogniser:
@@ -128,10 +126,10 @@ class Recogniser(Glas):
         return e_BH, memory
 
     def products(self, x: Tensor) -> Memory:
-        found = super().products(x)
+        rows = super().products(x)
         if self.shift is not None:
-            found |= dict(zip(("mean", "log_std"), self.shift, strict=True))
-        return found
+            rows |= dict(zip(("mean", "log_std"), self.shift, strict=True))
+        return rows
 
     def infer(self, context: Context, state: State, t: Tensor) -> tuple[Any, Tensor, Recognition]:
         q, read, recognition = super().infer(context, state, t)
@@ -169,13 +167,13 @@ class Report:
     steps: int
     """Steps of the parameters that were kept."""
     total_steps: int
-    """Steps of the budget; fewer are taken when early stopping ends the fit."""
+    """Steps of the budget; early stopping may end the fit before."""
     elbo: list[float]
     """On the validation images after each tenth of the budget, nats per image."""
 
     @property
     def last_gain(self) -> float | None:
-        """Nats by which the last look at the validation elbo was better than any before it."""
+        """Nats by which the last check of the validation elbo was better than any before it."""
         if len(self.elbo) < 2:
             return None
         return max(0.0, min(self.elbo[:-1]) - self.elbo[-1])
@@ -410,7 +408,7 @@ class Refiner:
     Args:
         model: a fitted recogniser, its parameters frozen.
         budget: how many steps, and how long.
-        tell: is told of what runs slower than it might.
+        tell: called with a message when a program falls back to a slower way.
         ways: what is tried for the gradients, see `ops.programs`.
     """
 
@@ -430,7 +428,7 @@ class Refiner:
     def __call__(self, images: Images, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
         """Return what is added to each image's means and log-stds, [B, T, Z] each.
 
-        The noise of these steps is not that of the weights: scoring with it would flatter q.
+        These steps have noise of their own: weights drawn with the same noise would flatter q.
 
         Args:
             images: a chunk; the images do not influence one another.
@@ -447,8 +445,8 @@ class Refiner:
             )
         for step in range(steps):
             noise = images.noise(self.model, seed, f"{purpose}-refine", 1, step).contiguous()
-            found = self.programs[x.shape](x, noise, *moved.values())
-            for tensor, gradient in zip(moved.values(), found, strict=True):
+            gradients = self.programs[x.shape](x, noise, *moved.values())
+            for tensor, gradient in zip(moved.values(), gradients, strict=True):
                 tensor.grad = gradient
             adam.step(self.budget.image_learning_rate * (1 - step / steps))
         return moved["mean"], moved["log_std"]
@@ -473,7 +471,7 @@ class Refiner:
 def weigher(
     model: Recogniser, seed: int, purpose: str, stage: str, samples: int, budget: Budget, rows: int
 ) -> Weigher:
-    """Return what weighs images by a fitted recogniser, refined image by image."""
+    """Return a `Weigher` by a fitted recogniser, refined image by image."""
     refine = Refiner(model, budget)
 
     def prepare(images: Images) -> Callable[[slice], Glas]:

@@ -45,7 +45,7 @@ Tick = Callable[[str, int, int], None]
 
 
 class NotFinite(GlasBenchError):  # noqa: N818 - a finding
-    """A score that is not a number: the seed is reported as failed, never as a number."""
+    """A score is not a number: the seed is reported as failed, never as a number."""
 
 
 def importance_weighted_nll(log_w_KB: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Images:
     def noise(self, model: Glas, seed: int, purpose: str, draws: int, block: int = 0) -> Tensor:
         """Return each image's noise from the start of a block on, [T, draws, B, Z].
 
-        A block holds `NOISE_BLOCK` draws; more draws go on into the next blocks.
+        A block holds `NOISE_BLOCK` draws; more draws continue in the next blocks.
         """
         each = model.steps * model.noise_size
         blocks = math.ceil(draws / NOISE_BLOCK)
@@ -127,13 +127,13 @@ ModelFor = Callable[[slice], Glas]
 class Weigher:
     """How images are weighed.
 
-    `prepare` is called with each chunk of images before it is weighed, and returns the model for a
-    slice of that chunk: a recogniser may have parameters of an image's own.
+    `prepare` is called with each chunk of images before it is weighed, and returns the model for
+    any slice of it: a recogniser may have parameters of an image's own.
     """
 
     seed: int
     purpose: str  # names the noise
-    stage: str  # names the work, for progress and for what is left unfinished
+    stage: str  # names the work, for progress and for partial work
     samples: int
     prepare: Callable[[Images], ModelFor]
     chunk: int = ROWS
@@ -175,25 +175,25 @@ class Weigher:
             noise = images.noise(model, self.seed, self.purpose, draws, start // NOISE_BLOCK)
             parts.append(self.log_w(model, x, images.labels_N, noise))
         log_w_KB = torch.cat(parts).double()
-        found = {
+        values = {
             "iw": importance_weighted_nll(log_w_KB),
             "v": variance(log_w_KB),
             "ess": effective_sample_size(log_w_KB),
         }
         for size in sweep_sizes(self.samples):
-            found[f"iw_{size}"] = _grouped(log_w_KB, size)
-        return as_numbers(found, images)
+            values[f"iw_{size}"] = _grouped(log_w_KB, size)
+        return as_numbers(values, images)
 
 
 class Weights:
     """Log importance weights of rollouts of the same shapes, many times: see `ops.programs`.
 
-    A model whose recogniser holds an image's own parameters (`shift`) is told of them anew at every
-    call; all else that it holds must stay where it is.
+    A model whose recogniser holds an image's own parameters (`shift`) gets them at every call; all
+    its other tensors must stay where they are.
 
     Args:
-        tell: is told of what runs slower than it might.
-        ways: what is tried; `programs.ways_on` the device unless said.
+        tell: called with a message when a program falls back to a slower way.
+        ways: what is tried; by default `programs.ways_on` the device.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Weights:
 
 
 def step_of(model: Glas, compile_step: bool) -> Callable[..., Any]:
-    """Return the model's step for `rollout`, without the q that nothing looks at there."""
+    """Return the model's step for `rollout`, without its q, which is not used there."""
 
     def step(*arguments: Any) -> Any:
         state, now = model.step(*arguments)
@@ -249,7 +249,7 @@ def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callabl
 
 
 def rows_on(device: torch.device) -> int:
-    """Return the rows that are scored at once: on a GPU as many as fill it."""
+    """Return the rows to score at once on a device."""
     return ROWS_ON_GPU if device.type == "cuda" else ROWS
 
 
@@ -258,13 +258,13 @@ def joined(chunks: Sequence[PerImage]) -> PerImage:
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def as_numbers(found: dict[str, Tensor], images: Images) -> PerImage:
+def as_numbers(tensors: dict[str, Tensor], images: Images) -> PerImage:
     """Return values as float64 arrays.
 
     Raises:
         NotFinite: one is not a number.
     """
-    values = {name: value.double().cpu().numpy() for name, value in found.items()}
+    values = {name: value.double().cpu().numpy() for name, value in tensors.items()}
     for name, value in values.items():
         if np.isnan(value).any():
             raise NotFinite(f"{name} of image {images.names[0]} or after is not a number")
