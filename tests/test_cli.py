@@ -125,7 +125,7 @@ def test_a_usage_error_says_what_is_allowed(
     assert all(word in ended.err for word in words), ended.err
     assert ended.out == ""
     assert "Traceback" not in ended.err
-    assert "fault of glas-bench" not in ended.err
+    assert "bug in glas-bench" not in ended.err
     assert not (bare_glas.results / "runs").exists()
 
 

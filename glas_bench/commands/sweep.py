@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glas_bench import environment, signals, study
+from glas_bench import config, environment, signals, study
+from glas_bench.commands import Answer
 from glas_bench.commands.run import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.record import note_study
@@ -17,7 +18,7 @@ from glas_bench.runs import worker as runs_worker
 from glas_bench.runs.cells import check_results
 from glas_bench.study import Cell, Study
 from glas_bench.sweep import storage
-from glas_bench.sweep.database import StorageDown
+from glas_bench.sweep.database import Database, StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest, plan_document
 from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.status import seconds_left, skipped_line, status_document, table
@@ -52,14 +53,20 @@ class Request:
     mirror: bool = False
 
 
-@dataclass(frozen=True)
-class Answer:
-    """How far the study is at the end, and what went wrong besides its cells."""
+def request(
+    *, seeds: str | None, max_trials: int | None, retry: str | None, **given: Any
+) -> Request:
+    """Return the request of a command line; `given` are further fields of it.
 
-    document: Document
-    text: str
-    exit_code: int = 0
-    problems: list[str] = field(default_factory=list)
+    Raises:
+        UsageError: the seeds cannot be parsed.
+    """
+    return Request(
+        seeds=None if seeds is None else config.parse_seeds(seeds),
+        most=max_trials,
+        retry_failed=retry == "failed",
+        **given,
+    )
 
 
 # --------------------------------------------------------------------------- sweep
@@ -78,8 +85,8 @@ def carry_out(request: Request) -> Answer:
     device = environment.choose_device(request.device)
     loaded = _load(request, device)
     check_results(request.results)
-    with signals.graceful(), contextlib.closing(Queue(url)) as queue:
-        plan = Plan(loaded, request.results)
+    with signals.graceful(), contextlib.closing(Database(url)) as database:
+        queue, plan = Queue(database), Plan(loaded, request.results)
         queue.plan(plan, extend=request.extend, retry_failed=request.retry_failed)
         queue.settle(plan, lambda trial: finished(plan, trial))
         gone = queue.renew(plan, lambda trial: _is_gone(plan, queue, trial))
@@ -250,9 +257,10 @@ def _answer(
         document, _ = _status(plan, queue)
     except StorageDown as error:
         code = signals.exit_code() if signals.requested() else 3
-        return Answer({"study": plan.name, "cells": []}, plan.name, code, reasons or [str(error)])
+        document = {"study": plan.name, "cells": []}
+        return Answer(plan.name, document, code, reasons or [str(error)])
     code = _exit_code(document["counts"], problems, most)
-    return Answer({**document, "problems": reasons}, table(document), code, reasons)
+    return Answer(table(document), {**document, "problems": reasons}, code, reasons)
 
 
 def _exit_code(
@@ -297,7 +305,7 @@ def dry_run(request: Request) -> Answer:
         "runs": runs,
         "cells": [{key: cell[key] for key in shown} for cell in plan["cells"]],
     }
-    return Answer(document, "\n".join(lines))
+    return Answer("\n".join(lines), document)
 
 
 def status(request: Request) -> Answer:
@@ -314,7 +322,8 @@ def status(request: Request) -> Answer:
     read: tuple[Document, list[Trial]] | None = None
     known: list[str] = []
     if file is None or file.is_file():
-        with contextlib.closing(Queue(url, read_only=True)) as queue:
+        with contextlib.closing(Database(url)) as database:
+            queue = Queue(database)
             known = queue.names()
             read = queue.read(name if name in known or loaded else name.replace("_", "-"))
     if read is None:
@@ -322,7 +331,7 @@ def status(request: Request) -> Answer:
             raise unknown("study", name, {*known, *study.shipped()})
         read = plan_document(loaded, loaded.cells), []
     document = status_document(*read)
-    return Answer(document, table(document))
+    return Answer(table(document), document)
 
 
 def _named(request: Request) -> tuple[str, Study | None]:

@@ -1,4 +1,4 @@
-"""What is known of a variant: for the list of all, and for the page of one."""
+"""What `variants` does: list all variants, or explain one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,30 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from glas_bench import registry
+from glas_bench.commands import Answer
 from glas_bench.registry import ESTIMATOR, Variant
 from glas_bench.text import aligned
 
+WORDS = {True: "yes", False: "no", None: "not shown"}
 SETTINGS = "settings and their defaults (a preset sets steps and hidden unless the file does):"
 
 
+def carry_out(reference: str | None) -> Answer:
+    """Explain a variant, by default list all.
+
+    Raises:
+        UsageError: no such variant.
+    """
+    if reference is None:
+        every = [facts(registry.find(name)) for name in registry.names()]
+        return Answer(listing(every), every)
+    one = facts(registry.find(reference))
+    return Answer(page(one), one)
+
+
 def facts(variant: Variant) -> dict[str, Any]:
-    """Return a variant's facts, JSON-ready."""
+    """Return what a variant declares, JSON-ready."""
     cls = variant.cls
     bound = cls.bound(cls.Settings())
     return {
@@ -44,7 +60,7 @@ def facts(variant: Variant) -> dict[str, Any]:
 
 
 def allowed(field: FieldInfo) -> str:
-    """Return what a field takes, in words."""
+    """Return the allowed values of a field, e.g. `whole number >= 1`."""
     choices = get_args(field.annotation)
     if choices and all(isinstance(choice, str | int | float) for choice in choices):
         return " | ".join(str(choice) for choice in choices)
@@ -62,13 +78,12 @@ def allowed(field: FieldInfo) -> str:
     return " ".join([kind, *limits])
 
 
-def listing(found: Sequence[dict[str, Any]]) -> str:
+def listing(every: Sequence[dict[str, Any]]) -> str:
     """Return the list of variants as lines."""
-    words = {True: "yes", False: "no", None: "not shown"}
     head = ["variant", "bounds NLL?", "q has a density?", "what changes"]
     rows = [
-        [one["name"], words[one["bounds_nll"]], words[one["has_density"]], one["summary"]]
-        for one in found
+        [one["name"], WORDS[one["bounds_nll"]], WORDS[one["has_density"]], one["summary"]]
+        for one in every
     ]
     lines = aligned([head[:3], *(row[:3] for row in rows)])
     last = [head[3], "-" * len(head[3]), *(row[3] for row in rows)]
@@ -77,17 +92,16 @@ def listing(found: Sequence[dict[str, Any]]) -> str:
 
 
 def page(one: dict[str, Any]) -> str:
-    """Return all that is known of one variant."""
-    words = {True: "yes", False: "no", None: "not shown"}
+    """Return the page of one variant."""
     lines = [f"{one['name']}  ({one['file']})", "", one["docstring"], "", SETTINGS]
     for name, setting in one["settings"].items():
         lines.append(f"  {name} = {setting['default']}  ({setting['allowed']})")
         lines.append(f"      {setting['about']}")
     lines += [
         "",
-        f"objective bounds NLL: {words[one['bounds_nll']]}; {one['bound_reason']}",
-        f"q has a density: {words[one['has_density']]}",
-        f"needs labels: {words[one['needs_labels']]}",
+        f"objective bounds NLL: {WORDS[one['bounds_nll']]}; {one['bound_reason']}",
+        f"q has a density: {WORDS[one['has_density']]}",
+        f"needs labels: {WORDS[one['needs_labels']]}",
         f"generative parameters: {', '.join(one['generative'])}; the rest is recognition",
         f"what the write-up says happened: {one['write_up'] or 'nothing'}",
     ]

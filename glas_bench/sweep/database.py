@@ -92,16 +92,13 @@ class Database:
 
     Args:
         url: from `storage.storage_url`.
-        read_only: no folder is made where there is none.
         patience: seconds to wait for it to answer at first.
 
     Raises:
         RunError: it does not answer, or is no database of studies.
     """
 
-    def __init__(
-        self, url: str, *, read_only: bool = False, patience: float = PATIENCE_AT_FIRST
-    ) -> None:
+    def __init__(self, url: str, *, patience: float = PATIENCE_AT_FIRST) -> None:
         self.url = url
         self.file = sqlite_file(url)
         self.owner = worker_id.own_id()
@@ -109,7 +106,7 @@ class Database:
         self.outages = 0
         self._ids: dict[str, int] = {}
         self._errors = _prepare_optuna()
-        if self.file is not None and not read_only:
+        if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         self._lock_engine = self._engine()
         self._errors += (self._lock_engine.dialect.dbapi.Error,)  # some reach us unwrapped
@@ -218,17 +215,15 @@ class Database:
             self._ids[name] = self.storage.get_study_id_from_name(name)
         return self._ids[name]
 
-    def make_study(self, name: str) -> int:
-        """Return optuna's id of a study, which is made where there is none."""
+    def make_study(self, name: str) -> None:
+        """Make a study, unless it is there."""
         from optuna.study import StudyDirection
 
         try:
-            return self.study_id(name)
+            self.study_id(name)
         except KeyError:
             study_id = self.storage.create_new_study([StudyDirection.MINIMIZE], name)
             self.storage.set_study_system_attr(study_id, "study:metric_names", [VALUE])
-            self._ids[name] = study_id
-            return study_id
 
     def names(self) -> list[str]:
         """Return the names of all planned studies; searches are not among them."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from glas_bench import data
 from glas_bench.study import Cell, Study
-from glas_bench.sweep.trial import Trial
+from glas_bench.sweep.trial import Trial, search_name
 
 if TYPE_CHECKING:
     from glas_bench.config import RunConfig
@@ -48,6 +48,8 @@ class Plan:
         self.entries: dict[str, Document] = {each["cell"]: each for each in self.document["cells"]}
         self.searches = [cell.name for cell in study.cells if cell.searched]
         """Names of the cells whose axes are searched."""
+        self.studies = [self.name, *(search_name(self.name, cell) for cell in self.searches)]
+        """Names of its optuna studies: its own, and one for each search."""
 
     def splits(self, config: RunConfig) -> Splits:
         """Return the data of a config, on the CPU."""

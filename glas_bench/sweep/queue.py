@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,27 +51,12 @@ def _exclusive(
 
 
 class Queue:
-    """The trials of all studies in a database, and this process as one of its workers.
+    """The trials of all studies in a database, and this process as one of its workers."""
 
-    Args:
-        url: from `storage.storage_url`.
-        read_only: no folder is made where there is none.
-        patience: seconds to wait for the database to answer at first.
-
-    Raises:
-        RunError: it does not answer, or is no database of studies.
-    """
-
-    def __init__(
-        self, url: str, *, read_only: bool = False, patience: float = PATIENCE_AT_FIRST
-    ) -> None:
-        self.database = Database(url, read_only=read_only, patience=patience)
+    def __init__(self, database: Database) -> None:
+        self.database = database
         self._watched: dict[tuple[int, int], float] = {}
         """When a trial was first seen silent, by its id and the outages before."""
-
-    def close(self) -> None:
-        """Close all connections."""
-        self.database.close()
 
     # ---- planning
 
@@ -94,11 +80,10 @@ class Queue:
             self.database.store_plan(plan.document)
         self._reconcile(plan)
         for cell in plan.searches:
-            self.database.make_study(search_name(plan.name, cell))
-            Search(self.database, plan, cell).enumerate()
+            Search(self.database, plan, cell).prepare()
         if retry_failed:
-            for name in [plan.name, *(search_name(plan.name, cell) for cell in plan.searches)]:
-                self._retry_failed(name)
+            for study in plan.studies:
+                self._repeat(study, lambda trial: trial.status == "failed" and trial.cell != "")
 
     def _reconcile(self, plan: Plan) -> None:
         """Add trials of the seeds that no trial has; withdraw waiting ones that are not wanted."""
@@ -113,17 +98,15 @@ class Queue:
             if missing := [seed for seed in entry["seeds"] if seed not in covered]:
                 self.database.add(Trial.planned(plan.name, entry, missing))
 
-    def _retry_failed(self, study: str) -> None:
+    def _repeat(self, study: str, chosen: Callable[[Trial], bool]) -> list[str]:
+        """Add trials that take the place of those chosen, which are over; return their cells."""
         trials = self.database.trials(study)
         repeated = {trial.retry_of for trial in trials}
-        for trial in trials:
-            if trial.status == "failed" and trial.cell and trial.number not in repeated:
-                self._repeat(trial)
-
-    def _repeat(self, trial: Trial) -> None:
-        """Add a trial that takes the place of one that is over."""
-        again = replace(trial, status="waiting", retry_of=trial.number)
-        self.database.add(again, self.database.distributions(trial))
+        again = [trial for trial in trials if trial.number not in repeated and chosen(trial)]
+        for trial in again:
+            new = replace(trial, status="waiting", retry_of=trial.number)
+            self.database.add(new, self.database.distributions(trial))
+        return [trial.cell for trial in again]
 
     @_exclusive
     def settle(self, plan: Plan, ended: Callable[[Trial], Trial | None]) -> None:
@@ -152,19 +135,9 @@ class Queue:
             plan: the study.
             is_gone: returns whether a trial's results are missing.
         """
-        trials = self.database.trials(plan.name)
-        repeated = {trial.retry_of for trial in trials}
-        gone = [
-            trial
-            for trial in trials
-            if trial.status == "complete"
-            and trial.number not in repeated
-            and _is_wanted(trial, plan)
-            and is_gone(trial)
-        ]
-        for trial in gone:
-            self._repeat(trial)
-        return [trial.cell for trial in gone]
+        return self._repeat(
+            plan.name, lambda t: t.status == "complete" and _is_wanted(t, plan) and is_gone(t)
+        )
 
     # ---- claiming
 
@@ -179,55 +152,38 @@ class Queue:
             most: trials of the study's whole life; more are not begun.
             last: cells to leave to others as long as there is something else.
         """
-        trials = self.database.trials(plan.name)
-        for trial in trials:
+        searches = [Search(self.database, plan, cell) for cell in plan.searches]
+        trials = {study: self.database.trials(study) for study in plan.studies}
+        for trial in itertools.chain(*trials.values()):
             if self.database.is_own(trial):
                 return trial, False  # claimed, and the answer was lost
-        busy = self._revive(trials)
-        trials = self.database.trials(plan.name)
-        left = None if most is None else most - count_begun(trials)
-        if (taken := self._take_waiting(plan, trials, left, last)) is not None:
+        busy = False
+        for each in trials.values():
+            busy |= self._revive(each)
+        taken = self._take_waiting(plan, most, last)
+        if taken is not None:
             return taken, busy
-        searches = [Search(self.database, plan, cell) for cell in plan.searches]
-        for search in sorted(
-            searches, key=lambda each: count_begun(self.database.trials(each.name))
-        ):
-            taken, others = self._next_of_search(plan, search, most)
+        for search in sorted(searches, key=lambda each: count_begun(trials[each.name])):
+            taken = search.next_trial(most)
+            if taken is None:
+                search.add_best()
+                taken = self._take_waiting(plan, most)
             if taken is not None:
                 return taken, busy
-            busy |= others
         return None, busy
 
-    def _take_waiting(
-        self, plan: Plan, trials: Sequence[Trial], left: int | None, last: Sequence[str]
-    ) -> Trial | None:
+    def _take_waiting(self, plan: Plan, most: int | None, last: Sequence[str] = ()) -> Trial | None:
         """Return the first of the study's own trials that waits, now this worker's."""
+        trials = self.database.trials(plan.name)
+        full = most is not None and count_begun(trials) >= most
         waiting = [
             trial
             for trial in trials
-            if trial.status == "waiting"
-            and (left is None or left > 0 or trial.begun)
-            and _is_wanted(trial, plan)
+            if trial.status == "waiting" and _is_wanted(trial, plan) and (trial.begun or not full)
         ]
         waiting.sort(key=lambda each: (each.cell in last, each.number))
         taken = (self.database.take(trial) for trial in waiting)
         return next((trial for trial in taken if trial is not None), None)
-
-    def _next_of_search(
-        self, plan: Plan, search: Search, most: int | None
-    ) -> tuple[Trial | None, bool]:
-        """Return a trial of a search, or of its best values, and whether others run some."""
-        trials = self.database.trials(search.name)
-        for trial in trials:
-            if self.database.is_own(trial):
-                return trial, False
-        if self._revive(trials):
-            return search.next_trial(most), True
-        taken = search.next_trial(most)
-        if taken is None and search.add_best():
-            best = [t for t in self.database.trials(plan.name) if t.cell == search.cell.name]
-            taken = self._take_waiting(plan, best, None, ())
-        return taken, False
 
     # ---- workers that died
 

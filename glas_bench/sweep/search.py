@@ -44,8 +44,9 @@ class Search:
         trials = self.database.trials(self.name)
         return [each for each in trials if each.cell and each.key == self.entry["key"]]
 
-    def enumerate(self) -> None:
-        """Add a trial for every combination, where all axes are choices."""
+    def prepare(self) -> None:
+        """Make the optuna study; where all axes are choices, add a trial for every combination."""
+        self.database.make_study(self.name)
         choices = self._choices()
         if len(choices) < len(self.space):
             return
@@ -74,23 +75,19 @@ class Search:
         planned = sum(trial.retry_of is None for trial in trials)
         return self._ask() if planned < self.wanted and begun < wanted else None
 
-    def add_best(self) -> bool:
-        """Add the best values to the study, on the study's seeds, unless they are there.
-
-        Returns:
-            Whether all trials of the search are over and one of them has a value.
-        """
+    def add_best(self) -> None:
+        """Once its trials are over, add the best values to the study, on the study's seeds."""
         trials = self.trials()
-        over = [trial for trial in trials if trial.status not in ("waiting", "running")]
-        if sum(trial.retry_of is None for trial in over) < self.wanted:
-            return False
+        first = [trial for trial in trials if trial.retry_of is None]
+        if len(first) < self.wanted or any(t.status in ("waiting", "running") for t in trials):
+            return
         ranked = [
             (trial.value, trial.number, trial.values)
             for trial in trials
             if trial.status == "complete" and trial.value is not None
         ]
         if not ranked:
-            return False
+            return
         values = min(ranked, key=lambda each: each[:2])[2]
         best = self.plan.with_values(self.cell.name, values)
         about = {"key": best.key, "protocol": best.protocol, "best_of": self.entry["key"]}
@@ -105,7 +102,6 @@ class Search:
         if missing := [seed for seed in self.entry["seeds"] if seed not in covered]:
             trial = Trial.planned(self.plan.name, self.entry, missing, values=values, **about)
             self.database.add(trial)
-        return True
 
     def _trial(self, values: dict[str, Any], **about: Any) -> Trial:
         seeds = self.plan.study.tuning_seeds

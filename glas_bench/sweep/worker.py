@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 from glas_bench import environment, processes, signals, study
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
 from glas_bench.record import SeedFolder
-from glas_bench.runs import cells, outcome
+from glas_bench.runs import cells
 from glas_bench.runs import worker as runs_worker
 from glas_bench.study import Cell
 from glas_bench.sweep import storage
-from glas_bench.sweep.database import PATIENCE
+from glas_bench.sweep.database import PATIENCE, Database
 from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.trial import NUMBERS, Trial
@@ -98,23 +98,14 @@ def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEv
             on_event({"event": "back", "cell": trial.cell, "reason": "asked to stop"})
             continue
         if ended.status == "failed":
-            try:
-                _check_machine(plan, device)
-            except RunError as error:  # then it was hardly the cell's fault
+            try:  # where all that is left would fail as well, it was hardly the cell's fault
+                cells.check_results(plan.results)
+                environment.check_answers(device)
+            except RunError as error:
                 queue.give_back(trial, f"{error} ({ended.reason})")
                 raise
         queue.finish(ended)
         on_event({"event": "end", "name": trial.name, **asdict(ended)})
-
-
-def _check_machine(plan: Plan, device: str) -> None:
-    """Refuse to go on where all that is left would fail as well.
-
-    Raises:
-        RunError: the results folder cannot be written or is full, or the GPU is gone.
-    """
-    cells.check_results(plan.results)
-    environment.check_answers(device)
 
 
 def _rest(seconds: float) -> None:
@@ -185,39 +176,37 @@ def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[s
         results: where the run folders are.
         by_seed: statuses, with reasons, by seed.
     """
-    statuses = {str(seed): str(each["status"]) for seed, each in by_seed.items()}
     folders = {seed: cell.folder(results).seed(seed) for seed in by_seed}
-    rows = [outcome.seed_row(folders[seed], cell.protocol, by_seed[seed]) for seed in by_seed]
-    numbers = {}
-    for name in NUMBERS:
-        values = [row[name] for row in rows if row.get(name) is not None]
-        if values:
-            numbers[name] = sum(values) / len(values)
-    reasons = [
-        f"seed {row['seed']} {row['status']}: {row['reason'] or 'no reason given'}"
-        for row in rows
-        if row["status"] not in ("complete", "not_applicable")
-    ]
-    complete = [seed for seed, each in by_seed.items() if each["status"] == "complete"]
-    values = [_validation(folders[seed], cell.protocol) for seed in complete]
-    known = [value for value in values if value is not None]
-    enough = len(known) == len(by_seed) if trial.is_search else bool(known)
-    status = next((s for s in ("interrupted", "failed") if s in statuses.values()), "complete")
+    statuses = {seed: str(each["status"]) for seed, each in by_seed.items()}
+    scores: dict[int, Mapping[str, Any]] = {}
+    reasons = []
+    for seed, status in statuses.items():
+        if status == "complete":
+            scores[seed] = folders[seed].scores(cell.protocol) or {}
+        else:
+            reason = by_seed[seed].get("reason") or folders[seed].status().get("reason")
+            reasons.append(f"seed {seed} {status}: {reason or 'no reason given'}")
+    known = {
+        name: [each[name] for each in scores.values() if each.get(name) is not None]
+        for name in NUMBERS
+    }
+    validation = [_validation(folders[seed], each) for seed, each in scores.items()]
+    values = [value for value in validation if value is not None]
+    enough = len(values) == len(by_seed) if trial.is_search else bool(values)
     return replace(
         trial,
-        status=status,
-        value=sum(known) / len(known) if enough else None,
+        status=next((s for s in ("interrupted", "failed") if s in statuses.values()), "complete"),
+        value=sum(values) / len(values) if enough else None,
         reason="; ".join(reasons) or None,
-        outcomes=statuses,
-        numbers=numbers,
+        outcomes={str(seed): status for seed, status in statuses.items()},
+        numbers={name: sum(each) / len(each) for name, each in known.items() if each},
     )
 
 
-def _validation(folder: SeedFolder, protocol: str) -> float | None:
+def _validation(folder: SeedFolder, scores: Mapping[str, Any]) -> float | None:
     """Return a seed's validation nll, nats per image; where it has none, its last validation."""
-    scores = folder.scores(protocol) or {}
-    if (value := scores.get("validation_nll")) is not None:
-        return value
+    if scores.get("validation_nll") is not None:
+        return float(scores["validation_nll"])
     rows = folder.metrics()
     return rows[-1].get("validation") if rows else None
 
@@ -256,8 +245,8 @@ def run_job(job: Job, on_event: OnEvent) -> None:
     if digest(plan.document) != job.digest:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
     url = storage.storage_url(None, results)
-    with contextlib.closing(Queue(url, patience=PATIENCE)) as queue:
-        work(plan, queue, job.device, job.most, on_event)
+    with contextlib.closing(Database(url, patience=PATIENCE)) as database:
+        work(plan, Queue(database), job.device, job.most, on_event)
 
 
 if __name__ == "__main__":

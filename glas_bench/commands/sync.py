@@ -1,0 +1,31 @@
+"""What `sync` does: mirror run folders to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from glas_bench.commands import Answer
+from glas_bench.record import load_run, runs_by_study
+from glas_bench.tracking.sync import sync_all
+
+
+def carry_out(folders: Sequence[Path], results: Path) -> Answer:
+    """Mirror these run folders, by default all; exit code 3 if one could not be mirrored.
+
+    Raises:
+        UsageError: a folder is no run folder.
+    """
+    for folder in folders:
+        load_run(folder)
+    done: set[str] = set()
+    failures: list[tuple[str, str]] = []
+    for experiment, some in runs_by_study(results, folders or None).items():
+        report = sync_all(results, some, experiment=experiment)
+        failures += report.failures
+        done |= {str(each) for each in some} - {name for name, _ in report.failures}
+    return Answer(
+        f"{len(done)} run folder(s) mirrored",
+        exit_code=3 if failures else 0,
+        problems=[f"{name}: {message}" for name, message in failures],
+    )
