@@ -474,7 +474,7 @@ def test_the_command_referees_stops_and_goes_on(glas):
     stopped = glas.ended(process)
     assert stopped.code == 75, stopped.err
     assert stopped.out == ""
-    assert "the same command goes on" in stopped.err
+    assert "the same command resumes" in stopped.err
     assert partial.exists()
     assert not stored.exists()
     again = glas.here(*command)
