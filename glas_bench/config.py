@@ -1,8 +1,8 @@
 """RunConfig: what is trained and scored, resolved from presets, study files and `--set`.
 
-Order, weakest first: preset, a default that the variant's file declares itself, study file,
-`--dataset`, `--set`. Unknown keys, values outside their range and settings that a variant does not
-have are refused by name. A third of the file is tables: presets, and what papers call a setting.
+Precedence, lowest first: preset, a default declared in the variant's file, study file,
+`--dataset`, `--set`. Unknown keys, values out of range and settings that a variant does not have
+raise an error that names them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,33 +22,21 @@ if TYPE_CHECKING:
     from glas_bench.registry import Variant
 
 CORE_VERSION = 3
-"""Version of the training core: raise it whenever the same config would give other numbers."""
+"""Version of the training core: raise it when a config would give other numbers."""
 
 PROTOCOL_VERSION = 2
-"""Version of the scoring protocol: raise it whenever the same checkpoint would score otherwise."""
+"""Version of the scoring protocol: raise it when a checkpoint would get other scores."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "dataset": "mnist-5k",
-        "steps": 4,
-        "hidden": 64,
-        "epochs": 2,
-        "samples": 10,
-    },
-    "quick": {
-        "dataset": "mnist-5k",
-        "steps": 8,
-        "hidden": 128,
-        "epochs": 20,
-        "samples": 100,
-    },
+    "smoke": {"dataset": "mnist-5k", "steps": 4, "hidden": 64, "epochs": 2, "samples": 10},
+    "quick": {"dataset": "mnist-5k", "steps": 8, "hidden": 128, "epochs": 20, "samples": 100},
     "laptop": {
         "dataset": "mnist-static",
         "steps": 8,
         "hidden": 256,
         "epochs": 10,
         "samples": 100,
-        "images": 2000,  # of 10,000: scoring is meant to take no longer than training
+        "images": 2000,  # of 10,000, so that scoring takes no longer than training
     },
     "short": {
         "dataset": "mnist-static",
@@ -67,11 +55,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 DEFAULT_PRESET = "quick"
 NO_VERDICTS = frozenset({"smoke", "quick"})
-"""Presets whose pages are a look at the harness and never give verdicts."""
+"""Presets whose pages only show the harness and give no verdicts."""
 
-
-# What papers and other code call a setting.
-_ALSO_CALLED = {
+# Names of a setting in papers and other code.
+_SYNONYMS = {
     "lr": "learning_rate",
     "batch_size": "batch",
     "b": "batch",
@@ -92,37 +79,37 @@ _ALSO_CALLED = {
     "kl_weight": "charge_weight",
     "dtype": "precision",
 }
-# What is said beside the settings: by an option, in a study file by a key of its own.
-_BESIDE = {"seed": "seeds", "seeds": "seeds", "preset": "preset", "baseline": "baseline"}
+# Set by an option of that name, or by a key of a study file.
+_OPTIONS = {"seed": "seeds", "seeds": "seeds", "preset": "preset", "baseline": "baseline"}
 
 SCORING = frozenset({"samples", "images"})
-"""Keys of a config that say how a trained model is scored, and nothing of its training."""
+"""Keys of a config that concern scoring only, not training."""
 
 
 class RunConfig(BaseModel):
-    """One cell: a variant, its settings, the data and the budget. All its seeds share it."""
+    """The config of a cell, shared by all its seeds: variant, settings, data and budget."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     variant: str = Field(description="name of the variant")
     dataset: str = Field(description="name of the data set")
     binarisation: str = Field(description="how grey pixels become binary: static, dynamic or soft")
-    batch: int = Field(128, ge=1, description="B, images a step")
+    batch: int = Field(128, ge=1, description="B, images per step")
     epochs: int = Field(250, ge=1, description="passes over the training images")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's, x0.1 every decay_epochs")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, x0.1 every decay_epochs")
     decay_epochs: int = Field(75, ge=1, description="epochs between learning-rate steps")
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="of matrix products; tf32 on a GPU alone"
+        "fp32", description="of matrix products; tf32 on a GPU only"
     )
-    threads: int = Field(1, ge=1, description="CPU threads a seed; more than 1 changes the bits")
-    samples: int = Field(1000, ge=1, description="K, importance weights an image in scoring")
+    threads: int = Field(1, ge=1, description="CPU threads per seed; more than 1 changes the bits")
+    samples: int = Field(1000, ge=1, description="K, importance weights per image in scoring")
     images: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        "all", description="test images that are scored: a random draw, the same for every arm"
+        "all", description="scored test images: a random draw, the same for every variant"
     )
     settings: dict[str, Any] = Field(description="the variant's own parameters, all of them")
 
     def flat(self) -> dict[str, Any]:
-        """Return all keys on one level, the variant's parameters among them."""
+        """Return all keys on one level, with the variant's own."""
         fields = self.model_dump(exclude={"settings"})
         return {**fields, **self.settings}
 
@@ -138,14 +125,14 @@ def resolve(
     """Return the config of a cell.
 
     Args:
-        variant: as found by the registry.
-        preset: a key of `PRESETS`; `quick` unless said.
+        variant: the variant.
+        preset: a key of `PRESETS`; by default `quick`.
         study: settings of a study file.
-        dataset: as given by `--dataset`.
-        overrides: as given by `--set`, parsed.
+        dataset: of `--dataset`.
+        overrides: of `--set`, parsed.
 
     Raises:
-        UsageError: an unknown preset, data set, key or value; the message names what is allowed.
+        UsageError: an unknown preset, data set, key or value.
     """
     from glas_bench import data
 
@@ -193,7 +180,7 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Parse `key=value` pairs; a value is read as YAML.
 
     Raises:
-        UsageError: a pair without `=`, a key given twice, or a value that is no YAML.
+        UsageError: a pair without `=`, a key given twice, or a value that is not YAML.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -206,22 +193,19 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UsageError(f"--set {pair!r}: the value is not readable as YAML") from error
+            raise UsageError(f"--set {pair!r}: the value is not valid YAML") from error
     return values
 
 
 def meant(key: str, allowed: Collection[str]) -> str:
-    """Return `` Did you mean 'x'?`` for a setting that there is not, or where it is said instead.
+    """Return `` Did you mean 'x'?`` for an unknown setting, or how it is set.
 
-    Knows what papers call a setting, then looks for the nearest name; nothing where none is near.
+    A synonym from papers takes precedence over the nearest name; empty where no name is near.
     """
-    if key.lower() in _BESIDE:
-        word = _BESIDE[key.lower()]
-        return f" It is said with --{word}, or under {word}: in a study file."
-    usual = _ALSO_CALLED.get(key.lower())
-    if usual in allowed:
-        return f" Did you mean {usual!r}?"
-    return nearest(key, allowed)
+    if option := _OPTIONS.get(key.lower()):
+        return f" Set it with --{option}, or with {option}: in a study file."
+    synonym = _SYNONYMS.get(key.lower())
+    return f" Did you mean {synonym!r}?" if synonym in allowed else nearest(key, allowed)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -245,8 +229,8 @@ def parse_seeds(text: str) -> list[int]:
 def config_key(config: RunConfig, source_hash: str, data_hash: str) -> str:
     """Return the identity of a trained cell, 12 hexadecimal digits.
 
-    It hashes all that changes the trained parameters, and nothing else: not the seed, the study,
-    a path, the device, or what belongs to scoring.
+    It depends on everything that changes the trained parameters and on nothing else: not on the
+    seed, the study, a path, the device or scoring.
     """
     return _digest(
         {
@@ -269,7 +253,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def _declared_defaults(variant: Variant) -> set[str]:
-    """Return the settings whose default the variant's own file (or a base's) declares."""
+    """Return the settings whose default the file of the variant, or of a base, declares."""
     from glas_bench import model
 
     declared: set[str] = set()
@@ -284,13 +268,13 @@ def _refuse_unknown(variant: Variant, given: Mapping[str, Any], own: set[str]) -
     run_keys = set(RunConfig.model_fields) - {"variant", "settings"}
     if clash := own & run_keys:
         raise UsageError(
-            f"{variant.name}: its settings {', '.join(sorted(clash))} have the names of keys that "
-            "every run has; rename them in its file"
+            f"{variant.name}: every run has a setting of the name {', '.join(sorted(clash))}; "
+            "rename it in the variant's file"
         )
     fields = {**RunConfig.model_fields, **variant.cls.Settings.model_fields}
     for key, value in given.items():
         if isinstance(value, bool) and key in fields and fields[key].annotation is not bool:
-            raise UsageError(f"{key}: a number or a name is wanted, got {str(value).lower()}")
+            raise UsageError(f"{key}: expected a number or a name, got {str(value).lower()}")
         if key not in own | run_keys:
             raise UsageError(
                 f"{variant.name} has no setting {key!r}.{meant(key, own | run_keys)} "
@@ -299,7 +283,7 @@ def _refuse_unknown(variant: Variant, given: Mapping[str, Any], own: set[str]) -
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return one line for each fault that pydantic found, with what is allowed."""
+    """Return pydantic's errors as one line, with what is allowed."""
     lines = []
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"])
@@ -318,7 +302,5 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _literals(model: type[BaseModel], name: str) -> list[str]:
-    from typing import get_args
-
     field = model.model_fields.get(name)
     return [str(value) for value in get_args(field.annotation)] if field else []

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, device and processor."""
+"""The environment of a result: versions, commit, device and processor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "numpy", "pydantic", "mlflow", "optuna", "mlxtend")
 def cores() -> int:
     """Return the number of processors that this process may use.
 
-    GLAS_BENCH_CORES lowers it: the workers of a sweep divide a machine's processors that way.
+    GLAS_BENCH_CORES lowers it: the workers of a sweep share the processors of a machine.
     """
     most = os.environ.get("GLAS_BENCH_CORES", "")
     return min(_cores(), max(1, int(most))) if most.isdecimal() else _cores()
@@ -40,10 +40,10 @@ def gpus() -> int:
 
 
 def choose_device(name: str) -> str:
-    """Return `cpu` or `cuda[:n]` for what `--device` says; `auto` takes a GPU where there is one.
+    """Return `cpu` or `cuda[:n]` for a value of `--device`; `auto` prefers a GPU.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: this machine has no such device.
     """
     import torch
 
@@ -63,27 +63,27 @@ def choose_device(name: str) -> str:
 
 
 DEFAULT_PRECISION = {"cpu": "fp32", "cuda": "tf32"}
-"""By kind of device. On a GPU it is to be the fastest whose NLL agrees with fp32 within 0.1 nats;
-tf32 is chosen for its 10 bits of mantissa and has not been measured on one yet."""
+"""By kind of device. On a GPU it should be the fastest whose NLL agrees with fp32 within 0.1 nats;
+tf32 was chosen for its 10 bits of mantissa and has not been measured yet."""
 
 
 def default_precision(device: str) -> str:
-    """Return the precision of matrix products on a device, where none was asked for."""
+    """Return the default precision of matrix products on a device."""
     return DEFAULT_PRECISION[device.partition(":")[0]]
 
 
 def check_precision(precision: str, device: str) -> None:
-    """Refuse a precision that the device does not have.
+    """Check that a device has a precision.
 
     Raises:
         UsageError: tf32 on a CPU.
     """
     if precision == "tf32" and not device.startswith("cuda"):
-        raise UsageError("precision tf32: a GPU's alone; on a CPU use fp32 or bf16")
+        raise UsageError("precision tf32: for GPUs only; on a CPU use fp32 or bf16")
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Return what `environment.json` holds."""
+    """Return the content of `environment.json`."""
     return {
         "glas_bench": __version__,
         "core_version": CORE_VERSION,
@@ -107,7 +107,7 @@ def device_name(device: str) -> str:
 
 
 def peak_bytes(device: str) -> int:
-    """Return the most that this process has held: on a GPU of its memory, else resident."""
+    """Return the peak memory of this process in bytes: on the GPU, or resident."""
     if device.startswith("cuda"):
         import torch
 
@@ -119,10 +119,10 @@ def peak_bytes(device: str) -> int:
 
 
 def check_answers(device: str) -> None:
-    """Have a GPU compute something.
+    """Check that a GPU still computes.
 
     Raises:
-        RunError: its context in this process is dead: whatever runs here next would fail as well.
+        RunError: its context in this process is dead, so that all later work would fail too.
     """
     if not device.startswith("cuda"):
         return
@@ -136,7 +136,7 @@ def check_answers(device: str) -> None:
 
 
 def load() -> float | None:
-    """Return how many processes wanted a processor over the last minute, where that is told."""
+    """Return the load average of the last minute, None where it is unknown."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -155,9 +155,9 @@ def processor() -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit of the checkout that this package runs from and whether it is dirty.
+    """Return the commit of the checkout of this package and whether it is dirty.
 
-    Both are null, with the reason, where it is not run from a checkout.
+    Both are None, with a reason, outside a checkout.
     """
     here = Path(__file__).resolve()
     tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)

@@ -1,6 +1,6 @@
-"""What goes wrong by a user's doing, and the exit code that it ends with.
+"""Errors that are shown as one message, and their exit codes.
 
-Every message says what was got, what is allowed, the nearest name, and what to do.
+A message gives what was given, what is allowed, the nearest name, and what to do.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class DataError(GlasBenchError):
 
 
 class RunError(GlasBenchError):
-    """A run that cannot go on: a locked or unwritable folder, a broken record (exit code 1)."""
+    """A run that cannot continue: a locked or read-only folder, a broken record (exit code 1)."""
 
 
 class AlreadyRunning(RunError):  # noqa: N818 - a state of the world
-    """Another process works in the run folder (exit code 1)."""
+    """Another process holds the run folder (exit code 1)."""
 
 
 def nearest(got: str, allowed: Iterable[str]) -> str:
@@ -40,7 +40,7 @@ def nearest(got: str, allowed: Iterable[str]) -> str:
 
 
 def unknown(kind: str, got: str, allowed: Iterable[str]) -> UsageError:
-    """Return the error for a name that is none of the allowed ones."""
+    """Return the error for a name that is not allowed."""
     names = sorted(allowed)
     return UsageError(
         f"unknown {kind} {got!r}.{nearest(got, names)} Allowed: {', '.join(names) or 'none'}."

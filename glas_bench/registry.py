@@ -1,7 +1,7 @@
-"""Finds variants: built in, installed (entry point group `glas_bench.variants`), or a file path.
+"""Variants: built in, installed (entry point group `glas_bench.variants`), or given as a file.
 
-Dropping a file in is the whole registration: the file's stem, with hyphens, is the variant's
-name, and the one public subclass of `Glas` that the file defines is the variant.
+Adding a file registers it: its stem, with hyphens, is the variant's name, and the one public
+subclass of `Glas` that it defines is the variant.
 """
 
 from __future__ import annotations
@@ -73,19 +73,20 @@ class Citation:
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant as found: its name, its class, and where it came from."""
+    """A variant: its name, its class, and its file."""
 
     name: str
     cls: type[Glas]
     path: Path
-    reference: str  # what finds it again in another process: the name, or the file's path
+    reference: str  # finds it in another process: the name, or the file's path
 
     @cached_property
     def source_hash(self) -> str:
-        """SHA-256 of the variant's code with that of its bases.
+        """SHA-256 of the code of the variant and of its bases.
 
-        Comments and docstrings do not count: who mends one keeps the runs. `find` takes it at once:
-        what is edited later is not what was imported.
+        It ignores comments, docstrings and descriptive attributes (`model.DESCRIPTIVE`): editing
+        them does not invalidate runs. `find` computes it at once, since a file edited later is not
+        the file that was imported.
         """
         from glas_bench.model import Glas
 
@@ -184,7 +185,7 @@ def _without(source: str, cuts: list[tuple[int, int]], start: int, end: int) -> 
 
 
 def names() -> list[str]:
-    """Return the names of all built-in and installed variants, sorted; imports none of them."""
+    """Return the names of all built-in and installed variants, sorted, without importing them."""
     return sorted({*_built_in(), *_installed()})
 
 
@@ -192,14 +193,14 @@ def find(reference: str) -> Variant:
     """Return the variant of this name, or of this path to a Python file.
 
     Raises:
-        UsageError: no such name or file, or a file that does not define exactly one variant.
+        UsageError: no such name or file, or the file does not define exactly one variant.
     """
-    found = _found(reference)
-    _ = found.source_hash
-    return found
+    variant = _find(reference)
+    _ = variant.source_hash
+    return variant
 
 
-def _found(reference: str) -> Variant:
+def _find(reference: str) -> Variant:
     if reference.endswith(".py") or "/" in reference:
         return _from_file(Path(reference))
     name = reference.replace("_", "-")
@@ -226,8 +227,8 @@ def _built_in() -> dict[str, Path]:
 
 
 def _installed() -> dict[str, str]:
-    found = entry_points(group=ENTRY_POINTS)
-    return {point.name.replace("_", "-"): point.module for point in found}
+    points = entry_points(group=ENTRY_POINTS)
+    return {point.name.replace("_", "-"): point.module for point in points}
 
 
 def _from_file(path: Path) -> Variant:
@@ -243,7 +244,7 @@ def _from_file(path: Path) -> Variant:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        # Not through the loader: its bytecode cache takes a quick edit for the file before it.
+        # The loader's bytecode cache would miss an edit of the same size in the same second.
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         line = _line_in(error, path)

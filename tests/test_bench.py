@@ -98,7 +98,7 @@ def test_what_cannot_be_measured_is_refused(bare_glas):
     for arguments, said in (
         (["--steps", "8,x"], "--steps"),
         (["--variant", "cauchi"], "cauchy"),
-        (["--precision", "tf32", "--device", "cpu"], "a GPU's alone"),
+        (["--precision", "tf32", "--device", "cpu"], "for GPUs only"),
         (["--precision", "fp16"], "fp32"),
     ):
         ended = bare_glas("bench", *arguments, "--hidden", 8, "--batch", 2)

@@ -96,7 +96,7 @@ def test_every_command_explains_itself(bare_glas: Glas, name: str) -> None:
         ([*RUN, "--set", "epochs"], ["'epochs'", "key=value"]),
         ([*RUN, "--set", "lr=1e-3"], ["'lr'", "Did you mean 'learning_rate'?"]),
         ([*RUN, "--set", "K=50"], ["'K'", "Did you mean 'samples'?"]),
-        ([*RUN, "--set", "seed=3"], ["'seed'", "It is said with --seeds"]),
+        ([*RUN, "--set", "seed=3"], ["'seed'", "Set it with --seeds"]),
         ([*RUN, "--threads", "2", "--set", "threads=1"], ["--threads", "give one of them"]),
         ([*RUN, "--dataset", "omniglot", "--set", "dataset=mnist-5k"], ["give one of them"]),
         ([*RUN, "--set", "epochs=-3"], ["epochs", "greater than or equal to 1", "-3"]),

@@ -68,8 +68,8 @@ def test_vae_keeps_its_sizes_under_any_preset(preset: str) -> None:
 
 def test_what_papers_call_a_setting_is_known() -> None:
     known = set(RunConfig.model_fields) | set(CAUCHY.cls.Settings.model_fields)
-    assert set(config._ALSO_CALLED.values()) <= known
-    assert known.isdisjoint(config._ALSO_CALLED)
+    assert set(config._SYNONYMS.values()) <= known
+    assert known.isdisjoint(config._SYNONYMS)
     assert "'batch'" in refusal(CAUCHY, overrides={"batch_size": 8})
     assert "'charge_weight'" in refusal(CAUCHY, overrides={"beta": 2})
     assert "'latent_size'" in refusal(CAUCHY, overrides={"L": 9})
@@ -131,7 +131,7 @@ def test_values_are_read_as_yaml() -> None:
         ("epochs", ["'epochs'", "--set key=value"]),
         ("=3", ["--set key=value"]),
         ("epochs=", ["--set key=value"]),
-        ("epochs=[", ["not readable as YAML"]),
+        ("epochs=[", ["not valid YAML"]),
     ],
 )
 def test_pairs_that_are_none(pair: str, words: list[str]) -> None:
@@ -185,7 +185,7 @@ def test_settings_must_not_hide_a_run_s_keys() -> None:
             epochs: int = 3
 
     said = refusal(dataclasses.replace(CAUCHY, cls=Hiding), preset="smoke")
-    assert "its settings epochs" in said
+    assert "a setting of the name epochs" in said
 
 
 # --------------------------------------------------------------------------- seeds

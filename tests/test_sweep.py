@@ -663,7 +663,7 @@ def test_a_precision_that_the_device_has_not_is_refused_before_anything_is_plann
     ):
         ended = sweep(glas, text)
         assert ended.code == 2
-        assert "precision tf32: a GPU's alone" in ended.err
+        assert "precision tf32: for GPUs only" in ended.err
     assert not glas.results.exists()
 
 
