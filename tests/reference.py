@@ -70,28 +70,47 @@ def charge(kind, m, s):
     return (1 - affinity).sum()
 
 
-def glas(p, x, noise_TZ, *, kind, R, L, grid, floor, divergence):
-    """One image through the recurrence; returns recon, charge, log q/p, canvas."""
-    H = p["decoder.kernels.hidden"].shape[0]
-    enc = torch.cat([p[f"encoder.kernels.{part}"] for part in ("x", "error", "decoder", "hidden")])
+def glas(
+    p,
+    x,
+    noise_TZ,
+    *,
+    divergence="kl",
+    look=None,
+    see=None,
+    give=None,
+    paint=None,
+    generates=True,
+    **filters,
+):
+    """One image through the recurrence; returns recon, charge, log q/p, canvas.
+
+    The last five arguments replace a part: the read of the latent matrix, what the encoder sees,
+    what the decoder is given of the draws so far, what it paints, and whether it runs at all.
+    """
+    parts = ("x", "error", "decoder", "hidden") if see is None else ("read", "decoder", "hidden")
+    enc = torch.cat([p[f"encoder.kernels.{part}"] for part in parts])
     dec = torch.cat([p["decoder.kernels.input"], p["decoder.kernels.hidden"]])
-    zero = torch.zeros(H, dtype=torch.float64)
+    h_e = c_e = d = c_d = torch.zeros_like(p["decoder.kernels.hidden"][:, 0])
     o = torch.zeros_like(x)
-    h_e = c_e = d = c_d = zero
     charged = ratio = torch.zeros((), dtype=torch.float64)
+    drawn = []
     for eps in noise_TZ:
         x_err = x - 1 / (1 + torch.exp(-o))
-        h_e, c_e = lstm(enc, p["encoder.bias"], torch.cat([x, x_err, d]), h_e, c_e)
-        a = attend(p, h_e, kind, R, L, grid, floor)
+        seen = torch.cat([x, x_err]) if see is None else see(p, x, x_err, d)
+        h_e, c_e = lstm(enc, p["encoder.bias"], torch.cat([seen, d]), h_e, c_e)
+        a = attend(p, h_e, **filters) if look is None else look(p, h_e)
         m = p["mean.weight"] @ a + p["mean.bias"]
         s = torch.exp(p["log_std.weight"] @ a + p["log_std.bias"])
         z = m + s * eps
+        drawn.append(z)
         charged = charged + charge(divergence, m, s)
         log_q = -0.5 * ((z - m) / s) ** 2 - torch.log(s) - 0.5 * math.log(2 * math.pi)
         log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
         ratio = ratio + (log_q - log_p).sum()
-        d, c_d = lstm(dec, p["decoder.bias"], z, d, c_d)
-        o = o + p["write.weight"] @ d + p["write.bias"]
+        if generates:
+            d, c_d = lstm(dec, p["decoder.bias"], z if give is None else give(drawn), d, c_d)
+            o = o + (p["write.weight"] @ d + p["write.bias"] if paint is None else paint(p, d))
     prob = 1 / (1 + torch.exp(-o))
     recon = -(x * torch.log(prob) + (1 - x) * torch.log(1 - prob)).sum()
     return recon, charged, ratio, o

@@ -1,6 +1,6 @@
 """Attention, masks and taught matrices: each variant against plain float64 loops, and its promises.
 
-`plain` below is one image through the recurrence, with the places that these variants change left
+`reference.glas` is one image through the recurrence, with the parts that these variants change left
 open; what stands in them is written entry by entry from the papers and the design's table.
 """
 
@@ -58,30 +58,9 @@ def run(model, seed=0, images=IMAGES, **phase):
 # --- the reference ---------------------------------------------------------------------------
 
 
-def plain(p, x, noise_TZ, attend, see=None, give=None, paint=None, generates=True):
+def plain(p, x, noise_TZ, attend, **parts):
     """One image through time; returns -log p(x|z) and the summed KL."""
-    inputs = ("x", "error", "decoder", "hidden") if see is None else ("read", "decoder", "hidden")
-    enc = torch.cat([p[f"encoder.kernels.{part}"] for part in inputs])
-    dec = torch.cat([p["decoder.kernels.input"], p["decoder.kernels.hidden"]])
-    e = c_e = d = c_d = torch.zeros_like(p["decoder.kernels.hidden"][:, 0])
-    o = torch.zeros_like(x)
-    charge = 0.0
-    drawn = []
-    for eps in noise_TZ:
-        error = x - 1 / (1 + torch.exp(-o))
-        looked = torch.cat([x, error]) if see is None else see(p, x, error, d)
-        e, c_e = reference.lstm(enc, p["encoder.bias"], torch.cat([looked, d]), e, c_e)
-        a = attend(p, e)
-        m = p["mean.weight"] @ a + p["mean.bias"]
-        s = torch.exp(p["log_std.weight"] @ a + p["log_std.bias"])
-        drawn.append(m + s * eps)
-        charge = charge + reference.charge("kl", m, s)
-        if generates:
-            given_z = drawn[-1] if give is None else give(drawn)
-            d, c_d = reference.lstm(dec, p["decoder.bias"], given_z, d, c_d)
-            o = o + (p["write.weight"] @ d + p["write.bias"] if paint is None else paint(p, d))
-    prob = 1 / (1 + torch.exp(-o))
-    return -(x * torch.log(prob) + (1 - x) * torch.log(1 - prob)).sum(), charge
+    return reference.glas(p, x, noise_TZ, look=attend, **parts)[:2]
 
 
 def five(p, layer, vector):
@@ -101,11 +80,8 @@ def cauchy_rows(own, p, e):
 
 
 def cauchy(own):
-    def attend(p, e):
-        F_y, F_x, log_gain = cauchy_rows(own, p, e)
-        return torch.exp(log_gain) * (F_y @ p["latent"] @ F_x.T).reshape(-1)
-
-    return attend
+    sizes = {"R": own.filter_size, "L": own.latent_size}
+    return functools.partial(reference.attend, kind="cauchy", grid=own.grid, floor="1e-3", **sizes)
 
 
 def bare_grid(own):
