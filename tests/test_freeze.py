@@ -224,6 +224,8 @@ def scores(glas, variant):
 
 
 def test_losses_are_those_of_the_frozen_core(golden, same_machine, packed):
+    """A change of these numbers must raise `CORE_VERSION`: finished cells would not be repeated."""
+    assert golden["versions"] == [config.CORE_VERSION, config.PROTOCOL_VERSION]
     agree(losses(packed), golden["losses"], same_machine)
 
 
@@ -326,6 +328,7 @@ if __name__ == "__main__":  # record the answers of this version
         shutil.copy(command.results / "report" / "frozen.csv", FROZEN)
         document = {
             "machine": machine(),
+            "versions": [config.CORE_VERSION, config.PROTOCOL_VERSION],
             "answers": answers(command),
             "commands": commands(),
             "identities": identities(splits),
