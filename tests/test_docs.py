@@ -1,0 +1,384 @@
+"""The documents: their commands run, their names and links exist, their numbers are committed.
+
+Every line of a `bash` block is run in a folder of its own, unless its comment says that it takes
+minutes or hours or needs a GPU, a cluster or a network: of those the options are parsed, the
+config of `run` is resolved and `sweep` lays out its plan. One tiny run is shared by all of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import shutil
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+import yaml
+from conftest import Ended, Glas
+from test_layering import RANK
+
+import glas_bench
+from glas_bench import config, registry, study
+from glas_bench.cli import cli
+from glas_bench.report import fail_if
+from glas_bench.study import claims
+
+ROOT = Path(__file__).parents[1]
+HEADS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = sorted([*(ROOT / name for name in HEADS), *(ROOT / "docs").glob("*.md")])
+COSTLY = re.compile(r"\b(?:minutes?|hours?)\b|\bneeds a\b")
+OTHERS = ("mlflow", "pre-commit", "optuna-dashboard")
+OTHERS_OPTIONS = {"--backend-store-uri", "--gpus", "--strict"}
+REMOVED = {"--growth"}
+"""Options that only the change log names."""
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+class Line(NamedTuple):
+    """A line of a `bash` block."""
+
+    page: Path
+    command: str
+    comment: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is run here, not only parsed."""
+        return not COSTLY.search(self.comment)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def lines() -> Iterator[Line]:
+    """Return every line of every `bash` block."""
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for text in filter(None, block.splitlines()):
+                command, _, comment = text.partition("  # ")
+                yield Line(page, command.strip(), comment)
+
+
+LINES = list(lines())
+RUNS = {"run", "evaluate", "samples", "sync", "report"}
+OURS = [line for line in LINES if line.command.startswith(("glas-bench", "python -m glas_bench"))]
+
+
+def arguments(line: Line) -> list[str]:
+    """Return what follows the name of the program."""
+    words = shlex.split(line.command)
+    return words[3:] if words[0] == "python" else words[1:]
+
+
+# --------------------------------------------------------------------------- commands
+
+
+def parsed(words: list[str]) -> click.Context:
+    """Parse a command as the command line does, without running it."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="glas-bench")
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        command = found
+        context = click.Context(command, info_name=name, parent=context)
+    return command.make_context(context.info_name, list(words), parent=context.parent)
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory: pytest.TempPathFactory, packed: object) -> Iterator[Glas]:
+    """A folder as the documents assume it: their own examples, and one finished run."""
+    glas = Glas(tmp_path_factory.mktemp("documented"))
+    glas.results = glas.folder / "results" / "local"
+    (variant,) = blocks(ROOT / "README.md", "python")
+    (glas.folder / "reverse_kl.py").write_text(variant)
+    (glas.folder / "which_filter.yaml").write_text(blocks(ROOT / "docs" / "studies.md", "yaml")[0])
+    shutil.copytree(
+        ROOT / "results", glas.folder / "results", ignore=shutil.ignore_patterns("local", "bench")
+    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(glas.folder)
+        ended = glas.here("run", "--variant", "cauchy", "--preset", "smoke")
+        assert ended.code == 0, ended.err
+        yield glas
+    glas.close()
+
+
+def folder(glas: Glas) -> Path:
+    """Return the run folder of the shared run."""
+    return min((glas.results / "runs").glob("cauchy-*"), key=lambda path: path.stat().st_ctime)
+
+
+def test_the_blocks_are_seen() -> None:
+    assert len(OURS) > 30
+    assert len([line for line in OURS if line.runs]) > 15
+    named = {arguments(line)[0] for line in OURS}
+    assert named == set(cli.commands)
+
+
+@pytest.mark.parametrize("line", OURS, ids=lambda line: f"{line.page.stem}: {line.command}")
+def test_the_command_works(documented: Glas, line: Line) -> None:
+    run = folder(documented)
+    text = line.command.replace("cauchy-<key>", run.name)
+    words = [run.name if word == "RUN" else word for word in arguments(line._replace(command=text))]
+    values = parsed(words).params
+    for text in values.get("fail_if", ()):
+        fail_if.read(text)
+    if line.runs:
+        ended = documented.here(*words)
+        wanted = {0, 3, 4} if words[0] == "report" else {0}
+        assert ended.code in wanted, ended.err
+        assert "\nerror: " not in f"\n{ended.err}"
+    elif words[0] == "sweep":
+        assert documented.here(*words, "--dry-run").code == 0
+    elif words[0] == "run":
+        given = config.parse_overrides(values["pairs"])
+        config.resolve(
+            registry.find(values["variant"]),
+            preset=values["preset"],
+            dataset=values["dataset"],
+            overrides=given,
+        )
+        config.parse_seeds(values["seeds"])
+
+
+def test_fail_if_ends_as_its_comment_says(documented: Glas) -> None:
+    """One that holds, one that does not, over the shared run."""
+    arms: list[Ended] = [
+        documented.here("report", "--fail-if", f"elbo(cauchy) {sign} 1000", "--out", "conditions")
+        for sign in "><"
+    ]
+    assert [ended.code for ended in arms] == [0, 4]
+
+
+def test_other_programs_are_called_rightly() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    project = (ROOT / "pyproject.toml").read_text()
+    for line in (each for each in LINES if each not in OURS):
+        words = shlex.split(line.command)
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets), line
+        elif words[0] == "export":
+            assert words[1].partition("=")[0] in variables(), line
+        elif words[0] == "sbatch":
+            script = next(word for word in words[1:] if not word.startswith("-"))
+            assert (ROOT / script).is_file(), line
+            parsed(["sweep", *words[words.index(script) + 1 :]])
+        elif words[0] == "pip":
+            for extra in re.findall(r"\[(\w+)\]", line.command):
+                assert re.search(rf"^{extra} = \[", project, re.M), line
+        else:
+            assert words[0] in OTHERS, line
+            assert not line.runs or words[0] == "mlflow", line
+
+
+def test_study_files_of_the_documents_are_valid(tmp_path: Path) -> None:
+    whole, search = blocks(ROOT / "docs" / "studies.md", "yaml")
+    values = yaml.safe_load(whole)
+    for key in ("grid", "skip", "variants", "claims"):
+        del values[key]
+    values |= yaml.safe_load(search) | {"variants": ["cauchy", "gaussian"]}
+    path = tmp_path / "searched.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert study.load(str(path)).trials == 40
+
+
+# --------------------------------------------------------------------------- names
+
+
+def variables() -> set[str]:
+    """Return the environment variables that the program reads."""
+    sources = [*(ROOT / "glas_bench").rglob("*.py"), *(ROOT / "slurm").iterdir()]
+    pattern = r"\b(?:GLAS_BENCH_|MLFLOW_|OPTUNA_)[A-Z_]*[A-Z]\b"
+    return {name for path in sources for name in re.findall(pattern, path.read_text())}
+
+
+def options(command: click.Command = cli) -> set[str]:
+    """Return every option of every command."""
+    below = getattr(command, "commands", {}).values()
+    own = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    return own.union({"--help", "--version"}, *map(options, below))
+
+
+@each_page
+def test_every_name_exists(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    log = page.name == "CHANGELOG.md"
+    assert named <= options() | OTHERS_OPTIONS | (REMOVED if log else set())
+    assert set(re.findall(r"--preset (\w+)", text)) <= set(config.PRESETS)
+    assert set(re.findall(r"GLAS_BENCH_[A-Z_]*[A-Z]", text)) <= variables()
+    for path in re.findall(r"`((?:glas_bench|tests|docs|studies|results|slurm)/[\w./@-]+)`", text):
+        assert "/local" in path or (ROOT / path).exists(), path
+
+
+def test_lists_are_complete() -> None:
+    text = (ROOT / "docs" / "studies.md").read_text()
+    shipped, metrics = (
+        set(re.findall(r"`([\w-]+)`", re.search(f"{head} (.*?)[;.]\\s", text, re.S)[1]))  # type: ignore[index]
+        for head in ("Shipped studies are", "Metrics of claims are")
+    )
+    assert shipped == {path.stem.replace("_", "-") for path in (ROOT / "studies").glob("*.yaml")}
+    assert metrics == set(claims.METRICS)
+    numbers = (ROOT / "docs" / "numbers.md").read_text()
+    row = r"^\| `(\w+)` \| `([\w-]+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|"
+    presets = {name: rest for name, *rest in re.findall(row, numbers, re.M)}
+    keys = ("dataset", "steps", "hidden", "epochs", "samples")
+    assert presets == {
+        name: [str(values[key]) for key in keys] for name, values in config.PRESETS.items()
+    }
+    assert variables() & {*re.findall(r"`(GLAS_BENCH_\w+)`", numbers)} == {
+        name for name in variables() if name.startswith("GLAS_BENCH_")
+    }
+
+
+def test_the_map_of_the_package_is_whole() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page, re.M)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    there = {path.stem for path in (ROOT / "glas_bench").iterdir()} - {"studies"}
+    assert set(listed) == {name for name in there if not name.startswith("_")}
+    ranks = [RANK.get(name, 0) for name in listed if name != "variants"]
+    assert ranks == sorted(ranks)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as public hosts make them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_every_page_is_linked_from_the_first() -> None:
+    text = (ROOT / "README.md").read_text()
+    for page in PAGES:
+        assert page.name == "README.md" or f"({page.relative_to(ROOT)})" in text, page
+
+
+def test_files_of_the_project_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == glas_bench.__version__
+    assert f"## {glas_bench.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert {"run": ".ci/run"} in workflow["jobs"]["test"]["steps"]
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    for hook in hooks["hooks"]:
+        assert Path(hook["entry"].split()[0]).name in (ROOT / "Makefile").read_text()
+
+
+# --------------------------------------------------------------------------- the first page
+
+
+def test_the_first_page_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 140
+    head = "\n".join(text.splitlines()[:40])
+    assert "make run" in head
+    assert "make test" in head
+    assert "| variant | nll | elbo |" in head
+
+
+def published() -> set[str]:
+    """Return the numbers of the committed csv files, written as the first page writes them."""
+    made = set()
+    for path in (ROOT / "results").glob("*.csv"):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        seconds = sum(float(row["seconds"]) + float(row["scoring_seconds"]) for row in rows)
+        made.add(f"{seconds / 3600:.1f} core hours")
+        for name in {row["cell"] for row in rows}:
+            cell = [row for row in rows if row["cell"] == name]
+            for metric in ("nll", "elbo", "objective", "kl", "charge", "footprint_perplexity"):
+                values = [float(row[metric]) for row in cell if row[metric]]
+                if len(values) > 1:
+                    mean = f"{statistics.mean(values):.2f}"
+                    made |= {mean, f"{mean} ± {statistics.stdev(values):.2f}"}
+            for metric in ("nll", "elbo"):
+                ends = [cell[0].get(f"{metric}_{end}") for end in ("difference", "low", "high")]
+                made.add(interval(*ends) if all(ends) else "")
+            for claim in yaml.safe_load(cell[0].get("claims") or "[]"):
+                ends = [claim[end] for end in ("estimate", "low", "high")]
+                made.add(interval(*ends) if None not in ends else "")
+        for row in rows:
+            if row.get("ais_status") == "accepted":
+                slack, error = -float(row["ais_less_nll"]), float(row["ais_less_nll_error"])
+                made.add(f"{slack:.2f} ± {error:.2f}")
+    return made
+
+
+def interval(*ends: str | float | None) -> str:
+    """Return an estimate with its interval."""
+    estimate, low, high = (f"{float(end or 0):+.2f}" for end in ends)
+    return f"{estimate} [{low}, {high}]"
+
+
+def test_every_number_of_the_first_page_is_committed() -> None:
+    text = (ROOT / "README.md").read_text()
+    patterns = (
+        r"\d+\.\d+ ± \d+\.\d+",
+        r"[+-]\d+\.\d+ \[[+-]\d+\.\d+, [+-]\d+\.\d+\]",
+        r"\d+\.\d core hours",
+        r"(?<![\d.+±-])(?<!± )\d+\.\d\d(?![\d.])(?! ±)",
+    )
+    stated = [number for pattern in patterns for number in re.findall(pattern, text)]
+    assert len(stated) > 30
+    assert not set(stated) - published() - {"3.11", "0.25"}
+
+
+def cells(page: Path, head: str) -> list[list[str]]:
+    """Return the rows of the table that begins with a heading."""
+    table = page.read_text().partition(head)[2].partition("\n\n")[0]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]
+    ]
+
+
+def table_of(page: str) -> dict[str, list[str]]:
+    """Return the rows of a committed page by the second of their columns."""
+    text = (ROOT / "results" / f"{page}.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[1]: row for row in rows if len(row) > 6}
+
+
+def test_the_table_of_the_first_page_is_that_of_its_page() -> None:
+    rows = cells(ROOT / "README.md", "| variant | nll | elbo |")
+    page = table_of("divergence@laptop")
+    assert len(rows) == 5
+    for variant, nll, elbo, difference, meaning in rows:
+        _, _, theirs, apart, own, *_ = page[variant]
+        assert f"**{nll} " in theirs
+        assert own == elbo
+        assert apart.startswith(difference)
+        assert meaning.startswith("undecided") or difference == "baseline"
+
+
+def test_the_verdicts_of_the_first_page_are_those_of_the_pages() -> None:
+    judged = set()
+    for page in ("grid-slip@laptop", "divergence@laptop"):
+        with (ROOT / "results" / f"{page}.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                for claim in yaml.safe_load(row["claims"] or "[]"):
+                    at = "".join(f", {key} = {value}" for key, value in claim["at"].items())
+                    ends = interval(claim["estimate"], claim["low"], claim["high"])
+                    seeds = claim["pairs"].split()[0]
+                    judged.add((f"`{claim['expect']}`{at}", ends, seeds, claim["verdict"]))
+    rows = cells(ROOT / "README.md", "| the write-up says |")
+    assert {tuple(row[1:]) for row in rows} == judged
