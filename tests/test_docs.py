@@ -12,6 +12,8 @@ import re
 import shlex
 import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -163,6 +165,15 @@ def test_other_programs_are_called_rightly() -> None:
             script = next(word for word in words[1:] if not word.startswith("-"))
             assert (ROOT / script).is_file(), line
             parsed(["sweep", *words[words.index(script) + 1 :]])
+        elif words[0] == "python":
+            helped = subprocess.run(
+                [sys.executable, ROOT / words[1], "--help"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+            assert all(word in helped.stdout for word in words if word.startswith("--")), line
         elif words[0] == "pip":
             for extra in re.findall(r"\[(\w+)\]", line.command):
                 assert re.search(rf"^{extra} = \[", project, re.M), line
