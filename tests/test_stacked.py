@@ -1,11 +1,20 @@
 """Seeds that train together against each alone: the same numbers, the same ends."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 from conftest import needs_compiler
-from test_train import Exploding, ExplodingGradient, TwoStep, local, tiny_splits, training, weights
+from test_train import (
+    Exploding,
+    ExplodingGradient,
+    TwoStep,
+    local,
+    tiny_splits,
+    training,
+    weights,
+)
 
 from glas_bench import registry
 from glas_bench.core import stacked
@@ -21,7 +30,7 @@ def together(variant="cauchy", seeds=SEEDS, splits=None, overrides=None, **about
 
 
 def run_to_end(whole):
-    """Finish a stack as the loop does; return the epochs' means by seed."""
+    """Finish a stack as its driver does; return the epochs' means by seed."""
     rows = []
     while not whole.finished:
         whole.step()
@@ -31,17 +40,20 @@ def run_to_end(whole):
     return rows
 
 
+def finish(run):
+    """Yield the epochs' means of a training until its end."""
+    while not run.finished:
+        run.step()
+        if run.epoch_done:
+            yield run.end_epoch()
+
+
 def run_alone(variant, seed, splits=None, **overrides):
     """Return a training at its end, or before the step that it diverged at, and its means."""
     alone = training(variant, seed, splits, **overrides)
     rows = []
-    while not alone.finished:
-        try:
-            alone.step()
-        except stacked.Diverged:
-            break
-        if alone.at.batch == alone.steps_per_epoch:
-            rows.append(alone.end_epoch())
+    with contextlib.suppress(stacked.Diverged):
+        rows.extend(finish(alone))
     return alone, rows
 
 
@@ -106,10 +118,7 @@ def test_a_stack_resumed_alone_or_together_ends_as_undisturbed(stop, tmp_path):
     alone = training(seed=SEEDS[1], epochs=2)
     alone.load(torch.load(tmp_path / "1.pt", weights_only=True))
     run_to_end(stacked.StackedTraining(again))
-    while not alone.finished:
-        alone.step()
-        if alone.at.batch == alone.steps_per_epoch:
-            alone.end_epoch()
+    list(finish(alone))
     run_to_end(whole)
     for i, seed in enumerate(SEEDS):
         undisturbed = run_alone("cauchy", seed, epochs=2)[0]
@@ -150,10 +159,7 @@ def test_a_seed_that_diverges_stops_alone(place):
     run_to_end(whole)
     assert_same(runs[place], alone[place])
     for i in {0, 1, 2} - {place}:
-        while not alone[i].finished:
-            alone[i].step()
-            if alone[i].at.batch == alone[i].steps_per_epoch:
-                alone[i].end_epoch()
+        list(finish(alone[i]))
         assert_same(runs[i], alone[i])
 
 
@@ -178,10 +184,7 @@ def test_a_seed_that_diverged_in_another_phase_does_not_say_what_is_trained():
     run_to_end(whole)
     assert set(whole.diverged) == {0}
     for i in (1, 2):
-        while not alone[i].finished:
-            alone[i].step()
-            if alone[i].at.batch == alone[i].steps_per_epoch:
-                alone[i].end_epoch()
+        list(finish(alone[i]))
         assert_same(runs[i], alone[i])
 
 

@@ -58,7 +58,7 @@ def finish(run):
     rows = []
     while not run.finished:
         run.step()
-        if run.at.batch == run.steps_per_epoch:
+        if run.epoch_done:
             rows.append({**run.end_epoch(), "validation": run.validate()[1]})
     return rows
 
@@ -111,7 +111,7 @@ def test_steps_equal_a_plain_float64_loop(limit, monkeypatch):
             rtol=1e-4,
             atol=1e-4,
         )
-        if run.at.batch == run.steps_per_epoch:
+        if run.epoch_done:
             run.end_epoch()
     for name, parameter in run.model.named_parameters():
         torch.testing.assert_close(
@@ -148,7 +148,7 @@ def test_a_run_resumed_at_any_step_ends_at_the_same_bits(stop, tmp_path):
     kept = []
     for _ in range(stop):
         first.step()
-        if first.at.batch == first.steps_per_epoch:
+        if first.epoch_done:
             kept.append({**first.end_epoch(), "validation": first.validate()[1]})
     torch.save(first.state(), tmp_path / "state.pt")
     second = training(epochs=2)
