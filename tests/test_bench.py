@@ -95,7 +95,7 @@ def test_the_command_measures_and_prints_one_document(bare_glas):
 
 
 def test_what_cannot_be_measured_is_refused(bare_glas):
-    for arguments, said in (
+    for arguments, expected in (
         (["--steps", "8,x"], "--steps"),
         (["--variant", "cauchi"], "cauchy"),
         (["--precision", "tf32", "--device", "cpu"], "for GPUs only"),
@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_refused(bare_glas):
     ):
         ended = bare_glas("bench", *arguments, "--hidden", 8, "--batch", 2)
         assert ended.code == 2, ended.err
-        assert said in ended.err
+        assert expected in ended.err
 
 
 def test_growth_is_fitted_and_drawn(growth, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Which objectives bound -log p(x): by quadrature for those that do, by counterexample for others.
+"""Which objectives bound -log p(x): by quadrature for bounds, by counterexample for the others.
 
 Models with one latent a step have a p(x) that a grid over the prior's noise integrates to machine
 precision. The trapezoid rule under a Gaussian weight converges exponentially for smooth functions.
@@ -237,9 +237,9 @@ def test_what_bounds_nothing_lies_below_the_nll(title):
 
 def test_a_point_that_is_charged_nothing_lies_below_the_nll():
     """uniform-pit: two images, distinguished by z = Phi(-1) and Phi(1), cost no nats at all."""
-    told_apart = with_likelihood(FOUND["uniform-pit"], logit=lambda z: 40 * (z - 0.5))
+    separated = with_likelihood(FOUND["uniform-pit"], logit=lambda z: 40 * (z - 0.5))
 
-    class ReadsTheImage(told_apart):
+    class ReadsTheImage(separated):
         def infer(self, context, state, t):
             return self.posterior(context.x, t), context.x, state.recognition
 

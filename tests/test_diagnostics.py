@@ -463,8 +463,8 @@ def test_a_model_has_failed_by_recon_or_by_kl(gain, cost, density, reasons, monk
     cls = type("Dialled", (Dial,), {"gain": gain, "cost": cost, "has_density": density})
     scores = diagnosed(local(cls))[0].scores
     assert scores["failed"] is bool(reasons)
-    said = scores["failed_reason"] or ""
-    assert tuple(word for word in ("recon", "KL") if word in said) == reasons
+    reason = scores["failed_reason"] or ""
+    assert tuple(word for word in ("recon", "KL") if word in reason) == reasons
     assert scores["validation_bernoulli"] == 500
     if math.isfinite(gain):
         assert scores["validation_recon"] == pytest.approx(500 - gain)

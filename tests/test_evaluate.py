@@ -287,8 +287,8 @@ def test_weights_of_a_program_are_those_of_a_rollout(ways):
     recogniser = refit.Recogniser.of(trained, 0)
     torch.manual_seed(0)
     x = (torch.rand(4, 20) < 0.5).float()
-    said = []
-    log_w = weights.Weights(said.append, ways)
+    messages = []
+    log_w = weights.Weights(messages.append, ways)
     with torch.inference_mode():
         for _ in range(3):
             noise = torch.randn(2, 5, 4, 3)
@@ -300,7 +300,7 @@ def test_weights_of_a_program_are_those_of_a_rollout(ways):
             plain = log_w(trained, x, None, noise)
             torch.testing.assert_close(plain, rollout.rollout(trained, x, x, None, noise).log_w)
     assert len(log_w.programs) == 2
-    assert len(said) == 2 * (len(ways) - 1)
+    assert len(messages) == 2 * (len(ways) - 1)
 
 
 def test_a_bf16_run_is_scored_in_bf16_from_its_elbo_to_its_refit():

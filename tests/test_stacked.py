@@ -85,7 +85,7 @@ def test_stacked_equals_alone(name):
             assert row[i] == pytest.approx(want, rel=1e-5)
 
 
-def test_each_seed_draws_its_own_pixels_where_they_are_drawn_anew():
+def test_each_seed_draws_its_own_pixels_under_dynamic_binarisation():
     splits = tiny_splits("dynamic")
     overrides = {"epochs": 2, "binarisation": "dynamic"}
     whole = together(splits=splits, overrides=overrides)
@@ -189,7 +189,7 @@ def test_a_seed_that_diverged_in_another_phase_does_not_say_what_is_trained():
 
 
 @pytest.mark.parametrize(("cls", "steps"), [(Exploding, 1), (ExplodingGradient, 0)])
-def test_divergence_is_told_as_alone(cls, steps):
+def test_divergence_is_reported_as_alone(cls, steps):
     whole = together(local(cls), overrides={"epochs": 2})
     whole.step()
     whole.step()
@@ -221,19 +221,19 @@ def test_a_stack_validates_each_seed_as_alone(name, monkeypatch):
 @pytest.mark.filterwarnings("default")  # the compiler's own
 @pytest.mark.parametrize("name", ["cauchy", "uniform-kl"])
 def test_the_compiled_step_equals_the_eager_one(name):
-    said = []
+    messages = []
     plain = together(name, overrides={"epochs": 1})
-    fast = together(name, overrides={"epochs": 1}, ways=("compiled", "eager"), tell=said.append)
+    fast = together(name, overrides={"epochs": 1}, ways=("compiled", "eager"), tell=messages.append)
     run_to_end(plain)
     run_to_end(fast)
-    assert said == []
+    assert messages == []
     assert fast.program.way == "compiled"
     for one, other in zip(fast.trainings, plain.trainings, strict=True):
         assert_same(one, other)
 
 
-def test_what_cannot_be_captured_falls_back_and_says_so():
-    said = []
+def test_what_cannot_be_captured_falls_back_and_is_reported():
+    messages = []
     calls = []
     total = torch.zeros(1)
 
@@ -248,18 +248,18 @@ def test_what_cannot_be_captured_falls_back_and_says_so():
         return function
 
     program = programs.Program(
-        build, torch.device("cpu"), kept=lambda: [total], tell=said.append, ways=programs.WAYS
+        build, torch.device("cpu"), kept=lambda: [total], tell=messages.append, ways=programs.WAYS
     )
     one = torch.ones(1)
     assert program(one).item() == 1
     assert program(one).item() == 2
     assert calls.count(False) == 2
-    assert [line.split(":")[0] for line in said] == [
+    assert [line.split(":")[0] for line in messages] == [
         "no CUDA graph of the compiled step",
         "no CUDA graph",
         "not compiled",
     ]
-    assert "no compiler here" in said[2]
+    assert "no compiler here" in messages[2]
     assert program.way == "eager"
 
 

@@ -85,7 +85,7 @@ def test_fits_that_stand_apart_catch_up_from_what_is_kept(tmp_path):
         assert again.best_step == one.best_step
 
 
-def test_one_that_is_not_finite_is_left_to_be_told_alone(tmp_path):
+def test_one_that_is_not_finite_is_left_to_fail_alone(tmp_path):
     fits = [fit(SHORT, seed) for seed in SEEDS]
     with torch.no_grad():
         fits[1].optimiser.parameters["mean.bias"].fill_(1e20)  # its square is infinite
@@ -113,8 +113,7 @@ def bf16_fit(seed):
     return one
 
 
-def test_a_gpu_is_given_what_the_registry_finds():
-    """Every variant's decoder can be fitted to under vmap."""
+def test_every_variants_decoder_can_be_fitted_under_vmap():
     for name in registry.names():
         subject = Subject(registry.find(name))
         model = subject.model().float()

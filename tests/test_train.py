@@ -238,7 +238,7 @@ class TwoStep(Glas):
         self.latent.data.mul_(2)
 
 
-def test_phases_keep_freeze_and_start_anew(tmp_path):
+def test_phases_keep_freeze_and_restart(tmp_path):
     run = training(local(TwoStep), epochs=3)
     start = weights(run)
     for _ in range(run.steps_per_epoch):
@@ -293,7 +293,7 @@ def test_running_statistics_are_frozen_from_training_images():
     assert run.model.training
 
 
-def test_dynamic_binarisation_draws_anew_each_epoch_and_alike_for_every_variant():
+def test_dynamic_binarisation_draws_again_each_epoch_and_alike_for_every_variant():
     splits = tiny_splits("dynamic")
     a = training(splits=splits, binarisation="dynamic")
     b = training("hellinger", splits=splits, binarisation="dynamic")
@@ -313,7 +313,7 @@ def test_what_cannot_run_is_refused():
         training(batch=25)
 
 
-def test_the_schedule_begins_anew_with_every_phase():
+def test_the_schedule_restarts_with_every_phase():
     run = training(local(TwoStep), epochs=5, decay_epochs=2, learning_rate=1e-3)
     rates = []
     while not run.finished:
