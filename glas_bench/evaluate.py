@@ -27,7 +27,7 @@ from glas_bench.core.train import scoring
 from glas_bench.data import Split, Splits, random_subset
 from glas_bench.errors import unknown
 from glas_bench.model import Glas
-from glas_bench.record import Partial, Scores, SeedFolder
+from glas_bench.record import Partial, Scores, SeedFolder, finite
 from glas_bench.yardstick import refit
 from glas_bench.yardstick.diagnostics import diagnose
 from glas_bench.yardstick.weights import (
@@ -259,8 +259,8 @@ class Scorer:
         with self._timed("refit_iw"):
             values = weigher("evaluation-refit", "refit", self.samples)(self.test, partial, tick)
         choice = {
-            "validation_iw": _finite(validation["iw"]),
-            "validation_refit_iw": _finite(validation["refit_iw"]),
+            "validation_iw": finite(validation["iw"]),
+            "validation_refit_iw": finite(validation["refit_iw"]),
             "refit_steps": report.steps,
             "refit_total_steps": report.total_steps,
             "refit_last_gain": report.last_gain,
@@ -289,7 +289,7 @@ class Scorer:
         }
         bounds = self.model.bound(self.model.settings).holds is True
         if not bounds and self.splits.binarisation != "soft":  # whose objective is of grey images
-            scores["objective_gap"] = _finite(float((values["nll"] - values["objective"]).mean()))
+            scores["objective_gap"] = finite(float((values["nll"] - values["objective"]).mean()))
         return scores
 
     # ---- the summary
@@ -382,10 +382,6 @@ def _mean(values: np.ndarray | None) -> tuple[float | None, str]:
         return None, "undefined"
     mean = float(values.mean())
     return (mean, "finite") if math.isfinite(mean) else (None, "infinite")
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _sweep(values: Mapping[str, np.ndarray], prefix: str, samples: int) -> dict[str, float | None]:

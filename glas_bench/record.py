@@ -206,6 +206,11 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def finite(value: float | None) -> float | None:
+    """Return a number that JSON can hold: the value, or None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 # --------------------------------------------------------------------------- writing
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from glas_bench.ais import AISResult, Annealing, Bidirectional
-from glas_bench.record import SeedFolder
+from glas_bench.record import SeedFolder, finite
 from glas_bench.text import aligned, duration, number
 
 ALLOWED = 0.5
@@ -51,18 +51,18 @@ class Verdict:
         n = len(self.images)
         return {
             "images": n,
-            "ais": _number(value),
+            "ais": finite(value),
             "ais_status": "refused" if problems else "accepted",
-            "ais_error": _number(error),
-            "ais_chain_error": _number(float(self.again.error_B.square().sum().sqrt()) / n),
-            "ais_half": _number(-float(self.once.log_p_B.mean())),
-            "change": _number(change),
-            "change_error": _number(change_error),
+            "ais_error": finite(error),
+            "ais_chain_error": finite(float(self.again.error_B.square().sum().sqrt()) / n),
+            "ais_half": finite(-float(self.once.log_p_B.mean())),
+            "change": finite(change),
+            "change_error": finite(change_error),
             "images_apart": [int(i) for i in self.images[~(self._change().abs() <= ALLOWED).cpu()]],
-            "spread": _number(float(self.again.spread_B.mean())),
-            "acceptance": _number(float(self.again.acceptance_B.mean())),
-            "gap": _number(self.both.gap if self.both else math.nan),
-            "gap_error": _number(self.both.gap_error if self.both else math.nan),
+            "spread": finite(float(self.again.spread_B.mean())),
+            "acceptance": finite(float(self.again.acceptance_B.mean())),
+            "gap": finite(self.both.gap if self.both else math.nan),
+            "gap_error": finite(self.both.gap_error if self.both else math.nan),
             "problems": problems,
             "advice": self.advice() if problems else [],
         }
@@ -146,10 +146,6 @@ def _mean_and_error(values_B: Tensor) -> tuple[float, float]:
     return float(values_B.mean()), error
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 # --------------------------------------------------------------------------- text and comparison
 
 
@@ -176,9 +172,9 @@ def paired(
         if name in PAIRED_WITH and len(values) == len(scored) and len(there):
             difference, error = _mean_and_error(torch.from_numpy(ais_B - values[there]))
             corrections[name] = {
-                "difference": _number(difference),
-                "error": _number(error),
-                "corrected": _number(float(values.mean()) + difference),
+                "difference": finite(difference),
+                "error": finite(error),
+                "corrected": finite(float(values.mean()) + difference),
             }
     return corrections
 

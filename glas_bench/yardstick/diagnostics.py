@@ -36,6 +36,7 @@ from glas_bench.model import (
     Terms,
     Uniform,
 )
+from glas_bench.record import finite
 
 IMAGES = 1000
 DRAWS = 4
@@ -312,7 +313,7 @@ def _footprints(model: Glas, seen: Seen) -> dict[str, Any]:
     cells_T, looks_T = seen.cells.cpu(), seen.looks.cpu()
     reads = seen.images * DRAWS * len(looks_T)
     return {
-        "footprint_perplexity": _number(float(cells_T.sum() / looks_T.sum())),
+        "footprint_perplexity": finite(float(cells_T.sum() / looks_T.sum())),
         "footprint_perplexity_per_step": _numbers(cells_T / looks_T),
         "footprint_cells": int(model.latent.numel()),
         "footprint_nowhere_share": 1 - float(looks_T.sum()) / reads,
@@ -339,8 +340,8 @@ def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
             total = total + torch.func.functional_call(program, shuffled, images)
     total = total / PERMUTATIONS
     return {
-        "permuted_elbo": _number(float(total / seen.images)),
-        "permuted_elbo_change": _number(float((total - seen.elbo) / seen.images)),
+        "permuted_elbo": finite(float(total / seen.images)),
+        "permuted_elbo_change": finite(float((total - seen.elbo) / seen.images)),
     }
 
 
@@ -394,8 +395,8 @@ def failure(model: Glas, splits: Splits, seed: int) -> dict[str, Any]:
     return {
         "failed": bool(reasons),
         "failed_reason": "; ".join(reasons) or None,
-        "validation_recon": _number(recon),
-        "validation_kl": _number(kl),
+        "validation_recon": finite(recon),
+        "validation_kl": finite(kl),
         "validation_bernoulli": bernoulli,
     }
 
@@ -423,15 +424,11 @@ def canvas_variance(model: Glas, seed: int, device: torch.device) -> list[float 
 # --------------------------------------------------------------------------- JSON
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _numbers(values: Tensor) -> list[float | None]:
-    return [_number(value) for value in values.tolist()]
+    return [finite(value) for value in values.tolist()]
 
 
 def _status(value: float) -> tuple[float | None, str]:
     if math.isnan(value):
         return None, "undefined"
-    return _number(value), "finite" if math.isfinite(value) else "infinite"
+    return finite(value), "finite" if math.isfinite(value) else "infinite"
