@@ -1,18 +1,15 @@
-"""What a posterior q costs against the prior: closed forms, in nats, one value per element.
+"""Divergences of a posterior q from the prior: closed forms, in nats, one value per element.
 
-Every function maps tensors of any one (broadcast) shape to a tensor of that shape; sums over
-dimensions and steps are the caller's. The prior p is N(0, 1), or U(0, 1) where it says so. A value
-is `inf` where the divergence is infinite, with a gradient of zero there, its gradient is finite
-inside the domain, and nan stays nan. There are no branches on data and no writes, so everything
-runs under `torch.func.vmap`, `torch.compile` and autograd in float32 and float64. Differences that
-vanish at q = p are formed before they are rounded: an error there is of the order of eps (s - 1),
-not eps.
+Every function maps tensors of one (broadcast) shape to a tensor of that shape; the caller sums over
+dimensions and steps. The prior p is N(0, 1) unless a docstring names U(0, 1). An infinite
+divergence is `inf` with a zero gradient; inside the domain the gradient is finite; nan stays nan.
+Without branches on data and writes, all functions run under `torch.func.vmap`, `torch.compile` and
+autograd in float32 and float64. Differences that vanish at q = p are formed before rounding: the
+error there is of the order of eps (s - 1), not eps.
 
 Sources: Renyi divergences between Gaussians, Gil, Alajaji & Linder 2013 (Information Sciences 249),
-and the order of them, van Erven & Harremoes 2014 (arXiv 1206.2459); the moment bound and the
-min-chi2 sampler, `glas/model/sample.py` of github.com/dojoteef/glas.
-
-A third of the file is one spline: that of the min-chi2 law's KL, with what it is made from.
+and their order, van Erven & Harremoes 2014 (arXiv 1206.2459); the moment bound and the min-chi2
+sampler, `glas/model/sample.py` of github.com/dojoteef/glas.
 """
 
 import functools
@@ -35,7 +32,7 @@ LOG_2PI = math.log(2 * math.pi)
 def kl_normal(mean: Tensor, std: Tensor) -> Tensor:
     """KL(q||p) = (m^2 + s^2 - 1 - ln s^2) / 2 for q = N(m, s^2).
 
-    Written as (m^2 + (s - 1)^2) / 2 + (s - 1 - ln s), three terms of which none is negative.
+    Computed as (m^2 + (s - 1)^2) / 2 + (s - 1 - ln s), three terms that are not negative.
 
     Args:
         mean: m.
@@ -63,7 +60,7 @@ def squared_hellinger_normal(mean: Tensor, std: Tensor) -> Tensor:
         std: s > 0.
 
     Returns:
-        Elementwise, without unit.
+        Elementwise, dimensionless.
     """
     # 1 + s^2 = 2 s + (s - 1)^2, so the square root is 1 / sqrt(1 + (s - 1)^2 / (2 s)).
     log_bc = -torch.log1p((std - 1) * ((std - 1) / (2 * std))) / 2
@@ -102,7 +99,7 @@ def renyi_normal(mean: Tensor, std: Tensor, alpha: float) -> Tensor:
         Nats, elementwise.
 
     Raises:
-        ValueError: for a negative or non-finite alpha.
+        ValueError: a negative or non-finite alpha.
     """
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be finite and not negative: got {alpha}")
@@ -111,7 +108,7 @@ def renyi_normal(mean: Tensor, std: Tensor, alpha: float) -> Tensor:
     variance = alpha + (1 - alpha) * std.square()
     outside = variance <= 0
     V = torch.where(outside, 1.0, variance)
-    # ln V keeps its digits as a log1p around s = 1, and as a log around V = 0.
+    # ln V is accurate as a log1p around s = 1, and as a log around V = 0.
     excess = (1 - alpha) * (std - 1) * (std + 1)
     near = ~outside & (excess.abs() < 0.5)
     log_V = torch.where(near, torch.log1p(torch.where(near, excess, 0.0)), torch.log(V))
@@ -130,7 +127,7 @@ def kl_uniform(low: Tensor, high: Tensor) -> Tensor:
 
     Args:
         low: lower end.
-        high: upper end; the divergence is infinite where q sticks out of [0, 1] or is empty.
+        high: upper end; the divergence is infinite where q leaves [0, 1] or is empty.
 
     Returns:
         Nats, elementwise.
@@ -140,10 +137,10 @@ def kl_uniform(low: Tensor, high: Tensor) -> Tensor:
 
 
 def moment_chi2(mean: Tensor, prior_mean: Tensor | float, prior_var: Tensor | float) -> Tensor:
-    """ln(1 + (E_q X - E_p X)^2 / Var_p X): the charge of three of the original's arms.
+    """ln(1 + (E_q X - E_p X)^2 / Var_p X): the charge of three variants of the original.
 
-    By Hammersley, Chapman and Robbins a *lower* bound of ln(1 + chi2(q||p)), which is itself an
-    upper bound of KL(q||p): between this charge and KL there is no order.
+    By Hammersley, Chapman and Robbins a *lower* bound of ln(1 + chi2(q||p)), which is an upper
+    bound of KL(q||p): this charge can be less or more than KL.
 
     Args:
         mean: E_q X.
@@ -167,7 +164,7 @@ def min_chi2_log_prob(z: Tensor, mean: Tensor) -> Tensor:
         f(z) = (phi(s_1) + phi(s_2)) / r,    r = sqrt(1 + 4 m z)
              = phi(s_1) (1 + exp(-r / (2 m^2))) / r
 
-    where the last line stays exact as m -> 0. The support ends at z = -1 / (4 m), where the density
+    and the last line stays exact as m -> 0. The support ends at z = -1 / (4 m), where the density
     has an integrable pole; a z within four roundings of it counts as on it, with r = sqrt(eps),
     because the sampler's own draws are rounded to either side.
 
@@ -183,7 +180,7 @@ def min_chi2_log_prob(z: Tensor, mean: Tensor) -> Tensor:
     outside = r_squared <= -4 * eps
     r = torch.sqrt(torch.where(outside, 1.0, r_squared).clamp(min=eps))
     s_1 = 2 * z / (1 + r)
-    # The second root's share underflows long before 2 m^2 / r falls to 1e-3.
+    # The share of the second root underflows long before 2 m^2 / r falls to 1e-3.
     width = 2 * mean.square() / r
     felt = width > 1e-3
     second = torch.where(felt, torch.log1p(torch.exp(-1 / torch.where(felt, width, 1.0))), 0.0)
@@ -203,14 +200,14 @@ _KNOT_STEP = math.log(_EXPANSION_ABOVE / _SERIES_BELOW) / (_KNOTS - 1)
 def min_chi2_kl(mean: Tensor) -> Tensor:
     """KL of the min-chi2 sampler's law to N(0, 1), a smooth even function of m.
 
-    With t = 1 + 2 m s, the law of z written at its own draw gives
+    With t = 1 + 2 m s, the density of z at its own draw gives
 
         KL = 3/2 m^2 + E_s[ln(1 + exp(-t / (2 m^2))) - ln|t|],    s ~ N(0, 1)
 
-    It is m^2 times a ratio that runs smoothly from 7/2 to 3/2: a series below m = 0.02, a cubic
-    Hermite spline in ln m with exact slopes above, and an expansion in 1/m beyond m = 16. Relative
-    error below 5e-9 in float64, 1e-6 in float32. The table behind the spline is computed at the
-    first call (about 0.1 s) and kept once per device and dtype.
+    It is m^2 times a ratio that falls smoothly from 7/2 to 3/2: a series below m = 0.02, a cubic
+    Hermite spline in ln m with exact slopes above, and an expansion in 1/m beyond m = 16. The
+    relative error is below 5e-9 in float64 and 1e-6 in float32. The spline's table is computed at
+    the first call (about 0.1 s) and cached per device and dtype.
 
     Args:
         mean: m, of either sign.
@@ -233,7 +230,7 @@ def min_chi2_kl(mean: Tensor) -> Tensor:
     )
 
     position = torch.log(m.clamp(_SERIES_BELOW, _EXPANSION_ABOVE) / _SERIES_BELOW) / _KNOT_STEP
-    # a mean that is nan must give nan, not an index out of bounds
+    # a nan mean must give nan, not an index out of bounds
     knot = position.detach().floor().clamp(0, _KNOTS - 2).nan_to_num(0.0)
     u = position - knot
     # [..., 4] polynomial coefficients of the interval, lowest power first
@@ -246,12 +243,12 @@ def min_chi2_kl(mean: Tensor) -> Tensor:
 
 
 def min_chi2_kl_knots() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The table behind `min_chi2_kl`: |m| log-spaced, KL and dKL/dm there, by quadrature.
+    """Return the knots of `min_chi2_kl`: log-spaced |m|, with KL and dKL/dm by quadrature.
 
-    E ln|1 + 2 m s| = ln(2 m) + E ln|s + a| with a = 1 / (2 m), and the last term has no singularity
-    left once it is written as its value at 0 plus the integral of its derivative, sqrt(2) D(a /
-    sqrt 2), D being Dawson's function. The other expectation is smooth on the scale of m, where the
-    trapezoid rule converges exponentially.
+    E ln|1 + 2 m s| = ln(2 m) + E ln|s + a| with a = 1 / (2 m). The last term has no singularity as
+    its value at 0 plus the integral of its derivative, sqrt(2) D(a / sqrt 2), with Dawson's
+    function D. The other expectation is smooth on the scale of m, where the trapezoid rule
+    converges exponentially.
 
     Returns:
         m, KL in nats and dKL/dm, each of shape `[512]`, float64.
@@ -311,12 +308,12 @@ _TABLES: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 def _spline_table(device: torch.device, dtype: torch.dtype) -> Tensor:
     key = device, dtype
     if key not in _TABLES:
-        # a table born in inference mode could never be saved for a backward pass
+        # a tensor made in inference mode cannot be saved for a backward pass
         with torch.inference_mode(False):
             _TABLES[key] = torch.from_numpy(_spline_coefficients()).to(device, dtype)
     return _TABLES[key]
 
 
-# A constant to torch.compile, which would otherwise trace the numpy behind it. This is all that
-# torch.compiler.assume_constant_result does, but calling that imports dynamo, which takes seconds.
+# A constant for torch.compile, which would otherwise trace numpy. torch.compiler's
+# assume_constant_result does no more than this, but importing it takes seconds (dynamo).
 _spline_table._dynamo_marked_constant = True  # type: ignore[attr-defined]

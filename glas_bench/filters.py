@@ -1,10 +1,10 @@
-"""Attention over a matrix: five numbers or a key or gates in, a read vector out.
+"""Attention over a matrix: reads by filters, by content and by gates.
 
-Everything is a pure function of tensors, elementwise over the leading axes (`...`, usually the
-batch B), so it runs under `torch.func.vmap`, `torch.compile` and autograd in float32 and float64.
+All functions are pure and elementwise over the leading axes (`...`, usually the batch B); they run
+under `torch.func.vmap`, `torch.compile` and autograd in float32 and float64.
 
-Shapes: R filter size, L matrix size, `...` any leading axes. Positions are 0-based cells: the cells
-of an axis lie at 0 .. L-1, and so do the centres that `grid_centres` returns.
+Shapes: R filter size, L matrix size, `...` any leading axes. Positions are 0-based cells, from 0 to
+L-1 along an axis.
 
 Sources: DRAW (Gregor et al. 2015, arXiv 1502.04623, sections 3.2 and 3.3) for the grid, the
 Gaussian kernel and the read; `glas/model/attention.py` of github.com/dojoteef/glas for the Cauchy
@@ -25,13 +25,13 @@ GRIDS = ("original", "slip-mended", "centred")
 FLOORS = ("1e-3", "logsumexp")
 GATES = ("columns", "cells")
 
-ROW_SUM_FLOOR = 1e-3  # `EPSILON` of the original code: no row is divided by less
+ROW_SUM_FLOOR = 1e-3  # `EPSILON` of the original code, the least divisor of a row
 
 
 def grid_centres(
     filter_size: int, matrix_size: int, offset: Tensor, log_stride: Tensor, grid: str
 ) -> Tensor:
-    """Centres of the filter's R kernels along one axis of the matrix, in 0-based cells.
+    """Return the centres of the filter's R kernels along one axis of the matrix, in 0-based cells.
 
         centre_i = centre + grid_i * stride,    i = 0 .. R-1
 
@@ -42,14 +42,14 @@ def grid_centres(
     | `centred`     | (L+1)/2 (1+offset) - 1 | i - (R-1)/2   | (L-1)/(R-1)              |
 
     with R-1 replaced by 1 when R = 1. `centred` is DRAW's equation in 0-based positions. `original`
-    is what the original code computes: its stride misses a pair of brackets, and its grid and
-    centre count from 1 while its cells count from 0. `slip-mended` puts the brackets right and
-    keeps the mixed origin, so the two faults can be told apart.
+    is what the original code computes: its stride lacks a pair of brackets, and its grid and
+    centre count from 1 while its cells count from 0. `slip-mended` adds the brackets and keeps the
+    mixed origin, which separates the two mistakes.
 
     Args:
         filter_size: R, kernels along the axis; 1 <= R <= L.
         matrix_size: L, cells along the axis.
-        offset: of shape `[...]`; 0 is the middle of the matrix, -1 and 1 about its ends.
+        offset: of shape `[...]`; 0 is the middle of the matrix, -1 and 1 are near its ends.
         log_stride: of shape `[...]`, natural logarithm of the stride relative to the full span.
         grid: one of `GRIDS`.
 
@@ -57,7 +57,7 @@ def grid_centres(
         Positions of shape `[..., R]`.
 
     Raises:
-        ValueError: for an unknown grid, and for a filter that does not fit the matrix.
+        ValueError: an unknown grid, or a filter that does not fit the matrix.
     """
     _check_name("grid", grid, GRIDS)
     if not 1 <= filter_size <= matrix_size:
@@ -85,11 +85,11 @@ def grid_centres(
 
 
 def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> Tensor:
-    """Logarithm of a Cauchy density at every cell: ln 1 / (pi s (1 + ((a - c) / s)^2)).
+    """Return the log of a Cauchy density at every cell: ln 1 / (pi s (1 + ((a - c) / s)^2)).
 
-    Written as ln s - ln pi - ln(s^2 + (a - c)^2), which neither overflows nor loses its gradient
-    when s is tiny. The original code keeps s and pi s (1 + ..) above 1e-3; here nothing is
-    clipped, so for s > 1e-3 the two agree.
+    Computed as ln s - ln pi - ln(s^2 + (a - c)^2), which neither overflows nor loses its gradient
+    for tiny s. The original code clips s and pi s (1 + ..) at 1e-3; here nothing is clipped, so the
+    two agree for s > 1e-3.
 
     Args:
         centres: c, of shape `[..., R]`, in cells.
@@ -111,10 +111,10 @@ def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> T
 
 
 def gaussian_log_kernel(centres: Tensor, matrix_size: int, log_variance: Tensor) -> Tensor:
-    """Logarithm of an unnormalised Gaussian at every cell: -(a - c)^2 / (2 v).
+    """Return the log of an unnormalised Gaussian at every cell: -(a - c)^2 / (2 v).
 
-    DRAW's kernel (section 3.2), the log variance being the learned number. The original code keeps
-    2 v above 1e-3; here nothing is clipped, so for v > 5e-4 the two agree.
+    DRAW's kernel (section 3.2); the log variance is the learned number. The original code clips 2 v
+    at 1e-3; here nothing is clipped, so the two agree for v > 5e-4.
 
     Args:
         centres: c, of shape `[..., R]`, in cells.
@@ -129,19 +129,18 @@ def gaussian_log_kernel(centres: Tensor, matrix_size: int, log_variance: Tensor)
 
 
 def normalise_rows(log_kernel: Tensor, floor: str) -> Tensor:
-    """Filter rows from a log kernel: F[i, a] = kernel[i, a] / Z_i.
+    """Return filter rows from a log kernel: F[i, a] = kernel[i, a] / Z_i.
 
     Args:
         log_kernel: of shape `[..., R, L]`.
-        floor: `1e-3` as published, Z_i = max(sum_a kernel[i, a], 1e-3): a row that lies outside
-            the matrix fades to zero, and its gradient with it. `logsumexp`, Z_i = sum_a: every
-            row sums to 1 wherever it lies.
+        floor: `1e-3` as published, Z_i = max(sum_a kernel[i, a], 1e-3): a row outside the matrix
+            fades to zero, with its gradient. `logsumexp`, Z_i = sum_a: every row sums to 1.
 
     Returns:
         Rows of shape `[..., R, L]`, not negative.
 
     Raises:
-        ValueError: for an unknown floor.
+        ValueError: an unknown floor.
     """
     _check_name("floor", floor, FLOORS)
     if floor == "logsumexp":
@@ -156,15 +155,15 @@ def normalise_rows(log_kernel: Tensor, floor: str) -> Tensor:
 
 
 def bare_grid_rows(centres: Tensor, matrix_size: int, scale: Tensor) -> Tensor:
-    """Rows of the original's attention `grid`: a straight line through zero at the centre.
+    """Return the rows of the original's `grid`: a straight line through zero at the centre.
 
         row[i, a] = scale (a - c_i) / max(sum_a scale (a - c_i), 1e-3)
 
-    The sum is scale L ((L-1)/2 - c_i). Where it is positive the row sums to 1, with negative
-    entries when the centre lies inside the matrix; where it is not, the row is multiplied by 1000
-    and sums to less than 0. `GridAttention` of `glas/model/attention.py` has no kernel beyond that,
-    and its fourth number is the slope itself, not a logarithm. There is nothing to take a logarithm
-    of, so the floor `logsumexp` has no meaning here.
+    The sum is scale L ((L-1)/2 - c_i). If it is positive the row sums to 1, with negative entries
+    for a centre inside the matrix; otherwise the row is multiplied by 1000 and sums to less than 0.
+    `GridAttention` of `glas/model/attention.py` has no other kernel, and its fourth number is the
+    slope itself, not a logarithm. Rows of either sign have no logarithm, so the floor `logsumexp`
+    does not apply.
 
     Args:
         centres: c, of shape `[..., R]`, in cells.
@@ -179,7 +178,7 @@ def bare_grid_rows(centres: Tensor, matrix_size: int, scale: Tensor) -> Tensor:
 
 
 def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor) -> Tensor:
-    """What a filter reads: exp(log_gain) vec(F_y M F_x^T), DRAW's section 3.3.
+    """Return the read of a filter: exp(log_gain) vec(F_y M F_x^T), DRAW's section 3.3.
 
     Args:
         matrix: M, of shape `[L, L]`, or `[..., L, L]` for one matrix (or image) per element.
@@ -200,17 +199,17 @@ def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor
 
 
 def content_read(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
-    """Addressing by content: softmax(strength cos(key, row_l)), times the normalised rows.
+    """Return a read by content: softmax(strength cos(key, row_l)), times the normalised rows.
 
-    The addressing of a Neural Turing Machine (section 3.3.1 of its paper), whose strength is
-    positive. As in `ContentAttention` of `glas/model/attention.py`, the strength is free, of either
-    sign (below 0 it prefers the rows least like the key), and the read is every row, normalised to
-    length 1 and weighted, not their sum.
+    The addressing of a Neural Turing Machine (section 3.3.1 of its paper) has a positive strength.
+    Here, as in `ContentAttention` of `glas/model/attention.py`, the strength has either sign (below
+    0 it prefers the rows least similar to the key), and the read is all rows, normalised to length
+    1 and weighted, not their sum.
 
     Args:
         matrix: of shape `[L, L]` or `[..., L, L]`; its rows are the memories.
         key: of shape `[..., L]`; only its direction matters.
-        strength: of shape `[...]`, of either sign; 0 weighs all rows alike.
+        strength: of shape `[...]`, of either sign; 0 gives all rows the same weight.
 
     Returns:
         Read vector of shape `[..., L * L]`, row by row; the rows' lengths sum to 1.
@@ -222,22 +221,21 @@ def content_read(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
 
 
 def gated_read(matrix: Tensor, gates: Tensor, over: str = "columns") -> Tensor:
-    """The whole matrix behind gates: vec(gates * M).
+    """Return the matrix times gates: vec(gates * M).
 
     `columns` is `SimpleAttention` of `glas/model/attention.py`: one gate for each column, the same
     for all rows. `cells` is the element-wise attention of Li et al. 2016 (arXiv 1602.07416).
 
     Args:
         matrix: M, of shape `[L, L]` or `[..., L, L]`.
-        gates: of shape `[..., L]` over `columns`, `[..., L, L]` over `cells`; a sigmoid or a
-            softmax, as the caller likes.
-        over: one of `GATES`; said, because a batch of L gate vectors looks like one of cells.
+        gates: of shape `[..., L]` over `columns`, `[..., L, L]` over `cells`.
+        over: one of `GATES`; shapes cannot tell a batch of L gate vectors from gates over cells.
 
     Returns:
         Read vector of shape `[..., L * L]`, row by row.
 
     Raises:
-        ValueError: for an unknown `over`.
+        ValueError: an unknown `over`.
     """
     _check_name("over", over, GATES)
     gates_LL = gates[..., None, :] if over == "columns" else gates
@@ -245,7 +243,7 @@ def gated_read(matrix: Tensor, gates: Tensor, over: str = "columns") -> Tensor:
 
 
 def _distances(centres: Tensor, matrix_size: int) -> Tensor:
-    """Signed distance c - a from every cell to every centre, `[..., R]` -> `[..., R, L]`."""
+    """Return the signed distances c - a of centres `[..., R]` from all cells, `[..., R, L]`."""
     cells_L = torch.arange(matrix_size, dtype=centres.dtype, device=centres.device)
     return centres[..., None] - cells_L
 

@@ -1,4 +1,4 @@
-"""The GLAS recurrence with its named seams, and the contract that a variant meets.
+"""The GLAS recurrence: the base class of every variant, with the methods to override (seams).
 
 Akoury 2017, README and `glas/model/` of github.com/dojoteef/glas; the recurrence is that of DRAW
 (Gregor et al. 2015, section 2, arXiv 1502.04623) with a read from a learned latent matrix:
@@ -11,17 +11,14 @@ Akoury 2017, README and `glas/model/` of github.com/dojoteef/glas; the recurrenc
     o_t  = o_{t-1} + W d_t + b
     objective = sum_pixels BCE(sigmoid(o_T), x) + charge_weight sum_t charge(q_t, p) + aux
 
-A model is a deterministic function of (parameters, x, noise): the core hands in all randomness as
-standard-normal noise. The core owns time as well: it calls `begin` once, `step` T times, `finish`
-once. `step` must run under `torch.func.vmap`: no writes into slices of fresh tensors, no branches
-on data, no randomness of its own. Everything the model carries through time is in `State`, and its
-two halves do not mix: `generate` sees the generative half alone, so that p(x|z) cannot depend on
-the recogniser.
+A model is a deterministic function of (parameters, x, noise): the core passes all randomness as
+standard-normal noise. The core also runs the time loop: it calls `begin` once, `step` T times,
+`finish` once. `step` must run under `torch.func.vmap`: no writes into slices of new tensors, no
+branches on data, no random numbers. `State` holds everything that changes over time, in two halves:
+`generate` gets the generative half only, so that p(x|z) cannot depend on the recogniser.
 
 Shape suffixes: B rows (images x draws), P pixels, H hidden units, L side of the latent matrix,
-R side of the filter, A size of a read, Z size of a sample, T steps, K draws an image.
-
-The file is long because it is the contract: each seam stands with its default and its shapes.
+R side of the filter, A size of a read, Z size of a sample, T steps, K draws per image.
 """
 
 from __future__ import annotations
@@ -45,9 +42,9 @@ Memory = dict[str, Tensor]
 
 
 class BaseSettings(BaseModel):
-    """What every variant can be told; a variant's own `Settings` adds fields to one of these.
+    """Settings of every variant; a variant's own `Settings` adds fields to one of these classes.
 
-    A default that a variant's file declares itself is not overridden by a preset.
+    A preset does not override a default that a variant's file declares.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -76,7 +73,7 @@ class LatentSettings(RecurrentSettings):
     @field_validator("latent_init", mode="before")
     @classmethod
     def _number_as_name(cls, value: object) -> object:
-        """YAML reads 0.1 and 1 as numbers and 1e-3 as text: take either."""
+        """Accept numbers: YAML reads 0.1 and 1 as numbers and 1e-3 as text."""
         names = {0.001: "1e-3", 0.1: "0.1", 1.0: "1"}
         return names.get(float(value), value) if isinstance(value, int | float) else value
 
@@ -87,7 +84,7 @@ class FilterSettings(LatentSettings):
     filter_size: int = Field(5, ge=1, description="R, side of the filter; at most latent_size")
     grid: Literal["original", "slip-mended", "centred"] = Field(
         "original",
-        description="where the kernels sit: as published, its precedence slip mended, or as DRAW",
+        description="where the kernels are: as published, without its precedence slip, or as DRAW",
     )
     floor: Literal["1e-3", "logsumexp"] = Field(
         "1e-3", description="rows are divided by max(their sum, 1e-3), or normalised exactly"
@@ -102,7 +99,7 @@ class FilterSettings(LatentSettings):
         return "1e-3" if isinstance(value, float) and value == 1e-3 else value
 
     def model_post_init(self, _: object) -> None:
-        """Refuse a filter larger than the matrix that it reads."""
+        """Raise ValueError for a filter that is larger than the matrix."""
         if self.filter_size > self.latent_size:
             raise ValueError(
                 f"filter_size {self.filter_size} is larger than latent_size {self.latent_size}: "
@@ -114,9 +111,9 @@ class FilterSettings(LatentSettings):
 
 
 class Distribution(Protocol):
-    """What q and p offer: elementwise over [B, Z].
+    """The methods of q and p, elementwise over [B, Z].
 
-    A q may offer `kl(p)` as well, in nats: diagnostics take it in place of the sampled log q/p.
+    A q may have `kl(p)` too, in nats: diagnostics then use it instead of the sampled log q/p.
     """
 
     def sample(self, noise: Tensor, /) -> Tensor:
@@ -162,7 +159,7 @@ class Uniform(NamedTuple):
 
     low: Tensor  # [B, Z]
     high: Tensor  # [B, Z]
-    log_width: Tensor  # [B, Z] ln(high - low), with the digits that the difference has lost
+    log_width: Tensor  # [B, Z] ln(high - low), more precise than the difference
 
     def sample(self, noise: Tensor, /) -> Tensor:
         """Return low + (high - low) Phi(noise), never outside [low, high] by rounding."""
@@ -176,7 +173,7 @@ class Uniform(NamedTuple):
 
 
 class StandardUniform(NamedTuple):
-    """U(0, 1), elementwise, as Phi of standard-normal noise: what works on noise works on it."""
+    """U(0, 1), elementwise, as Phi of standard-normal noise."""
 
     def sample(self, noise: Tensor, /) -> Tensor:
         """Return Phi(noise)."""
@@ -188,16 +185,16 @@ class StandardUniform(NamedTuple):
         return torch.where((z >= 0) & (z <= 1), 0.0, -math.inf).to(z.dtype)
 
 
-# --------------------------------------------------------------------------- what flows
+# --------------------------------------------------------------------------- states and terms
 
 
 class Context(NamedTuple):
-    """What does not change over time."""
+    """The inputs of a rollout, constant over time."""
 
-    x: Tensor  # [B, P] as the recogniser sees it
-    target: Tensor  # [B, P] what log p(x|z) is about
+    x: Tensor  # [B, P] input of the recogniser
+    target: Tensor  # [B, P] the x of log p(x|z)
     labels: Tensor | None  # [B] int64, where the data has labels
-    products: Memory  # rows computed once, e.g. the part of the gates that comes from x
+    products: Memory  # rows computed once, e.g. the part of the gates from x
 
 
 class Generation(NamedTuple):
@@ -218,14 +215,14 @@ class Recognition(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that changes over time."""
+    """Everything that changes over time."""
 
     recognition: Recognition
     generation: Generation
 
 
 class Step(NamedTuple):
-    """What one step tells the core."""
+    """The output of one step."""
 
     charge: Tensor  # [B] nats
     log_ratio: Tensor  # [B] sampled log q(z_t)/p(z_t), nats; zeros where q has no density
@@ -235,14 +232,14 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the last state amounts to."""
+    """The scores of the last state."""
 
     recon: Tensor  # [B] -log p(x|z), nats
     aux: Tensor  # [B] auxiliary loss, nats
 
 
 class Terms(NamedTuple):
-    """One rollout of K draws an image, in nats: what objectives and estimators are made of."""
+    """The terms of a rollout with K draws per image, in nats."""
 
     recon: Tensor  # [K, B] -log p(x|z)
     charge: Tensor  # [K, B] sum over steps, unweighted
@@ -256,14 +253,14 @@ class Terms(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A stretch of training with an optimiser of its own."""
+    """A phase of training, with its own optimiser."""
 
     name: str
     epochs: int
     objective: Callable[[Any, Terms], Tensor] | None = None  # default: the model's own
     auxiliary: Callable[[Any, Context, State], Tensor] | None = None  # default: the model's own
-    generates: bool = True  # False: canvas, decoder and charge stay at zero, recognition runs alone
-    keep: tuple[str, ...] = ()  # kept from the phase before; all else starts anew
+    generates: bool = True  # False: recognition only; canvas, decoder and charge stay at zero
+    keep: tuple[str, ...] = ()  # kept from the phase before; the rest is initialised again
     frozen: tuple[str, ...] = ()  # not trained in this phase
 
 
@@ -285,7 +282,7 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs)
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew from torch's global generator."""
+        """Draw the weights again from torch's global generator."""
         nn.init.xavier_uniform_(self.weight, gain=self.scale)
         nn.init.zeros_(self.bias)
 
@@ -297,10 +294,10 @@ class Linear(nn.Linear):
 class LSTM(nn.Module):
     """An LSTM cell (Hochreiter & Schmidhuber 1997, forget gates of Gers et al. 2000).
 
-    Its kernel [inputs + H, 4H] is kept in pieces, one an input, so that the product of an input
-    that does not change over time is computed once. The pieces count as one tensor wherever that
-    matters: Glorot fans and gradient clipping. Gates stand in the order input, forget, candidate,
-    output; the forget bias starts at 1.
+    Its kernel [inputs + H, 4H] is stored in parts, one per input, so that the product with an
+    input that is constant over time is computed once. Glorot fans and gradient clipping treat the
+    parts as one tensor. The order of the gates is input, forget, candidate, output; the forget
+    bias starts at 1.
     """
 
     def __init__(self, hidden: int, **inputs: int) -> None:
@@ -314,7 +311,7 @@ class LSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the kernel anew with the fans of its concatenation."""
+        """Draw the kernel again, with the fans of the concatenated kernel."""
         fan_in = sum(kernel.shape[0] for kernel in self.kernels.values())
         limit = math.sqrt(6 / (fan_in + 4 * self.hidden))
         for kernel in self.kernels.values():
@@ -338,7 +335,7 @@ _MEANT_FOR_THE_BOUND = frozenset(
 )
 
 DESCRIPTIVE = ("citations", "least_kl_per_charge", "is_control", "figures")
-"""Class attributes that pages read and that change no number.
+"""Class attributes for the pages of reports, which change no number.
 
 - `citations`: published numbers, each the keyword arguments of `registry.Citation`;
 - `least_kl_per_charge`: the least possible ratio of KL to charge, where it is known;
@@ -351,21 +348,21 @@ literals to them, so that editing one does not change the variant's `source_hash
 
 
 class Glas(nn.Module):
-    """The published GLAS, and the base class of every variant: override the seam you change.
+    """The published GLAS, and the base class of every variant: override the method you change.
 
-    Class attributes a variant may declare:
+    Class attributes that a variant may declare:
 
-    - `Settings`: its parameters, a subclass of one of the settings above;
-    - `bounds_nll`: whether its objective bounds -log p(x) (at charge_weight >= 1). A class that
-      overrides charge, posterior, prior or the objective without declaring it counts as not shown;
-    - `why`: one sentence on that;
-    - `has_density`: whether q has a density, without which there is no elbo and no iw;
-    - `needs_labels`; `draws`: trajectories an image in training, unless a setting of that name
-      says otherwise;
-    - `generative`: prefixes of the names of the parameters that p(x|z) uses; the rest is
-      recognition;
+    - `Settings`: its settings, a subclass of one of the classes above;
+    - `bounds_nll`: whether its objective bounds -log p(x) (at charge_weight >= 1). For a class that
+      overrides charge, posterior, prior or the objective it is "not shown" by default;
+    - `why`: one sentence that explains `bounds_nll`;
+    - `has_density`: whether q has a density; without one there is no elbo and no iw;
+    - `needs_labels`: whether training needs labels;
+    - `draws`: trajectories per image in training; a setting of that name takes precedence;
+    - `generative`: prefixes of the names of the parameters that p(x|z) uses; all others belong to
+      the recogniser;
     - `statistics_of`: names of running statistics, see `statistics`;
-    - `latent_trained`: False keeps the latent matrix as it was drawn, a buffer;
+    - `latent_trained`: False keeps the latent matrix fixed as it was drawn, a buffer;
     - `write_up`: what the write-up says happened;
     - `published`: its numbers by data set, in nats;
     - `citations`, `least_kl_per_charge`, `is_control`, `figures`: for pages alone, see
@@ -393,7 +390,7 @@ class Glas(nn.Module):
     is_control: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = ()
 
-    # A variant may put other modules in these places.
+    # A variant may assign other modules.
     encoder: Any
     mean: Any
     log_std: Any
@@ -434,7 +431,7 @@ class Glas(nn.Module):
         self.build_heads(self.build_attention())
 
     def build_heads(self, read_size: int) -> None:
-        """Make what turns a read [B, A] into the parameters of q."""
+        """Make the heads, from a read [B, A] to the parameters of q."""
         self.mean = Linear(read_size, self.sample_size)
         self.log_std = Linear(read_size, self.sample_size)
 
@@ -446,7 +443,7 @@ class Glas(nn.Module):
         return int(self.settings.filter_size) ** 2
 
     def build_latent(self) -> None:
-        """Make the latent matrix [L, L]: a parameter, or a buffer where it is never trained."""
+        """Make the latent matrix [L, L]: a parameter, or a buffer if it is not trained."""
         matrix = torch.empty(self.settings.latent_size, self.settings.latent_size)
         if self.latent_trained:
             self.latent = nn.Parameter(matrix)
@@ -460,7 +457,7 @@ class Glas(nn.Module):
         self.write = Linear(self.settings.hidden, self.pixels)
 
     def reset_parameters(self) -> None:
-        """Draw anew what the model itself holds (its layers draw their own): the latent matrix."""
+        """Draw the model's own parameters again, the latent matrix; layers draw theirs."""
         if not hasattr(self, "latent"):
             return
         with torch.no_grad():
@@ -471,27 +468,27 @@ class Glas(nn.Module):
 
     @property
     def has_filter(self) -> bool:
-        """Whether reads come through `filter_rows` from the latent matrix."""
+        """Whether `filter_rows` reads from the latent matrix."""
         return hasattr(self, "filter") and hasattr(self, "latent")
 
     @property
     def decoder_input_size(self) -> int:
-        """Size of what the decoder reads at a step."""
+        """Size of the decoder's input at a step."""
         return self.sample_size
 
     @property
     def noise_size(self) -> int:
-        """Standard-normal numbers that a row needs at a step."""
+        """Standard-normal numbers per row and step."""
         return self.sample_size
 
     @classmethod
     def is_generative(cls, name: str) -> bool:
-        """Tell whether a parameter or buffer of this name belongs to p(x|z)."""
+        """Return whether a parameter or buffer of this name belongs to p(x|z)."""
         return matches(name, cls.generative)
 
     @classmethod
     def bound(cls, settings: BaseSettings) -> Bound:
-        """Tell whether the objective with these settings bounds -log p(x) from above."""
+        """Return whether the objective with these settings bounds -log p(x) from above."""
         if cls.bounds_nll and settings.charge_weight < 1:
             return Bound(False, f"charge_weight {settings.charge_weight:g} is below 1")
         return Bound(cls.bounds_nll, cls.why)
@@ -501,10 +498,10 @@ class Glas(nn.Module):
         return (Phase("main", epochs),)
 
     def between_phases(self, before: Phase, after: Phase) -> None:
-        """Change kept parameters in place before `after` begins (global generator is seeded)."""
+        """Change kept parameters in place before `after` begins; the global generator is seeded."""
         del before, after
 
-    # ---- time, as the core sees it
+    # ---- the interface of the core
 
     def begin(
         self, x: Tensor, target: Tensor, labels: Tensor | None = None
@@ -517,10 +514,10 @@ class Glas(nn.Module):
     def step(
         self, context: Context, state: State, noise_BZ: Tensor, t: Tensor
     ) -> tuple[State, Step]:
-        """Infer q_t, draw z_t from it and paint: one step of training.
+        """Infer q_t, draw z_t from it and write on the canvas: one step of training.
 
         Args:
-            context: what does not change.
+            context: the inputs.
             state: the state after step t - 1.
             noise_BZ: standard-normal noise.
             t: the step, from 0, as an int64 tensor [].
@@ -551,7 +548,7 @@ class Glas(nn.Module):
         return {"gates": self.encoder.gates(self.encoder.bias, x=x)}
 
     def infer(self, context: Context, state: State, t: Tensor) -> tuple[Any, Tensor, Recognition]:
-        """Return q_t, the read [B, A] that it was made from, and the recogniser's next state."""
+        """Return q_t, the read [B, A] that it depends on, and the recogniser's next state."""
         hidden, cell = self.encode(context, state)
         read, memory = self.attend(hidden, state.recognition.memory, t)
         return self.posterior(read, t), read, Recognition(hidden, cell, memory)
@@ -590,31 +587,31 @@ class Glas(nn.Module):
         return rows_y, rows_x, log_gain
 
     def kernel_rows(self, centres_BR: Tensor, scale_B: Tensor) -> Tensor:
-        """Return the rows [B, R, L] of kernels at these centres, given the fourth number.
+        """Return the rows [B, R, L] of kernels with these centres and the filter's fourth number.
 
         Elementwise over leading axes: centres [2, B, R] of both axes give rows [2, B, R, L].
         """
         return filters.normalise_rows(self.log_kernel(centres_BR, scale_B), self.settings.floor)
 
     def log_kernel(self, centres_BR: Tensor, log_scale_B: Tensor) -> Tensor:
-        """Return the log of the unnormalised filter, [B, R, L], as `kernel_rows`: Cauchy."""
+        """Return the log of the unnormalised filter, [B, R, L]: a Cauchy kernel."""
         return filters.cauchy_log_kernel(centres_BR, self.settings.latent_size, log_scale_B)
 
     def posterior(self, read_BA: Tensor, t: Tensor) -> Any:
-        """Return q_t, a `Distribution`, from what was read: a diagonal normal."""
+        """Return q_t, a `Distribution`, from a read: a diagonal normal."""
         del t
         return Normal(self.mean(read_BA), self.log_std(read_BA).exp())
 
     def observe(self, context: Context, state: State, t: Tensor) -> Memory:
-        """Return the recogniser's memory after the canvas of step t is painted."""
+        """Return the recogniser's memory after step t has written on the canvas."""
         del context, t
         return state.recognition.memory
 
     def statistics(self, read_BA: Tensor) -> Memory:
-        """Return moments of a batch of reads that scoring must hold fixed, one each name.
+        """Return the moments of a batch of reads that scoring keeps fixed, by name.
 
-        The names in `statistics_of` are buffers [T, ...]; the core fills them from one pass over
-        a fixed training chunk before it scores. In training mode a variant uses the batch's own.
+        The names in `statistics_of` are buffers [T, ...], which the core fills before scoring in
+        one pass over fixed training images. In training mode a variant uses those of the batch.
         """
         del read_BA
         return {}
@@ -637,7 +634,7 @@ class Glas(nn.Module):
         return generation._replace(canvas=generation.canvas + self.paint(generation.hidden))
 
     def decode(self, generation: Generation, z_BZ: Tensor, t: Tensor) -> Generation:
-        """Run the decoder on z_t and leave the canvas as it is."""
+        """Run the decoder on z_t without writing on the canvas."""
         given, memory = self.decoder_input(generation, z_BZ, t)
         gates = self.decoder.gates(self.decoder.bias, input=given, hidden=generation.hidden)
         hidden, cell = self.decoder(gates, generation.cell)
@@ -646,19 +643,19 @@ class Glas(nn.Module):
     def decoder_input(
         self, generation: Generation, z_BZ: Tensor, t: Tensor
     ) -> tuple[Tensor, Memory]:
-        """Return what the decoder reads [B, decoder_input_size] and the generative memory."""
+        """Return the decoder's input [B, decoder_input_size] and the generative memory."""
         del t
         return z_BZ, generation.memory
 
     def paint(self, d_BH: Tensor) -> Tensor:
-        """Return what step t adds to the canvas, W d_t + b, [B, P]."""
+        """Return the increment of the canvas at step t, W d_t + b, [B, P]."""
         added: Tensor = self.write(d_BH)
         return added
 
-    # ---- what it costs, nats per image
+    # ---- costs, nats per image
 
     def charge(self, q: Any, p: Any, z: Tensor) -> Tensor:
-        """Return what q_t is charged for leaving the prior, [B] nats: KL(q || N(0, I)).
+        """Return the charge of q_t for its distance from the prior, [B] nats: KL(q || N(0, I)).
 
         Args:
             q: the posterior, with `q.mean` and `q.std` [B, Z] for a normal.
@@ -680,22 +677,22 @@ class Glas(nn.Module):
         return -F.binary_cross_entropy_with_logits(canvas_BP, target_BP, reduction="none").sum(-1)
 
     def draw_pixels(self, canvas_BP: Tensor, noise_BP: Tensor) -> Tensor:
-        """Map standard-normal noise to a draw x [B, P] from p(x|z); goes with `log_likelihood`."""
+        """Map standard-normal noise to a draw x [B, P] from p(x|z), as in `log_likelihood`."""
         is_on: Tensor = torch.special.ndtr(noise_BP) < torch.sigmoid(canvas_BP)
         return is_on.to(canvas_BP.dtype)
 
     def auxiliary(self, context: Context, state: State) -> Tensor:
-        """Return an auxiliary loss, [B] nats, already weighted; it must be >= 0 for a bound."""
+        """Return an auxiliary loss with its weight, [B] nats; a bound needs it to be >= 0."""
         del state
         return context.target.new_zeros(context.target.shape[0])
 
     def objective(self, terms: Terms) -> Tensor:
-        """Return what training minimises, [B] nats: recon + charge_weight * charge + aux."""
+        """Return the training objective, [B] nats: recon + charge_weight * charge + aux."""
         weight = self.settings.charge_weight
         mean: Tensor = (terms.recon + weight * terms.charge + terms.aux).mean(0)
         return mean
 
 
 def matches(name: str, prefixes: tuple[str, ...]) -> bool:
-    """Tell whether a dotted name is one of the prefixes or lies below one."""
+    """Return whether a dotted name is one of the prefixes or below one."""
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)

@@ -1,1 +1,1 @@
-"""The variants: one file each; a file's stem, with hyphens, is the variant's name."""
+"""The variants, one per file; the file's stem, with hyphens, is the variant's name."""

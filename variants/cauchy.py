@@ -1,11 +1,11 @@
-"""The published model: the control that every other variant is compared with.
+"""The published model: the control for every other variant.
 
-Changes nothing: a Cauchy filter reads from the learned latent matrix, and the charge is the KL
+Nothing changes: a Cauchy filter reads from the learned latent matrix, and the charge is the KL
 divergence.
 
 Source: Akoury 2017, README of github.com/dojoteef/glas at HEAD (004c76f), `glas/model/attention.py`
-and `glas/model/sample.py`. We depart in reading the matrix's size and filter from the README
-(9x9, 5x5, z = 25); its MNIST configuration file says 40x40, 4x4, z = 50, which is a row of its own.
+and `glas/model/sample.py`. The sizes are those of the README (9x9, 5x5, z = 25); its MNIST
+configuration file has 40x40, 4x4, z = 50, which gets its own row.
 
 What the write-up says happened: it did better than every other attention tried; 89.67 nats on
 static MNIST and 119.63 on Omniglot, single-sample -ELBO, split unverified.

@@ -1,14 +1,14 @@
 """A normal q charged with ln(1 + chi2) to the prior (what approach 5 should have been).
 
-q = N(m, s^2) with s^2 = 2 sigmoid(h), because chi2(q || p) is finite for s^2 < 2 alone; the charge
-is the sum over dimensions and steps of ln(1 + chi2(q || p)): over the dimensions of a step it is
-ln(1 + chi2) of that step, since 1 + chi2 multiplies, and at each step at least the KL.
-`fixed_width: true` sets s = 1 and has no second head: the charge is then m^2, twice the KL, and the
-least that mends `min-chi2`.
+q = N(m, s^2) with s^2 = 2 sigmoid(h), because chi2(q || p) is finite only for s^2 < 2; the charge
+is the sum over dimensions and steps of ln(1 + chi2(q || p)). Since 1 + chi2 multiplies over the
+dimensions of a step, their sum is ln(1 + chi2) of that step, at least its KL. `fixed_width: true`
+sets s = 1 and has no second head: the charge is then m^2, twice the KL, which is the smallest
+correction of `min-chi2`.
 
 Source: Akoury 2017, README, unsuccessful approach 5, and the comment in `ChiSquaredSampler` of
-`glas/model/sample.py`, whose aim is this bound, KL <= ln(1 + chi2); the code charges something else
-for another law. The closed form is the Renyi divergence of order 2 (Gil et al. 2013, Information
+`glas/model/sample.py`, which aims at this bound, KL <= ln(1 + chi2); the code has another charge
+and another q. The closed form is the Renyi divergence of order 2 (Gil et al. 2013, Information
 Sciences 249).
 
 What the write-up says happened: nothing; it is the correction of `min-chi2`.
@@ -33,7 +33,7 @@ class Chi2(Glas):
     why = "ln(1 + chi2) is at least the KL divergence: a bound, looser than the ELBO"
 
     class Settings(FilterSettings):
-        """Those of a filter, and whether q has a width of its own."""
+        """Those of a filter, and whether q has its own width."""
 
         fixed_width: bool = Field(False, description="true: s = 1, the prior's width")
 

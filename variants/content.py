@@ -5,9 +5,9 @@ key [L] and strength are two linear layers of e_t.
 
 Source: Akoury 2017, README, the paragraph on attention, and `ContentAttention` in
 `glas/model/attention.py`; Graves et al. 2014 (Neural Turing Machines, arXiv 1410.5401), section
-3.3.1. As the code, and unlike that paper, we leave the strength a free number of either sign, and
-read every weighted row rather than their sum. Only the rows' directions count, so `latent_init` at
-1e-3, 0.1 or 1 reads alike at the start; what differs is how fast training turns a row.
+3.3.1. As in the code, and unlike that paper, the strength has either sign and the read is all
+weighted rows, not their sum. Only the directions of rows matter, so reads are the same at the start
+for `latent_init` 1e-3, 0.1 and 1; what differs is how fast training turns a row.
 
 What the write-up says happened: like every attention tried but the Cauchy filter, it optimised the
 cost poorly.

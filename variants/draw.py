@@ -1,18 +1,18 @@
-"""DRAW: Gaussian attention on the image, to read and to write, and none over a latent matrix.
+"""DRAW: Gaussian attention on the image, for reading and writing, and no latent matrix.
 
-Read: two 2x2 patches, of x and of x - sigmoid(o_{t-1}), through one filter made from d_{t-1}; it
-belongs to the recogniser. Write: a 5x5 patch from d_t, spread over the canvas by a filter of its
-own, with the inverse of its gain; it belongs to p(x|z). q reads e_t directly, as in `no-attention`.
+Read: two 2x2 patches, of x and of x - sigmoid(o_{t-1}), through one filter made from d_{t-1}, which
+belongs to the recogniser. Write: a 5x5 patch from d_t, spread over the canvas by its own filter
+with the inverse of its gain, which belongs to p(x|z). q reads e_t directly, as in `no-attention`.
 
 Source: Gregor et al. 2015 (arXiv 1502.04623), sections 2 and 3, equations 19 to 29, whose setting
 for MNIST is T = 64, 256 units, z = 100, read 2x2, write 5x5; in the original code
 `glas/model/reader.py` and `GaussianAttention` in `glas/model/attention.py`, where attention on the
-image is an option that no configuration uses. We depart from DRAW in dividing rows by
-max(sum, 1e-3) (`floor`), from the code in the grid (`centred` here) and in not clipping the gain.
+image is an option that no configuration uses. Unlike DRAW, rows are divided by max(sum, 1e-3)
+(`floor`); unlike the code, the grid is `centred` and the gain is not clipped.
 
-What the write-up says happened: beside it GLAS paints early canvases that look alike, where DRAW's
-describe the whole distribution at every step; it gives no number. DRAW's own, on static MNIST and
-as a bound, is 80.97 nats (87.40 without attention).
+What the write-up says happened: early canvases of GLAS look alike, where those of DRAW describe the
+whole distribution at every step; it gives no number. DRAW's own, a bound on static MNIST, is 80.97
+nats (87.40 without attention).
 """
 
 import math

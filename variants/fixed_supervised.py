@@ -3,16 +3,16 @@
 Phase one takes max(1, round(epochs / 10)) of the epochs: canvas and decoder stay at zero, a linear
 head reads the mean over t of a_t, and its cross-entropy trains encoder, filter, latent matrix and
 head. In phase two the matrix is frozen, everything else is drawn again and the optimiser restarts.
-A single epoch belongs to phase two: the matrix then stays as it was drawn, as in `fixed-random`.
+With one epoch there is only phase two: the matrix stays as it was drawn, as in `fixed-random`.
 
-`latent_from` gives the controls, with the same epochs left for phase two: `permuted` shuffles the
-cells of the supervised matrix, `cauchy` learns it in phase one from the published objective, and
-`random` discards what phase one learned and draws the matrix again.
+`latent_from` selects a control with the same epochs in phase two: `permuted` shuffles the cells of
+the supervised matrix, `cauchy` learns the matrix from the published objective in phase one, and
+`random` discards the learned matrix and draws it again.
 
-Source: Akoury 2017, README, unsuccessful approach 2, which proposes this. It is no option of the
-original code: phases, head and controls are our design.
+Source: Akoury 2017, README, unsuccessful approach 2, which proposes this. The original code has no
+such option: phases, head and controls are our design.
 
-What the write-up says happened: nothing; it is named as something to try.
+What the write-up says happened: nothing; it proposes to try this.
 """
 
 from typing import Literal
@@ -42,7 +42,7 @@ class FixedSupervised(Glas):
     write_up = "proposed for the future, not tried: classify first, then fix the latent space"
 
     class Settings(FilterSettings):
-        """Those of a filter, and where the matrix comes from."""
+        """Those of a filter, and the origin of the matrix."""
 
         latent_from: Literal["supervised", "permuted", "cauchy", "random"] = Field(
             "supervised", description="what the fixed matrix is: learned from labels, or a control"
@@ -88,8 +88,8 @@ class FixedSupervised(Glas):
         return read, {"reads": memory["reads"] + read}
 
     def cross_entropy(self, context: Context, state: State) -> Tensor:
-        """Return the nats, [B], by which the head misses the labels from the mean read."""
-        assert context.labels is not None  # the core sees to it: needs_labels
+        """Return the cross-entropy of the labels given the mean read, [B] nats."""
+        assert context.labels is not None  # guaranteed by the core: needs_labels
         logits = self.head(state.recognition.memory["reads"] / self.steps)
         return F.cross_entropy(logits, context.labels, reduction="none")
 

@@ -4,8 +4,8 @@ Kernel exp(-(a - c)^2 / 2v) with v = exp(the fourth number), as in the original 
 the same grid and normalised in the same way.
 
 Source: Akoury 2017, README, the paragraph on attention, and `glas/model/attention.py`; the filter
-is that of DRAW (Gregor et al. 2015, section 3.2). On the original grid most kernels sit outside
-the matrix, where a Gaussian underflows and a Cauchy does not: compare at `grid: centred`.
+is that of DRAW (Gregor et al. 2015, section 3.2). On the original grid most kernels are outside the
+matrix, where a Gaussian underflows and a Cauchy does not: compare at `grid: centred`.
 
 What the write-up says happened: like every attention tried but the Cauchy filter, it optimised the
 cost poorly.

@@ -1,15 +1,15 @@
-"""A bare linear filter over the latent matrix: scale * (position - centre), no kernel at all.
+"""A bare linear filter over the latent matrix, scale * (position - centre), without a kernel.
 
 A row is a straight line through zero at its centre, divided by max(its sum, 1e-3); the fourth
-number of the filter's layer is the slope itself, not a logarithm. Where a row's sum is negative it
-is multiplied by 1000 instead of being normalised. That makes reads of 1e6, which the heads of q
-cannot take: in float32 it diverges at the first step. Nothing is mended; the mildest setting tried,
-`grid: centred`, `filter_init: small` and `filter_size: 1`, got through two epochs on two seeds of
-four.
+number of the filter's layer is the slope itself, not a logarithm. A row with a negative sum is
+multiplied by 1000 instead of normalised. Reads then reach 1e6, which is too much for the heads of
+q: in float32 it diverges at the first step. This is not corrected; the mildest setting we tried,
+`grid: centred`, `filter_init: small` and `filter_size: 1`, trained for two epochs on two of four
+seeds.
 
 Source: Akoury 2017, `GridAttention` in `glas/model/attention.py`, the base class of the code's
-Gaussian and Cauchy filters and a value of its attention option. Nothing departs but the choice of
-grid. `floor: logsumexp` is refused: rows of either sign have no logarithm.
+Gaussian and Cauchy filters and a value of its attention option. Only the choice of grid differs.
+`floor: logsumexp` is not allowed: rows of either sign have no logarithm.
 
 What the write-up says happened: nothing; the README does not name this filter.
 """

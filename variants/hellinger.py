@@ -1,17 +1,17 @@
 """Squared Hellinger distance in place of the KL divergence (approach 4).
 
-The charge is the sum over dimensions and steps of H^2 = 1 - BC(q, p). Near the prior it is KL/4,
-so `cauchy` with charge_weight 0.25 is its control.
+The charge is the sum over dimensions and steps of H^2 = 1 - BC(q, p). Near the prior it is KL/4, so
+`cauchy` with charge_weight 0.25 is its control.
 
 Source: Akoury 2017, README, unsuccessful approach 4, and `glas/utils/ops.py`, whose formula is
 exactly 1 - BC. The sum over dimensions is not the joint H^2 (affinities multiply); we keep it
 because the original trained on it.
 
-It bounds nothing: 2 H^2 <= KL, so at q = p(z|x) the objective lies at least KL/2 below -log p(x),
-and at most 1 nat a dimension and step is ever charged.
+It bounds nothing: 2 H^2 <= KL, so at q = p(z|x) the objective is at least KL/2 below -log p(x), and
+the charge is at most 1 nat per dimension and step.
 
-What the write-up says happened: only that the two divergences need not bound alike; it gives no
-number.
+What the write-up says happened: only that this divergence need not bound as the KL does; it gives
+no number.
 """
 
 from typing import Any

@@ -1,17 +1,17 @@
-"""The Hellinger idea as a bound: -2 ln mean_k sqrt(w_k) over K draws (approach 4, made valid).
+"""The Hellinger idea as a bound: -2 ln mean_k sqrt(w_k) over K draws (approach 4, corrected).
 
-In general -(1/(1 - alpha)) ln mean_k w_k^(1 - alpha) with w_k the importance weight of a whole
-trajectory. With many draws it exceeds -log p(x) by the Renyi divergence of order alpha between q
-and the *posterior*: -2 ln(1 - H^2) at alpha 1/2. Alpha 1 is the ELBO averaged over the draws,
-alpha 0 the IWAE. Compare the three at equal `draws`.
+The general form is -(1/(1 - alpha)) ln mean_k w_k^(1 - alpha), where w_k is the importance weight
+of a whole trajectory. With many draws it exceeds -log p(x) by the Renyi divergence of order alpha
+between q and the *posterior*: -2 ln(1 - H^2) at alpha 1/2. Alpha 1 is the ELBO averaged over the
+draws, alpha 0 the IWAE. Compare the three at equal `draws`.
 
-Source: Akoury 2017, README, unsuccessful approach 4, which puts the divergence between q and the
-prior and so bounds nothing: `hellinger`. The bound is the VR bound of Li & Turner 2016 (arXiv
-1602.02311, section 4.1); alpha 0 is Burda et al. 2016 (arXiv 1509.00519). Weights hold the sampled
-log ratio. A charge_weight c other than 1 adds (c - 1) KL, so that at c >= 1 it stays a bound and at
-alpha 1 means what it means in every variant.
+Source: Akoury 2017, README, unsuccessful approach 4, which takes the divergence of q from the prior
+and so bounds nothing: `hellinger`. The bound is the VR bound of Li & Turner 2016 (arXiv 1602.02311,
+section 4.1); alpha 0 is Burda et al. 2016 (arXiv 1509.00519). Weights use the sampled log ratio. A
+charge_weight c other than 1 adds (c - 1) KL: for c >= 1 it stays a bound, and at alpha 1 it means
+the same as in every variant.
 
-What the write-up says happened: nothing; it asks for the right bound and does not give one.
+What the write-up says happened: nothing; it asks for the right bound without giving one.
 """
 
 import math

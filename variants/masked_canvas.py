@@ -1,15 +1,15 @@
 """A canvas of T * Z latents, filled Z cells at a time and fixed once filled (approach 1).
 
-Step t draws z_t as ever, charges it once, and puts it into cells that no other step touches; the
-decoder reads the whole canvas at every step, cells not filled yet being 0. At 64 x 25 the canvas
-is a 40 x 40 matrix in 5 x 5 blocks: step t (from 0) fills the block in block row t // 8 and block
-column t % 8, the block row by row. The decoder is dense, so how blocks lie is a matter of drawing
-alone; the canvas is kept as [T, Z].
+Step t draws z_t as usual, charges it once, and writes it into cells of its own; the decoder reads
+the whole canvas at every step, and cells that are not filled yet are 0. At 64 x 25 the canvas is a
+40 x 40 matrix in 5 x 5 blocks: step t (from 0) fills the block in block row t // 8 and block column
+t % 8, the block row by row. The decoder is dense, so the position of blocks matters only for
+pictures; the canvas is stored as [T, Z].
 
-Source: Akoury 2017, README, unsuccessful approach 1, in the reading in which the portion used is
-fixed and later steps optimise what is left; see `masked-progressive` for the other. It is in no
-commit of the original code: this is designed from its prose. The price of it is (T - 1) * Z * 4H
-more decoder weights than the control has (1.6 million at the published size).
+Source: Akoury 2017, README, unsuccessful approach 1, read as: the used portion is fixed and later
+steps optimise the rest; `masked-progressive` is the other reading. It is in no commit of the
+original code: this design follows its prose. It has (T - 1) * Z * 4H more decoder weights than the
+control (1.6 million at the published size).
 
 What the write-up says happened: a mask makes the model much harder to optimise.
 """

@@ -1,13 +1,13 @@
-"""A mask that removes from the latent matrix what earlier steps have read (approach 1).
+"""A mask that removes what earlier steps have read from the latent matrix (approach 1).
 
 M_0 = 0; a_t = A(e_t, (1 - M_{t-1}) * L); the footprint f_t of the filter is the outer product of
 the column sums of F_y and F_x, scaled to sum to 1; then
 M_t = M_{t-1} + (1 - M_{t-1}) * min(1, rate * (L * L / T) * f_t). No gradient flows through M.
-T even reads leave about exp(-rate) of each cell; a filter that looks at few empties those sooner.
+T uniform reads leave about exp(-rate) of each cell; a narrow filter empties its cells sooner.
 
 Source: Akoury 2017, README, unsuccessful approach 1. It is in no commit of the original code: this
-is designed from its prose, as the reading in which a portion that was used is gone; for the one in
-which it stays as it is, see `masked-canvas`. M depends on x, so it is part of the recogniser alone.
+design follows its prose, read as: a used portion is removed; in `masked-canvas` it is fixed. M
+depends on x, so it belongs to the recogniser.
 
 What the write-up says happened: a mask makes the model much harder to optimise.
 """
@@ -46,11 +46,11 @@ class MaskedProgressive(Glas):
 
 
 def footprint(rows_y: Tensor, rows_x: Tensor) -> Tensor:
-    """Return how a read's weight lies over the cells, [B, L, L], summing to 1; no gradient."""
+    """Return a read's weight of each cell, [B, L, L], summing to 1; no gradient."""
     y, x = (share(rows.detach().sum(-2)) for rows in (rows_y, rows_x))
     return y[..., :, None] * x[..., None, :]
 
 
 def share(weights: Tensor) -> Tensor:
-    """Return weights >= 0 divided by their sum, [B, L]; zeros where there is none."""
+    """Return weights >= 0 divided by their sum, [B, L]; zeros for a sum of 0."""
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

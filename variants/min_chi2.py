@@ -4,15 +4,16 @@ One head m: z = s (1 + m s), s ~ N(0, 1), of mean m and variance 1 + 2 m^2; the 
 over dimensions and steps of ln(1 + m^2).
 
 Source: Akoury 2017, README, unsuccessful approach 5, and `MinChiSquaredDistribution` of
-`glas/model/sample.py`. The law of least chi2 with mean m, phi(z) (1 + m z), is negative beyond
--1/m; what the code draws from is another law, whose chi2 to N(0, 1) is infinite and whose KL is at
-least 2.7 times the charge at every m. We keep sampler and charge, and give that law its density
-(two values of s lead to one z), so elbo and iw are scored. Its support ends at -1/(4 m), so iw
-stays a bound but need not converge; `nll` may have to come from a refit.
+`glas/model/sample.py`. The density of least chi2 with mean m, phi(z) (1 + m z), is negative beyond
+-1/m; the code draws from another distribution, whose chi2 to N(0, 1) is infinite and whose KL is at
+least 2.7 times the charge at every m. We keep sampler and charge, and use the density of that
+distribution (two values of s give one z), so that elbo and iw are scored. Its support ends at
+-1/(4 m), so iw is a bound but need not converge; `nll` may have to come from a refit.
 
-What the write-up says happened: the method did not optimise chi2 as intended, through an oversight
-about the density and the mistake in the program that followed. Earlier versions of the README gave
-82.07 nats on static MNIST and 112.43 on Omniglot for it (recon plus this charge); both withdrawn.
+What the write-up says happened: the method did not optimise chi2 as intended, because of an
+oversight about the density and the programming mistake that followed from it. Earlier versions of
+the README gave 82.07 nats on static MNIST and 112.43 on Omniglot for it (recon plus this charge);
+both withdrawn.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from glas_bench.model import Glas, Linear
 
 
 class Skewed(NamedTuple):
-    """The law of s (1 + mean s), s ~ N(0, 1), elementwise."""
+    """The distribution of s (1 + mean s), s ~ N(0, 1), elementwise."""
 
     mean: Tensor  # [B, Z]
 
@@ -43,7 +44,7 @@ class Skewed(NamedTuple):
 
 
 class MinChi2(Glas):
-    """GLAS with the sampler of one head and a charge that is too small for it."""
+    """GLAS with the sampler of one head and a charge below its KL."""
 
     bounds_nll = False
     why = "the KL of the law that is drawn from is at least 2.7 times the charge ln(1 + m^2)"

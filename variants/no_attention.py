@@ -2,10 +2,10 @@
 
 This is DRAW without attention (Gregor et al. 2015, section 2): the read is e_t itself.
 
-Source: Akoury 2017, the value `none` of the attention option in `glas/model/attention.py`. z is a
-parameter: 25 as everywhere here, 100 beside DRAW's published number without attention.
+Source: Akoury 2017, the value `none` of the attention option in `glas/model/attention.py`. The size
+of z is a setting: 25 as in every variant, 100 for DRAW's published number without attention.
 
-What the write-up says happened: nothing; it is the mandatory baseline.
+What the write-up says happened: nothing; it is a necessary baseline.
 """
 
 from torch import Tensor

@@ -1,14 +1,13 @@
-"""Every canvas a likely picture, not the last one alone (future work of the write-up).
+"""Every canvas is trained to be a likely image, not only the last (future work of the write-up).
 
-Adds aux_weight times the mean over steps of -log p(x | o_t), the last step among them, o_t being
-the canvas after step t.
+Adds aux_weight times the mean of -log p(x | o_t) over all steps; o_t is the canvas after step t.
 
-Source: Akoury 2017, README, future work, which asks (as "minimize the plausibility", surely
-maximise) that the canvas be as likely as possible under the true distribution at every step. It is
-in no commit of the original code, and x is the one sample of that distribution at hand: this is our
-reading. It pays for early canvases and leaves p(x) itself as it is.
+Source: Akoury 2017, README, future work, which asks ("minimize the plausibility", surely maximise)
+for a canvas that is as likely as possible under the true distribution at every step. It is in no
+commit of the original code; this is our reading, with x as the one sample of that distribution. It
+rewards early canvases that are like x, and does not change the definition of p(x).
 
-What the write-up says happened: nothing; it is named as something to try.
+What the write-up says happened: nothing; it proposes to try this.
 """
 
 from pydantic import Field

@@ -1,14 +1,14 @@
-"""Sigmoid gates over the columns of the latent matrix; the read is the whole matrix behind them.
+"""Sigmoid gates over the columns of the latent matrix; the read is the whole gated matrix.
 
-a_t = vec(g_t * L) with g_t = sigmoid(W e_t + b): by default L gates, one a column, the same for all
-rows. `gates: cells` gives every cell a gate of its own, the element-wise form of Li et al. 2016.
+a_t = vec(g_t * L) with g_t = sigmoid(W e_t + b): by default L gates, one per column, the same for
+all rows. `gates: cells` gives every cell its own gate, the element-wise form of Li et al. 2016.
 
 Source: Akoury 2017, README, the paragraph on attention, and `SimpleAttention` in
-`glas/model/attention.py`, which makes as many gates as the matrix has columns; Li et al. 2016
-(arXiv 1602.07416). Nothing departs with `gates: columns`.
+`glas/model/attention.py`, which has as many gates as the matrix has columns; Li et al. 2016 (arXiv
+1602.07416). `gates: columns` is the original.
 
-What the write-up says happened: it optimised the cost poorly, and reduced the size of the problem
-little, since gates cannot dwell on one portion of the latent space.
+What the write-up says happened: it optimised the cost poorly, and hardly reduced the size of the
+problem, since gates cannot focus on one portion of the latent space.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ class Sigmoid(Glas):
     write_up = "poor optimisation; it cannot focus on an explicit portion of the latent space"
 
     class Settings(LatentSettings):
-        """A latent matrix and what the gates stand before."""
+        """A latent matrix and its gates."""
 
         gates: Literal["columns", "cells"] = Field(
             "columns", description="a gate for each column, as the original code, or for each cell"

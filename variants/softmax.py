@@ -1,14 +1,14 @@
-"""Softmax gates over the columns of the latent matrix; the read is the whole matrix behind them.
+"""Softmax gates over the columns of the latent matrix; the read is the whole gated matrix.
 
-As `sigmoid`, with gates that sum to 1: over the L columns, or over all L * L cells with
+As in `sigmoid`, with gates that sum to 1: over the L columns, or over all L * L cells with
 `gates: cells`.
 
 Source: Akoury 2017, README, the paragraph on attention, and `SimpleAttention` in
 `glas/model/attention.py`; Li et al. 2016 (arXiv 1602.07416), who try both squashing functions.
-Nothing departs with `gates: columns`.
+`gates: columns` is the original.
 
-What the write-up says happened: as for `sigmoid`, it optimised the cost poorly, and reduced the
-size of the problem little, since gates cannot dwell on one portion of the latent space.
+What the write-up says happened: as for `sigmoid`, it optimised the cost poorly, and hardly reduced
+the size of the problem, since gates cannot focus on one portion of the latent space.
 """
 
 from torch import Tensor

@@ -1,14 +1,14 @@
 """A latent matrix learned by classification while the bound is optimised (approach 2, in tandem).
 
 One rollout: a linear head on the mean over t of a_t adds aux_weight times its cross-entropy to the
-objective. The reads that q is made from see the matrix behind a stop-gradient, so the latent matrix
-learns from the cross-entropy alone; everything else learns from both. Stopped as well is what the
-cross-entropy would send to the matrix through z and the canvas: the bound shares that way.
+objective. The reads for q have a stop-gradient at the matrix, so that it learns from the
+cross-entropy only; everything else learns from both. The gradient of the cross-entropy through z
+and the canvas, a path shared with the bound, does not reach the matrix either.
 
-Source: Akoury 2017, README, unsuccessful approach 2, which proposes this. It is no option of the
-original code: the stop-gradient and the head are our design; see `fixed-supervised`.
+Source: Akoury 2017, README, unsuccessful approach 2, which proposes this. The original code has no
+such option: the stop-gradient and the head are our design; see `fixed-supervised`.
 
-What the write-up says happened: nothing; it is named as something to try.
+What the write-up says happened: nothing; it proposes to try this.
 """
 
 from pydantic import Field
@@ -20,7 +20,7 @@ from glas_bench.variants.fixed_supervised import FixedSupervised
 
 
 class TandemSupervised(FixedSupervised):
-    """GLAS over a matrix that labels teach."""
+    """GLAS over a matrix that is learned from labels."""
 
     bounds_nll = True
     why = "cross-entropy is never negative: the objective is at least the negative ELBO"

@@ -1,19 +1,19 @@
-"""Prior U(0, 1), uniform q, and a charge on q's mean alone (approach 3, first way).
+"""Prior U(0, 1), uniform q, and a charge on q's mean only (approach 3, first way).
 
 q = U(m - d, m + d) with d = sqrt(3) exp(log_var / 2), so that m and exp(log_var) are its mean and
 variance; the charge is the sum over dimensions and steps of ln(1 + 12 (m - 1/2)^2).
 
 Source: Akoury 2017, README, unsuccessful approach 3, and `UniformSampler` of
-`glas/model/sample.py`. The README means the chi2 divergence; the code charges
-ln(1 + (E_q - E_p)^2 / Var_p), which by Hammersley, Chapman and Robbins is a *lower* bound of
-ln(1 + chi2) and in no order with the KL. We keep that charge, one draw a step, and no weight that
+`glas/model/sample.py`. The README means the chi2 divergence; the code charges ln(1 + (E_q - E_p)^2
+/ Var_p), which by Hammersley, Chapman and Robbins is a *lower* bound of ln(1 + chi2) and may be
+less or more than the KL. We keep that charge, with one draw per step and without a weight that
 grows over training.
 
-Width is free, and so is leaving [0, 1], where the KL and chi2 are both infinite: q starts as
+Width costs nothing, nor does leaving [0, 1], where KL and chi2 are both infinite: q starts as
 U(-1.7, 1.7), elbo and iw are infinite, and `nll` comes from a refit. `uniform-kl` is the same idea
 charged with its own divergence.
 
-What the write-up says happened: nothing of this approach's outcome.
+What the write-up says happened: nothing about the outcome of this approach.
 """
 
 from typing import Any

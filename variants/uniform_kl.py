@@ -1,15 +1,14 @@
 """Prior U(0, 1) with a uniform q inside it, charged with its KL (what approach 3 should have been).
 
-Two heads: width w = sigmoid(h1 + 4), lower end a = (1 - w) sigmoid(h2), q = U(a, a + w). Then
-KL = -ln w = ln(1 + chi2) exactly, and so is every Renyi divergence of positive order: for a uniform
-law the chi2 divergence, done right, is the KL. At the start w is about 0.98, 0.02 nats a dimension.
+Two heads: width w = sigmoid(h1 + 4), lower end a = (1 - w) sigmoid(h2), q = U(a, a + w). Then KL =
+-ln w = ln(1 + chi2) exactly, as is every Renyi divergence of positive order: for a uniform q the
+correct chi2 divergence is the KL. At the start w is about 0.98, 0.02 nats per dimension.
 
 Source: Akoury 2017, README, unsuccessful approach 3; it is in no commit of the original code, whose
 `UniformSampler` is `uniform-chi2`. The two heads and the 4 are ours: they keep q inside the prior's
-support, where alone the divergence is finite. Its gradient in the place of the box is zero, as it
-is in truth.
+support, where the divergence is finite. It does not depend on the position of the interval.
 
-What the write-up says happened: nothing of this approach's outcome.
+What the write-up says happened: nothing about the outcome of this approach.
 """
 
 from typing import Any
@@ -36,7 +35,7 @@ class UniformKl(Glas):
 
     def posterior(self, read_BA: Tensor, t: Tensor) -> Uniform:
         log_width = F.logsigmoid(self.width(read_BA) + WIDE)
-        # 1 - w keeps its digits, and a + w cannot end above 1
+        # 1 - w without cancellation; a + w is at most 1
         low = -torch.expm1(log_width) * torch.sigmoid(self.place(read_BA))
         return Uniform(low, (low + log_width.exp()).clamp(max=1), log_width)
 

@@ -6,15 +6,15 @@ The charge is ln(1 + 12 (mean of z over the batch - 1/2)^2), averaged over featu
 every row of a batch.
 
 Source: Akoury 2017, README, unsuccessful approach 3, and `EstimatedSampler` of
-`glas/model/sample.py`, which averages over features where the other arms sum; gradients flow
-through the moments, as there. We depart in the floor, and in scoring: the original takes the
-moments of whatever test batch it is given, here all three moments, the charge's among them, are
-frozen on a fixed training chunk, so that an image scores the same in any company.
+`glas/model/sample.py`, which averages over features where the other variants sum; gradients flow
+through the moments, as there. The floor and the scoring differ: the original takes the moments of
+the test batch; here all three moments, including that of the charge, are frozen on fixed training
+images, so that an image's score does not depend on its batch.
 
-Standardising forces the mean of z to about 1/2: the charge is next to nothing, and q a point. What
-is left is a deterministic autoencoder. There is no elbo and no iw; `nll` comes from a refit.
+Standardising forces the mean of z to about 1/2: the charge is almost zero, and q is a point. The
+rest is a deterministic autoencoder. There is no elbo and no iw; `nll` comes from a refit.
 
-What the write-up says happened: nothing of this approach's outcome.
+What the write-up says happened: nothing about the outcome of this approach.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
 
 class UniformPit(Glas):
-    """GLAS that standardises its reads into uniforms."""
+    """GLAS that standardises its reads to uniforms."""
 
     bounds_nll = False
     why = "q is a point, whose KL is infinite, and the charge is next to nothing wherever it lies"

@@ -1,14 +1,13 @@
 """A plain VAE, 784-200-200-50 and back, with tanh layers: the calibration point (T = 1).
 
-No recurrence, no attention. It is there because its likelihood on static MNIST is known in the
-field: 88.71 nats for one stochastic layer by 5,000 importance weights (Burda et al. 2016, table 1,
-arXiv 1509.00519; quoted from memory, unverified).
+No recurrence, no attention. Its likelihood on static MNIST is known: 88.71 nats for one stochastic
+layer with 5,000 importance weights (Burda et al. 2016, table 1, arXiv 1509.00519; quoted from
+memory, unverified).
 
 Source: Kingma & Welling 2014 (arXiv 1312.6114); sizes and tanh as in Burda et al. 2016, section 5.
-We depart in the optimiser and schedule, which are those of every variant here, and in an output
-bias that starts at zero.
+Optimiser and schedule are those of every variant here, and the output bias starts at zero.
 
-What the write-up says happened: nothing; it is our own yardstick.
+What the write-up says happened: nothing; it is our calibration.
 """
 
 from typing import Any
