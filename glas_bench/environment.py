@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,46 @@ def check_precision(precision: str, device: str) -> None:
     """
     if precision == "tf32" and not device.startswith("cuda"):
         raise UsageError("precision tf32: for GPUs only; on a CPU use fp32 or bf16")
+
+
+def prepare_torch(threads: int, precision: str = "fp32") -> None:
+    """Set the threads and arithmetic of this process, on which its numbers and speed depend."""
+    import torch
+
+    with warnings.catch_warnings():
+        # deprecated, but torch's compiler reads it and fails where its replacement was used
+        # (pytorch issue 166387)
+        warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.set_num_threads(threads)
+    _limit_blas(threads)
+    torch.set_flush_denormal(True)
+    _keep_freed_memory()
+
+
+def _limit_blas(threads: int) -> None:
+    """Limit numpy's BLAS, which computes some of the products (see `ops.gemm`)."""
+    import numpy  # noqa: F401 - it must be there to be limited
+
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:  # a bare machine: it stays at the one thread that `__main__` sets
+        return
+    threadpool_limits(threads, user_api="blas")
+
+
+def _keep_freed_memory() -> None:
+    """Let a step reuse the memory that the last one freed (glibc).
+
+    Returning pages to the system and taking them again costs a few per cent of a step.
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold, most = -1, -3, 2**30
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, most)
+        libc.mallopt(mmap_threshold, most)
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -16,6 +16,12 @@ from types import FrameType
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
+
+
+class Stopped(Exception):  # noqa: N818 - a request, not an error
+    """The process was asked to stop; all work is saved."""
+
+
 _graceful = 0
 _requested: int | None = None
 
@@ -35,8 +41,14 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def requested() -> bool:
-    """Tell whether the process was asked to stop."""
+    """Return whether the process was asked to stop."""
     return _requested is not None
+
+
+def check() -> None:
+    """Raise `Stopped` if the process was asked to stop."""
+    if requested():
+        raise Stopped
 
 
 def exit_code() -> int:

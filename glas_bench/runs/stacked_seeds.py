@@ -1,6 +1,6 @@
 """The seeds of a cell in this process, trained and refitted as one stack: what a GPU is given.
 
-Each seed keeps its own folder, checkpoints, metrics, status and scores, in the formats of `worker`,
+Each seed keeps its own folder, checkpoints, metrics, status and scores, in the formats of `seed`,
 so that it can be resumed alone, and on another device. Seeds that stand apart catch up: those
 furthest behind train together until they reach the next.
 """
@@ -17,22 +17,21 @@ from typing import Any
 import torch
 
 from glas_bench import evaluate, signals
-from glas_bench.config import RunConfig
 from glas_bench.core.stacked import StackedTraining
 from glas_bench.data import Splits
 from glas_bench.record import SeedFolder
-from glas_bench.registry import Variant
-from glas_bench.runs import worker
-from glas_bench.runs.worker import Sitting, Stopped
+from glas_bench.environment import prepare_torch
+from glas_bench.runs.seed import SeedRun, note_failure, open_seed
+from glas_bench.signals import Stopped
+from glas_bench.study import Cell
 
 Tell = Callable[[int, dict[str, Any]], None]
-"""Called with a seed and an event of `worker`."""
+"""Called with a seed and an event of `seed`."""
 
 
-def run_together(
+def run_stacked(
+    cell: Cell,
     folders: Sequence[SeedFolder],
-    variant: Variant,
-    config: RunConfig,
     splits: Splits,
     tell: Tell,
     ways: Sequence[str] | None = None,
@@ -40,29 +39,28 @@ def run_together(
     """Train and score seeds of one cell, going on from whatever their folders hold.
 
     Args:
+        cell: what to run.
         folders: of the seeds; their cell's lock is held by this process.
-        variant: as found by the registry.
-        config: the cell.
         splits: the data, on the device to train on.
-        tell: told of every event, as in `worker.run_seed`, and of notes `{"event": "note", ...}`.
+        tell: told of every event, as in `seed.run_seed`, and of notes `{"event": "note", ...}`.
         ways: what is tried, see `ops.programs`.
 
     Returns:
         For every seed its status, with a reason where there is one.
     """
-    worker.prepare_torch(config.threads, config.precision)
-    sittings: dict[int, Sitting] = {}
+    prepare_torch(cell.config.threads, cell.config.precision)
+    sittings: dict[int, SeedRun] = {}
     outcomes: dict[int, dict[str, Any]] = {}
     for folder in folders:
         seed = folder.seed
-        if status := worker.finished(folder, config):
+        if status := folder.finished(cell.protocol):
             outcomes[seed] = {"status": status}
             continue
         try:
             heard = functools.partial(tell, seed)
-            sittings[seed] = worker.sit_down(folder, variant, config, splits, heard)
+            sittings[seed] = open_seed(cell, folder, splits, heard)
         except Exception as error:
-            outcomes[seed] = worker.note_failure(folder, error, variant.reference)
+            outcomes[seed] = note_failure(folder, error, cell.variant.reference)
     try:
         seeds = _Seeds(list(sittings.values()), ways)
         seeds.train()
@@ -71,21 +69,21 @@ def run_together(
         pass  # every sitting has its checkpoint; `conclude` says so
     except Exception as error:
         return outcomes | {
-            seed: worker.note_failure(one.folder, error, variant.reference)
+            seed: note_failure(one.folder, error, cell.variant.reference)
             for seed, one in sittings.items()
         }
     for seed, sitting in sittings.items():
         try:
-            outcomes[seed] = {"status": worker.conclude(sitting)}
+            outcomes[seed] = {"status": sitting.conclude()}
         except Exception as error:  # one seed's failure is its own
-            outcomes[seed] = worker.note_failure(sitting.folder, error, variant.reference)
+            outcomes[seed] = note_failure(sitting.folder, error, cell.variant.reference)
     return outcomes
 
 
 class _Seeds:
     """A cell's seeds and the stacks that they train in."""
 
-    def __init__(self, sittings: list[Sitting], ways: Sequence[str] | None) -> None:
+    def __init__(self, sittings: list[SeedRun], ways: Sequence[str] | None) -> None:
         self.sittings = sittings
         self.ways = ways
         self.at_once = len(sittings)
@@ -123,7 +121,7 @@ class _Seeds:
                     waiting = waiting[len(group) :]
 
     def _attempt(
-        self, status: str, group: list[Sitting], work: Callable[[list[Sitting]], None]
+        self, status: str, group: list[SeedRun], work: Callable[[list[SeedRun]], None]
     ) -> bool:
         """Do the work of a group; return whether the device had room for it.
 
@@ -150,7 +148,7 @@ class _Seeds:
             one.reload()
         return False
 
-    def _fit(self, group: list[Sitting]) -> None:
+    def _fit(self, group: list[SeedRun]) -> None:
         evaluate.refit_stacked(
             [one.scorer() for one in group],
             [one.folder for one in group],
@@ -160,7 +158,7 @@ class _Seeds:
             ways=self.ways,
         )
 
-    def _train(self, group: list[Sitting], until: int) -> None:
+    def _train(self, group: list[SeedRun], until: int) -> None:
         trainings = [one.training for one in group]
         stack = StackedTraining(trainings, tell=self.note, ways=self.ways)
         clock = _Clock(group)
@@ -193,7 +191,7 @@ class _Seeds:
 class _Clock:
     """Time that a group has spent in training steps, shared out among its seeds."""
 
-    def __init__(self, group: list[Sitting]) -> None:
+    def __init__(self, group: list[SeedRun]) -> None:
         self.group = group
         self.start()
 
@@ -209,7 +207,7 @@ class _Clock:
         self.start()
 
 
-def _collect(stack: StackedTraining, group: list[Sitting], clock: _Clock) -> None:
+def _collect(stack: StackedTraining, group: list[SeedRun], clock: _Clock) -> None:
     before = set(stack.diverged)
     found = stack.collect()
     clock.share()
@@ -218,11 +216,11 @@ def _collect(stack: StackedTraining, group: list[Sitting], clock: _Clock) -> Non
         group[i].tell({"event": "note", "text": f"diverged at {found[i]}"})
 
 
-def _checkpoint(stack: StackedTraining, group: list[Sitting]) -> None:
+def _checkpoint(stack: StackedTraining, group: list[SeedRun]) -> None:
     for i, one in enumerate(group):
         if i not in stack.diverged:
             one.checkpoint()
 
 
-def _goes_on(sitting: Sitting) -> bool:
+def _goes_on(sitting: SeedRun) -> bool:
     return sitting.diverged is None and not sitting.training.finished

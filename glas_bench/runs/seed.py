@@ -1,56 +1,34 @@
 """One seed from its first step to its scores, in this process; and as a process of its own.
 
-Here are the clock, the checkpoints and the run folder that the training core knows nothing of.
-As a process (`python -m glas_bench.runs.worker`) it reads a job, one JSON line on stdin, tells its
-progress in JSON lines on stdout, and ends when stdin closes: it cannot outlive its parent. Both
-halves are here because the second is no more than the first behind two pipes.
+Here are the clock, the checkpoints and the run folder, of which the training core knows nothing.
+As a process (`python -m glas_bench.runs.seed`) it is a child of `processes`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
 import traceback
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from glas_bench import processes, signals
-from glas_bench.config import RunConfig, config_key, protocol_key
+from glas_bench.environment import prepare_torch
 from glas_bench.errors import GlasBenchError, RunError, UsageError
+from glas_bench.processes import Tell
+from glas_bench.signals import Stopped
 
 if TYPE_CHECKING:
     from glas_bench.core.train import Diverged, Training
     from glas_bench.data import Splits
     from glas_bench.evaluate import Scorer
     from glas_bench.record import SeedFolder
-    from glas_bench.registry import Variant
-
-Tell = Callable[[dict[str, Any]], None]
+    from glas_bench.study import Cell
 
 TELL_EVERY = 0.2
-"""Seconds between signs of life."""
-
-
-class Stopped(Exception):  # noqa: N818 - a request, not an error
-    """The process was asked to stop; all work is saved."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a process needs to run one seed of a cell."""
-
-    variant: str  # a name, or a path to a file
-    config: dict[str, Any]
-    results: str
-    key: str
-    seed: int
-    device: str
-    data_file: str | None = None
+"""Seconds between two events of progress."""
 
 
 def checkpoint_seconds() -> float:
@@ -71,80 +49,36 @@ def checkpoint_seconds() -> float:
     return seconds
 
 
-def run_seed(
-    folder: SeedFolder, variant: Variant, config: RunConfig, splits: Splits, tell: Tell
-) -> str:
-    """Train and score one seed, going on from whatever its folder holds; return its status.
+def run_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: Tell) -> str:
+    """Train and score one seed from wherever its folder left it; return its status.
 
     Args:
+        cell: what to run.
         folder: the seed's folder; its cell's lock is held by this process or its parent.
-        variant: as found by the registry.
-        config: the cell.
         splits: the data, on the device to train on.
         tell: called with events for a display: `{"event": "train" | "epoch" | "score", ...}`.
 
     Raises:
         GlasBenchError: the folder cannot be written, or the like.
     """
-    prepare_torch(config.threads, config.precision)
-    if status := finished(folder, config):
+    prepare_torch(cell.config.threads, cell.config.precision)
+    if status := folder.finished(cell.protocol):
         return status
-    return conclude(sit_down(folder, variant, config, splits, tell))
+    return open_seed(cell, folder, splits, tell).conclude()
 
 
-def sit_down(
-    folder: SeedFolder, variant: Variant, config: RunConfig, splits: Splits, tell: Tell
-) -> Sitting:
-    """Return a seed as its folder left it, ready to go on; arguments as in `run_seed`."""
+def open_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: Tell) -> SeedRun:
+    """Return a seed as its folder left it, ready to continue; arguments as in `run_seed`."""
     from glas_bench.core.train import Training
 
     folder.path.mkdir(parents=True, exist_ok=True)
-    training = Training(variant, config, splits, folder.seed)
+    training = Training(cell.variant, cell.config, splits, folder.seed)
     _note_environment(folder, str(training.device))
-    return Sitting(folder, training, tell)
-
-
-def conclude(sitting: Sitting) -> str:
-    """Train what is left of a seed, score it, and return its status."""
-    from glas_bench import evaluate
-    from glas_bench.core.train import Diverged
-
-    try:
-        sitting.train()
-        sitting.score()
-    except Diverged as diverged:
-        sitting.set_status("diverged", step=diverged.step, reason=diverged.reason)
-        return "diverged"
-    except Stopped:
-        sitting.set_status("interrupted")
-        return "interrupted"
-    except evaluate.NotFinite as error:
-        sitting.set_status("failed", reason=str(error))
-        return "failed"
-    sitting.set_status("complete")
-    sitting.draw()
-    return "complete"
-
-
-def finished(folder: SeedFolder, config: RunConfig) -> str | None:
-    """Return the status of a seed that has nothing left to do, or None.
-
-    A broken `status.json` or score is no finished work: the seed goes on from its checkpoint.
-    """
-    from glas_bench import evaluate
-
-    try:
-        status = folder.status()["status"]
-        if status == "diverged":
-            return "diverged"
-        scores = folder.scores(protocol_key(evaluate.protocol(config)))
-    except (RunError, KeyError):
-        return None
-    return "complete" if status == "complete" and scores is not None else None
+    return SeedRun(folder, training, tell)
 
 
 def _note_environment(folder: SeedFolder, device: str) -> None:
-    """Write what this seed is made with, if it is not what its cell began with."""
+    """Write the environment of this seed where it differs from its cell's."""
     from glas_bench import environment
     from glas_bench.record import read_json, write_json
 
@@ -153,21 +87,21 @@ def _note_environment(folder: SeedFolder, device: str) -> None:
         write_json(folder.path / "environment.json", here)
 
 
-class Sitting:
-    """What one process does for a seed between its start and its end."""
+class SeedRun:
+    """A seed that is trained and scored by this process."""
 
     def __init__(self, folder: SeedFolder, training: Training, tell: Tell) -> None:
         self.folder = folder
         self.training = training
         self.tell = tell
-        self.told = self.saved = time.monotonic()
+        self.reported = self.saved = time.monotonic()
         self.every = checkpoint_seconds()
         self.last: dict[str, Any] = {}
         self.diverged: Diverged | None = None
         self.reload()
 
     def reload(self) -> None:
-        """Go back to the last checkpoint, or to the start where there is none.
+        """Return to the last checkpoint, or to the start where there is none.
 
         Raises:
             RunError: there is one, and the disk or the memory does not let it be read.
@@ -181,13 +115,16 @@ class Sitting:
             old = self.training
             self.training = Training(old.variant, old.config, old.splits, old.seed)
         if state is None and self.folder.checkpoints():
-            text = f"seed {self.training.seed} starts over: none of its checkpoints is sound"
-            self.tell({"event": "note", "text": text})
+            self.note(f"seed {self.training.seed} starts over: none of its checkpoints is sound")
         self.folder.remove_leftovers()
         self.folder.truncate_metrics(self.training.at.epoch)
 
+    def note(self, text: str) -> None:
+        """Report something that is no progress."""
+        self.tell({"event": "note", "text": text})
+
     def set_status(self, status: str, **about: Any) -> None:
-        """Write where the seed stands, with its speed, memory at most held, and parameters."""
+        """Write the status, with position, speed, the most memory held, and parameters."""
         from glas_bench.environment import peak_bytes
 
         at = self.training.at
@@ -198,13 +135,34 @@ class Sitting:
         about["parameters"] = sum(each.numel() for each in self.training.model.parameters())
         self.folder.set_status(status, **about)
 
+    def conclude(self) -> str:
+        """Train what is left, score, and return the status."""
+        from glas_bench import evaluate
+        from glas_bench.core.train import Diverged
+
+        try:
+            self.train()
+            self.score()
+        except Diverged as diverged:
+            self.set_status("diverged", step=diverged.step, reason=diverged.reason)
+            return "diverged"
+        except Stopped:
+            self.set_status("interrupted")
+            return "interrupted"
+        except evaluate.NotFinite as error:
+            self.set_status("failed", reason=str(error))
+            return "failed"
+        self.set_status("complete")
+        self.draw()
+        return "complete"
+
     # ---- training
 
     def train(self) -> None:
         """Take all steps that are left.
 
         Raises:
-            Diverged: a step is not finite; it may have been taken beside other seeds.
+            Diverged: a step is not finite; it may have been taken in a stack.
             Stopped: the process was asked to stop.
         """
         training = self.training
@@ -230,7 +188,7 @@ class Sitting:
         """Validate and close a finished epoch, and write its row.
 
         Args:
-            validated: what validation measures and its value, where it is known already.
+            validated: the kind and value of its validation, where it is known already.
         """
         training = self.training
         phase, rate = training.phase.name, training.learning_rate
@@ -255,7 +213,7 @@ class Sitting:
         self.tell({"event": "epoch", "epochs": training.config.epochs, **row})
 
     def checkpoint(self) -> None:
-        """Save where training stands; the last checkpoint holds what scoring needs and no more."""
+        """Save the training; the last checkpoint holds only what scoring needs."""
         from glas_bench.record import KEPT_CHECKPOINTS
 
         state = self.training.state()
@@ -270,15 +228,15 @@ class Sitting:
         return round(at.step * self.training.config.batch / max(at.seconds, 1e-9), 1)
 
     def tell_training(self, taken: int = 0) -> None:
-        """Tell how far training is, now and then.
+        """Report the progress of training, now and then.
 
         Args:
             taken: steps taken on the device that the position does not count yet.
         """
         training = self.training
-        if time.monotonic() - self.told < TELL_EVERY and not training.finished:
+        if not self._is_due() and not training.finished:
             return
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
         done = training.at.step + taken
         left = training.total_steps - done
         self.tell(
@@ -294,6 +252,9 @@ class Sitting:
             }
         )
 
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.reported >= TELL_EVERY
+
     # ---- scoring
 
     def score(self) -> None:
@@ -304,116 +265,36 @@ class Sitting:
         evaluate.score_into(self.folder, self.scorer(), self.tell_scoring, self.every)
 
     def scorer(self) -> Scorer:
-        """Return what scores the parameters."""
+        """Return the scorer of the parameters."""
         from glas_bench import evaluate
 
         training = self.training
         return evaluate.Scorer(training.model, training.config, training.splits, training.seed)
 
     def tell_scoring(self, stage: str, done: int, total: int) -> None:
-        """Tell how far scoring is, now and then.
+        """Report the progress of scoring, now and then.
 
         Raises:
             Stopped: the process was asked to stop.
         """
-        if signals.requested():
-            raise Stopped
-        if time.monotonic() - self.told >= TELL_EVERY or done == total:
-            self.told = time.monotonic()
+        signals.check()
+        if self._is_due() or done == total:
+            self.reported = time.monotonic()
             self.tell({"event": "score", "stage": stage, "done": done, "total": total})
 
     def draw(self) -> None:
-        """Draw samples beside the scores, where matplotlib is there to draw with."""
-        from glas_bench.runs import pictures
+        """Draw samples beside the scores, where matplotlib is installed."""
+        from glas_bench.runs.pictures import Subject, draw
 
         training = self.training
         title = f"{self.folder.path.parent.name}, seed {training.seed}"
-        subject = pictures.Subject(
-            title, training.model, training.config, training.splits, training.seed
-        )
+        subject = Subject(title, training.model, training.config, training.splits, training.seed)
         try:
-            pictures.draw(self.folder.path, subject)
+            draw(self.folder.path, subject)
         except ImportError:  # `samples RUN` draws them later, elsewhere
             pass
         except Exception as error:  # the numbers are there, and no picture is worth them
-            text = f"seed {training.seed} has no pictures: {type(error).__name__}: {error}"
-            self.tell({"event": "note", "text": text})
-
-
-def prepare_torch(threads: int, precision: str = "fp32") -> None:
-    """Set what the numbers and the speed of a process hang on."""
-    import torch
-
-    with warnings.catch_warnings():
-        # deprecated, but torch's compiler reads it, and fails where the setting that takes its
-        # place was used (pytorch issue 166387)
-        warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.set_num_threads(threads)
-    _limit_blas(threads)
-    torch.set_flush_denormal(True)
-    _keep_freed_memory()
-
-
-def _limit_blas(threads: int) -> None:
-    """Limit numpy's BLAS, which makes some of the products (see `ops.linear`)."""
-    import numpy  # noqa: F401 - it must be there to be limited
-
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:  # a bare machine, where it stays at the one that `__main__` sets
-        return
-    threadpool_limits(threads, user_api="blas")
-
-
-def _keep_freed_memory() -> None:
-    """Let a step take its tensors from what the last one freed, not anew from the system (glibc).
-
-    Pages that are given back and taken again cost a few per cent of a step.
-    """
-    import ctypes
-
-    trim_threshold, mmap_threshold, most = -1, -3, 2**30
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, most)
-        libc.mallopt(mmap_threshold, most)
-
-
-# --------------------------------------------------------------------------- as a process
-
-
-def main() -> NoReturn:
-    """Run the job given on stdin."""
-    processes.serve(_serve)
-
-
-def _serve(order: dict[str, Any], tell: Tell, inbox: object) -> int:
-    del inbox
-    tell({"event": "end", **_run_job(Job(**order), tell)})
-    return 0
-
-
-def _run_job(job: Job, tell: Tell) -> dict[str, Any]:
-    from glas_bench import data, registry
-    from glas_bench.record import RunFolder
-
-    folder = RunFolder(Path(job.results), job.config["variant"], job.key).seed(job.seed)
-    try:
-        config = RunConfig(**job.config)
-        prepare_torch(config.threads, config.precision)
-        data_file = Path(job.data_file) if job.data_file else None
-        splits = data.load(config.dataset, config.binarisation, data_file)
-        variant = registry.find(job.variant)
-        if config_key(config, variant.source_hash, splits.hash) != job.key:
-            raise RunError(
-                f"{variant.path}, the data or glas-bench has changed since the command was given; "
-                "give it again"
-            )
-        status = run_seed(folder, variant, config, splits.to(job.device), tell)
-        return {"status": status}
-    except Exception as error:  # whatever it is becomes this seed's status, not a lost traceback
-        return note_failure(folder, error, job.variant)
+            self.note(f"seed {training.seed} has no pictures: {type(error).__name__}: {error}")
 
 
 def note_failure(folder: SeedFolder, error: Exception, variant: str) -> dict[str, Any]:
@@ -427,6 +308,59 @@ def note_failure(folder: SeedFolder, error: Exception, variant: str) -> dict[str
     except GlasBenchError as second:
         failure["reason"] += f" (and its status could not be written: {second})"
     return failure
+
+
+# --------------------------------------------------------------------------- as a process
+
+
+@dataclass(frozen=True)
+class SeedOrder:
+    """All that a process needs to run one seed of a cell."""
+
+    variant: str
+    """A name, or the path of a file."""
+    config: dict[str, Any]
+    results: str
+    key: str
+    seed: int
+    device: str
+    data_file: str | None = None
+
+
+def main() -> NoReturn:
+    """Run the order given on stdin."""
+    processes.serve(_serve)
+
+
+def _serve(order: dict[str, Any], tell: Tell, inbox: object) -> int:
+    del inbox
+    tell({"event": "end", **carry_out(SeedOrder(**order), tell)})
+    return 0
+
+
+def carry_out(order: SeedOrder, tell: Tell) -> dict[str, Any]:
+    """Run a seed from names alone; return its status, with a reason where there is one."""
+    from glas_bench import data, registry
+    from glas_bench.config import RunConfig
+    from glas_bench.record import RunFolder
+    from glas_bench.study import Cell
+
+    config = RunConfig(**order.config)
+    folder = RunFolder(Path(order.results), config.variant, order.key).seed(order.seed)
+    try:
+        prepare_torch(config.threads, config.precision)
+        data_file = Path(order.data_file) if order.data_file else None
+        splits = data.load(config.dataset, config.binarisation, data_file)
+        variant = registry.find(order.variant)
+        cell = Cell(variant.name, variant, {}, config, (order.seed,)).on(splits)
+        if cell.key != order.key:
+            raise RunError(
+                f"{variant.path}, the data or glas-bench has changed since the command was given; "
+                "give it again"
+            )
+        return {"status": run_seed(cell, folder, splits.to(order.device), tell)}
+    except Exception as error:  # whatever it is becomes this seed's status, not a lost traceback
+        return note_failure(folder, error, order.variant)
 
 
 if __name__ == "__main__":

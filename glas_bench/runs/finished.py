@@ -17,7 +17,7 @@ from glas_bench.runs.pictures import Subject
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedSeed:
     """One seed's last epoch, with all that it was made from."""
 
     record: RunRecord
@@ -38,7 +38,7 @@ class Trained:
         return Subject(title, self.model, self.record.config, self.splits, self.seed)
 
 
-def load_trained(path: Path, seed: int | None = None, device: str = "cpu") -> list[Trained]:
+def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> list[FinishedSeed]:
     """Return the finished seeds of a run (or the one asked for) with their trained parameters.
 
     Raises:
@@ -67,10 +67,10 @@ def load_trained(path: Path, seed: int | None = None, device: str = "cpu") -> li
     return [_load(record, variant, splits, each) for each in wanted]
 
 
-def _load(record: RunRecord, variant: Variant, splits: Splits, seed: int) -> Trained:
+def _load(record: RunRecord, variant: Variant, splits: Splits, seed: int) -> FinishedSeed:
     training = Training(variant, record.config, splits, seed)
     state = record.seeds[seed].folder.load_checkpoint(training.device)
     if state is None:
         raise RunError(f"{record.path}: seed {seed} has no sound checkpoint")
     training.load(state)
-    return Trained(record, variant, splits, seed, training.model)
+    return FinishedSeed(record, variant, splits, seed, training.model)
