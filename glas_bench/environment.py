@@ -100,7 +100,7 @@ def prepare_torch(threads: int, precision: str = "fp32") -> None:
 
 
 def _limit_blas(threads: int) -> None:
-    """Limit numpy's BLAS, which computes some of the products (see `ops.gemm`)."""
+    """Limit numpy's BLAS, which computes some of the products (see `ops.linear`)."""
     import numpy  # noqa: F401 - it must be there to be limited
 
     try:

@@ -299,6 +299,21 @@ class SeedFolder:
         except RunError:
             return False
 
+    def finished(self, protocol: str) -> str | None:
+        """Return `complete` or `diverged` where nothing is left to do, else None.
+
+        A broken `status.json` or score is no finished work: the seed continues from its checkpoint.
+
+        Args:
+            protocol: the protocol_key that it is to be scored by.
+        """
+        try:
+            status = str(self.status()["status"])
+            scored = status == "complete" and self.scores(protocol) is not None
+        except (RunError, KeyError):
+            return None
+        return status if scored or status == "diverged" else None
+
     def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written; the cell's lock is held."""
         for folder in (self.path, self.path / "eval"):

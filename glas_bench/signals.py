@@ -17,7 +17,6 @@ from types import FrameType
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
-
 class Stopped(Exception):  # noqa: N818 - a request, not an error
     """The process was asked to stop; all work is saved."""
 

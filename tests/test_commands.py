@@ -13,8 +13,9 @@ from test_train import tiny_splits, training
 
 from glas_bench import evaluate, registry
 from glas_bench.errors import RunError, UsageError
-from glas_bench.record import RunFolder, find_run
-from glas_bench.runs import pictures, trained
+from glas_bench.record import RunFolder, find_run, load_run
+from glas_bench.runs import pictures
+from glas_bench.runs.finished import load_finished
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = ["--set", "steps=3", "--set", "hidden=8", "--set", "epochs=1", "--set", "samples=5"]
@@ -88,10 +89,10 @@ def test_a_run_that_scores_some_images_can_score_all_later(finished, glas):
     assert ended.json["protocol_key"] != whole["protocol_key"]
     (row,) = ended.json["seeds"]
     assert row["images"] == 40
-    kept = trained.load_trained(Path(ended.json["folder"]))[0].record.seeds[0]
+    kept = load_finished(Path(ended.json["folder"]))[0].record.seeds[0]
     some = kept.per_image(ended.json["protocol_key"])["elbo"]
     glas.here("evaluate", ended.json["folder"], "--images", "500", "--json")
-    kept = trained.load_trained(Path(ended.json["folder"]))[0].record.seeds[0]
+    kept = load_finished(Path(ended.json["folder"]))[0].record.seeds[0]
     every = kept.per_image(whole["protocol_key"])["elbo"]
     assert every.shape == (500,)
     rows = evaluate.scored_images(500, 40).numpy()
@@ -115,7 +116,7 @@ def test_evaluate_scores_again_with_other_weights_and_keeps_both(finished):
     assert again.json == ended.json
     text = command.here("evaluate", document["folder"], "-K", "12", "--images", "40").out
     assert "iw, K=12" in text
-    kept = trained.load_trained(Path(document["folder"]))[0].record.seeds[0]
+    kept = load_finished(Path(document["folder"]))[0].record.seeds[0]
     subset = kept.per_image(row["protocol_key"])
     whole = kept.per_image(document["protocol_key"])
     rows = evaluate.random_subset(500, 40, "evaluation").numpy()
@@ -155,10 +156,10 @@ def test_a_changed_variant_is_not_loaded_as_if_it_were_the_same(glas):
     path.write_text(source)
     arguments = ["run", "--variant", str(path), "--preset", "smoke", *TINY, "--no-mirror", "--json"]
     folder = Path(glas.here(*arguments).json["folder"])
-    assert trained.load_trained(folder)[0].variant.path == path
+    assert load_finished(folder)[0].variant.path == path
     path.write_text(source.replace("pass", "latent_trained = False"))
     with pytest.raises(RunError, match=r"my_idea.py or the training core has changed"):
-        trained.load_trained(folder)
+        load_finished(folder)
 
 
 def test_datasets_lists_what_there_is(bare_glas):
@@ -228,7 +229,7 @@ def test_a_seed_made_otherwise_than_its_cell_says_so(glas):
     (folder / "environment.json").write_text(json.dumps({**cell, "processor": "another"}))
     assert glas.here(*RUN, "--seeds", "1").code == 0
     assert not (folder / "seed-0" / "environment.json").exists()
-    record = trained.load_run(folder)
+    record = load_run(folder)
     assert record.environment["processor"] == "another"
     assert record.seeds[0].environment == {}
     assert record.seeds[1].environment == cell
@@ -238,7 +239,7 @@ def test_a_phase_that_generates_nothing_is_not_validated(glas):
     arguments = ["run", "--variant", "fixed-supervised", "--preset", "smoke", "--no-mirror"]
     sizes = [part.replace("epochs=1", "epochs=2") for part in TINY]
     document = glas.here(*arguments, *sizes, "--json").json
-    first, second = trained.load_run(document["folder"]).seeds[0].metrics
+    first, second = load_run(document["folder"]).seeds[0].metrics
     assert (first["phase"], first["validation"], first["validation_kind"]) == (
         "supervised",
         None,

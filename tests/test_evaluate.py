@@ -15,7 +15,7 @@ from glas_bench import config, evaluate, registry
 from glas_bench.core import rollout
 from glas_bench.model import Glas, Normal
 from glas_bench.record import Partial
-from glas_bench.runs import worker
+from glas_bench.signals import Stopped
 from glas_bench.yardstick import weights
 
 SIGMA = 0.5
@@ -226,10 +226,10 @@ def test_a_stopped_scoring_goes_on_to_the_same_bits(tmp_path, stage):
     def stop(at, done, total):
         seen.append((at, done))
         if at == stage and done >= min(2, total):
-            raise worker.Stopped
+            raise Stopped
 
     for _ in range(2):
-        with contextlib.suppress(worker.Stopped):
+        with contextlib.suppress(Stopped):
             scored(stop)
     assert any(at == stage for at, _ in seen)
     again = []

@@ -51,7 +51,7 @@ OWNERS = {
     "psutil": {"sweep.storage", "sweep.worker_id"},
     "rich": {"display", "sweep.view"},
     "filelock": {"tracking.address", "sweep.database"},
-    "threadpoolctl": {"runs.worker"},
+    "threadpoolctl": {"environment"},
     "click": {"cli"},
 }
 ANYWHERE = {"torch", "numpy", "pydantic", "yaml"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from glas_bench.record import Summary
-from glas_bench.runs import outcome
+from glas_bench.runs import table as printed
 
 
 def table(**scores: Any) -> tuple[dict[str, str], str]:
@@ -23,7 +23,7 @@ def table(**scores: Any) -> tuple[dict[str, str], str]:
         "bound_reason": "",
         "seeds": [{**dict.fromkeys(about), **row}],
     }
-    text = outcome.text([document], None)
+    text = printed.text([document], None)
     head, _, first = text.splitlines()[2:5]
     names = head.replace("v of nll", "v_of_nll").replace("refit iw", "refit_iw")
     names = names.replace("iw (K=10)", "iw").replace("train s", "train").replace("score s", "score")
@@ -54,7 +54,7 @@ def test_a_difference_is_printed_with_sign_interval_and_pairs() -> None:
         "iw": {"estimate": 2.0, "reason": "no interval: no scipy"},
     }
     names = [{"variant": "hellinger"}, {"variant": "cauchy"}]
-    assert outcome._difference_lines(names, told) == [
+    assert printed._difference_lines(names, told) == [
         "hellinger minus cauchy, paired by image:",
         "  nll: -1.25  95 % interval [-2.00, -0.50]  p = 0.004  (3 seeds x 500 images)",
         "  elbo: no difference, no seed of both has elbo",

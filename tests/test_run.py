@@ -20,10 +20,11 @@ import torch
 from conftest import Ended, Glas, alive, answers, children, sets, until
 
 from glas_bench import data, registry, study
+from glas_bench.config import RunConfig
 from glas_bench.core import train
 from glas_bench.environment import cores
 from glas_bench.record import RunFolder, SeedFolder, load_run, read_checkpoint
-from glas_bench.runs import worker
+from glas_bench.runs import seed as seed_process
 
 SIZES = {"steps": 2, "hidden": 16, "samples": 40}
 
@@ -167,7 +168,7 @@ def test_seeds_side_by_side_stopped_and_killed(glas: Glas, undisturbed: Path) ->
     command = [*CELL, "--seeds", "0-1"]
 
     def young() -> list[int]:
-        return [pid for pid in children(process.pid) if "worker" in line_of(pid)]
+        return [pid for pid in children(process.pid) if "runs.seed" in line_of(pid)]
 
     def lock_is_free() -> bool:
         with open(run_folder(glas.results) / "lock") as lock, contextlib.suppress(OSError):
@@ -238,15 +239,15 @@ def test_a_seed_s_process_ends_when_its_stdin_closes(
     glas: Glas, undisturbed: Path, packed: data.Splits
 ) -> None:
     record = load_run(run_folder(undisturbed))
-    job = worker.Job(
+    order = seed_process.SeedOrder(
         "cauchy", record.config.model_dump(), str(glas.results), record.config_key, 0, "cpu"
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "glas_bench.runs.worker"],
+        [sys.executable, "-m", "glas_bench.runs.seed"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    out, _ = process.communicate(json.dumps(asdict(job)).encode() + b"\n", timeout=60)
+    out, _ = process.communicate(json.dumps(asdict(order)).encode() + b"\n", timeout=60)
     assert (process.returncode, out) == (1, b"")
     assert not (glas.results / "runs").exists()
 
@@ -391,6 +392,10 @@ def test_fresh_starts_over(glas: Glas, finished: Path, undisturbed: Path) -> Non
     assert_same(seed_folder(glas.results), seed_folder(undisturbed))
 
 
+def cauchy(config: RunConfig) -> study.Cell:
+    return study.Cell("cauchy", registry.find("cauchy"), {}, config, (0,))
+
+
 class Crash(BaseException):
     """What ends a process here, as a kill would."""
 
@@ -409,18 +414,18 @@ def crashed_once(
         if event.get("done") == 45:
             raise Crash
 
-    with in_process_worker(), pytest.raises(Crash):
-        worker.run_seed(seed, registry.find("cauchy"), record.config, packed, tell)
+    with seed_in_this_process(), pytest.raises(Crash):
+        seed_process.run_seed(cauchy(record.config), seed, packed, tell)
     return results
 
 
 @contextlib.contextmanager
-def in_process_worker() -> Iterator[pytest.MonkeyPatch]:
-    """Let the worker save and tell at each step, and leave torch as it was."""
+def seed_in_this_process() -> Iterator[pytest.MonkeyPatch]:
+    """Let a seed save and report at each step, and leave torch as it was."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", "0")
-        monkeypatch.setattr(worker, "TELL_EVERY", 0.0)
+        monkeypatch.setattr(seed_process, "TELL_EVERY", 0.0)
         yield monkeypatch
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
@@ -476,10 +481,10 @@ def test_killed_between_the_last_weight_and_the_scores(
         raise Crash
 
     found = load_run(crashed.path.parent).config
-    with in_process_worker() as monkeypatch:
+    with seed_in_this_process() as monkeypatch:
         monkeypatch.setattr(SeedFolder, "save_scores", die)
         with pytest.raises(Crash):
-            worker.run_seed(crashed, registry.find("cauchy"), found, packed, lambda event: None)
+            seed_process.run_seed(cauchy(found), crashed, packed, lambda event: None)
     assert list(crashed.path.glob("eval/*.partial.pt"))
     ended = glas.here(*CELL)
     assert ended.code == 0, ended.out
@@ -598,12 +603,12 @@ def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(
     variant = registry.find(str(path))
     (planned,) = study.by_hand(variant, None, [0], preset="smoke", overrides={**SIZES, "epochs": 1})
     one = planned.on(packed)
-    job = worker.Job(
+    order = seed_process.SeedOrder(
         str(path), one.config.model_dump(), str(glas.results), one.key, seed=0, device="cpu"
     )
     path.write_text(HALF_DIVERGES.replace("0.00053", "0.00063"))
-    with in_process_worker():
-        ended = worker._run_job(job, lambda event: None)
+    with seed_in_this_process():
+        ended = seed_process.carry_out(order, lambda event: None)
     seed = one.folder(glas.results).seed(0)
     assert ended["status"] == seed.status()["status"] == "failed"
     assert "changed since the command was given" in ended["reason"]

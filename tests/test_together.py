@@ -5,9 +5,10 @@ import torch
 from test_stacked import OneExplodes
 from test_train import TINY, local, tiny_splits
 
-from glas_bench import config, evaluate, registry, signals
+from glas_bench import evaluate, registry, signals, study
 from glas_bench.record import RunFolder
-from glas_bench.runs import pictures, together, worker
+from glas_bench.runs import pictures, stacked_seeds
+from glas_bench.runs.seed import note_failure, open_seed, run_seed
 from glas_bench.yardstick import refit
 
 EPOCHS = 3
@@ -21,18 +22,19 @@ def _settings_of_torch():
     torch.set_flush_denormal(False)
 
 
-def resolved(variant, **overrides):
+def cell_of(variant=None, **overrides):
     values = {**TINY, "epochs": EPOCHS, "samples": 5, **overrides}
-    return config.resolve(variant, preset="smoke", overrides=values)
+    (cell,) = study.by_hand(
+        variant or registry.find("cauchy"), None, [], preset="smoke", overrides=values
+    )
+    return cell
 
 
 def run(folder, seeds, variant=None, splits=None, **about):
-    variant = variant or registry.find("cauchy")
     events = []
-    found = together.run_together(
+    found = stacked_seeds.run_stacked(
+        cell_of(variant),
         [folder.seed(seed) for seed in seeds],
-        variant,
-        resolved(variant),
         splits or tiny_splits(),
         lambda seed, event: events.append((seed, event)),
         **about,
@@ -41,10 +43,7 @@ def run(folder, seeds, variant=None, splits=None, **about):
 
 
 def run_alone(folder, seed, variant=None):
-    variant = variant or registry.find("cauchy")
-    return worker.run_seed(
-        folder.seed(seed), variant, resolved(variant), tiny_splits(), lambda event: None
-    )
+    return run_seed(cell_of(variant), folder.seed(seed), tiny_splits(), lambda event: None)
 
 
 def rows(folder, seed):
@@ -97,7 +96,6 @@ class Interrupted(Exception):  # noqa: N818 - no error
 @pytest.mark.parametrize("checkpoint_seconds", ["0", "1000"])
 def test_seeds_that_stand_apart_catch_up(folders, alone, monkeypatch, checkpoint_seconds):
     monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", "0")
-    variant = registry.find("cauchy")
 
     def stop(event):
         if event["event"] == "epoch" and event["epoch"] == 2:
@@ -105,7 +103,7 @@ def test_seeds_that_stand_apart_catch_up(folders, alone, monkeypatch, checkpoint
 
     # one seed has been further already, alone: at the first step of its second epoch or later
     with pytest.raises(Interrupted):
-        worker.run_seed(folders[0].seed(1), variant, resolved(variant), tiny_splits(), stop)
+        run_seed(cell_of(), folders[0].seed(1), tiny_splits(), stop)
     assert folders[0].seed(1).load_checkpoint()["position"]["step"] > 3
     monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", checkpoint_seconds)
     found, _ = run(folders[0], [0, 1, 2])
@@ -115,16 +113,14 @@ def test_seeds_that_stand_apart_catch_up(folders, alone, monkeypatch, checkpoint
 
 
 def test_a_seed_that_diverges_has_its_own_status(folders, monkeypatch):
-    real = worker.sit_down
-
-    def marked(folder, *about):
-        sitting = real(folder, *about)
+    def marked(cell, folder, *about):
+        run = open_seed(cell, folder, *about)
         if folder.seed == 1:
             with torch.no_grad():
-                sitting.training.model.write.bias.fill_(5)
-        return sitting
+                run.training.model.write.bias.fill_(5)
+        return run
 
-    monkeypatch.setattr(worker, "sit_down", marked)
+    monkeypatch.setattr(stacked_seeds, "open_seed", marked)
     found, _ = run(folders[0], [0, 1], variant=local(OneExplodes))
     assert found == {0: {"status": "complete"}, 1: {"status": "diverged"}}
     status = folders[0].seed(1).status()
@@ -135,7 +131,7 @@ def test_a_seed_that_diverges_has_its_own_status(folders, monkeypatch):
 @pytest.mark.parametrize("stage", ["training", "fitting"])
 def test_out_of_memory_halves_the_stack(folders, alone, monkeypatch, stage):
     """Three seeds, then one at a time, at the numbers of each alone."""
-    whole = together.StackedTraining.step
+    whole = stacked_seeds.StackedTraining.step
 
     def step(self):
         fits = isinstance(self.first, refit.Fit)
@@ -143,7 +139,7 @@ def test_out_of_memory_halves_the_stack(folders, alone, monkeypatch, stage):
             raise torch.OutOfMemoryError("no room")
         whole(self)
 
-    monkeypatch.setattr(together.StackedTraining, "step", step)
+    monkeypatch.setattr(stacked_seeds.StackedTraining, "step", step)
     found, events = run(folders[0], [0, 1, 2])
     assert {one["status"] for one in found.values()} == {"complete"}
     notes = [event["text"] for _, event in events if event["event"] == "note"]
@@ -153,14 +149,14 @@ def test_out_of_memory_halves_the_stack(folders, alone, monkeypatch, stage):
 
 
 def test_out_of_memory_after_an_epoch_without_a_checkpoint_starts_over(folders, monkeypatch):
-    whole = together.StackedTraining.validate
+    whole = stacked_seeds.StackedTraining.validate
 
     def validate(self):
         if len(self.trainings) > 1:
             raise torch.OutOfMemoryError("no room")
         return whole(self)
 
-    monkeypatch.setattr(together.StackedTraining, "validate", validate)
+    monkeypatch.setattr(stacked_seeds.StackedTraining, "validate", validate)
     found, _ = run(folders[0], [0, 1])
     assert {one["status"] for one in found.values()} == {"complete"}
     for seed in (0, 1):
@@ -170,10 +166,10 @@ def test_out_of_memory_after_an_epoch_without_a_checkpoint_starts_over(folders, 
 
 @pytest.mark.parametrize("trouble", ["asked to stop", "not finite", "killed"])
 def test_scoring_a_complete_seed_once_more_leaves_it_complete(folders, monkeypatch, trouble):
-    folder, variant = folders[0], registry.find("cauchy")
+    folder = folders[0]
     assert run_alone(folder, 0) == "complete"
     before = folder.seed(0).status()
-    more = resolved(variant, samples=7)
+    more = cell_of(samples=7)
 
     def fail(*_):
         raise evaluate.NotFinite("iw is not finite")
@@ -183,13 +179,13 @@ def test_scoring_a_complete_seed_once_more_leaves_it_complete(folders, monkeypat
     elif trouble == "not finite":
         monkeypatch.setattr(evaluate, "score_into", fail)
     if trouble == "killed":
-        worker.note_failure(folder.seed(0), MemoryError("no room"), "cauchy")
+        note_failure(folder.seed(0), MemoryError("no room"), "cauchy")
     else:
-        ended = worker.run_seed(folder.seed(0), variant, more, tiny_splits(), lambda event: None)
+        ended = run_seed(more, folder.seed(0), tiny_splits(), lambda event: None)
         assert ended == {"asked to stop": "interrupted", "not finite": "failed"}[trouble]
     assert folder.seed(0).status() == before
-    assert worker.finished(folder.seed(0), resolved(variant)) == "complete"
-    assert worker.finished(folder.seed(0), more) is None
+    assert folder.seed(0).finished(cell_of().protocol) == "complete"
+    assert folder.seed(0).finished(more.protocol) is None
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_scores(folders, monkeypatch):

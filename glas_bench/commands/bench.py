@@ -39,7 +39,6 @@ from glas_bench.errors import RunError, UsageError
 from glas_bench.ops import linear, programs
 from glas_bench.processes import ChildProcess, Order
 from glas_bench.registry import Variant
-from glas_bench.runs.worker import prepare_torch
 from glas_bench.text import aligned, byte_size
 
 PIXELS, CLASSES = 784, 10
@@ -481,7 +480,7 @@ def _on_gpu(
     resolved = case.config(variant)
     splits = made_up(case.batch, EPOCH).to(case.device)
     trainings = [Training(variant, resolved, splits, seed) for seed in range(case.seeds)]
-    prepare_torch(1, case.precision)
+    environment.prepare_torch(1, case.precision)
     torch.cuda.reset_peak_memory_stats(case.device)
     stack = StackedTraining(trainings, tell=tell)
 
@@ -585,7 +584,7 @@ def main() -> NoReturn:
 def _serve(order: dict[str, Any], tell: processes.Tell, inbox: queue.Queue[Any]) -> NoReturn:
     names = order.pop("names")
     case = Case(**order)
-    prepare_torch(1)
+    environment.prepare_torch(1)
     made = _programs(case, names)
     ceilings = Ceilings(case.config(registry.find(case.variant)), case.device)
     for _ in range(2):

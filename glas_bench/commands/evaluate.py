@@ -11,8 +11,8 @@ from glas_bench import display, environment, evaluate, signals
 from glas_bench.commands import Answer
 from glas_bench.errors import unknown
 from glas_bench.record import RunFolder, find_run
-from glas_bench.runs.trained import Trained, load_trained
-from glas_bench.runs.worker import Stopped, checkpoint_seconds, prepare_torch
+from glas_bench.runs.finished import FinishedSeed, load_finished
+from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.text import aligned, number
 
 ESTIMATORS = (*evaluate.ESTIMATORS, "ais")
@@ -44,7 +44,7 @@ def carry_out(request: Request) -> Answer:
     """
     try:
         rows, text = _score(request)
-    except Stopped:
+    except signals.Stopped:
         resume = "stopped; finished work is kept, and the same command resumes"
         return Answer("", None, signals.exit_code(), [resume])
     return Answer(text, {"seeds": rows})
@@ -66,9 +66,9 @@ def _score(request: Request) -> tuple[list[dict[str, Any]], str]:
     rows: list[dict[str, Any]] = []
     texts = []
     with RunFolder.at(path).locked(), display.make_display() as shown, signals.graceful():
-        seeds = load_trained(path, request.seed, device)
+        seeds = load_finished(path, request.seed, device)
         config = seeds[0].record.config
-        prepare_torch(config.threads, config.precision)  # as the run itself was scored
+        environment.prepare_torch(config.threads, config.precision)  # as the run itself was scored
         if own:
             rows += [_by_weights(each, request, own, shown) for each in seeds]
             texts.append(weights_text(rows))
@@ -82,56 +82,55 @@ def _score(request: Request) -> tuple[list[dict[str, Any]], str]:
 
 
 def _by_weights(
-    trained: Trained, request: Request, estimators: list[str], shown: display.Display
+    finished: FinishedSeed, request: Request, estimators: list[str], shown: display.Display
 ) -> dict[str, Any]:
     """Return the scores of a seed by importance weights."""
     scorer = evaluate.Scorer(
-        trained.model,
-        trained.record.config,
-        trained.splits,
-        trained.seed,
+        finished.model,
+        finished.record.config,
+        finished.splits,
+        finished.seed,
         samples=request.samples,
         images=request.images,
         estimators=estimators,
     )
 
     def tick(stage: str, done: int, total: int) -> None:
-        _show(trained, shown, {"event": "score", "stage": stage, "done": done, "total": total})
+        _show(finished, shown, {"event": "score", "stage": stage, "done": done, "total": total})
 
-    folder = trained.record.seeds[trained.seed].folder
+    folder = finished.record.seeds[finished.seed].folder
     scores = evaluate.score_into(folder, scorer, tick, checkpoint_seconds())
-    return {"seed": trained.seed, "protocol_key": scorer.key, **scores}
+    return {"seed": finished.seed, "protocol_key": scorer.key, **scores}
 
 
-def _by_ais(trained: Trained, request: Request, shown: display.Display) -> dict[str, Any]:
+def _by_ais(finished: FinishedSeed, request: Request, shown: display.Display) -> dict[str, Any]:
     """Return the scores of a seed by annealed importance sampling."""
     from glas_bench.ais.referee import Referee, score_into
 
     referee = Referee(
-        trained.model,
-        trained.record.config,
-        trained.splits,
-        trained.seed,
+        finished.model,
+        finished.record.config,
+        finished.splits,
+        finished.seed,
         images=request.images,
         temperatures=request.temperatures,
         chains=request.chains,
     )
-    folder = trained.record.seeds[trained.seed].folder
+    folder = finished.record.seeds[finished.seed].folder
     scores = score_into(
-        folder, referee, lambda event: _show(trained, shown, event), checkpoint_seconds()
+        folder, referee, lambda event: _show(finished, shown, event), checkpoint_seconds()
     )
-    return {"seed": trained.seed, "protocol_key": referee.key, "estimator": "ais", **scores}
+    return {"seed": finished.seed, "protocol_key": referee.key, "estimator": "ais", **scores}
 
 
-def _show(trained: Trained, shown: display.Display, event: dict[str, Any]) -> None:
+def _show(finished: FinishedSeed, shown: display.Display, event: dict[str, Any]) -> None:
     """Show an event.
 
     Raises:
         Stopped: the process was asked to stop.
     """
-    if signals.requested():
-        raise Stopped
-    shown.show(f"{trained.record.path.name} seed {trained.seed}", event)
+    signals.check()
+    shown.show(f"{finished.record.path.name} seed {finished.seed}", event)
 
 
 def weights_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -174,6 +173,6 @@ def draw(results: Path, run: str, seed: int | None, images: int) -> list[Path]:
 
     return [
         path
-        for each in load_trained(find_run(results, run), seed)
+        for each in load_finished(find_run(results, run), seed)
         for path in pictures.draw(each.folder, each.subject, images)
     ]

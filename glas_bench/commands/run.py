@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from glas_bench import config, data, display, environment, registry, signals, study
 from glas_bench.commands import Answer
 from glas_bench.errors import UsageError
-from glas_bench.runs import outcome, worker
+from glas_bench.runs import table
 from glas_bench.runs.cells import check_results, run_cells
+from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell
 from glas_bench.tracking.mirror import Mirror
 
@@ -78,7 +79,7 @@ def carry_out(request: Request) -> Answer:
         DataError: the data cannot be had.
         RunError: a folder is locked, or cannot be written.
     """
-    worker.checkpoint_seconds()  # refused now rather than by every seed
+    checkpoint_seconds()  # refused now rather than by every seed
     variant = registry.find(request.variant)
     baseline = registry.find(request.baseline) if request.baseline else None
     device = environment.choose_device(request.device)
@@ -96,10 +97,10 @@ def carry_out(request: Request) -> Answer:
     splits = data.load(first.dataset, first.binarisation, request.data_file, progress=True)
     cells = [cell.on(splits) for cell in cells]
     outcomes, problem = _run_watched(cells, splits, device, request)
-    documents = [outcome.document(cell, request.results, outcomes) for cell in cells]
+    documents = [table.document(cell, request.results, outcomes) for cell in cells]
     difference = None
     if len(cells) == 2:
-        difference = outcome.differences(cells[0], cells[1], request.results)
+        difference = table.differences(cells[0], cells[1], request.results)
     return _answer(documents, difference, problem)
 
 
@@ -122,7 +123,7 @@ def _answer(
         code = 1
     else:
         code = 0 if all(complete) and not problem else 3
-    text = "\n".join([outcome.text(documents, difference), *records])
+    text = "\n".join([table.text(documents, difference), *records])
     return Answer(text, document, code, [problem] if problem else [])
 
 

@@ -14,8 +14,8 @@ from glas_bench.commands import Answer
 from glas_bench.commands.run import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.record import note_study
-from glas_bench.runs import worker as runs_worker
 from glas_bench.runs.cells import check_results
+from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell, Study
 from glas_bench.sweep import storage
 from glas_bench.sweep.database import Database, StorageDown
@@ -80,7 +80,7 @@ def carry_out(request: Request) -> Answer:
         DataError: the data cannot be had.
         RunError: the results or the database cannot be written.
     """
-    runs_worker.checkpoint_seconds()  # refused now rather than by every seed
+    checkpoint_seconds()  # refused now rather than by every seed
     url = storage.storage_url(request.storage, request.results)
     device = environment.choose_device(request.device)
     loaded = _load(request, device)

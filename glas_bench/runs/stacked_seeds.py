@@ -19,8 +19,8 @@ import torch
 from glas_bench import evaluate, signals
 from glas_bench.core.stacked import StackedTraining
 from glas_bench.data import Splits
-from glas_bench.record import SeedFolder
 from glas_bench.environment import prepare_torch
+from glas_bench.record import SeedFolder
 from glas_bench.runs.seed import SeedRun, note_failure, open_seed
 from glas_bench.signals import Stopped
 from glas_bench.study import Cell

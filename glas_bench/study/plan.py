@@ -93,6 +93,15 @@ class Cell:
         assert self.key, f"{self.name}: its data is not known yet"
         return RunFolder(results, self.variant.name, self.key)
 
+    def finished(self, results: Path) -> dict[int, str | None]:
+        """Return by seed how it ended, or None where there is work left to do."""
+        folder, protocol = self.folder(results), self.protocol
+        return {seed: folder.seed(seed).finished(protocol) for seed in self.seeds}
+
+    def with_seeds(self, seeds: Sequence[int]) -> Cell:
+        """Return the cell with other seeds."""
+        return replace(self, seeds=tuple(seeds))
+
     def with_values(self, values: Mapping[str, Any]) -> Cell:
         """Return the cell with these settings, which are no longer searched; it has no key yet.
 
@@ -185,7 +194,7 @@ def load(
     if seeds is None:
         return found
     chosen = sorted(set(seeds))
-    cells = [replace(cell, seeds=tuple(chosen)) for cell in found.cells]
+    cells = [cell.with_seeds(chosen) for cell in found.cells]
     return replace(found, seeds=chosen, cells=cells)
 
 

@@ -19,7 +19,6 @@ from glas_bench import environment, processes, signals, study
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
 from glas_bench.record import SeedFolder
 from glas_bench.runs import cells
-from glas_bench.runs import worker as runs_worker
 from glas_bench.study import Cell
 from glas_bench.sweep import storage
 from glas_bench.sweep.database import PATIENCE, Database
@@ -127,7 +126,8 @@ def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial
     """
     cell = plan.cell_of(trial)
     began = time.monotonic()
-    worked = sum(_finished(cell, seed, plan.results) is None for seed in cell.seeds)
+    statuses = cell.finished(plan.results)
+    worked = sum(status is None for status in statuses.values())
 
     def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
         about = {"cell": trial.cell, "name": trial.name, "seed": seed}
@@ -139,7 +139,7 @@ def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial
     outcomes: dict[tuple[str, int], dict[str, Any]] = {}
     for seeds in [(seed,) for seed in cell.seeds] if apart else [cell.seeds]:
         outcomes |= cells.run_cells(
-            [replace(cell, seeds=seeds)],
+            [cell.with_seeds(seeds)],
             plan.splits(cell.config),
             plan.results,
             device=device,
@@ -154,15 +154,11 @@ def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial
 def finished(plan: Plan, trial: Trial) -> Trial | None:
     """Return a trial as the run folder ends it, or None where there is work left to do."""
     cell = plan.cell_of(trial)
-    statuses = {seed: _finished(cell, seed, plan.results) for seed in cell.seeds}
+    statuses = cell.finished(plan.results)
     if None in statuses.values():
         return None
     by_seed = {seed: {"status": status} for seed, status in statuses.items()}
     return end_of(trial, cell, plan.results, by_seed)
-
-
-def _finished(cell: Cell, seed: int, results: Path) -> str | None:
-    return runs_worker.finished(cell.folder(results).seed(seed), cell.config)
 
 
 def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[str, Any]]) -> Trial:
