@@ -11,7 +11,7 @@ from glas_bench.text import duration, number
 
 
 class Display(Protocol):
-    """What the commands tell events of `runs.worker` to."""
+    """What the commands tell events of `runs.seed` to."""
 
     def __enter__(self) -> Display: ...
 
