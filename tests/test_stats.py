@@ -188,10 +188,10 @@ def test_what_cannot_be_compared_is_said(a, b, message):
 
 def test_arms_are_paired_by_the_seeds_that_both_have():
     a = {2: np.array([1.0, 2.0]), 0: np.array([3.0, 4.0]), 1: np.array([9.0, 9.0])}
-    b = {0: np.array([1.0, 1.0]), 2: np.array([0.0, 0.0]), 5: np.array([9.0, 9.0])}
+    b = {0: np.array([1.0, 0.0]), 2: np.array([0.0, 1.0]), 5: np.array([9.0, 9.0])}
     seeds, a_SB, b_SB = pair_arms("nll", a, b)
     assert seeds == [0, 2]
-    assert (a_SB - b_SB).tolist() == [[2.0, 3.0], [1.0, 2.0]]
+    assert (a_SB - b_SB).tolist() == [[2.0, 4.0], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize(
