@@ -212,15 +212,6 @@ def test_chunks_change_nothing():
     assert float((unnamed - whole.log_p_B[some]).abs().min()) > 1e-3
 
 
-def test_both_ways_do_not_depend_on_chunks_either():
-    how = {"chains": 2, "temperatures": 10, "leapfrog": 3, "dtype": torch.float64, "pilot": 20}
-    whole, parts = (
-        bidirectional(SOFT.log_likelihood_for, SOFT.simulate, 32, 5, Annealing(chunk=c, **how))
-        for c in (None, 2)
-    )
-    torch.testing.assert_close(parts.gap_B, whole.gap_B)
-
-
 def test_the_seed_decides():
     x_BK = SOFT.draw(2)
     runs = [
