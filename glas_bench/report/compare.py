@@ -140,7 +140,7 @@ def _shares(done: Sequence[tuple[Row, Row]], diverged: int) -> Shares | str:
     flags = [(x.get("failed", ""), y.get("failed", "")) for x, y in done]
     flags = [pair for pair in flags if all(pair)]
     if not flags:
-        return "no seed of both was looked at"
+        return "no seed of both was checked"
     return Shares(
         failed=(sum(x == "true" for x, _ in flags), sum(y == "true" for _, y in flags)),
         only_a=flags.count(("true", "false")),
@@ -365,7 +365,7 @@ def judge(study: Study, claim: Claim, comparison: Comparison) -> Verdict | str:
         return f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
     result, p = comparison.result, comparison.p_holm
     if result is None:
-        why = f"{comparison.why_not}: numbers of both that compare would decide it"
+        why = f"{comparison.why_not}: comparable numbers of both would decide it"
         return Verdict("undecided", why)
     if isinstance(result, Shares):
         return share_verdict(

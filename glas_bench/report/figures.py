@@ -209,14 +209,14 @@ def _differences(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         "and image. Left of zero is better than the baseline"
     )
     if any(each.shows_margin for each in ranges.values()):
-        caption += "; the grey band is the margin of 0.5 nats that a verdict asks for"
+        caption += "; the grey band is the margin of a verdict, 0.5 nats"
     caption += (
-        ". Hollow: Holm-adjusted p >= .05. A cross: one seed, whose interval knows of images alone."
+        ". Hollow: Holm-adjusted p >= .05. A cross: one seed, with an interval over images alone."
     )
     if any(one.seeds for own in shown.values() for one in own):
-        caption += " Upright strokes: the single seeds."
+        caption += " Upright strokes: single seeds."
     if any(each.cuts for each in ranges.values()):
-        caption += " An arrow: the interval, or a seed, lies beyond the picture."
+        caption += " An arrow: the interval, or a seed, extends beyond the picture."
 
     def draw() -> Figure:
         height = 0.9 + 0.24 * len(places)
@@ -389,9 +389,9 @@ def _objectives(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         "objective",
         "What objectives hide",
         "Each seed's objective against its nll, nats per image. On the diagonal the two agree; "
-        "above it the objective lies below our smallest bound on -log p(x): of a cell that bounds "
-        "nothing, at most so much is hidden. On the right, by themselves, are the cells whose "
-        "objective lies more than a nat below their nll, where there are any.",
+        "above it the objective lies below our smallest bound on -log p(x): an objective that "
+        "bounds nothing hides at most this much. On the right: the cells whose objective lies "
+        "more than a nat below their nll, where there are any.",
         draw,
     )
 

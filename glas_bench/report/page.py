@@ -32,54 +32,54 @@ from glas_bench.report.table import (
 from glas_bench.text import duration
 
 DIFFERENCES = (
-    "Differences are paired by image and by seed; interval and p from the two-way (seed x image) "
-    "random-effects variance (with one seed: over images alone). An interval is of its comparison "
-    "alone; p is adjusted by Holm over all of the page's comparisons of that metric (rows with "
-    "their baselines, and claims), so that an interval may leave out 0 where p is large."
+    "Differences are paired by image and by seed. Interval and p come from the two-way (seed x "
+    "image) random-effects variance; with one seed, from images alone. Each interval is of one "
+    "comparison; p is adjusted by Holm over all comparisons of that metric on the page (rows with "
+    "their baselines, and claims), so an interval may exclude 0 although p is large."
 )
 
 STATISTICS = (
-    f"{DIFFERENCES} A "
-    "claim is *reproduced* when that p is below .05 and the whole 95 % interval lies more than 0.5 "
-    "nats on the side it predicts, *not reproduced* when the whole interval lies short of that, "
-    "else *undecided*; shares of seeds by exact McNemar, without a margin. Verdicts take five "
-    "seeds, of which at most one in five may have diverged."
+    f"{DIFFERENCES} A claim is *reproduced* when that p is below .05 and the whole 95 % interval "
+    "lies more than 0.5 nats on the side that it predicts, *not reproduced* when the whole "
+    "interval lies short of that, and otherwise *undecided*. Shares of seeds are compared by "
+    "McNemar's exact test, without a margin. A verdict needs five seeds; at most one in five may "
+    "have diverged."
 )
 
 COLUMNS = (
     "elbo: the negative ELBO, one draw from the variant's own q; iw: the importance-weighted bound "
     "with K draws from it; refit_iw: the same with a common q that was refitted to the frozen "
-    "decoder; objective: what was minimised, struck through where it is not shown to bound; "
+    "decoder; objective: what training minimised, struck through where it is not shown to bound; "
     "v: Var(log w) of the importance weights that {metric} comes from, mean over images, and the "
     "share of images above 10; failed: seeds with a validation recon not 20 nats better than the "
     "pixel-wise Bernoulli, or under 1 nat of KL."
 )
 
-GAP = "gap: nll minus an objective that is not shown to bound; at most so much is hidden."
+GAP = "gap: nll minus an objective that is not shown to bound, which hides at most this much."
 
 STILL_GAINING = 0.1
 """Nats in the last tenth of a refit, as in `yardstick.refit`, which imports torch."""
 
 RANKS = (
-    "Rows are in the order of {metric}. rank: the places that a row may have, after the rows shown "
-    "to be better and before those shown to be worse (paired difference, more than one seed, "
-    "p < .05, not adjusted)."
+    "Rows are sorted by {metric}. rank: the possible ranks of a row, after all rows shown to be "
+    "better and before all rows shown to be worse (paired difference, more than one seed, p < .05, "
+    "not adjusted)."
 )
 
 REFEREE = (
-    "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the mean "
-    "over the images that it walked, paired, ± its standard error; below zero it is slack of the "
-    "bound. ais: nll of all scored images plus that. It is *accepted* where the estimates at N and "
-    "2N temperatures agree within 0.5 nats in the mean over images, and so do walks to and from "
-    "images that the model has made (BDMC gap, Grosse et al. 2015); else it has no number. It is "
-    "of few images and single runs, and ranks nothing."
+    "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the "
+    "paired mean over the images that AIS scored, ± its standard error; below zero it is slack of "
+    "the bound. ais: nll over all scored images plus this difference. AIS is *accepted* where the "
+    "means over images at N and 2N temperatures agree within 0.5 nats, and so do forward and "
+    "backward annealing on images sampled from the model (BDMC gap, Grosse et al. 2015); "
+    "otherwise it has no number. It covers few images of single runs and ranks nothing."
 )
 
 NOT_COVERED = (
-    "- Text: applying the model to a text data set is future work in the write-up and is in no "
-    "version of its code; images alone are covered.\n"
-    "- Published numbers are of the budget and the split that their sources give or leave out; a "
-    "page of another budget stands beside them and neither confirms nor refutes them.\n"
+    "- Text: the write-up leaves text data to future work, and no version of its code has it; this "
+    "page covers images alone.\n"
+    "- Published numbers: they hold for the budget and the split of their sources, where these are "
+    "known; results at another budget neither confirm nor refute them.\n"
 )
 
 INDEXED = ("question", "claims", "ended", *KEYS.values())
@@ -163,12 +163,15 @@ def _head(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
     first = rows[0]
     question = first.get("question")
     lines = [f"# {first['study']}", ""]
-    lines += [question or "Runs that were made by hand, one by one; no study plans them.", ""]
+    lines += [
+        question or "Runs made one by one with `glas-bench run`; they belong to no study.",
+        "",
+    ]
     if any(row.get("look") for row in rows):
         lines += ["**A look at the harness, no verdicts**: its preset is for a first look.", ""]
     lines += [
-        "Nats per image on the test split, lower is better, of the last epoch's parameters: means "
-        "over finished seeds, ± their standard deviation.",
+        "Numbers are nats per image on the test split, with the parameters of the last epoch; "
+        "lower is better. Means over finished seeds, ± their standard deviation.",
         "",
     ]
     lines += [f"- {name}: {value}" for name, value in _facts(rows, cells)]
@@ -179,7 +182,7 @@ def _facts(rows: Sequence[Row], cells: Sequence[TableRow]) -> Iterator[tuple[str
     """Yield what a page's numbers are, as pairs."""
     first = rows[0]
     if first.get("command"):
-        yield "repeat it", f"`{first['command']}`"
+        yield "command", f"`{first['command']}`"
     yield "coverage", coverage(cells)
     yield "newest run", _newest(rows) or "none yet"
     commits = (row.get("commit", "") + _DIRTY * bool(row.get("dirty")) for row in rows)
@@ -315,12 +318,12 @@ def _tables(cells: Sequence[TableRow]) -> str:
     groups = tables(cells)
     lines = ["## Tables", ""]
     if not groups:
-        return "\n".join([*lines, "No cell has been begun.", ""])
+        return "\n".join([*lines, "No cell has been started.", ""])
     if len(groups) > 1:
         apart = differing(*(list(group.common.values()) for group in groups))
         lines += [
-            f"{len(groups)} tables: rows that differ in {apart} are not comparable "
-            "and never share one.",
+            f"{len(groups)} tables: rows that differ in {apart} are not comparable, "
+            "so each group has its own.",
             "",
         ]
     if not claims_of(cells) and any(_compared(group.rows) for group in groups):
@@ -388,7 +391,7 @@ def _table(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
     about = [COLUMNS.format(metric=metric)]
     without = []
     if not any(cell.first.get("tuned") for cell in order):
-        lines += ["Every row is untuned: nobody searched its learning rate.", ""]
+        lines += ["Every row is untuned: no learning rate was searched.", ""]
         without += ["tuned"]
     if not any(cell.mean("aux") for cell in order):
         without += ["aux"]
@@ -422,8 +425,7 @@ def _draws(cells: Sequence[TableRow]) -> list[str]:
         if draws.isdecimal() and int(draws) > 1:
             several.setdefault(draws, {})[f"`{cell.variant}`"] = None
     return [
-        f"In training {', '.join(names)} takes {draws} draws an image: {draws} times the work a "
-        "step."
+        f"{', '.join(names)} trains with {draws} draws per image: {draws} times the work of a step."
         for draws, names in several.items()
     ]
 
@@ -443,7 +445,7 @@ def _ranked(cell: TableRow, metric: str, notes: Notes) -> str:
     tag = "nll_bound_only" if metric == "nll" else "bound_only"
     if not any(row.get(tag) == "true" for row in cell.finished):
         return f"**{text}**"
-    why = "a bound only: the log weights of over 5 % of the images have a variance above 10"
+    why = "only a bound: the log weights of over 5 % of the images have a variance above 10"
     return f"**{text}**{notes.mark(why)}"
 
 
@@ -515,7 +517,7 @@ def _seeds(cell: TableRow, planned: int, notes: Notes) -> str:
     """Return n of N planned with every other status, each footnoted with its reason."""
     text = f"{len(cell.finished)} of {planned}"
     if len(cell.seeds) < planned:
-        text += notes.mark(f"the other seeds of {cell.title} stand in another table")
+        text += notes.mark(f"the other seeds of {cell.title} are in another table")
     for status, count in cell.count.items():
         if status == "complete":
             continue
@@ -556,9 +558,9 @@ def _still_gaining(cells: Sequence[TableRow]) -> list[str]:
     if not large:
         return []
     return [
-        f"{len(large)} of the {len(gains)} refits that nll comes from were still gaining more than "
-        f"{STILL_GAINING} nats in their last tenth, up to {max(large):.2f}: it is that much looser "
-        "at least (below, the largest of a row's seeds).",
+        f"{len(large)} of the {len(gains)} refits that nll comes from still gained more than "
+        f"{STILL_GAINING} nats in their last tenth, up to {max(large):.2f}: their nll is looser "
+        "by at least that much (the next table has the largest gain of each row).",
         "",
     ]
 
@@ -569,7 +571,7 @@ def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:
     if not cells:
         return []
     devices = [_every(row.get("device", "") for row in cell.finished) for cell in cells]
-    differ = "rows of different machines: times and speeds do not compare"
+    differ = "the rows ran on different machines: times and speeds are not comparable"
     mark = notes.mark(differ) if len(set(devices)) > 1 else ""
     rows = []
     for cell, device in zip(cells, devices, strict=True):
@@ -584,11 +586,11 @@ def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:
                 "scoring": scoring,
                 "images/s": decimal(cell.mean("images_per_second"), 0),
                 "peak memory": "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
-                "the refit's last gain": decimal(max(_gains(cell), default=None)),
+                "last gain of the refit": decimal(max(_gains(cell), default=None)),
                 f"device{mark}": device,
             }
         )
-    return ["Means a seed:", "", *table(rows, () if mark else ("device",))]
+    return ["Means per seed:", "", *table(rows, () if mark else ("device",))]
 
 
 # --------------------------------------------------------------------------- the referee
@@ -619,7 +621,7 @@ def _refereed(cell: TableRow, row: Row, notes: Notes) -> dict[str, str]:
     if less is not None and not alike:
         less = None
         beside = "–" + notes.mark(
-            "AIS was set beside the run's own scores, and these are of another K or other images"
+            "AIS was compared with other scores of the run, by another K or on other images"
         )
     return {
         "variant": cell.title,
@@ -673,7 +675,7 @@ def _reproduction(cells: Sequence[TableRow]) -> str:
         return ""
     lines = [
         *("## Reproduction", "", *table(rows)),
-        "*unverified*: which split, or what exactly, the number is of could not be established.",
+        "*unverified*: the split, or the exact quantity, could not be established.",
         "",
     ]
     return "\n".join([*lines, *notes.lines()])
@@ -715,14 +717,14 @@ def _unlike(cell: TableRow, one: Mapping[str, Any]) -> Iterator[str]:
         yield f"{first['binarisation']} targets here, grey ones there"
     if not one["is_elbo"]:
         ours = decimal(cell.mean("objective"))
-        yield f"it is what is called objective here, which is {ours}"
+        yield f"it corresponds to objective, which is {ours} here"
     if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
         yield f"T = {first['params.steps']} here, {one['steps']} there"
     for key, value in one.get("departs", {}).items():
         ours = short(first.get(f"params.{key}", ""))
         yield f"{_SYMBOLS.get(key, key)} = {ours} here, {value} there"
     if first.get("params.epochs") not in ("", None, "250"):
-        theirs = "250 in the original's code" if one.get("epochs", 250) else "theirs not known"
+        theirs = "250 in the original's code" if one.get("epochs", 250) else "unknown there"
         yield f"{first['params.epochs']} epochs here, {theirs}"
 
 
@@ -742,10 +744,10 @@ def _coverage(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
             left.append({"cell": cell.title, **about})
     lines += table(left) if left else []
     if skipped := json.loads(rows[0].get("skipped") or "[]"):
-        lines += ["Not planned, by the study itself:", ""]
+        lines += ["Left out by the study:", ""]
         lines += [*(f"- {_skip(one)}: {one['why']}" for one in skipped), ""]
     if remarks := json.loads(rows[0].get("remarks") or "[]"):
-        lines += ["Besides:", "", *(f"- {text}" for text in remarks), ""]
+        lines += ["Notes:", "", *(f"- {text}" for text in remarks), ""]
     return "\n".join(lines)
 
 
@@ -774,8 +776,8 @@ def index(out: Path) -> tuple[str, list[str]]:
     lines = [
         "# glas-bench report",
         "",
-        "Which change to a recurrent VAE helps, which does not, and by how much: one page a study, "
-        "each made from the csv beside it (`glas-bench report FILE.csv` renders it again).",
+        "Which change to a recurrent VAE helps, which does not, and by how much: one page per "
+        "study, rendered from the csv beside it (again with `glas-bench report FILE.csv`).",
         "",
     ]
     entries: list[dict[str, str]] = []

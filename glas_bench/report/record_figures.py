@@ -87,7 +87,7 @@ def _curves(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> Ite
         "Learning curves",
         "Validation, nats per image, over epochs: the -ELBO of one draw, or the reconstruction "
         "alone where the recogniser has no density, which is less and has no baseline beside "
-        "it. What has not two epochs of finite values has no panel.",
+        "it. Runs with fewer than two epochs of finite values are left out.",
         ("epoch", f"validation, {NATS}"),
         cells,
         series,
@@ -158,7 +158,7 @@ def _panelled(
         return
     panels = list(_panels(cells, series))
     baseline = next((cell for cell in cells if cell.first.get("is_baseline")), None)
-    caption += " Bold lines are means over seeds, thin ones the single seeds"
+    caption += " Bold lines are means over seeds, thin ones single seeds"
     if baseline is not None and len(panels) > 1:
         caption += f"; dashed grey, in the others' panels, the mean of {baseline.title}, "
         caption += "the baseline"
@@ -177,12 +177,11 @@ def _panelled(
             if baseline is not None and baseline not in some and not other:
                 means = _frame([baseline], series).groupby("x")["y"].mean()
                 axis.plot(means.index, means, color="0.45", dashes=(3, 2), linewidth=1.3)
-            _draw_lines(axis, some, series)
+            is_named = len(some) > 1 or bool(some[0].settings)
+            _draw_lines(axis, _frame(some, series), is_named)
             axis.set_title(panel + (" (recon alone)" if other else ""), fontsize=8)
-            if len(some) > 1 or some[0].settings:
-                axis.legend(
-                    fontsize=6, framealpha=0.7, edgecolor="none", loc="best", handlelength=2.2
-                )
+            if is_named:
+                axis.legend(fontsize=6, framealpha=0.7, edgecolor="none", handlelength=2.2)
             axis.set(xlabel="", ylabel="")
         axes.flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         for axis in axes.flat[len(shown) :]:
@@ -217,9 +216,8 @@ def _frame(cells: Sequence[TableRow], series: Series) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["line", "seed", "x", "y"])
 
 
-def _draw_lines(axis: Any, cells: Sequence[TableRow], series: Series) -> None:
+def _draw_lines(axis: Any, frame: pd.DataFrame, legend: bool) -> None:
     """Draw each cell's mean over seeds, and each seed: a mean hides a collapse."""
-    frame = _frame(cells, series)
     names = list(dict.fromkeys(frame["line"]))
     about: dict[str, Any] = {
         "x": "x",
