@@ -2,7 +2,7 @@
 
 What a result goes through, in this order:
 
-    study       a question as YAML: its cells, its claims      (studyfile, claims)
+    study       a question as YAML: its cells, its claims
     config      one cell: a variant, its settings, a budget    (registry finds variants)
     data        a name becomes verified splits
     model       the recurrence and its seams                   (filters, divergences, variants)
@@ -10,13 +10,13 @@ What a result goes through, in this order:
     evaluate    scores it on the one yardstick                 (yardstick has its parts)
     ais         the referee, which needs no q
     record      the run folder: the result
-    tracking    mirrors run folders to MLflow, and reads them back
+    tracking    mirrors run folders to MLflow, and fetches those of other machines
     report      tables, verdicts, figures                      (stats)
 
-`runs` takes a cell from its name to finished seeds, and `sweep` a study to its last cell; `cli` is
-the commands. `contract` is what a variant must satisfy, `explain` what is known of one; `bench`
-measures speed, `doctor` and `environment` know the machine; `errors`, `signals`,
-`processes` and `progress` serve them all. `tests/test_layering.py` says which may import which.
+`runs` takes a cell from its config to finished seeds, and `sweep` a study to its last cell.
+`commands` holds what each command does, `cli` its options. `contract` is what a variant must
+satisfy. `docs/architecture.md` has the whole map, and `tests/test_layering.py` says which package
+may import which.
 """
 
 from typing import TYPE_CHECKING

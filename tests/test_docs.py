@@ -152,6 +152,13 @@ def test_the_command_works(documented: Glas, line: Line) -> None:
         config.parse_seeds(values["seeds"])
 
 
+def test_the_table_of_run_has_the_documented_columns(documented: Glas) -> None:
+    ended = documented.here("run", "--variant", "cauchy", "--preset", "smoke", "--no-mirror")
+    heads = [line for line in ended.out.splitlines() if line.startswith("variant ")]
+    wanted = blocks(ROOT / "docs" / "numbers.md", "text")[0].replace("K=100", "K=10")
+    assert [head.split() for head in heads] == [wanted.split()]
+
+
 def test_other_programs_are_called_rightly() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
     project = (ROOT / "pyproject.toml").read_text()
