@@ -1,7 +1,8 @@
-"""Plain text: numbers, durations, sizes, seeds, settings and aligned tables."""
+"""Plain text: numbers, durations, sizes, seeds, settings, aligned tables; no passwords."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,3 +61,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         for row in rows
     ]
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def redact(text: str) -> str:
+    """Return a text with the user and password of every address in it masked."""
+    text = re.sub(r"(?<=://)[^\s'\"<>]*@", "***@", text)
+    secret = r"([?&;][^=&\s]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&\s]*=)[^&;\s'\"]+"
+    return re.sub(secret, r"\1***", text, flags=re.IGNORECASE)

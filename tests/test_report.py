@@ -32,7 +32,6 @@ from glas_bench.report import (
 )
 from glas_bench.report.table import Row, TableRow, table_rows
 from glas_bench.study.claims import Claim, Pair, parse
-from glas_bench.tracking import address as addresses
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.yardstick import refit
 
@@ -990,7 +989,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             folder = fabricated.cell(results, variant, resolved, "short", data)
             fabricated.finish(folder, resolved, Arm(100.0 if name == "vae" else 99.0), [0])
-    with addresses.manners(), pytest.MonkeyPatch.context() as patch:
+    with store.quiet_mlflow(), pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         there = store.Store(results)
         there.use("somebody-elses")

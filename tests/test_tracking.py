@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -30,9 +29,10 @@ from glas_bench.record import (
     runs_by_study,
     write_json,
 )
-from glas_bench.tracking import address as addresses
+from glas_bench.text import redact
 from glas_bench.tracking import entries
 from glas_bench.tracking import mlflow_store as store
+from glas_bench.tracking.address import experiment_name
 from glas_bench.tracking.mirror import Mirror
 from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync, sync_all
 
@@ -50,7 +50,7 @@ def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with tables and nothing in them: making it takes seconds."""
     place = tmp_path_factory.mktemp("tables")
-    with addresses.manners(), pytest.MonkeyPatch.context() as patch:
+    with store.quiet_mlflow(), pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         store.Store(place)
     return place / "mlflow.db"
@@ -134,9 +134,9 @@ def finished(results: Path, seeds: int = 1, variant: str = "cauchy", **settings:
 
 
 def opened(results: Path) -> store.Store:
-    with addresses.manners():
+    with store.quiet_mlflow():
         found = store.Store(results)
-        found.use(addresses.experiment_name())
+        found.use(experiment_name())
     return found
 
 
@@ -279,17 +279,18 @@ def test_a_deleted_run_is_made_anew(results: Path) -> None:
     assert again.data.metrics["iw"] == 148.5
 
 
-def test_a_moved_results_folder_keeps_its_runs_and_files(tmp_path: Path) -> None:
+def test_a_moved_results_folder_is_mirrored_again(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     name = finished(old).path.name
     assert_ok(sync_in_a_process(old), 1)
-    with contextlib.closing(sqlite3.connect(old / "mlflow.db")) as database:
-        ids = {row[0] for row in database.execute("SELECT run_uuid FROM runs")}
+    before = histories(old)
     old.rename(new)
-    assert_ok(sync_all(new), 1)
-    assert {run.info.run_id for run in runs(new).values()} == ids
-    uri = runs(new)[f"{name} seed 0"].info.artifact_uri
-    assert uri.startswith((new / "artifacts").as_uri() + "/")
+    assert sync_all(new) == SyncReport(1, [], 1)
+    assert histories(new) == before
+    run = runs(new)[f"{name} seed 0"]
+    assert run.info.artifact_uri.startswith((new / "artifacts").as_uri() + "/")
+    assert store.experiments(new) == (["glas-bench"], [])
+    assert sync_all(new) == SyncReport(1, [], 0)
     assert not old.exists()
 
 
@@ -488,7 +489,7 @@ def test_nothing_is_said_and_nothing_is_left_changed(
 
 def test_only_our_time_outs_give_way_to_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    with addresses.manners():
+    with store.quiet_mlflow():
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
         assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -507,11 +508,11 @@ def test_only_our_time_outs_give_way_to_the_users(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_no_password_is_shown(uri: str) -> None:
-    shown = addresses.redact(f"cannot reach '{uri}' now")
+    shown = redact(f"cannot reach '{uri}' now")
     assert "s3c" not in shown
     assert shown.startswith(f"cannot reach '{uri.partition(':')[0]}://")
     assert shown.endswith("' now")
-    assert addresses.redact("sqlite:////a/b@c/mlflow.db").endswith("mlflow.db")
+    assert redact("sqlite:////a/b@c/mlflow.db").endswith("mlflow.db")
 
 
 def test_a_database_server_that_is_down_is_told_at_once(

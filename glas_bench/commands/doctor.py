@@ -128,7 +128,8 @@ def _writable(name: str, folder: Path, fix: str) -> Line:
 
 
 def _addresses(results: Path) -> list[Line]:
-    from glas_bench.tracking.address import redact, tracking_uri
+    from glas_bench.text import redact
+    from glas_bench.tracking.address import tracking_uri
 
     storage = os.environ.get("OPTUNA_STORAGE", f"sqlite:///{results / 'optuna.db'}")
     return [

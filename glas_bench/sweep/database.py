@@ -22,8 +22,8 @@ from glas_bench import signals
 from glas_bench.errors import RunError, UsageError
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.trial import NUMBERS, Trial
-from glas_bench.text import seed_ranges
-from glas_bench.tracking.address import explain, redact, sqlite_file
+from glas_bench.text import redact, seed_ranges
+from glas_bench.tracking.address import error_line, sqlite_file
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -131,7 +131,7 @@ class Database:
                 "pip install -e '.[postgres]' in the checkout"
             ) from error
         except Exception as error:
-            raise UsageError(f"--storage {redact(self.url)}: {explain(error)}") from error
+            raise UsageError(f"--storage {redact(self.url)}: {error_line(error)}") from error
 
     def _open(self) -> RDBStorage:
         from optuna.storages import RDBStorage

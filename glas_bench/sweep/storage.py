@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from glas_bench.errors import UsageError
-from glas_bench.tracking.address import redact, sqlite_file
+from glas_bench.text import redact
+from glas_bench.tracking.address import sqlite_file
 
 VARIABLE = "OPTUNA_STORAGE"
 

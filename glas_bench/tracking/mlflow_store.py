@@ -12,27 +12,30 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
-import sqlite3
+import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import urlsplit
 
 from glas_bench.errors import RunError, UsageError, unknown
+from glas_bench.text import redact
 from glas_bench.tracking import address, entries
-from glas_bench.tracking.address import experiment_name, explain, locked, manners
-from glas_bench.tracking.address import redact as redact
-from glas_bench.tracking.address import tracking_uri as tracking_uri
+from glas_bench.tracking.address import error_line, experiment_name, locked, tracking_uri
 from glas_bench.tracking.entries import Point
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
     from mlflow.entities import Run as Run
 
 PAGE = 1000
@@ -41,6 +44,64 @@ PAGE = 1000
 MOST_METRICS = 1000
 MOST_PARAMS = 100  # and so many tags
 """What a call may log."""
+
+
+_VARIABLES = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Set while mlflow is called: a dead server costs seconds instead of 247."""
+
+_SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
+"""The same for an sqlite file: a pooled connection would go on writing to a deleted one."""
+
+
+# --------------------------------------------------------------------------- calling mlflow
+
+
+class _RedactedStream(io.TextIOBase):
+    """Passes text on with passwords masked, or drops it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if self.stream is not None:
+            self.stream.write(redact(text))
+        return len(text)
+
+    def flush(self) -> None:
+        if self.stream is not None:
+            self.stream.flush()
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that the user has not set, and remove them again."""
+    ours = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in ours})
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def quiet_mlflow(debug: bool = False) -> Iterator[None]:
+    """Call mlflow with short timeouts and without output; with `debug`, its output to stderr."""
+    stream = _RedactedStream(sys.stderr if debug else None)
+    with (
+        _variables(_VARIABLES),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+    ):
+        if not debug:
+            warnings.simplefilter("ignore")
+        yield
 
 
 # --------------------------------------------------------------------------- the store
@@ -70,17 +131,13 @@ class Store:
             yield
 
     def _connect(self) -> MlflowClient:
-        address.knock(self.uri)
+        address.check_port(self.uri)
         from mlflow import MlflowClient
 
-        if self.database is None:
+        with _variables({} if self.database is None else _SQLITE):
+            if self.database is not None and not self.database.exists():
+                self._create(self.database)
             return MlflowClient(tracking_uri=self.uri)
-        if not self.database.exists():
-            self._create(self.database)
-        path = address.unseen(self.database)
-        client = MlflowClient(tracking_uri=self.uri.replace(str(self.database), path, 1))
-        address.seen(self.database)
-        return client
 
     def _create(self, database: Path) -> None:
         """Make the tables in a file that takes the database's place when they are all there.
@@ -99,24 +156,39 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def use(self, name: str) -> None:
-        """Write to this experiment from now on; make it where it is not there yet."""
+        """Write to this experiment from now on; create it where it does not exist.
+
+        One that this results folder's own database had before it was moved or copied keeps its
+        artifacts where they were, so another takes its place.
+        """
+        with self.writing():
+            there = self.client.get_experiment_by_name(name)
+            if there is not None and there.lifecycle_stage == "deleted":
+                self.client.restore_experiment(there.experiment_id)
+            if there is not None and self._is_elsewhere(str(there.artifact_location)):
+                self.client.rename_experiment(
+                    there.experiment_id, f"{name} (moved, {there.experiment_id})"
+                )
+                self.client.delete_experiment(there.experiment_id)
+                there = None
+            there = there or self._create_experiment(name)
+        self.experiment_id = str(there.experiment_id)
+        self.born = int(there.creation_time or 0)
+        self.key = f"{redact(self.uri)} {name}"
+
+    def _is_elsewhere(self, artifacts: str) -> bool:
+        if self.database is None or os.environ.get("MLFLOW_TRACKING_URI"):
+            return False
+        return fnmatch(artifacts, "file:*/artifacts") and artifacts != self._artifacts()
+
+    def _create_experiment(self, name: str) -> Experiment:
         from mlflow.exceptions import MlflowException
 
-        with self.writing():
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                with contextlib.suppress(MlflowException):  # another process makes it just now
-                    self.client.create_experiment(name, artifact_location=self._artifacts())
-                found = self.client.get_experiment_by_name(name)
-            if found is None:
-                raise RunError(f"experiment {name!r} cannot be made in {redact(self.uri)}")
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            if self.database is not None and not os.environ.get("MLFLOW_TRACKING_URI"):
-                _relocate(self.database, str(found.artifact_location), str(self._artifacts()))
-        self.experiment_id = str(found.experiment_id)
-        self.born = int(found.creation_time or 0)
-        self.key = f"{redact(self.uri)} {name}"
+        with contextlib.suppress(MlflowException):  # another process has just created it
+            self.client.create_experiment(name, artifact_location=self._artifacts())
+        if (created := self.client.get_experiment_by_name(name)) is None:
+            raise RunError(f"experiment {name!r} cannot be created in {redact(self.uri)}")
+        return created
 
     def _artifacts(self) -> str | None:
         """Return where files go: beside a database; a server knows its own place."""
@@ -236,30 +308,14 @@ def reading(results: Path, debug: bool) -> Iterator[Store]:
     Raises:
         RunError: the store cannot be read.
     """
-    with manners(debug):
+    with quiet_mlflow(debug):
         try:
             yield Store(results)
         except UsageError:
             raise
         except Exception as error:
             where = redact(tracking_uri(results))
-            raise RunError(f"cannot read the runs in {where}: {explain(error)}") from error
-
-
-def _relocate(database: Path, old: str, new: str) -> None:
-    """Point a results folder's own database to its artifacts after the folder was moved.
-
-    mlflow stores absolute addresses and has no call to change them.
-    """
-    if old == new:
-        return
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            connection.execute(
-                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                (new, len(old) + 1, old, len(old) + 1, old + "/"),
-            )
+            raise RunError(f"cannot read the runs in {where}: {error_line(error)}") from error
 
 
 # --------------------------------------------------------------------------- store to frame
@@ -485,7 +541,7 @@ class _Files:
 
     def __enter__(self) -> _Files:
         self.stack = contextlib.ExitStack()
-        self.stack.enter_context(manners(self.debug))
+        self.stack.enter_context(quiet_mlflow(self.debug))
         self.scratch = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         return self
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, cast
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import find_runs, load_run, noted_protocols, read_json, write_json
 from glas_bench.tracking import entries
-from glas_bench.tracking.address import experiment_name, explain, locked, manners
+from glas_bench.tracking.address import error_line, experiment_name, locked
 from glas_bench.tracking.entries import Entry, Point
-from glas_bench.tracking.mlflow_store import MOST_METRICS, Store, reading
+from glas_bench.tracking.mlflow_store import MOST_METRICS, Store, quiet_mlflow, reading
 
 if TYPE_CHECKING:
     from glas_bench.tracking.mlflow_store import Run
@@ -79,22 +79,22 @@ def sync(
     if not folders:
         return SyncReport()
     done, changed, failures = 0, 0, []
-    with manners(debug):
+    with quiet_mlflow(debug):
         try:
             store = Store(results)
             store.use(experiment_name(experiment))
             protocols = noted_protocols(results, experiment) if experiment else {}
         except Exception as error:  # a mirror that is down is told of, not raised
-            return SyncReport(0, [(str(folder), explain(error)) for folder in folders])
+            return SyncReport(0, [(str(folder), error_line(error)) for folder in folders])
         for index, folder in enumerate(folders):
             try:
                 wanted = protocols.get(folder.resolve().name)
                 changed += _sync_folder(store, folder, known, wanted)
                 done += 1
             except Exception as error:  # the other folders are not hurt
-                failures.append((str(folder), explain(error)))
+                failures.append((str(folder), error_line(error)))
                 if not isinstance(error, GlasBenchError) and not store.answers():
-                    failures += [(str(rest), explain(error)) for rest in folders[index + 1 :]]
+                    failures += [(str(rest), error_line(error)) for rest in folders[index + 1 :]]
                     break
     return SyncReport(done, failures, changed)
 
@@ -371,7 +371,7 @@ def fetch(results: Path, experiment: str, *, debug: bool = False) -> Fetched:
             except Exception as error:
                 if not store.answers():
                     raise
-                left_out.append(f"{run.info.run_name} cannot be fetched: {explain(error)}")
+                left_out.append(f"{run.info.run_name} cannot be fetched: {error_line(error)}")
     return Fetched(list(folders), left_out)
 
 
