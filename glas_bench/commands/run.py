@@ -19,12 +19,6 @@ from glas_bench.tracking.mirror import Mirror
 if TYPE_CHECKING:
     from glas_bench.data import Splits
 
-PATIENCE = 120.0
-"""Seconds that a finished run waits for its record to be mirrored."""
-
-PATIENCE_WHEN_STOPPED = 10.0
-"""The same after SIGTERM or Ctrl-C."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -153,6 +147,6 @@ def _run_watched(
             )
         if mirror is None:
             return outcomes, None
-        report = mirror.finish(PATIENCE_WHEN_STOPPED if signals.requested() else PATIENCE)
+        report = mirror.finish()
     problems = [message for _, message in report.failures]
     return outcomes, problems[0] if problems else None

@@ -11,7 +11,6 @@ from typing import Any
 
 from glas_bench import config, environment, signals, study
 from glas_bench.commands import Answer
-from glas_bench.commands.run import PATIENCE, PATIENCE_WHEN_STOPPED
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.record import note_study
 from glas_bench.runs.cells import check_results
@@ -156,7 +155,7 @@ def _run(
                 problems.append((3, f"{error}; the run folders have everything: sweep again"))
         _follow(plan, queue, mirror)
         if mirror is not None:
-            report = mirror.finish(PATIENCE_WHEN_STOPPED if signals.requested() else PATIENCE)
+            report = mirror.finish()
             problems += [(3, message) for _, message in report.failures[:1]]
     return problems
 

@@ -1,11 +1,9 @@
-"""A mirror that cannot hurt: MLflow is kept up to date by a process beside the training.
+"""Keeps MLflow up to date from a process beside the training, which cannot disturb it.
 
-A process and not a thread, because what MLflow can do to a training is then nothing at all: its
-import of seconds, the interpreter's lock, a crash, its words on stdout, a socket that never answers
-and cannot be interrupted stay over there, at low priority. The process gets its orders on stdin, so
-no address or password is in its arguments, syncs the folders every half minute, once more on
-`finish`, and ends when stdin closes: it cannot outlive its parent, however that dies. What it has
-to say goes to `<results>/mlflow.log`, without passwords.
+mlflow takes seconds to import, prints to stdout, may crash, and may hang in a socket that cannot be
+interrupted. In a child process of low priority none of that reaches the training. The child syncs
+the run folders every half minute, and once more on `finish`. Addresses and passwords are not in
+its arguments; its output goes to `<results>/mlflow.log`, passwords masked.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from glas_bench import processes
+from glas_bench import processes, signals
 from glas_bench.processes import ChildProcess, Order, Tell
 
 if TYPE_CHECKING:
@@ -29,19 +27,20 @@ if TYPE_CHECKING:
 EVERY = 30.0
 """Seconds between two syncs."""
 
-LOG_BYTES = 2**20
-"""Size at which the log begins anew."""
+PATIENCE, PATIENCE_WHEN_STOPPED = 120.0, 10.0
+"""Seconds to wait for the last sync; and after SIGTERM or Ctrl-C."""
 
-ADVICE = "the run folder has everything; run `glas-bench sync` later"
+LOG_BYTES = 2**20
+"""Size at which the log starts over."""
 
 
 class Mirror:
-    """The parent's handle of the process. None of its methods raises, or waits longer than told.
+    """The parent's side. No method raises, or waits longer than its timeout.
 
     Args:
         results: the results folder.
-        folders: run folders to mirror; one that is not there yet is taken up when it is.
-        experiment: a study's; else `addresses.experiment_name()`.
+        folders: run folders to mirror, each as soon as it exists.
+        experiment: a study's; by default see `address.experiment_name`.
         every: seconds between two syncs.
     """
 
@@ -63,7 +62,7 @@ class Mirror:
         }
         self.child: ChildProcess | None = None
         self.reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.trouble = "it was not started"
+        self.problem = "it was not started"
 
     def __enter__(self) -> Mirror:
         self.start()
@@ -73,7 +72,7 @@ class Mirror:
         self.close()
 
     def start(self) -> None:
-        """Start the process; it does its heavy imports over there."""
+        """Start the child process."""
         try:
             self.results.mkdir(parents=True, exist_ok=True)
             self.child = ChildProcess(
@@ -82,7 +81,7 @@ class Mirror:
                 _open_log(self.results / "mlflow.log"),
             )
         except OSError as error:
-            self.trouble = f"it could not be started: {error}"
+            self.problem = f"it could not be started: {error}"
 
     def add(self, folder: Path) -> None:
         """Mirror one more run folder from the next sync on."""
@@ -91,20 +90,26 @@ class Mirror:
             if self.child is not None:
                 self.child.send({"folder": str(folder)})
 
-    def finish(self, timeout: float = 30.0) -> SyncReport:
-        """Have everything mirrored once more and end the process.
+    def finish(self, timeout: float | None = None) -> SyncReport:
+        """Sync once more and end the process; what is not done in time is reported as a failure.
 
-        Waits at most `timeout` seconds; what is not done then is reported as a failure.
+        Args:
+            timeout: seconds; by default `PATIENCE`, or `PATIENCE_WHEN_STOPPED`.
         """
         from glas_bench.tracking.sync import SyncReport
 
+        if timeout is None:
+            timeout = PATIENCE_WHEN_STOPPED if signals.requested() else PATIENCE
         try:
             if report := self._last_report(timeout):
                 return SyncReport(**report)
         finally:
             self.close()
+        message = (
+            f"not mirrored to MLflow: {self.problem}; the run folder has everything; "
+            "run `glas-bench sync` later"
+        )
         there = [folder for folder in self.folders if (folder / "config.yaml").is_file()]
-        message = f"not mirrored to MLflow: {self.trouble}; {ADVICE}"
         return SyncReport(0, [(str(folder), message) for folder in there])
 
     def _last_report(self, timeout: float) -> dict[str, Any] | None:
@@ -114,10 +119,10 @@ class Mirror:
         try:
             report = self.reports.get(timeout=timeout)
         except queue.Empty:
-            self.trouble = f"no answer within {timeout:.0f} s"
+            self.problem = f"no answer within {timeout:.0f} s"
             return None
         if report is None:
-            self.trouble = f"its process died, see {self.results / 'mlflow.log'}"
+            self.problem = f"its process died, see {self.results / 'mlflow.log'}"
         return report
 
     def close(self) -> None:
@@ -128,25 +133,25 @@ class Mirror:
 
 
 def _open_log(path: Path) -> IO[bytes]:
-    """Open the log to append to; one that has grown begins anew."""
+    """Open the log to append to; one that has grown too large starts over."""
     if path.is_file() and path.stat().st_size > LOG_BYTES:
         path.unlink()
     return open(path, "ab")
 
 
-# --------------------------------------------------------------------------- as a process
+# --------------------------------------------------------------------------- the child's side
 
 
 def main() -> NoReturn:
-    """Mirror as ordered on stdin."""
+    """Mirror the run folders of the order on stdin."""
     processes.serve(_serve)
 
 
 def _serve(order: dict[str, Any], tell: Tell, inbox: queue.Queue[Any]) -> int:
-    """Sync now and then; after `finish` once more, whose report is the answer."""
+    """Sync now and then; after `finish` once more, and answer with that report."""
     from glas_bench.tracking.sync import sync
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent checkpoints and says when to end
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to end
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(10)
