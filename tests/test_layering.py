@@ -37,10 +37,7 @@ OWNERS = {
     "mlflow": {"tracking.mlflow_store"},
     "optuna": {"sweep.database", "sweep.search"},
     "sqlalchemy": {"sweep.database"},  # comes with optuna
-    "pandas": {
-        "tracking.mlflow_store",
-        *(f"report.{name}" for name in ("csv_file", "figures", "record_figures")),
-    },
+    "pandas": {f"report.{name}" for name in ("csv_file", "figures", "record_figures")},
     "PIL": {"report.figures"},
     "seaborn": {"report.figures", "report.record_figures"},
     "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,23 @@ import pytest
 from services import Server, free_port
 
 from glas_bench.config import RunConfig, protocol_key
-from glas_bench.errors import RunError, UsageError
+from glas_bench.errors import RunError
 from glas_bench.record import (
     RunFolder,
     SeedFolder,
+    find_runs,
     load_run,
     note_study,
     runs_by_study,
     write_json,
 )
+from glas_bench.report.records import runs_of
 from glas_bench.text import redact
 from glas_bench.tracking import entries
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.address import experiment_name
 from glas_bench.tracking.mirror import Mirror
-from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync, sync_all
+from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync
 
 BEGAN = 1_760_000_000.0
 
@@ -143,7 +146,7 @@ def opened(results: Path) -> store.Store:
 def runs(results: Path) -> dict[str, Any]:
     """All active runs of the store by name; two of one name fail."""
     there = opened(results)
-    found = list(there.search([there.experiment_id]))
+    found = there.runs(experiment_name())
     named = {run.info.run_name: run for run in found}
     assert len(named) == len(found), sorted(run.info.run_name for run in found)
     return named
@@ -160,6 +163,42 @@ def histories(results: Path) -> dict[tuple[str, str], list[tuple[int, float, int
         for name, run in runs(results).items()
         for metric in run.data.metrics
     }
+
+
+def sync_all(results: Path) -> SyncReport:
+    return sync(find_runs(results), results)
+
+
+def sync_in_a_process(results: Path, limit: str = "") -> SyncReport:
+    """Sync as the command does, with nothing imported yet; nothing but the report is printed."""
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from test_tracking import as_line, sync_all\n"
+        f"{limit}\n"
+        "print(as_line(sync_all(Path(sys.argv[1]))))"
+    )
+    return parsed(run_script(script, results))
+
+
+def run_script(script: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def as_line(report: SyncReport) -> str:
+    return json.dumps(asdict(report))
+
+
+def parsed(line: str) -> SyncReport:
+    value = json.loads(line)
+    return SyncReport(**{**value, "failures": [tuple(each) for each in value["failures"]]})
 
 
 def assert_ok(report: SyncReport, runs: int) -> None:
@@ -196,7 +235,7 @@ def test_a_folder_becomes_a_parent_and_its_seeds(results: Path) -> None:
     assert [step for step, *_ in histories(results)[f"{name} seed 1", "validation/elbo"]] == [2, 3]
     client = opened(results).client
     given = {file.path for file in client.list_artifacts(child.info.run_id)}
-    assert given == {"eval", "per_image.npz"}
+    assert given == {"eval", "per_image.npz", "status.json", "metrics.jsonl"}
     given = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert given == {"config.yaml", "environment.json"}
     assert (results / "artifacts").is_dir()
@@ -211,9 +250,8 @@ def test_twice_is_harmless(results: Path) -> None:
     assert sync([folder.path], results).changed == 1
     assert histories(results) == before
     (folder.path / "tracking.json").unlink()  # forgets the runs: they are made anew, not doubled
-    sync([folder.path], results)
-    frame = store.read_runs(results)
-    assert len(frame) == 1
+    assert_ok(sync([folder.path], results), 1)
+    assert fetch(results, "glas-bench") == Fetched([folder.path], [])
 
 
 def test_an_answer_that_was_lost_doubles_nothing(results: Path) -> None:
@@ -294,30 +332,16 @@ def test_a_moved_results_folder_is_mirrored_again(tmp_path: Path) -> None:
     assert not old.exists()
 
 
-def sync_in_a_process(results: Path) -> SyncReport:
-    """Sync as the command does, with nothing imported yet; nothing but the report is printed."""
-    script = (
-        "import sys; from pathlib import Path; from glas_bench.tracking.sync import sync_all\n"
-        "print(sync_all(Path(sys.argv[1])).line())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(results)], capture_output=True, text=True, check=True
-    )
-    assert done.stderr == ""
-    return SyncReport.parse(done.stdout)
-
-
 def test_the_newest_scoring_gives_the_numbers(results: Path) -> None:
     folder = finished(results)
     sync([folder.path], results)
     key = score(folder.seed(0), samples=50, iw=147.0, elbo=None, elbo_status="undefined")
     assert_ok(sync([folder.path], results), 1)
-    row = store.read_runs(results).iloc[0]
-    assert row["metrics.iw"] == 147.0
-    assert row["metrics.samples"] == 50
-    assert row["tags.protocol_key"] == key
-    assert "metrics.elbo" not in row  # of the other scoring, and no number of this one
-    assert row["tags.elbo_status"] == "undefined"
+    run = runs(results)[f"{folder.path.name} seed 0"].data
+    assert (run.metrics["iw"], run.metrics["samples"]) == (147.0, 50)
+    assert (run.tags["protocol_key"], run.tags["elbo_status"]) == (key, "undefined")
+    numbers, _ = told(folder)
+    assert "elbo" not in numbers  # of the other scoring, and no number of this one
 
 
 def test_a_study_s_own_protocol_gives_its_numbers(results: Path) -> None:
@@ -332,8 +356,8 @@ def test_a_study_s_own_protocol_gives_its_numbers(results: Path) -> None:
     assert places == {"mine": [folder.path], None: []}
     for experiment, key, iw in (("mine", own, 148.5), ("by hand", other, 1.0)):
         assert_ok(sync([folder.path], results, experiment=experiment), 1)
-        (row,) = store.read_runs(results, [experiment]).to_dict("records")
-        assert (row["tags.protocol_key"], row["metrics.iw"]) == (key, iw)
+        (run,) = (run.data for run in opened(results).runs(experiment) if "seed" in run.data.params)
+        assert (run.tags["protocol_key"], run.metrics["iw"]) == (key, iw)
 
 
 def test_seeds_of_a_cell_stay_together(results: Path) -> None:
@@ -354,8 +378,10 @@ def test_a_complete_run_stands_for_a_seed_before_one_begun_later(results: Path) 
     half.seed(0).set_status("interrupted", step=31)
     assert half.path.name == folder.path.name
     assert_ok(sync([half.path], results), 1)
-    (row,) = store.read_runs(results).to_dict("records")
-    assert row["status"] == "complete"
+    folders = fetch(results, "glas-bench").folders
+    assert [path.name for path in folders] == [folder.path.name] * 2
+    (run,) = runs_of([load_run(path) for path in folders])
+    assert run.seed.status == "complete"
 
 
 def test_the_referee_s_scores_displace_no_run_s_own(results: Path) -> None:
@@ -364,9 +390,9 @@ def test_the_referee_s_scores_displace_no_run_s_own(results: Path) -> None:
     refereed = {"protocol": {"estimators": ["ais"]}, "ais": 99.0, "ais_status": "accepted"}
     folder.seed(0).save_scores("0" * 12, refereed, {})
     assert_ok(sync([folder.path], results), 1)
-    row = store.read_runs(results).iloc[0]
-    assert row["tags.protocol_key"] == before
-    assert "metrics.elbo" in row
+    run = runs(results)[f"{folder.path.name} seed 0"].data
+    assert run.tags["protocol_key"] == before
+    assert "elbo" in run.metrics
 
 
 def told(folder: RunFolder) -> tuple[dict[str, float], dict[str, str | None]]:
@@ -525,21 +551,13 @@ def test_a_database_server_that_is_down_is_told_at_once(
     report = sync([folder.path], tmp_path)
     assert time.monotonic() - started < 120  # MLflow's own patience is twice that
     assert len(report.failures) == 1
-    assert "s3cret" not in report.line()
+    assert "s3cret" not in as_line(report)
 
 
 def test_a_database_that_the_disk_had_no_room_for_is_made_later(tmp_path: Path) -> None:
     folder = finished(tmp_path)
-    script = (
-        "import resource, sys; from pathlib import Path\n"
-        "from glas_bench.tracking.sync import sync_all\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-        "print(sync_all(Path(sys.argv[1])).line())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    report = SyncReport.parse(done.stdout)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+    report = sync_in_a_process(tmp_path, limit)
     assert report.runs == 0
     assert report.failures[0][0] == str(folder.path)
     assert not list(tmp_path.glob("*mlflow.db")), "half a database is left"
@@ -553,57 +571,21 @@ def test_ten_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path\n"
         "import mlflow.store.tracking.sqlalchemy_store\n"
-        "from glas_bench.tracking.sync import sync\n"
+        "from test_tracking import as_line, sync\n"
         "results, *folders = map(Path, sys.argv[1:])\n"
         "gate, open_gate = os.pipe()\n"
         "for folder in folders:\n"
         "    if os.fork() == 0:\n"
         "        os.close(open_gate); os.read(gate, 1)\n"
-        "        os.write(1, (sync([folder], results).line() + chr(10)).encode()); os._exit(0)\n"
+        "        line = as_line(sync([folder], results)) + chr(10)\n"
+        "        os.write(1, line.encode()); os._exit(0)\n"
         "os.close(open_gate)\n"
         "for folder in folders: os.wait()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), *folders],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-    )
-    reports = [SyncReport.parse(line) for line in done.stdout.splitlines()]
+    lines = run_script(script, tmp_path, *folders).splitlines()
+    reports = [parsed(line) for line in lines]
     assert reports == [SyncReport(1, [], 1)] * 10
     assert len(runs(tmp_path)) == 20
-
-
-# --------------------------------------------------------------------------- reading
-
-
-def test_foreign_and_broken_runs_are_named_and_left_out(results: Path) -> None:
-    folder = finished(results)
-    sync_all(results)
-    there = opened(results)
-    client, place = there.client, there.experiment_id
-    client.create_run(place, run_name="somebody's")
-    client.create_run(place, run_name="older", tags={"glas_bench.schema": "0"})
-    client.create_run(place, run_name="half", tags={"glas_bench.schema": "1"})
-    client.create_run(client.create_experiment("elsewhere"), run_name="not read")
-    frame = store.read_runs(results)
-    assert list(frame["config_key"]) == [folder.key]
-    assert [text.partition(" ")[2] for text in frame.attrs["left_out"]] == [
-        "half is broken: it lacks 'glas_bench.kind'",
-        "older is broken: schema 0, and 1 is read here",
-        "somebody's is not of glas-bench",
-    ]
-    assert len(frame.attrs["known"]) == 5
-    assert len(store.read_runs(results, ["elsewhere"])) == 0
-    with pytest.raises(UsageError, match="Did you mean 'elsewhere'"):
-        store.read_runs(results, ["elswhere"])
-
-
-def test_an_empty_store_has_no_rows(tmp_path: Path) -> None:
-    frame = store.read_runs(tmp_path)
-    assert len(frame) == 0
-    assert {"variant", "status", "seed"} <= set(frame.columns)
 
 
 # --------------------------------------------------------------------------- back to folders
@@ -727,16 +709,10 @@ def test_a_server_that_dies_between_is_made_up_for(
         points = before[f"{folder.path.name} seed 0", "train/objective"]
         assert [step for step, *_ in points] == [1, 2, 3]
     assert not (tmp_path / "mlflow.db").exists()
-    frame = store.read_runs(tmp_path)
-    assert sorted(frame["variant"]) == ["cauchy", "hellinger"]
     second.path.rename(tmp_path / "moved")  # its files come from the server then
     first_too, copy = fetch(tmp_path, "a study of mine").folders
     assert (first_too, copy.name) == (first.path, second.path.name)
     assert contents(copy) == contents(tmp_path / "moved")
-    shutil.rmtree(tmp_path / "runs")  # per-image values come from the server then
-    images = store.per_image(frame.to_dict("records"), tmp_path, ["iw", "nll"])["iw"]
-    assert sorted(images) == sorted([(first.key, 0), (second.key, 0)])
-    assert all(values.shape == (20,) for values in images.values())
 
 
 # --------------------------------------------------------------------------- beside a training
@@ -793,7 +769,7 @@ def test_the_mirror_gives_up_on_a_black_hole(
     assert (Path(failed), more) == (folder.path, [])
     assert "no answer within 3 s" in message
     assert "glas-bench sync" in message
-    assert "s3cret" not in report.line() + (tmp_path / "mlflow.log").read_text()
+    assert "s3cret" not in as_line(report) + (tmp_path / "mlflow.log").read_text()
 
 
 def test_a_black_hole_costs_a_sync_seconds(
@@ -806,9 +782,9 @@ def test_a_black_hole_costs_a_sync_seconds(
     report = sync(folders, tmp_path)
     assert time.monotonic() - started < 120  # MLflow's own patience is twice that
     assert [Path(folder) for folder, _ in report.failures] == folders
-    assert "s3cret" not in report.line()
+    assert "s3cret" not in as_line(report)
     with pytest.raises(RunError, match="cannot read the runs"):
-        store.read_runs(tmp_path)
+        fetch(tmp_path, "glas-bench")
 
 
 def test_the_mirror_dies_with_its_parent(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glas_bench.commands import Answer
 from glas_bench.record import load_run, runs_by_study
-from glas_bench.tracking.sync import sync_all
+from glas_bench.tracking.sync import sync
 
 
 def carry_out(folders: Sequence[Path], results: Path) -> Answer:
@@ -21,7 +21,7 @@ def carry_out(folders: Sequence[Path], results: Path) -> Answer:
     done: set[str] = set()
     failures: list[tuple[str, str]] = []
     for experiment, some in runs_by_study(results, folders or None).items():
-        report = sync_all(results, some, experiment=experiment)
+        report = sync(some, results, experiment=experiment)
         failures += report.failures
         done |= {str(each) for each in some} - {name for name, _ in report.failures}
     return Answer(

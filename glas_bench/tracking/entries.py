@@ -116,7 +116,7 @@ def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> E
             "status": seed.status,
             "reason": _text(seed.about.get("reason")),
             "diverged_step": _text(seed.about.get("step")) if seed.status == "diverged" else None,
-            "scores": json.dumps(sorted({point.name for point in numbers})) if protocol else None,
+            "scores": None,  # of older versions
         },
         rows=[_points(row) for row in seed.metrics],
         numbers=numbers,

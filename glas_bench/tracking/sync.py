@@ -1,10 +1,8 @@
-"""Run folders to MLflow: `sync`, which may be called at any time, by anyone, any number of times.
+"""Run folders to MLflow (`sync`) and back (`fetch`).
 
-The ids of a folder's runs are kept in its `tracking.json`, by store; what the store already holds
-is asked of the store; a run that the store has lost is made anew. `mirror` calls this beside a
-training, in a process of its own.
-
-The order in which a store is written is the difficulty, so it is in one file.
+`sync` may be called at any time, by any number of processes, any number of times. A folder's
+`tracking.json` keeps the ids of its runs by store; what a run already holds is read from the store;
+a run that the store has lost is created again.
 """
 
 from __future__ import annotations
@@ -16,13 +14,13 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glas_bench.errors import GlasBenchError, RunError
-from glas_bench.record import find_runs, load_run, noted_protocols, read_json, write_json
+from glas_bench.record import RunFolder, load_run, noted_protocols, read_json, write_json
 from glas_bench.tracking import entries
 from glas_bench.tracking.address import error_line, experiment_name, locked
 from glas_bench.tracking.entries import Entry, Point
@@ -31,9 +29,11 @@ from glas_bench.tracking.mlflow_store import MOST_METRICS, Store, quiet_mlflow, 
 if TYPE_CHECKING:
     from glas_bench.tracking.mlflow_store import Run
 
-
 FILES = "glas_bench.files"
 """Tag of a run: its artifacts and the digests of their contents, set when all are uploaded."""
+
+MANY = 10
+"""Folders from which on one search for all runs is faster than a request for each."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,11 @@ class SyncReport:
     """What a sync did."""
 
     runs: int = 0
-    """Run folders whose mirror is complete."""
+    """Run folders that MLflow now holds."""
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """Folders that could not be mirrored, with what went wrong."""
+    """Run folders that could not be mirrored, each with the error."""
     changed: int = 0
-    """Of `runs`, those that had something new."""
-
-    def line(self) -> str:
-        """Return the report as a line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, line: str) -> SyncReport:
-        """Read what `line` wrote."""
-        value = json.loads(line)
-        value["failures"] = [(folder, message) for folder, message in value["failures"]]
-        return cls(**value)
+    """Of `runs`, those with something new."""
 
 
 def sync(
@@ -64,52 +53,39 @@ def sync(
     results: Path,
     *,
     experiment: str | None = None,
-    known: Collection[str] | None = None,
     debug: bool = False,
 ) -> SyncReport:
-    """Bring run folders into MLflow; never raises for what MLflow or a folder does wrong.
+    """Mirror run folders to MLflow; errors of MLflow or of a folder are returned, not raised.
 
     Args:
-        folders: run folders, wherever they lie.
+        folders: run folders, anywhere.
         results: the results folder, for the default store and its artifacts.
-        experiment: instead of `experiment_name()`.
-        known: ids of all runs that the store holds, where they have just been read.
+        experiment: a study's; by default see `experiment_name`.
         debug: let mlflow's own messages through to stderr.
     """
     if not folders:
         return SyncReport()
     done, changed, failures = 0, 0, []
+    name = experiment_name(experiment)
     with quiet_mlflow(debug):
         try:
             store = Store(results)
-            store.use(experiment_name(experiment))
-            protocols = noted_protocols(results, experiment) if experiment else {}
-        except Exception as error:  # a mirror that is down is told of, not raised
+            store.use(name)
+            protocols = noted_protocols(results, name)
+            known = {run.info.run_id for run in store.runs(name)} if len(folders) > MANY else None
+        except Exception as error:
             return SyncReport(0, [(str(folder), error_line(error)) for folder in folders])
         for index, folder in enumerate(folders):
             try:
                 wanted = protocols.get(folder.resolve().name)
                 changed += _sync_folder(store, folder, known, wanted)
                 done += 1
-            except Exception as error:  # the other folders are not hurt
+            except Exception as error:  # the other folders may succeed
                 failures.append((str(folder), error_line(error)))
                 if not isinstance(error, GlasBenchError) and not store.answers():
                     failures += [(str(rest), error_line(error)) for rest in folders[index + 1 :]]
                     break
     return SyncReport(done, failures, changed)
-
-
-def sync_all(
-    results: Path,
-    folders: Sequence[Path] | None = None,
-    *,
-    experiment: str | None = None,
-    known: Collection[str] | None = None,
-    debug: bool = False,
-) -> SyncReport:
-    """Bring the given run folders, or all of the results folder, into MLflow."""
-    chosen = find_runs(results) if folders is None else folders
-    return sync(chosen, results, experiment=experiment, known=known, debug=debug)
 
 
 def _sync_folder(
@@ -119,7 +95,7 @@ def _sync_folder(
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
     with locked(folder / "tracking.lock", "this folder's mirror"):
-        ledger = Ledger(folder, store)
+        ledger = _Ledger(folder, store)
         stamp = _stamp(folder, wanted)
         if ledger.kept.get("stamp") == stamp and _all_there(store, ledger.run_ids, known):
             return False
@@ -145,17 +121,15 @@ def _all_there(store: Store, run_ids: Sequence[str], known: Collection[str] | No
 
 
 def _stamp(folder: Path, wanted: str | None) -> str:
-    """Return a digest of what the folder holds, by size and time of its files, and of what of it is
-    wanted."""
+    """Return a digest of the wanted protocol and of the sizes and times of the folder's files."""
     kinds = {".yaml", ".json", ".jsonl", ".npz", ".png"}
     files = [
         (str(path.relative_to(folder)), *_about(path))
         for path in sorted(folder.rglob("*"))
         if path.suffix in kinds and path.name != "tracking.json" and path.is_file()
     ]
-    return hashlib.sha256(json.dumps([entries.SCHEMA, FILES, wanted, *files]).encode()).hexdigest()[
-        :16
-    ]
+    document = json.dumps([entries.SCHEMA, FILES, wanted, *files])
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:
@@ -171,18 +145,18 @@ def _about(path: Path) -> list[int]:
 # --------------------------------------------------------------------------- one folder
 
 
-class Ledger:
+class _Ledger:
     """A folder's `tracking.json`: which runs mirror it in a store, and how far.
 
-    Each slot (`cell`, or a seed's number) holds the run's id, the epochs it has, when its training
-    began, and size and time of the files it was given.
+    Each slot (`cell`, or a seed's number) keeps the run's id, the number of its epochs, and size,
+    time and digest of the files it was given.
     """
 
     def __init__(self, folder: Path, store: Store) -> None:
         self.path = folder / "tracking.json"
         try:
             self.document = read_json(self.path)
-        except RunError:  # missing or broken: it can be made anew
+        except RunError:  # missing or broken: the runs are found in the store, or created again
             self.document = {}
         self.is_new = "id" not in self.document
         self.id = self.document.setdefault("id", uuid.uuid4().hex)
@@ -192,15 +166,15 @@ class Ledger:
             self.kept = {"born": store.born, "slots": {}}
         stores[store.key] = self.kept
         if self.is_new:
-            self.save()  # before any run is made: a run whose creation is cut short is found by it
+            self.save()  # before any run is created: the id finds a run whose creation was cut
 
     @property
     def run_ids(self) -> list[str]:
-        """The ids of all runs of this folder."""
+        """The ids of the folder's runs."""
         return [slot["run"] for slot in self.kept["slots"].values() if "run" in slot]
 
     def slot(self, name: str) -> dict[str, Any]:
-        """Return what is kept of a run, to be read and changed."""
+        """Return what is kept of a run, to read and change."""
         return cast(dict[str, Any], self.kept["slots"].setdefault(name, {}))
 
     def save(self) -> None:
@@ -209,10 +183,10 @@ class Ledger:
 
 
 class _Put:
-    """Makes one MLflow run equal to an entry, writing only what differs."""
+    """Makes an MLflow run equal to an entry; writes only what differs."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, name: str, entry: Entry, parent: str | None = None
+        self, store: Store, ledger: _Ledger, name: str, entry: Entry, parent: str | None = None
     ) -> None:
         self.store = store
         self.client = store.client
@@ -229,9 +203,8 @@ class _Put:
         self._files()
         self._status()
 
-    def _existing(self, ledger: Ledger) -> Run | None:
-        """Return the run that mirrors the entry so far; one of a training that was begun anew is
-        deleted."""
+    def _existing(self, ledger: _Ledger) -> Run | None:
+        """Return the run of the entry; delete it if training has started over since."""
         run = self.store.run(self.slot["run"]) if "run" in self.slot else None
         if run is None and not ledger.is_new:
             run = self.store.find(self.identity)
@@ -246,7 +219,7 @@ class _Put:
             self.slot["run"] = run.info.run_id
         return run
 
-    def _create(self, ledger: Ledger) -> Run:
+    def _create(self, ledger: _Ledger) -> Run:
         run = self.client.create_run(
             self.store.experiment_id,
             start_time=self.entry.start,
@@ -266,7 +239,7 @@ class _Put:
             self.client.delete_tag(self.run_id, key)
         rows = self._new_rows()
         size = MOST_METRICS // max((len(row) for row in rows), default=1)
-        for start in range(0, len(rows), size):  # an epoch is logged whole or not at all
+        for start in range(0, len(rows), size):  # an epoch is logged in one call
             chunk = rows[start : start + size]
             self.store.log(self.run_id, [point for row in chunk for point in row])
         if rows:
@@ -274,8 +247,11 @@ class _Put:
         self.store.log(self.run_id, self._new_numbers())
 
     def _new_rows(self) -> list[list[Point]]:
-        """Return the epochs that the store lacks: it is asked, since an answer may get lost and a
-        resumed training writes epochs again, at other times."""
+        """Return the epochs that the store lacks.
+
+        The store is asked: the answer to a call may have been lost, and a resumed training writes
+        epochs again, with other times.
+        """
         have = self.slot.get("epochs", 0)
         rows = [row for row in self.entry.rows if row and row[0].step > have]
         if rows and not self.created:
@@ -285,9 +261,9 @@ class _Put:
         return [row for row in rows if row[0].step > have]
 
     def _new_numbers(self) -> list[Point]:
-        """Return the final numbers whose latest value in the store is another.
+        """Return the final numbers that differ from the store's latest.
 
-        A curve over a number (`iw_sweep`) is compared by its last point and logged as a whole.
+        A curve over the number of weights (`iw_sweep`) is compared by its last point.
         """
         latest = {point.name: point for point in sorted(self.entry.numbers, key=lambda p: p.step)}
         stale = {
@@ -326,7 +302,7 @@ class _Put:
 
 @dataclass(frozen=True)
 class Fetched:
-    """The run folders of an experiment."""
+    """Run folders of an experiment."""
 
     folders: list[Path]
     """For `record.load_run`. A cell may have several, with different seeds or with the same."""
@@ -351,19 +327,21 @@ def fetch(results: Path, experiment: str, *, debug: bool = False) -> Fetched:
     """
     folders: dict[Path, None] = {}  # a set that keeps its order
     left_out: list[str] = []
-    local = {_id_of(folder): folder for folder in find_runs(results)}
     with reading(results, debug) as store:
         runs = store.runs(experiment)
         cells = {run.info.run_id: run for run in runs}
         for run in sorted(runs, key=lambda run: (str(run.info.run_name), run.info.start_time)):
             try:
-                if seed := _seed_of(run):
-                    mine = local.get(run.data.tags.get("glas_bench.id", "").rpartition("/")[0])
-                    if mine is not None and (mine / f"seed-{seed}").is_dir():
-                        folders[mine] = None
-                    else:
-                        cell = cells[run.data.tags["mlflow.parentRunId"]]
-                        folders[_copy(store, results, cell, run, seed)] = None
+                if (number := _seed_of(run)) is None:
+                    continue
+                tags = run.data.tags
+                name = _file_name(f"{tags['variant']}-{tags['config_key']}")
+                folder = results / "runs" / name
+                if not _is_here(folder, number, run):
+                    cell = cells[tags["mlflow.parentRunId"]]
+                    folder = results / "fetched" / str(run.info.run_id) / name
+                    _copy(store, folder, {"": cell, f"seed-{number}": run})
+                folders[folder] = None
             except KeyError as error:
                 left_out.append(f"{run.info.run_name} is broken: it lacks {error}")
             except (GlasBenchError, ValueError) as error:
@@ -375,48 +353,53 @@ def fetch(results: Path, experiment: str, *, debug: bool = False) -> Fetched:
     return Fetched(list(folders), left_out)
 
 
-def _id_of(folder: Path) -> str:
-    """Return the identity of a run folder in every store; nothing where it was never mirrored."""
-    try:
-        return str(read_json(folder / "tracking.json").get("id", ""))
-    except RunError:
-        return ""
-
-
-def _seed_of(run: Run) -> str:
-    """Return the seed of a seed's run; nothing for a cell's."""
+def _seed_of(run: Run) -> int | None:
+    """Return the seed of a seed's run, or None for a cell's."""
     tags = run.data.tags
-    if "glas_bench.schema" not in tags:
+    if (schema := tags.get("glas_bench.schema")) is None:
         raise RunError("is not of glas-bench")
-    if tags["glas_bench.schema"] != entries.SCHEMA:
-        found = tags["glas_bench.schema"]
-        raise RunError(f"is broken: schema {found}, and {entries.SCHEMA} is read here")
-    return "" if tags["glas_bench.kind"] == "cell" else str(int(run.data.params["seed"]))
+    if schema != entries.SCHEMA:
+        raise RunError(f"is broken: schema {schema}, and {entries.SCHEMA} is read here")
+    return None if tags["glas_bench.kind"] == "cell" else int(run.data.params["seed"])
 
 
-def _copy(store: Store, results: Path, cell: Run, run: Run, seed: str) -> Path:
-    """Return a run folder with one seed, downloaded where its files are not here already."""
-    name = _file_name(f"{run.data.tags['variant']}-{run.data.tags['config_key']}")
-    target = results / "fetched" / str(run.info.run_id) / name
-    sources = [(cell, artifact, artifact, digest) for artifact, digest in _listed(cell)]
-    sources += [(run, artifact, f"seed-{seed}/{artifact}", d) for artifact, d in _listed(run)]
+def _is_here(folder: Path, number: int, run: Run) -> bool:
+    """Return whether a run folder has the training that a run mirrors."""
+    seed = RunFolder.at(folder).seed(number)
+    try:
+        began = next((repr(row["time"]) for row in seed.metrics()), None)
+    except RunError:
+        return False
+    return seed.path.is_dir() and began == run.data.tags.get("glas_bench.began")
+
+
+def _copy(store: Store, target: Path, runs: Mapping[str, Run]) -> None:
+    """Make a folder of the files of runs, each run's in a subfolder, where it is not there yet.
+
+    Raises:
+        RunError: a file is not there as its run's tag says.
+    """
+    files = [
+        (run.info.run_id, artifact, Path(folder, artifact), digest)
+        for folder, run in runs.items()
+        for artifact, digest in _listed(run)
+    ]
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.parent / "lock", "this copy"):
-        if all(_digest(target / path) == digest for *_, path, digest in sources):
-            return target
+        if all(_digest(target / path) == digest for *_, path, digest in files):
+            return
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            for source, artifact, path, digest in sources:
-                copy = Path(scratch, name, path)
+            for run_id, artifact, path, digest in files:
+                copy = Path(scratch, "whole", path)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 if _digest(target / path) == digest:
                     shutil.copy2(target / path, copy)
                     continue
-                shutil.move(store.download(source.info.run_id, artifact, scratch), copy)
+                shutil.move(store.download(run_id, artifact, scratch), copy)
                 if _digest(copy) != digest:
                     raise RunError(f"is being written: {artifact} has changed; report it again")
             shutil.rmtree(target, ignore_errors=True)
-            os.replace(Path(scratch, name), target)
-    return target
+            os.replace(Path(scratch, "whole"), target)
 
 
 def _listed(run: Run) -> list[tuple[str, str]]:
