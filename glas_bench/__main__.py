@@ -1,4 +1,4 @@
-"""The command's first lines: what must be said before anything heavy is imported."""
+"""The entry point: what must happen before heavy imports."""
 
 import os
 
@@ -8,8 +8,8 @@ from glas_bench import signals
 def main() -> None:
     """Run `glas-bench`."""
     signals.install()
-    # A seed has one thread of numpy's BLAS unless `--threads` says more, which takes threadpoolctl:
-    # a bare machine may lack that, and OpenBLAS reads this when it is loaded.
+    # By default a seed has one thread of numpy's BLAS. OpenBLAS reads this when it is loaded; more
+    # threads (`--threads`) take threadpoolctl, which a bare machine may lack.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from glas_bench.cli import run_command_line
 

