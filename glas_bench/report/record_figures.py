@@ -219,26 +219,17 @@ def _frame(cells: Sequence[TableRow], series: Series) -> pd.DataFrame:
 def _draw_lines(axis: Any, frame: pd.DataFrame, legend: bool) -> None:
     """Draw each cell's mean over seeds, and each seed: a mean hides a collapse."""
     names = list(dict.fromkeys(frame["line"]))
-    about: dict[str, Any] = {
-        "x": "x",
-        "y": "y",
-        "hue": "line",
-        "hue_order": names,
-        "palette": colours(len(names)),
-    }
-    marker = "o" if frame["x"].nunique() == 1 else None
+    about: dict[str, Any] = {"x": "x", "y": "y", "hue": "line", "hue_order": names}
+    about |= {"palette": colours(len(names)), "ax": axis}
     dashes = [DASHES[i % len(DASHES)] for i in range(len(names))]
-    style: dict[str, Any] = {
-        "style": "line",
-        "style_order": names,
-        "dashes": dashes,
-        "errorbar": None,
-    }
-    sns.lineplot(frame, ax=axis, **about, **style, linewidth=1.3, marker=marker, markersize=3)
+    style: dict[str, Any] = {"style": "line", "style_order": names, "dashes": dashes}
+    if frame["x"].nunique() == 1:
+        style |= {"marker": "o", "markersize": 3}
+    sns.lineplot(frame, **about, **style, errorbar=None, legend=legend, linewidth=1.3)
     several = frame[frame.groupby("line")["seed"].transform("nunique") > 1]
     if not several.empty:
         each: dict[str, Any] = {"units": "seed", "estimator": None, "legend": False}
-        sns.lineplot(several, ax=axis, **about, **each, alpha=0.4, linewidth=0.5)
+        sns.lineplot(several, **about, **each, alpha=0.4, linewidth=0.5)
 
 
 # --------------------------------------------------------------------------- pictures
