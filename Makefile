@@ -1,8 +1,9 @@
-# make run   install, then train and score `hellinger` beside the `cauchy` control
-# make test  install, then run the tests, one file of them to a core at a time
-# make lint  install, then ruff and mypy
+# make run    install, then train and score `hellinger` beside the `cauchy` baseline
+# make test   install, then run the tests, one file per core at a time
+# make lint   install, then ruff and mypy
+# make clean  remove .venv
 #
-# Nothing else to know: each creates .venv when it is not there.
+# Each creates .venv where there is none.
 
 PYTHON ?= python3
 VENV := .venv

@@ -88,9 +88,9 @@ def parsed(words: list[str]) -> click.Context:
     command: click.Command = cli
     context = click.Context(cli, info_name="glas-bench")
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        name, found, words = command.resolve_command(context, words)
-        assert found is not None
-        command = found
+        name, below, words = command.resolve_command(context, words)
+        assert below is not None
+        command = below
         context = click.Context(command, info_name=name, parent=context)
     return command.make_context(context.info_name, list(words), parent=context.parent)
 
