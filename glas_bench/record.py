@@ -1,15 +1,15 @@
-"""The run folder, which is the result: written atomically, read back, one process at a time.
+"""The run folder, which is the result: written atomically, locked, and read back.
 
     <results>/runs/<variant>-<config_key>/config.yaml  environment.json  lock  tracking.json
         /seed-0/status.json  metrics.jsonl  checkpoint-*.pt  per_image.npz  samples.png
-               /environment.json (where a seed was made otherwise than its cell's first)
+               /environment.json (only where it differs from the cell's)
         /seed-0/eval/<protocol_key>.json
 
-Every file appears whole or not at all: it is written beside its place, flushed to the disk and
-renamed. `metrics.jsonl` alone grows; a torn last line is dropped. Checkpoints hold tensors and
-plain values, carry a digest, and are loaded with `weights_only=True`, so loading runs no code.
+Every file appears whole or not at all: it is written under another name, flushed to the disk and
+renamed. Only `metrics.jsonl` grows; a torn last line is ignored. Checkpoints hold tensors and plain
+values, carry a digest, and are loaded with `weights_only=True`, so that loading runs no code.
 
-Writing, locking and reading stand in one file because each is the other's counterpart.
+Beside it: statuses and how they join, half-done scorings, and the notes of studies.
 """
 
 from __future__ import annotations
@@ -215,10 +215,10 @@ def finite(value: float | None) -> float | None:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write` on a new file that takes the place of `path` when it is whole on the disk.
+    """Call `write` on a new file, which replaces `path` when it is whole on the disk.
 
     Raises:
-        RunError: the folder cannot be written or the disk is full; nothing half-written is left.
+        RunError: the folder cannot be written or the disk is full; nothing half-written remains.
     """
     temporary: str | None = None
     try:
@@ -243,7 +243,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON document atomically; numbers that are not finite are refused."""
+    """Write a JSON document atomically; numbers that are not finite raise ValueError."""
     text = json.dumps(value, indent=1, allow_nan=False)
     write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
@@ -252,7 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        RunError: the file is missing or is no JSON object.
+        RunError: the file is missing or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -267,7 +267,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class SeedFolder:
-    """What one seed leaves behind."""
+    """The folder of one seed."""
 
     def __init__(self, path: Path, seed: int) -> None:
         self.path = path
@@ -282,10 +282,10 @@ class SeedFolder:
         return cast(Status, read_json(self.path / "status.json"))
 
     def set_status(self, status: str, **about: Any) -> None:
-        """Write `status.json`: the status with step, reason and the like.
+        """Write `status.json`: the status, and other fields of `Status`.
 
-        A complete seed that is scored once more stays complete with what it has, whatever becomes
-        of that scoring; one that is trained anew does not.
+        A complete seed stays complete while it is scored again, however that ends, until it is
+        trained again.
         """
         assert status in STATUSES, status
         if status in AFTER_TRAINING and self._is_complete():
@@ -302,10 +302,10 @@ class SeedFolder:
     def finished(self, protocol: str) -> str | None:
         """Return `complete` or `diverged` where nothing is left to do, else None.
 
-        A broken `status.json` or score is no finished work: the seed continues from its checkpoint.
+        With a broken `status.json` or score, the seed continues from its checkpoint.
 
         Args:
-            protocol: the protocol_key that it is to be scored by.
+            protocol: key of the protocol to score by.
         """
         try:
             status = str(self.status()["status"])
@@ -315,7 +315,7 @@ class SeedFolder:
         return status if scored or status == "diverged" else None
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes left half-written; the cell's lock is held."""
+        """Remove files that killed processes left half-written. The caller holds the lock."""
         for folder in (self.path, self.path / "eval"):
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
@@ -323,7 +323,7 @@ class SeedFolder:
     # ---- metrics
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return one object an epoch; a torn last line is left out."""
+        """Return one row an epoch, without a torn last line."""
         try:
             text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]
@@ -345,7 +345,7 @@ class SeedFolder:
             raise RunError(f"cannot write {self.path / 'metrics.jsonl'}: {error}") from error
 
     def truncate_metrics(self, epochs: int) -> None:
-        """Keep the rows of the first `epochs` epochs: what a checkpoint goes on from."""
+        """Keep the rows of the first `epochs` epochs, those of a checkpoint."""
         rows = [row for row in self.metrics() if row["epoch"] <= epochs]
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         write_atomically(self.path / "metrics.jsonl", lambda file: file.write(text.encode()))
@@ -354,35 +354,32 @@ class SeedFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, newest first."""
-        found = [
+        by_step = [
             (int(match[1]), path)
             for path in self.path.glob("checkpoint-*.pt")
             if (match := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
         ]
-        return [path for _, path in sorted(found, reverse=True)]
+        return [path for _, path in sorted(by_step, reverse=True)]
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
-        """Write a checkpoint of this step; remove all but the newest `keep`, and any further on.
+        """Write a checkpoint; remove those of later steps, and all but the newest `keep`.
 
-        Those further on could not be read, or training would not be here: were they kept in place
-        of this one, a kill would lose it.
+        Training is behind a later step only if that checkpoint is broken.
         """
         path = self.path / f"checkpoint-{step:08d}.pt"
         write_checkpoint(path, state)
-        found = self.checkpoints()
-        kept = [each for each in found if each.name <= path.name][:keep]
-        for other in found:
+        there = self.checkpoints()
+        kept = [each for each in there if each.name <= path.name][:keep]
+        for other in there:
             if other not in kept:
                 other.unlink(missing_ok=True)
         return path
 
     def load_checkpoint(self, device: Any = "cpu") -> dict[str, Any] | None:
-        """Return the state of the newest sound checkpoint, or None where there is none.
-
-        A checkpoint that is torn, or whose digest does not match, is passed over.
+        """Return the state of the newest checkpoint whose digest matches, or None.
 
         Raises:
-            RunError: the disk or the memory fails; training anew would lose what is there.
+            RunError: the disk or the memory fails; starting over would lose the checkpoints.
         """
         for path in self.checkpoints():
             if (state := read_checkpoint(path, device)) is not None:
@@ -404,7 +401,7 @@ class SeedFolder:
     def save_scores(
         self, protocol: str, scores: Mapping[str, Any], per_image: Mapping[str, np.ndarray]
     ) -> None:
-        """Store per-image values, then, last of all, the scores."""
+        """Write per-image values and then, last of all, the scores."""
         import numpy as np
 
         kept = self.per_image()
@@ -419,7 +416,7 @@ class SeedFolder:
         )
 
     def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
-        """Return per-image values, nats [images]: all, or those of a protocol by bare name."""
+        """Return per-image values, nats [images], by `<protocol>/<name>`; a protocol's by name."""
         import numpy as np
 
         path = self.path / "per_image.npz"
@@ -473,10 +470,10 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
-    """Return a checkpoint's state, or None where it is torn, foreign or altered.
+    """Return a checkpoint's state, or None where it is missing or broken.
 
     Raises:
-        RunError: it cannot be read now: the disk fails, or there is no memory for it.
+        RunError: the disk fails, or there is not enough memory.
     """
     import torch
 
@@ -492,7 +489,7 @@ def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
         sound = payload["schema"] == SCHEMA and payload["digest"] == digest(state)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise RunError(_not_now(path, "no memory")) from error
-    except Exception:  # whatever a damaged file provokes, the next older one is tried
+    except Exception:  # a damaged file may raise anything
         return None
     try:
         return _moved(dict(state), device) if sound else None
@@ -501,7 +498,7 @@ def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
 
 
 def _not_now(path: Path, why: str) -> str:
-    return f"cannot read {path}: {why}. Nothing was begun anew; give the command again."
+    return f"cannot read {path}: {why}. Nothing was started over; give the command again."
 
 
 def _moved(state: Any, device: Any) -> Any:
@@ -569,7 +566,7 @@ class Partial:
 
 
 class RunFolder:
-    """The folder of a cell, all its seeds in it."""
+    """The folder of a cell, with a folder for each seed."""
 
     def __init__(self, results: Path, variant: str, key: str) -> None:
         self.path = results / "runs" / f"{variant}-{key}"
@@ -577,7 +574,7 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: Path) -> RunFolder:
-        """Return the run folder at a path, wherever it lies and whatever it is called."""
+        """Return the run folder at any path."""
         folder = cls.__new__(cls)
         folder.path = path.resolve()
         folder.key = path.resolve().name.rpartition("-")[2]
@@ -588,7 +585,7 @@ class RunFolder:
         return SeedFolder(self.path / f"seed-{seed}", seed)
 
     def prepare(self, config: RunConfig, about: Mapping[str, Any]) -> None:
-        """Write `config.yaml` and `environment.json` where they are not there yet."""
+        """Write `config.yaml`, with what `about` says of the cell, where it does not exist yet."""
         if not (self.path / "config.yaml").is_file():
             document = {"schema": SCHEMA, "config_key": self.key, **about}
             document["config"] = config.model_dump()
@@ -599,12 +596,12 @@ class RunFolder:
     def locked(self) -> Iterator[int]:
         """Hold the folder's lock; yield its file descriptor for child processes to inherit.
 
-        The lock belongs to the open file, so it is free when the last process that holds it has
-        ended, however it ended.
+        The lock belongs to the open file: it is released when the last process with the descriptor
+        ends, however it ends.
 
         Raises:
             AlreadyRunning: another process works in the folder.
-            RunError: it cannot be written or locked.
+            RunError: the lock file cannot be written or locked.
         """
         import fcntl
 
@@ -778,14 +775,14 @@ class RunRecord:
 
 
 def load_run(path: str | Path) -> RunRecord:
-    """Read a run folder, for notebooks and for everything that reports.
+    """Read a run folder.
 
     Args:
         path: `<results>/runs/<variant>-<config_key>`.
 
     Raises:
-        UsageError: it is no run folder.
-        RunError: a file in it is broken.
+        UsageError: it has no `config.yaml`.
+        RunError: a file is broken, or was written by a newer version.
     """
     path = Path(path)
     if not (path / "config.yaml").is_file():
@@ -836,23 +833,23 @@ def find_runs(results: Path) -> list[Path]:
 
 
 def find_run(results: Path, text: str) -> Path:
-    """Return the run folder that a path, or a unique beginning of a name or key, means.
+    """Return a run folder by its path, or by an unambiguous prefix of its name or key.
 
     Raises:
-        UsageError: none, or more than one.
+        UsageError: no run folder fits, or more than one.
     """
     if (Path(text) / "config.yaml").is_file():
         return Path(text)
     runs = find_runs(results)
-    found = [
+    fits = [
         path
         for path in runs
         if path.name.startswith(text) or path.name.rpartition("-")[2].startswith(text)
     ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.name for path in found)
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        names = ", ".join(path.name for path in fits)
         raise UsageError(f"{text!r} is the beginning of more than one run: {names}")
     known = [path.name for path in runs]
     variants = {name.rpartition("-")[0] for name in known}

@@ -300,7 +300,7 @@ def test_what_cannot_be_read_now_is_no_damage(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", no_room)
-        with pytest.raises(RunError, match="Nothing was begun anew"):
+        with pytest.raises(RunError, match="Nothing was started over"):
             seed.load_checkpoint()
     path.unlink()
     path.mkdir()  # reading it is an error of the disk

@@ -1,6 +1,6 @@
-"""Run folders into MLflow and back.
+"""Run folders to MLflow and back.
 
-`entries` says what of a run folder is told, `store` is the only module that imports mlflow, `sync`
-brings folders up to date there, `mirror` does so from a process beside the training, `addresses`
-knows where the store is.
+`entries` says what MLflow shows of a run folder, `mlflow_store` is the only importer of mlflow,
+`sync` mirrors and fetches folders, `mirror` syncs from a process beside the training, `address`
+says where the store is.
 """

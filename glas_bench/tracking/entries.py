@@ -1,10 +1,8 @@
-"""What MLflow is told of a run folder: parameters, tags, curves, final numbers, files.
+"""What MLflow shows of a run folder: parameters, tags, curves, final numbers, files.
 
-Pure: a `RunRecord` goes in, plain values come out, and nothing here knows how they are stored.
-A cell becomes a parent run and each of its seeds a child run. Numbers that are not finite never
-become metrics: their status is a tag (`elbo_status` and the like).
-
-The file is as long as the list of what is told.
+Functions of a `RunRecord`, which know nothing of the store. A cell becomes a parent run and each of
+its seeds a child run. A number that is not finite is no metric; a tag has its status (`elbo_status`
+and the like).
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ RUN_STATUS = {
     "failed": "FAILED",
     "interrupted": "KILLED",
 }
-"""MLflow's word for a seed's status; the tag `status` keeps ours."""
+"""MLflow's word for a status; ours is in the tag `status`."""
 
 _NOT_CURVES = ("epoch", "step", "time", "phase", "validation", "validation_kind")
 
@@ -61,7 +59,7 @@ class Entry:
     numbers: list[Point] = field(default_factory=list)  # final numbers and sweeps
     files: list[tuple[Path, str | None]] = field(default_factory=list)  # with their artifact folder
     began: float | None = None
-    """When the first epoch ended, Unix seconds: tells a training from one that starts over."""
+    """When the first epoch ended, Unix seconds; another time means another training."""
 
 
 def of_cell(record: RunRecord) -> Entry:
@@ -92,7 +90,7 @@ def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> E
     Args:
         record: of the cell.
         seed: of it.
-        wanted: the protocol that a study asks for, whose numbers are given where there are any.
+        wanted: key of the protocol that a study scores by, see `RunRecord.protocol_of`.
     """
     start, end = _span(record, seed)
     status = RUN_STATUS[seed.status]
@@ -159,7 +157,7 @@ def _common_tags(record: RunRecord, environment: Mapping[str, Any]) -> dict[str,
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as MLflow keeps it: text as it is, anything else as JSON, cut to its limit."""
+    """Return text as it is and other values as JSON, cut to MLflow's limit."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
@@ -170,7 +168,7 @@ def _text(value: Any) -> str | None:
 
 
 def _points(row: Mapping[str, Any]) -> list[Point]:
-    """Return the points of an epoch, with the epoch's own time: logging them twice is harmless."""
+    """Return the points of an epoch; with its own time, so that logging them twice is harmless."""
     named = {
         (name if name in ("learning_rate", "images_per_second") else f"train/{name}"): value
         for name, value in row.items()
