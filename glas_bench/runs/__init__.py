@@ -1,5 +1,6 @@
-"""From names to finished seeds: cells, their workers, and what is told, drawn or scored afterwards.
+"""From cells to finished seeds.
 
-`running` is what `run` does. `cells` trains and scores a cell's seeds: side by side, a `worker`
-process each, or `together` as one stack.
+`cells` trains and scores the seeds of cells: side by side, each in a process of `seed`, or as one
+stack in `stacked_seeds`. `finished` loads a trained seed again, `table` is what `run` prints of
+seeds, `pictures` what is drawn of them.
 """

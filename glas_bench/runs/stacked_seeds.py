@@ -1,8 +1,8 @@
-"""The seeds of a cell in this process, trained and refitted as one stack: what a GPU is given.
+"""The seeds of a cell trained and refitted as one stack, in this process: the way of a GPU.
 
 Each seed keeps its own folder, checkpoints, metrics, status and scores, in the formats of `seed`,
-so that it can be resumed alone, and on another device. Seeds that stand apart catch up: those
-furthest behind train together until they reach the next.
+so it can be resumed alone and on another device. Seeds at different steps catch up: those furthest
+behind train as a stack until they reach the next.
 """
 
 from __future__ import annotations
@@ -25,75 +25,74 @@ from glas_bench.runs.seed import SeedRun, note_failure, open_seed
 from glas_bench.signals import Stopped
 from glas_bench.study import Cell
 
-Tell = Callable[[int, dict[str, Any]], None]
-"""Called with a seed and an event of `seed`."""
-
 
 def run_stacked(
     cell: Cell,
     folders: Sequence[SeedFolder],
     splits: Splits,
-    tell: Tell,
+    tell: Callable[[int, dict[str, Any]], None],
     ways: Sequence[str] | None = None,
 ) -> dict[int, dict[str, Any]]:
-    """Train and score seeds of one cell, going on from whatever their folders hold.
+    """Train and score seeds of one cell from wherever their folders left them.
 
     Args:
         cell: what to run.
         folders: of the seeds; their cell's lock is held by this process.
         splits: the data, on the device to train on.
-        tell: told of every event, as in `seed.run_seed`, and of notes `{"event": "note", ...}`.
-        ways: what is tried, see `ops.programs`.
+        tell: called with a seed and an event, as in `seed.run_seed`.
+        ways: ways to run a program, in the order they are tried; see `ops.programs`.
 
     Returns:
-        For every seed its status, with a reason where there is one.
+        The outcome of every seed: its status, with a reason where there is one.
     """
     prepare_torch(cell.config.threads, cell.config.precision)
-    sittings: dict[int, SeedRun] = {}
+    runs: dict[int, SeedRun] = {}
     outcomes: dict[int, dict[str, Any]] = {}
+
+    def failed(folder: SeedFolder, error: Exception) -> None:
+        outcomes[folder.seed] = note_failure(folder, error, cell.variant.reference)
+
     for folder in folders:
-        seed = folder.seed
         if status := folder.finished(cell.protocol):
-            outcomes[seed] = {"status": status}
+            outcomes[folder.seed] = {"status": status}
             continue
         try:
-            heard = functools.partial(tell, seed)
-            sittings[seed] = open_seed(cell, folder, splits, heard)
+            heard = functools.partial(tell, folder.seed)
+            runs[folder.seed] = open_seed(cell, folder, splits, heard)
         except Exception as error:
-            outcomes[seed] = note_failure(folder, error, cell.variant.reference)
+            failed(folder, error)
     try:
-        seeds = _Seeds(list(sittings.values()), ways)
+        seeds = _Seeds(list(runs.values()), ways)
         seeds.train()
         seeds.fit()
     except Stopped:
-        pass  # every sitting has its checkpoint; `conclude` says so
+        pass  # every seed has its checkpoint; `conclude` notes that it is interrupted
     except Exception as error:
-        return outcomes | {
-            seed: note_failure(one.folder, error, cell.variant.reference)
-            for seed, one in sittings.items()
-        }
-    for seed, sitting in sittings.items():
+        for run in runs.values():
+            failed(run.folder, error)
+        return outcomes
+    for seed, run in runs.items():
         try:
-            outcomes[seed] = {"status": sitting.conclude()}
+            outcomes[seed] = {"status": run.conclude()}
         except Exception as error:  # one seed's failure is its own
-            outcomes[seed] = note_failure(sitting.folder, error, cell.variant.reference)
+            failed(run.folder, error)
     return outcomes
 
 
 class _Seeds:
-    """A cell's seeds and the stacks that they train in."""
+    """A cell's seeds, trained and fitted in groups that the device has room for."""
 
-    def __init__(self, sittings: list[SeedRun], ways: Sequence[str] | None) -> None:
-        self.sittings = sittings
+    def __init__(self, runs: list[SeedRun], ways: Sequence[str] | None) -> None:
+        self.runs = runs
         self.ways = ways
-        self.at_once = len(sittings)
-        self.said: set[str] = set()
+        self.at_once = len(runs)
+        self.noted: set[str] = set()
 
     def note(self, text: str) -> None:
-        """Tell something once, of the first seed."""
-        if text not in self.said:
-            self.said.add(text)
-            self.sittings[0].tell({"event": "note", "text": text})
+        """Report something once, as a note of the first seed."""
+        if text not in self.noted:
+            self.noted.add(text)
+            self.runs[0].note(text)
 
     def train(self) -> None:
         """Take all steps that are left.
@@ -101,10 +100,10 @@ class _Seeds:
         Raises:
             Stopped: the process was asked to stop; every seed has a checkpoint.
         """
-        while active := [one for one in self.sittings if _goes_on(one)]:
-            steps = {one.training.at.step for one in active}
+        while active := [r for r in self.runs if r.diverged is None and not r.training.finished]:
+            steps = {run.training.at.step for run in active}
             step, until = sorted({*steps, active[0].training.total_steps})[:2]
-            behind = [one for one in active if one.training.at.step == step]
+            behind = [run for run in active if run.training.at.step == step]
             train = functools.partial(self._train, until=until)
             self._attempt("training", behind[: self.at_once], train)
 
@@ -114,7 +113,7 @@ class _Seeds:
         Raises:
             Stopped: the process was asked to stop.
         """
-        waiting = [one for one in self.sittings if one.diverged is None]
+        waiting = [run for run in self.runs if run.diverged is None]
         with contextlib.suppress(torch.OutOfMemoryError):  # a seed alone raises it in `conclude`
             while group := waiting[: self.at_once]:
                 if self._attempt("scoring", group, self._fit):
@@ -125,7 +124,7 @@ class _Seeds:
     ) -> bool:
         """Do the work of a group; return whether the device had room for it.
 
-        Where it had none, the seeds go back to their checkpoints, and later groups are half as
+        Where it had none, the seeds return to their checkpoints, and later groups are half as
         large.
 
         Raises:
@@ -133,8 +132,8 @@ class _Seeds:
         """
         gc.collect()  # stacks and their graphs refer to each other
         torch.cuda.empty_cache()
-        for one in group:
-            one.set_status(status)
+        for run in group:
+            run.set_status(status)
         try:
             work(group)
             return True
@@ -144,14 +143,14 @@ class _Seeds:
         # out of `except`, whose traceback holds what the next attempt releases
         self.at_once = len(group) // 2
         self.note(f"out of memory with {len(group)} seeds together: {self.at_once} at a time")
-        for one in group:
-            one.reload()
+        for run in group:
+            run.reload()
         return False
 
     def _fit(self, group: list[SeedRun]) -> None:
         evaluate.refit_stacked(
-            [one.scorer() for one in group],
-            [one.folder for one in group],
+            [run.scorer() for run in group],
+            [run.folder for run in group],
             group[0].tell_scoring,
             group[0].every,
             tell=self.note,
@@ -159,68 +158,61 @@ class _Seeds:
         )
 
     def _train(self, group: list[SeedRun], until: int) -> None:
-        trainings = [one.training for one in group]
-        stack = StackedTraining(trainings, tell=self.note, ways=self.ways)
-        clock = _Clock(group)
-        saved = time.monotonic()
-        while not stack.finished and stack.steps_done < until:
+        stack = _Stack(group, self.note, self.ways)
+        while not stack.training.finished and stack.training.steps_done < until:
             if signals.requested():
-                _collect(stack, group, clock)
-                _checkpoint(stack, group)
+                stack.checkpoint()
                 raise Stopped
             stack.step()
-            if stack.epoch_done:
-                _collect(stack, group, clock)
-                found = stack.validate() if stack.phase.generates else None
-                for i, one in enumerate(group):
-                    if i not in stack.diverged:
-                        one.end_epoch(found[i] if found else None)
-                stack.go_on()
-                clock.start()
-            if stack.finished or time.monotonic() - saved >= group[0].every:
-                _collect(stack, group, clock)
-                _checkpoint(stack, group)
-                saved = time.monotonic()
-            for one in group:
-                one.tell_training(stack.taken)
-        _collect(stack, group, clock)
-        if not stack.finished:
-            _checkpoint(stack, group)
+        stack.collect()
+        if not stack.training.finished:
+            stack.checkpoint()
 
 
-class _Clock:
-    """Time that a group has spent in training steps, shared out among its seeds."""
+class _Stack:
+    """A group of seeds that trains as one stack, its time divided among them."""
 
-    def __init__(self, group: list[SeedRun]) -> None:
+    def __init__(
+        self, group: list[SeedRun], note: Callable[[str], None], ways: Sequence[str] | None
+    ) -> None:
         self.group = group
-        self.start()
-
-    def start(self) -> None:
-        """Begin anew."""
+        self.training = StackedTraining([run.training for run in group], tell=note, ways=ways)
+        self.saved = time.monotonic()
         self.began = time.perf_counter()
 
-    def share(self) -> None:
-        """Give every seed its part of the time since the last call."""
+    def step(self) -> None:
+        """Take a step; close the epoch and save where they are due."""
+        self.training.step()
+        if self.training.epoch_done:
+            self.collect()
+            validated = self.training.validate() if self.training.phase.generates else None
+            for i, run in self._sound():
+                run.end_epoch(validated[i] if validated else None)
+            self.training.go_on()
+            self.began = time.perf_counter()
+        if self.training.finished or time.monotonic() - self.saved >= self.group[0].every:
+            self.checkpoint()
+            self.saved = time.monotonic()
+        for run in self.group:
+            run.tell_training(self.training.taken)
+
+    def collect(self) -> None:
+        """Write what the device holds into the seeds: positions, time, and which diverged."""
+        before = set(self.training.diverged)
+        diverged = self.training.collect()
         spent = time.perf_counter() - self.began
-        for one in self.group:
-            one.training.at.seconds += spent / len(self.group)
-        self.start()
+        for run in self.group:
+            run.training.at.seconds += spent / len(self.group)
+        self.began = time.perf_counter()
+        for i in set(diverged) - before:
+            self.group[i].diverged = diverged[i]
+            self.group[i].note(f"diverged at {diverged[i]}")
 
+    def checkpoint(self) -> None:
+        """Save every seed that has not diverged."""
+        self.collect()
+        for _, run in self._sound():
+            run.checkpoint()
 
-def _collect(stack: StackedTraining, group: list[SeedRun], clock: _Clock) -> None:
-    before = set(stack.diverged)
-    found = stack.collect()
-    clock.share()
-    for i in set(found) - before:
-        group[i].diverged = found[i]
-        group[i].tell({"event": "note", "text": f"diverged at {found[i]}"})
-
-
-def _checkpoint(stack: StackedTraining, group: list[SeedRun]) -> None:
-    for i, one in enumerate(group):
-        if i not in stack.diverged:
-            one.checkpoint()
-
-
-def _goes_on(sitting: SeedRun) -> bool:
-    return sitting.diverged is None and not sitting.training.finished
+    def _sound(self) -> list[tuple[int, SeedRun]]:
+        return [(i, run) for i, run in enumerate(self.group) if i not in self.training.diverged]

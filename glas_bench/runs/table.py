@@ -1,7 +1,7 @@
-"""What `run` tells: the seeds of a cell as rows, beside the baseline's, with the difference.
+"""What `run` prints: the seeds of a cell as rows, beside the baseline's, with the difference.
 
-Numbers are nats per image on the test split. One JSON document and one text table are made of the
-same rows, which are read back from the run folder.
+Numbers are nats per image on the test split. The JSON document and the table are made of the same
+rows, which are read from the run folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from glas_bench.text import aligned, number
 from glas_bench.yardstick.refit import STILL_GAINING
 
 METRICS = ("nll", "elbo", "iw")
-"""What two cells are compared by, the ranked number first."""
+"""The metrics that two cells are compared by, the ranked one first."""
 
 
 def document(cell: Cell, results: Path, outcomes: dict[Any, Any]) -> dict[str, Any]:
@@ -79,14 +79,14 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
         any(folder.seed(seed).status()["status"] == "diverged" for folder in folders)
         for seed in cell.seeds
     )
-    found = {}
+    by_metric = {}
     for metric in METRICS:
         a, b = (
             {seed: images[metric] for seed, images in arm.items() if metric in images}
             for arm in values
         )
-        found[metric] = _difference(stats.pair_arms(metric, a, b), diverged)
-    return found
+        by_metric[metric] = _difference(stats.pair_arms(metric, a, b), diverged)
+    return by_metric
 
 
 def _difference(pairs: stats.Pairs | str, diverged: int) -> dict[str, Any]:
@@ -117,9 +117,8 @@ def _difference(pairs: stats.Pairs | str, diverged: int) -> dict[str, Any]:
 def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None) -> str:
     """Return the table that `run` prints, with its footnotes."""
     settings = documents[0]["config"]
-    images = next(
-        (row["images"] for doc in documents for row in doc["seeds"] if row["images"]), None
-    )
+    rows = [_row(doc, row) for doc in documents for row in doc["seeds"]]
+    images = next((row["images"] for doc in documents for row in doc["seeds"] if row["images"]), 0)
     origin = documents[0]["data_origin"]
     stand_in = "" if origin in (None, "published") else f", {origin}, not the published data"
     head = (
@@ -127,54 +126,39 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
         + (f", {images} images" if images else "")
         + f"; {settings['epochs']} epochs; nats per image, lower is better"
     )
-    columns = [
-        "variant",
-        "seed",
-        "status",
-        "nll",
-        "v of nll",
-        "ESS",
-        "elbo",
-        f"iw (K={settings['samples']})",
-        "refit iw",
-        "objective",
-        "gap",
-        "train s",
-        "score s",
-    ]
-    rows = [_cells(doc, row) for doc in documents for row in doc["seeds"]]
-    lines = [head, "", *aligned([columns, *rows]), *_footnotes(documents)]
+    table = aligned([list(rows[0]), *(list(row.values()) for row in rows)])
+    lines = [head, "", *table, *_footnotes(documents)]
     if difference is not None:
         lines += ["", *_difference_lines(documents, difference)]
     return "\n".join(lines)
 
 
-def _cells(doc: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def _row(doc: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
+    """Return a seed's row by column."""
     objective = number(row["objective"])
     if doc["bounds_nll"] is not True and row["objective"] is not None:
         objective = f"({objective})"
-    iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
-    nll = number(row["nll"]) + ("*" if row["nll_bound_only"] else "")
+    weights = "refit_" if row["nll_from"] == "refit_iw" else ""  # those that nll is made of
+    v, ess = (
+        row[f"{weights}{name}"] if row["nll_from"] else None for name in ("v_mean", "ess_mean")
+    )
     statuses = {"infinite": "inf", "undefined": "none"}
-    prefix = "refit_" if row["nll_from"] == "refit_iw" else ""
-    names = [f"{prefix}v_mean", f"{prefix}ess_mean"] if row["nll_from"] else []
-    v, ess = [row[name] for name in names] or [None, None]
-    elbo = statuses.get(str(row["elbo_status"]), number(row["elbo"]))
-    return [
-        doc["variant"],
-        str(row["seed"]),
-        row["status"],
-        nll,
-        number(v),
-        number(ess, 1),
-        elbo,
-        statuses.get(str(row["iw_status"]), iw),
-        number(row["refit_iw"]),
-        objective,
-        number(row["objective_gap"]),
-        number(row["seconds"], 0),
-        number(row["scoring_seconds"], 0),
-    ]
+    iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
+    return {
+        "variant": doc["variant"],
+        "seed": str(row["seed"]),
+        "status": row["status"],
+        "nll": number(row["nll"]) + ("*" if row["nll_bound_only"] else ""),
+        "v of nll": number(v),
+        "ESS": number(ess, 1),
+        "elbo": statuses.get(str(row["elbo_status"]), number(row["elbo"])),
+        f"iw (K={doc['config']['samples']})": statuses.get(str(row["iw_status"]), iw),
+        "refit iw": number(row["refit_iw"]),
+        "objective": objective,
+        "gap": number(row["objective_gap"]),
+        "train s": number(row["seconds"], 0),
+        "score s": number(row["scoring_seconds"], 0),
+    }
 
 
 def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
@@ -187,18 +171,15 @@ def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
                 f"{doc['bound_reason']}."
             )
         for row in doc["seeds"]:
+            about = []
             if row["reason"]:
                 step = f" at step {row['step']}" if row["status"] == "diverged" else ""
-                notes.append(
-                    f"{doc['variant']}, seed {row['seed']}: {row['status']}{step}, {row['reason']}."
-                )
+                about.append(f"{row['status']}{step}, {row['reason']}")
             if row["failed"]:
-                notes.append(f"{doc['variant']}, seed {row['seed']}: failed to reconstruct.")
-            if (row["refit_last_gain"] or 0.0) > STILL_GAINING:
-                notes.append(
-                    f"{doc['variant']}, seed {row['seed']}: the refit was still gaining, "
-                    f"{row['refit_last_gain']:.2f} nats in its last tenth."
-                )
+                about.append("failed to reconstruct")
+            if (gain := row["refit_last_gain"] or 0.0) > STILL_GAINING:
+                about.append(f"the refit was still gaining, {gain:.2f} nats in its last tenth")
+            notes += [f"{doc['variant']}, seed {row['seed']}: {each}." for each in about]
     if any(row["bound_only"] or row["nll_bound_only"] for doc in documents for row in doc["seeds"]):
         notes.append("* bound only: over 5 % of the images have Var(log w) > 10.")
     return ["", *notes] if notes else []
@@ -206,16 +187,16 @@ def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
 
 def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str, Any]) -> list[str]:
     lines = [f"{documents[0]['variant']} minus {documents[1]['variant']}, paired by image:"]
-    for metric, found in difference.items():
-        if found["estimate"] is None:
-            lines.append(f"  {metric}: no difference, {found['reason']}")
-        elif "low" not in found:
-            lines.append(f"  {metric}: {found['estimate']:+.2f} ({found['reason']})")
+    for metric, about in difference.items():
+        if about["estimate"] is None:
+            lines.append(f"  {metric}: no difference, {about['reason']}")
+        elif "low" not in about:
+            lines.append(f"  {metric}: {about['estimate']:+.2f} ({about['reason']})")
         else:
             lines.append(
-                f"  {metric}: {found['estimate']:+.2f}  95 % interval "
-                f"[{found['low']:+.2f}, {found['high']:+.2f}]  p = {found['p']:.2g}  "
-                f"({found['label']})"
+                f"  {metric}: {about['estimate']:+.2f}  95 % interval "
+                f"[{about['low']:+.2f}, {about['high']:+.2f}]  p = {about['p']:.2g}  "
+                f"({about['label']})"
             )
     known = difference[METRICS[0]]
     if known.get("resolvable") is not None:
