@@ -48,7 +48,7 @@ class Lines:
     EVERY = 15.0
 
     def __init__(self) -> None:
-        self.told: dict[str, float] = {}
+        self.shown_at: dict[str, float] = {}
 
     def __enter__(self) -> Lines:
         return self
@@ -60,7 +60,7 @@ class Lines:
         """Print what the event says, if it is time to."""
         kind = event["event"]
         if kind == "epoch":
-            self.told[name] = time.monotonic()
+            self.shown_at[name] = time.monotonic()
             left = event["epochs"] - event["epoch"]
             self._line(
                 f"{name}: epoch {event['epoch']}/{event['epochs']}, "
@@ -80,9 +80,9 @@ class Lines:
             self._line(f"{name}: {ending(event)}")
 
     def _due(self, name: str) -> bool:
-        if time.monotonic() - self.told.setdefault(name, time.monotonic()) < self.EVERY:
+        if time.monotonic() - self.shown_at.setdefault(name, time.monotonic()) < self.EVERY:
             return False
-        self.told[name] = time.monotonic()
+        self.shown_at[name] = time.monotonic()
         return True
 
     def _line(self, text: str) -> None:

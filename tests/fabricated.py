@@ -25,7 +25,7 @@ class Arm:
     gap: float = 2.0
     """elbo minus nll."""
     objective: float | None = None
-    """The elbo unless said."""
+    """The elbo by default."""
     scores: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,8 +91,8 @@ def train(seed: SeedFolder, config: RunConfig, nll: float = 90.0) -> None:
 def status(seed: SeedFolder, word: str, **about: Any) -> None:
     """Write a seed's status as of a fixed day."""
     seed.path.mkdir(parents=True, exist_ok=True)
-    told = {"seconds": 61.0, "peak_memory_bytes": 300 * 2**20, "parameters": 510_138}
-    value = {"schema": 1, "status": word, **told, **about, "updated": BEGAN + 3600}
+    measured = {"seconds": 61.0, "peak_memory_bytes": 300 * 2**20, "parameters": 510_138}
+    value = {"schema": 1, "status": word, **measured, **about, "updated": BEGAN + 3600}
     write_json(seed.path / "status.json", value)
 
 

@@ -79,7 +79,7 @@ def refused(kind: type[GlasBenchError], act: Callable[[], object], *words: str) 
     return message
 
 
-# ---- what is said without opening anything
+# ---- without opening anything
 
 
 def test_every_data_set_tells_its_sizes_and_settings() -> None:

@@ -40,6 +40,6 @@ def test_bars(capsys):
     with progress.Bars() as display:
         for event in EVENTS:
             display.show("cauchy seed 0", event)
-    told = capsys.readouterr().err
-    assert "about 2:00 ahead" in told
-    assert "failed: no disk" in told
+    printed = capsys.readouterr().err
+    assert "about 2:00 ahead" in printed
+    assert "failed: no disk" in printed

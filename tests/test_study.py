@@ -219,7 +219,7 @@ def test_choices_alone_are_gone_through_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "line", "told"),
+    ("body", "line", "words"),
     [
         ("variants: [cauchy]\nseeds: 0\nnmae: x\n", 7, "Did you mean 'name'?"),
         ("variants: [cauchy]\n", 1, "seeds: missing"),
@@ -298,10 +298,10 @@ def test_choices_alone_are_gone_through_once(tmp_path: Path) -> None:
         ("preset: smok\nvariants: [cauchy]\nseeds: 0\n", 5, "given twice"),
     ],
 )
-def test_faults_are_told_with_their_line(tmp_path: Path, body: str, line: int, told: str) -> None:
+def test_errors_name_the_line(tmp_path: Path, body: str, line: int, words: str) -> None:
     message = refusal(tmp_path, body)
     assert message.startswith(f"{tmp_path / 'some.yaml'}:{line}: "), message
-    assert told in message
+    assert words in message
 
 
 def test_all_faults_of_the_schema_at_once(tmp_path: Path) -> None:
@@ -311,14 +311,14 @@ def test_all_faults_of_the_schema_at_once(tmp_path: Path) -> None:
 
 
 def test_no_study_of_that_name(tmp_path: Path) -> None:
-    for reference, told in (
+    for reference, words in (
         ("filtersize", "Did you mean 'filter-size'?"),
         ("studies/filtr_size.yaml", "Did you mean 'filter-size'?"),
         (str(tmp_path / "none.yaml"), "there is no study file"),
     ):
         with pytest.raises(UsageError, match=r".") as caught:
             study.find(reference)
-        assert told in str(caught.value)
+        assert words in str(caught.value)
 
 
 # --------------------------------------------------------------------------- claims
@@ -370,7 +370,7 @@ def test_an_axis_left_out_is_gone_through_value_by_value(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("expect", "told"),
+    ("expect", "words"),
     [
         ("nll(cauchy) < nll(gaussian", "cannot be read; write METRIC(VARIANT"),
         ("nl(cauchy) < nl(gaussian)", "Did you mean 'nll'?"),
@@ -385,7 +385,7 @@ def test_an_axis_left_out_is_gone_through_value_by_value(tmp_path: Path) -> None
         ("nll(cauchy, grid=2, grid=1) < nll(gaussian)", "named twice"),
     ],
 )
-def test_claims_are_checked_when_a_study_is_loaded(tmp_path: Path, expect: str, told: str) -> None:
+def test_claims_are_checked_when_a_study_is_loaded(tmp_path: Path, expect: str, words: str) -> None:
     body = f"""\
     variants: [cauchy, gaussian]
     grid: {{filter_size: [2, 5]}}
@@ -397,7 +397,7 @@ def test_claims_are_checked_when_a_study_is_loaded(tmp_path: Path, expect: str, 
     """
     message = refusal(tmp_path, body)
     assert message.startswith(f"{tmp_path / 'some.yaml'}:11: "), message
-    assert told in message
+    assert words in message
 
 
 # --------------------------------------------------------------------------- what is shipped

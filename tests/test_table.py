@@ -48,13 +48,13 @@ def test_a_refit_that_was_still_gaining_is_said(gain: float | None, said: bool) 
 def test_a_difference_is_printed_with_sign_interval_and_pairs() -> None:
     found: dict[str, Any] = {"estimate": -1.25, "low": -2.0, "high": -0.5, "p": 0.004}
     found |= {"seeds": [0, 1, 2], "label": "3 seeds x 500 images", "resolvable": 0.31}
-    told: dict[str, Any] = {
+    differences: dict[str, Any] = {
         "nll": found,
         "elbo": {"estimate": None, "reason": "no seed of both has elbo"},
         "iw": {"estimate": 2.0, "reason": "no interval: no scipy"},
     }
     names = [{"variant": "hellinger"}, {"variant": "cauchy"}]
-    assert printed._difference_lines(names, told) == [
+    assert printed._difference_lines(names, differences) == [
         "hellinger minus cauchy, paired by image:",
         "  nll: -1.25  95 % interval [-2.00, -0.50]  p = 0.004  (3 seeds x 500 images)",
         "  elbo: no difference, no seed of both has elbo",

@@ -140,6 +140,12 @@ def test_the_schedule_steps_down_to_a_floor():
     assert low.learning_rate == pytest.approx(1e-6)
 
 
+def test_the_last_partial_batch_of_an_epoch_is_left_out():
+    run = training(batch=10, epochs=2)
+    assert len(finish(run)) == 2
+    assert run.at.step == 4  # of 24 images
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_a_run_resumed_at_any_step_ends_at_the_same_bits(stop, tmp_path):
     whole = training(epochs=2)

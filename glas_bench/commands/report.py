@@ -211,7 +211,7 @@ def _write(made: _Page, out: Path) -> Path:
     study = made.rows[0]["study"]
     path = out / f"{study}.csv"
     _put(path, csv_file.write(made.rows))
-    rows = csv_file.read(path)  # a page is made from its csv, whoever made that
+    rows = csv_file.read(path)  # a page is made from its csv alone
     drawn = {each.file(study): each.png for each in (*figures.from_csv(rows), *made.looks)}
     wanted = [one["file"] for one in page.figures_of(rows)]
     for name in wanted:

@@ -1,6 +1,6 @@
 """The schema of a study file, and where in the file everything stands.
 
-Every fault is told with its line, in one message; a key that is not known, a key given twice and a
+Errors name the line, all of them in one message; a key that is not known, a key given twice and a
 value of the wrong kind are faults. What the names in it mean is `study`'s to say.
 """
 
@@ -130,8 +130,8 @@ def read(path: Path) -> tuple[StudyFile, Source]:
     try:
         file = StudyFile(**source.value)
     except ValidationError as error:
-        told = [_fault(source, fault) for fault in error.errors()]
-        raise UsageError("\n".join(dict.fromkeys(told))) from error
+        lines = [_fault(source, fault) for fault in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(lines))) from error
     if file.preset not in PRESETS:
         raise source.error(("preset",), unknown("preset", file.preset, PRESETS))
     _check_search(file, source)

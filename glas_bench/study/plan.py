@@ -562,8 +562,8 @@ class _Planner:
             try:
                 cell.with_values(values)
             except UsageError as error:
-                told = ", ".join(f"{key} = {value}" for key, value in values.items())
-                raise self.source.error(("space",), f"{cell.name} at {told}: {error}") from error
+                at = ", ".join(f"{key} = {value}" for key, value in values.items())
+                raise self.source.error(("space",), f"{cell.name} at {at}: {error}") from error
 
     # ---- claims
 
