@@ -64,7 +64,7 @@ def sweep(glas: Glas, text: str | None = None, *arguments: object) -> Ended:
 
 
 def job_for(path: Path, glas: Glas, key: str) -> worker.Job:
-    """What a worker of a sweep on a CPU is told."""
+    """Return the job of a worker on a CPU."""
     return worker.Job(
         study=str(path),
         preset=None,
@@ -205,7 +205,7 @@ def test_what_run_has_made_counts_at_once(glas: Glas) -> None:
     more = sweep(glas, TINY.replace("name: tiny", "name: more").replace("seeds: 0", "seeds: 0-1"))
     assert more.code == 0
     worked = [trial.user_attrs["worked"] for trial in trials(glas, "more")]
-    assert worked == [1, 1]  # of two seeds each: what is left is told by the one that took time
+    assert worked == [1, 1]  # of two seeds each: the other was there
 
 
 def test_not_applicable_is_listed_and_complete(glas: Glas) -> None:
@@ -278,26 +278,25 @@ def test_a_cell_left_by_a_dead_worker_counts_for_how_many_are_wanted(
     trial = claimed(queue, plan)
     queue.settle(plan, lambda _: None)
     assert sweeping._workers(plan, queue, "cpu") == 1  # this process is there and runs it
-    gone = {**queue.database.owner, "began": 0.0, "token": "of another"}
-    queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", gone)
+    abandon(queue, trial, gone=True)
     queue.settle(plan, lambda _: None)
     assert sweeping._workers(plan, queue, "cpu") == 2
 
 
-def test_a_cell_over_which_workers_die_fails_at_last(glas: Glas) -> None:
+@pytest.mark.parametrize("trouble", ["workers die", "cuda no longer answers"])
+def test_a_cell_that_breaks_worker_after_worker_fails_at_last(glas: Glas, trouble: str) -> None:
     queue, plan = planned(glas, TINY.replace(", gaussian", ""))
     for _ in range(MOST_LOST):
         trial = claimed(queue, plan)
-        gone = {
-            **queue.database.owner,
-            "began": 0.0,
-            "token": "of another",
-        }  # its process has ended since
-        queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", gone)
+        if trouble == "workers die":
+            abandon(queue, trial, gone=True)
+        else:
+            queue.give_back(trial, trouble)
     assert queue.claim(plan) == (None, False)
     (cell,) = status_of(queue)["cells"]
     assert cell["status"] == "failed"
-    assert f"{MOST_LOST} workers died over it" in cell["reason"]
+    expected = trouble.replace("workers die", f"{MOST_LOST} workers died over it")
+    assert expected in cell["reason"]
 
 
 @quick
@@ -354,17 +353,6 @@ def test_a_machine_in_trouble_does_not_fail_the_study(
         waiting = glas.here("status", glas.folder / "tiny.yaml", "--json")
         assert statuses(waiting) == {"cauchy": "waiting", "gaussian": "waiting"}
     assert sweep(glas).code == 0
-
-
-def test_a_cell_that_breaks_machine_after_machine_fails_at_last(glas: Glas) -> None:
-    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
-    for _ in range(MOST_LOST):
-        trial = claimed(queue, plan)
-        queue.give_back(trial, "cuda no longer answers")
-    assert queue.claim(plan) == (None, False)
-    (cell,) = status_of(queue)["cells"]
-    assert cell["status"] == "failed"
-    assert "cuda no longer answers" in cell["reason"]
 
 
 def test_cells_left_by_workers_that_died_are_no_success(glas: Glas) -> None:
@@ -452,26 +440,6 @@ seeds: 0
 )
 
 
-def test_a_setting_that_diverged_on_a_tuning_seed_wins_no_search(
-    glas: Glas, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cell that is reported has a value all the same: of the seeds that have one."""
-    plan = Plan(study.load(str(write(glas, TINY.replace("seeds: 0", "seeds: 0-1")))), glas.results)
-    seeds = {0: {"status": "complete"}, 1: {"status": "diverged", "reason": "not finite"}}
-
-    def ran(runs: Any, *_: object, **__: object) -> dict[Any, Any]:
-        (cell,) = runs
-        return {(cell.key, seed): seeds[seed] for seed in cell.seeds}
-
-    monkeypatch.setattr(worker.cells, "run_cells", ran)
-    monkeypatch.setattr(worker, "_validation", lambda *_: 90.0)
-    for is_search, value in ((False, 90.0), (True, None)):
-        trial = Trial.planned("tiny", plan.entries["cauchy"], [0, 1], is_search=is_search)
-        ended = worker.run_trial(plan, trial, "cpu", lambda _: None)
-        assert (ended.status, ended.value) == ("complete", value)
-        assert ended.outcomes == {"0": "complete", "1": "diverged"}
-
-
 @quick
 def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seeds(
     glas: Glas,
@@ -524,7 +492,8 @@ def test_what_a_search_runs_is_noted_however_it_ends(
     assert made <= set(noted)
 
 
-def test_a_search_is_told_the_validation_nll_and_is_not_won_by_what_diverges(glas: Glas) -> None:
+def test_a_trials_value_is_the_validation_nll_and_no_diverging_setting_wins(glas: Glas) -> None:
+    """A cell that is reported has a value all the same: of the seeds that have one."""
     plan = Plan(study.load(str(write(glas, TINY))), glas.results)
     cell = plan.cells["cauchy"]
     trial = Trial.planned("tiny", plan.entries["cauchy"], [0, 1])
@@ -537,12 +506,14 @@ def test_a_search_is_told_the_validation_nll_and_is_not_won_by_what_diverges(gla
     searched = replace(trial, is_search=True)
     assert worker.end_of(searched, cell, glas.results, both).value == 91
     both[1] = {"status": "diverged"}
-    assert worker.end_of(trial, cell, glas.results, both).value == 90
+    ended = worker.end_of(trial, cell, glas.results, both)
+    assert (ended.status, ended.value) == ("complete", 90)
+    assert ended.outcomes == {"0": "complete", "1": "diverged"}
     assert worker.end_of(searched, cell, glas.results, both).value is None
 
 
 @quick
-def test_an_edited_variant_is_searched_anew(glas: Glas) -> None:
+def test_an_edited_variant_is_searched_again(glas: Glas) -> None:
     variant = glas.folder / "mine.py"
     variant.write_text(registry.find("gaussian").path.read_text())
     text = SEARCH.replace("trials: 3", "trials: 1").replace("gaussian]", "./mine.py]")
@@ -621,7 +592,7 @@ def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
 
 
 @linux
-def test_a_worker_that_is_killed_is_told_of_and_the_others_go_on(glas: Glas) -> None:
+def test_a_worker_that_is_killed_is_reported_and_the_others_go_on(glas: Glas) -> None:
     write(glas, SLOW)
     running = glas.start("sweep", "tiny.yaml", "--workers", 2, "--no-mirror", **QUICKLY)
     until(is_training(glas), running)
@@ -739,25 +710,28 @@ def test_ten_first_starts_plan_and_claim_each_cell_once(
         url = request.getfixturevalue("postgres").fresh()
     several = multiprocessing.get_context("fork")
     gate, out = several.Barrier(10), several.Queue()
-    workers = [several.Process(target=_start, args=(plan, url, gate, out)) for _ in range(10)]
-    for each in workers:
+    processes = [several.Process(target=_start, args=(plan, url, gate, out)) for _ in range(10)]
+    for each in processes:
         each.start()
-    told = [out.get(timeout=120) for _ in workers]
-    for each in workers:
+    answers = [out.get(timeout=120) for _ in processes]
+    for each in processes:
         each.join()
-    assert all(isinstance(each, list) for each in told), told
-    claimed = Counter(cell for each in told for cell in each)
-    assert claimed == dict.fromkeys(plan.entries, 1)
+    assert all(isinstance(each, list) for each in answers), answers
+    assert Counter(cell for each in answers for cell in each) == dict.fromkeys(plan.entries, 1)
     found = trials_at(url)
     assert Counter(t.user_attrs["cell"] for t in found) == dict.fromkeys(plan.entries, 1)
     assert {t.state for t in found} == {TrialState.COMPLETE}
 
 
-def abandon(queue: Queue, trial: Trial, seconds: float) -> None:
-    """Make a task one of another machine, which has beaten last so many seconds ago."""
+def abandon(queue: Queue, trial: Trial, seconds: float = 0.0, *, gone: bool = False) -> None:
+    """Sign a trial by another machine's process, or by one of this machine that has ended.
+
+    Its last heartbeat was so many seconds ago.
+    """
     import sqlalchemy
 
-    other = {**worker_id.own_id(), "host": "elsewhere", "room": "elsewhere", "token": "theirs"}
+    place = {"began": 0.0} if gone else {"host": "elsewhere", "room": "elsewhere"}
+    other = {**worker_id.own_id(), **place, "token": "theirs"}
     queue.database.storage.set_trial_system_attr(trial.id, "glas_bench:owner", other)
     past = "UPDATE trial_heartbeats SET heartbeat = datetime('now', :ago) WHERE trial_id = :id"
     with queue.database.storage.engine.begin() as connection:
@@ -795,7 +769,7 @@ def test_a_trial_of_another_machine_is_watched_before_it_is_taken_over(
     assert taken.id == trial.id
 
 
-def test_what_was_taken_over_is_not_told_by_the_one_that_lost_it(glas: Glas) -> None:
+def test_a_trial_that_was_taken_over_is_not_ended_by_the_worker_that_lost_it(glas: Glas) -> None:
     queue, plan = planned(glas, TINY)
     trial = claimed(queue, plan)
     other = opened(queue.database.url)
@@ -852,7 +826,7 @@ def test_beating_goes_on_through_an_outage(
     claimed(queue, plan)
 
 
-def test_a_database_that_stays_away_is_told_of(
+def test_a_database_that_stays_away_is_reported(
     postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, plan = planned(glas, TINY, postgres.fresh())

@@ -285,7 +285,10 @@ class Queue:
 
     def read(self, name: str) -> tuple[Document, list[Trial]] | None:
         """Return a study's plan and its trials with those of its searches; None: no such study."""
-        return self.database.through(lambda: self._read(name), PATIENCE_AT_FIRST)
+        try:
+            return self.database.through(lambda: self._read(name), PATIENCE_AT_FIRST)
+        finally:  # it may be called from a thread that ends
+            self.database.storage.remove_session()
 
     def _read(self, name: str) -> tuple[Document, list[Trial]] | None:
         try:
