@@ -92,8 +92,8 @@ study_options = options(
     click.option(
         "--storage",
         metavar="URL",
-        help="Database, postgresql://user@host/database if machines share it. By default "
-        "OPTUNA_STORAGE, which may hold a password, otherwise <results>/optuna.db.",
+        help="Database, postgresql://user@host/database if machines share it, without a "
+        "password. By default OPTUNA_STORAGE, which may hold one, otherwise <results>/optuna.db.",
     ),
     json_option,
 )
