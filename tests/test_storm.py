@@ -86,8 +86,7 @@ def numbers(record: RunRecord) -> tuple[Any, ...]:
     clocks = {"seconds", "seconds_by", "time", "images_per_second"}
     rows = [{k: v for k, v in row.items() if k not in clocks} for row in seed.metrics]
     scores = {
-        key: {k: v for k, v in found.items() if k not in clocks}
-        for key, found in seed.scores.items()
+        key: {k: v for k, v in each.items() if k not in clocks} for key, each in seed.scores.items()
     }
     images = {key: np.asarray(values).tobytes() for key, values in seed.per_image().items()}
     return seed.status, rows, scores, images

@@ -104,8 +104,8 @@ def trials_at(url: str, name: str = "tiny") -> list[optuna.trial.FrozenTrial]:
 
 def times(glas: Glas) -> dict[str, int]:
     """Return when each score was written, by run folder and seed."""
-    found = sorted(glas.results.glob("runs/*/seed-*/eval/*.json"))
-    return {f"{path.parts[-4]}/{path.parts[-3]}": path.stat().st_mtime_ns for path in found}
+    scores = sorted(glas.results.glob("runs/*/seed-*/eval/*.json"))
+    return {f"{path.parts[-4]}/{path.parts[-3]}": path.stat().st_mtime_ns for path in scores}
 
 
 @pytest.fixture(autouse=True)
@@ -324,7 +324,7 @@ def test_of_a_shared_database_another_machine_may_have_the_results(glas: Glas) -
     queue.database.file = None  # as on PostgreSQL
     assert not sweeping._is_gone(plan, queue, trial)
     folder = plan.cells["cauchy"].folder(glas.results)
-    folder.prepare(plan.cells["cauchy"].config, {})  # `run --fresh`, cut short
+    folder.prepare(plan.cells["cauchy"].config, {})  # `run --fresh`, which was killed
     assert sweeping._is_gone(plan, queue, trial)
     with folder.locked():
         assert not sweeping._is_gone(plan, queue, trial)
@@ -640,8 +640,8 @@ def test_a_precision_that_the_device_has_not_is_refused_before_anything_is_plann
 
 def test_cells_take_the_precision_of_the_device_unless_the_study_names_one(glas: Glas) -> None:
     path = str(write(glas, TINY.replace("gaussian]", "{variant: gaussian, precision: bf16}]")))
-    found = {cell.variant.name: cell.config for cell in study.load(path, precision="tf32").cells}
-    assert (found["cauchy"].precision, found["gaussian"].precision) == ("tf32", "bf16")
+    loaded = study.load(path, precision="tf32").by_name.values()
+    assert [cell.config.precision for cell in loaded] == ["tf32", "bf16"]
     assert {cell.config.precision for cell in study.load(path).cells} == {"fp32", "bf16"}
 
 
@@ -718,9 +718,9 @@ def test_ten_first_starts_plan_and_claim_each_cell_once(
         each.join()
     assert all(isinstance(each, list) for each in answers), answers
     assert Counter(cell for each in answers for cell in each) == dict.fromkeys(plan.entries, 1)
-    found = trials_at(url)
-    assert Counter(t.user_attrs["cell"] for t in found) == dict.fromkeys(plan.entries, 1)
-    assert {t.state for t in found} == {TrialState.COMPLETE}
+    ended = trials_at(url)
+    assert Counter(t.user_attrs["cell"] for t in ended) == dict.fromkeys(plan.entries, 1)
+    assert {t.state for t in ended} == {TrialState.COMPLETE}
 
 
 def abandon(queue: Queue, trial: Trial, seconds: float = 0.0, *, gone: bool = False) -> None:
@@ -753,10 +753,10 @@ def test_a_trial_of_another_machine_is_watched_before_it_is_taken_over(
     queue.database.storage.record_heartbeat(trial.id)
     assert queue.claim(plan) == (None, True)  # it beats: it may be alive
     abandon(queue, trial, 60)
-    assert queue.claim(plan) == (None, True)  # old, but this is the first look
+    assert queue.claim(plan) == (None, True)  # old, but for the first time
     now[0] += 0.9
     assert queue.claim(plan) == (None, True)
-    queue.database.outages += 1  # the looks before one do not count
+    queue.database.outages += 1  # what was seen before one does not count
     now[0] += 0.9
     assert queue.claim(plan) == (None, True)
     now[0] += 0.9
@@ -889,9 +889,9 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "postgresql://me:s3[same@host/db",
     ],
 )
-@pytest.mark.parametrize("command", ["sweep", "status"])
+@pytest.mark.parametrize("command", ["sweep", "sweep --dry-run", "status"])
 def test_a_password_on_the_command_line_is_refused(glas: Glas, command: str, url: str) -> None:
-    ended = glas.here(command, write(glas, TINY), "--storage", url)
+    ended = glas.here(*command.split(), write(glas, TINY), "--storage", url)
     assert ended.code == 2
     assert "s3" not in ended.err
     for other in ("OPTUNA_STORAGE", "PGPASSWORD", "~/.pgpass"):
@@ -1040,7 +1040,7 @@ def test_the_batch_script_passes_the_signal_on_and_requeues_on_75(
 def _tool(name: str) -> str:
     """Return the path of a tool that a package of the test extra has installed."""
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
+    path = str(beside) if beside.is_file() else shutil.which(name)
+    if path is None:
         pytest.skip(f"{name} is not installed")
-    return found
+    return path

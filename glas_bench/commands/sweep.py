@@ -30,7 +30,7 @@ from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
 
 REFRESH = 2.0
-"""Seconds between two looks at the status of all cells."""
+"""Seconds after which the status of all cells is read again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ def _work(
 
 
 def _workers(plan: Plan, queue: Queue, device: str) -> int:
-    """Return how many workers this machine gets for what is left of a study."""
+    """Return how many workers this machine gets for the cells that wait."""
     left = 0
     for cell in _status(plan, queue)[0]["cells"]:
         if cell["status"] == "waiting":  # a search has many trials to share
@@ -206,7 +206,7 @@ def _refreshing(plan: Plan, queue: Queue, view: View) -> Iterator[None]:
 
     def refresh() -> None:
         while not stop.is_set():
-            with contextlib.suppress(Exception):  # the database is away: the next look may do
+            with contextlib.suppress(Exception):  # the database is away: it is tried again
                 view.refresh(*_status(plan, queue))
             stop.wait(REFRESH)
 
@@ -278,6 +278,7 @@ def _exit_code(
 
 def dry_run(request: Request) -> Answer:
     """Lay a study out and run nothing; neither data nor database is opened."""
+    storage.refuse_password(request.storage)
     loaded = study.load(request.study, request.preset, request.dataset, seeds=request.seeds)
     rows = []
     for cell in loaded.cells:

@@ -1,9 +1,9 @@
 """The queue of a study's trials: planned once, claimed, ended, taken over from dead workers.
 
 A cell is a trial; all its seeds train together. A running trial is taken over when its process is
-known to have ended (same machine), or when its heartbeat is old by the database's own clock at two
-looks between which the database has answered throughout: after a restart every heartbeat is old,
-and the living beat again before the second look.
+known to have ended (same machine), or when its heartbeat was old by the database's own clock twice,
+`WATCHED_BEATS` apart, and the database answered throughout: after a restart every heartbeat is old,
+and living workers beat again in between.
 """
 
 from __future__ import annotations

@@ -28,12 +28,7 @@ def storage_url(given: str | None, results: Path) -> str:
         UsageError: it is neither sqlite nor PostgreSQL, it is sqlite on a network file system, or
             `--storage` holds a password.
     """
-    if given is not None and _has_password(given):
-        raise UsageError(
-            f"--storage {redact(given)}: every user of the machine can read a password on the "
-            f"command line. Give the whole address in {VARIABLE}, or the password in PGPASSWORD "
-            "or ~/.pgpass."
-        )
+    refuse_password(given)
     text = given or os.environ.get(VARIABLE) or f"sqlite:///{results.resolve() / 'optuna.db'}"
     scheme, separator, rest = text.partition("://")
     base, _, driver = scheme.partition("+")
@@ -70,12 +65,22 @@ def file_system(path: Path) -> str | None:
     return above[max(depths)[1]].fstype if depths else None
 
 
-def _has_password(url: str) -> bool:
+def refuse_password(given: str | None) -> None:
+    """Refuse `--storage` with a password.
+
+    Raises:
+        UsageError: with what to do.
+    """
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(given or "")
     except ValueError as error:
         raise UsageError(
-            f"--storage {redact(url)}: {error}; in a password write [ ] / : @ and the like as %5B, "
-            f"%5D, %2F, %3A, %40, and give it in {VARIABLE}, PGPASSWORD or ~/.pgpass"
+            f"--storage {redact(given or '')}: {error}; in a password write [ ] / : @ and the like "
+            f"as %5B, %5D, %2F, %3A, %40, and give it in {VARIABLE}, PGPASSWORD or ~/.pgpass"
         ) from error
-    return bool(parts.password) or "password=" in parts.query
+    if parts.password or "password=" in parts.query:
+        raise UsageError(
+            f"--storage {redact(given or '')}: every user of the machine can read a password on "
+            f"the command line. Give the whole address in {VARIABLE}, or the password in "
+            "PGPASSWORD or ~/.pgpass."
+        )

@@ -1,7 +1,7 @@
 """What a sweep shows while it runs: a table on a terminal, plain lines elsewhere.
 
 Both are given the events of this command's own workers, and now and then the status of all cells,
-those that other machines run among them.
+including those that other machines run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class View:
 
 
 class Table(View):
-    """A table of all cells with their status; of those that run here, with their progress."""
+    """A table of all cells with their status, and the progress of cells that run here."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ from glas_bench.sweep.trial import NUMBERS, Trial
 OnEvent = Callable[[dict[str, Any]], None]
 
 POLL = 2.0
-"""Seconds between two claims while others run what is left; less where heartbeats are closer."""
+"""Seconds between two claims while others run the rest; less where heartbeats are closer."""
 
 
 @dataclass(frozen=True)
