@@ -26,7 +26,7 @@ FIRST = (
 """Columns that come first, in this order; the others follow by name."""
 
 ONCE = ("figures", "skipped", "remarks")
-"""Columns of JSON that say the same of the whole page: the first row alone has them in the file."""
+"""Columns of JSON about the whole page, which only the first row has in the file."""
 
 NEEDED = ("schema", "study", "cell", "variant", "seed", "status")
 
@@ -50,10 +50,10 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
 
     Args:
         path: of the file.
-        columns: which of its columns, where they are there; all of them unless given.
+        columns: those to read, where they are there; by default, all.
 
     Raises:
-        UsageError: there is no such file, or it is none of ours.
+        UsageError: there is no such file, or `write` did not write it.
     """
     try:
         wanted = None if columns is None else {*columns, *NEEDED}.__contains__
@@ -71,15 +71,15 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     rows: list[Row] = table.to_dict("records")  # type: ignore[assignment]
     if {row["schema"] for row in rows} != {SCHEMA}:
         raise UsageError(
-            f"{path} was written by another version of glas-bench, and schema {SCHEMA} is read "
-            "here: report its study anew"
+            f"{path} was written by another version of glas-bench, and this one reads schema "
+            f"{SCHEMA}: report its study again"
         )
     _check(path, rows)
     return rows
 
 
 def _check(path: Path, rows: Sequence[Row]) -> None:
-    """Refuse what somebody edited into nonsense."""
+    """Raise a UsageError for rows that no page has."""
     if len({row["study"] for row in rows}) > 1:
         raise UsageError(f"{path} holds more than one study; one page has one csv")
     for line, row in enumerate(rows, 2):

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from glas_bench.errors import UsageError, nearest, unknown
 from glas_bench.report.table import TableRow
@@ -20,7 +21,7 @@ from glas_bench.text import setting
 
 FORM = "METRIC(VARIANT, setting=value, ...) > NUMBER, or the same with <"
 DIFFERENCES = ("difference", "low", "high")
-"""What there is of the difference from the baseline: `nll_difference`, `nll_low`, `nll_high`."""
+"""Suffixes of a metric: of the difference from the baseline, and of its interval's ends."""
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
@@ -36,7 +37,7 @@ class Condition:
     limit: float
 
     def holds(self, value: float) -> bool:
-        """Tell whether a value is on the wrong side."""
+        """Return whether a value is on the wrong side."""
         return value > self.limit if self.above else value < self.limit
 
 
@@ -44,7 +45,7 @@ def read(text: str) -> Condition:
     """Parse an expression.
 
     Raises:
-        UsageError: it has not that form, or names a metric that there is not.
+        UsageError: it does not have that form, or its metric is unknown.
     """
     match = re.fullmatch(rf"\s*([^<>()]*\([^<>()]*\))\s*([<>])\s*({_NUMBER})\s*", text)
     if match is None:
@@ -66,70 +67,73 @@ def read(text: str) -> Condition:
 
 
 def _split(side: str) -> tuple[str, str]:
-    """Return a side without what it says of a difference, and that."""
+    """Return a side without the suffix of its metric, and the suffix."""
     name, bracket, rest = side.partition("(")
     metric, _, part = name.strip().rpartition("_")
     return (f"{metric}{bracket}{rest}", part) if part in DIFFERENCES else (side, "")
 
 
-def tripped(condition: Condition, found: Sequence[TableRow]) -> list[str]:
-    """Return why a condition holds, a line for each cell in which it does; nothing: it does not.
+def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
+    """Return a line for each cell in which a condition holds; none where it does not.
 
     A cell without the number trips it: what cannot be shown to be right is not.
 
     Raises:
-        UsageError: it means no cell of the pages.
+        UsageError: the condition is about no cell of the pages.
     """
     reference = condition.reference
-    own = [cell for cell in found if cell.variant == reference.variant]
+    own = [cell for cell in cells if cell.variant == reference.variant]
     if not own:
+        names = {cell.variant for cell in cells}
         raise UsageError(
             f"--fail-if {condition.text!r}: "
-            f"{unknown('variant of these pages', reference.variant, {c.variant for c in found})}"
+            f"{unknown('variant of these pages', reference.variant, names)}"
         )
-    meant = [cell for cell in own if _fits(cell, reference)]
-    if not meant:
+    fits = [cell for cell in own if _fits(cell, reference)]
+    if not fits:
         got = ", ".join(f"{key}={setting(value)}" for key, value in reference.settings.items())
-        there = [cell.label for cell in own]
+        labels = [cell.label for cell in own]
         raise UsageError(
             f"--fail-if {condition.text!r}: no cell of {reference.variant} has {got}."
-            f"{nearest(f'{reference.variant} ({got})', there)} There are: {', '.join(there)}."
+            f"{nearest(f'{reference.variant} ({got})', labels)} There are: {', '.join(labels)}."
         )
     lines = []
-    for cell in meant:
+    for cell in fits:
         value = _value(cell, condition.metric)
         if value is None:
-            why = _why_none(cell, condition.metric)
-            lines.append(f"{condition.text}: {condition.metric} of {cell.label} has no number{why}")
+            text = f"has no number{_why_none(cell, condition.metric)}"
         elif condition.holds(value):
-            shown = "infinite" if math.isinf(value) else f"{value:.4g}"
-            lines.append(f"{condition.text}: {condition.metric} of {cell.label} is {shown}")
+            text = "is infinite" if math.isinf(value) else f"is {value:.4g}"
+        else:
+            continue
+        lines.append(f"{condition.text}: {condition.metric} of {cell.label} {text}")
     return lines
 
 
 def _fits(cell: TableRow, reference: Reference) -> bool:
-    def value_of(key: str) -> str:
-        return cell.settings.get(key, cell.first.get(f"params.{key}", ""))
+    """Return whether a cell has the settings that a condition names."""
+    for key, value in reference.settings.items():
+        text = cell.settings.get(key, cell.first.get(f"params.{key}", ""))
+        if text != setting(value) and _as_number(text) != _as_number(value):
+            return False
+    return True
 
-    return all(_same(value_of(key), value) for key, value in reference.settings.items())
 
-
-def _same(told: str, value: object) -> bool:
-    if told == setting(value):
-        return True
+def _as_number(value: Any) -> float:
+    """Return a setting as a number; nan, which equals nothing, where it is none."""
     try:
-        return float(told) == float(value)  # type: ignore[arg-type]
+        return float(value)
     except (TypeError, ValueError):
-        return False
+        return math.nan
 
 
 def _why_none(cell: TableRow, metric: str) -> str:
-    """Say why there is no difference, where one was asked for."""
+    """Return why there is no difference; empty where none is asked for."""
     name, _, part = metric.rpartition("_")
     if part not in DIFFERENCES:
         return ""
-    told = cell.first.get(f"{name}_apart") or "it is compared with no baseline by this metric"
-    return f": {told}"
+    why = cell.first.get(f"{name}_apart") or "it is compared with no baseline by this metric"
+    return f": {why}"
 
 
 def _value(cell: TableRow, metric: str) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glas_bench.errors import GlasBenchError
+from glas_bench.record import join_statuses
 from glas_bench.report import csv_file
 from glas_bench.report.compare import NONE
 from glas_bench.report.table import (
@@ -740,7 +741,8 @@ def _coverage(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
             counts = (f"{n} {status.replace('_', ' ')}" for status, n in cell.count.items())
             reasons = dict.fromkeys(row["reason"] for row in unfinished if row.get("reason"))
             why = "; ".join(reasons) or "–"
-            about = {"state": _state(cell), "seeds": ", ".join(counts), "why": why}
+            state = join_statuses(cell.count)
+            about = {"state": _STATES.get(state, state), "seeds": ", ".join(counts), "why": why}
             left.append({"cell": cell.title, **about})
     lines += table(left) if left else []
     if skipped := json.loads(rows[0].get("skipped") or "[]"):
@@ -751,14 +753,13 @@ def _coverage(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
     return "\n".join(lines)
 
 
-def _state(cell: TableRow) -> str:
-    """Return one word for a cell that is not complete in every seed."""
-    if set(cell.count) == {"not_applicable"}:
-        return "not applicable"
-    for status in ("failed", "interrupted", "training", "scoring", "waiting"):
-        if status in cell.count:
-            return "running" if status in ("training", "scoring") else status
-    return "complete"
+_STATES = {
+    "training": "running",
+    "scoring": "running",
+    "diverged": "complete",
+    "not_applicable": "not applicable",
+}
+"""Words for a cell's joined status, where they differ."""
 
 
 def _skip(one: Mapping[str, Any]) -> str:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from glas_bench.record import FINISHED
+
 Row = dict[str, str]
 
 NBSP = "\u00a0"
 """Keeps what belongs together on one line of a page."""
-
-FINISHED = frozenset({"complete", "diverged", "not_applicable"})
-"""Final statuses of a seed."""
 
 KEYS = {
     "data": "dataset",
