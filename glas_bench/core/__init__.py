@@ -1,5 +1,6 @@
-"""The training core: randomness by purpose, time, one seed's optimisation, and stacks of seeds.
+"""The training core: streams of noise, the loop over time, the optimisation loop, and stacks of it.
 
-`train` is a seed on its own, `stacked` all seeds of a cell in one program; both give the same
-numbers, and `rollout` is the one loop over a model's steps.
+`rollout` is the one loop over a model's steps. `train` optimises one seed, `stacked` all seeds of a
+cell in one program, at the same numbers to rounding. Stacks are written for GPUs; they are tested
+on CPUs and have not run on a GPU yet.
 """

@@ -27,10 +27,10 @@ class Stack:
     """Parameters and buffers of models of one kind, with a leading axis.
 
     Args:
-        models: alike but for their numbers, on one device; they are left as they are.
+        models: alike but for their numbers, on one device; they are not changed.
         precision: of the layers' products. With bf16 their kernels are cast in every call, so that
             the gradients of all calls are added up in float32.
-        like: the one of them that says which parameters are trained; the first unless given.
+        like: the model whose trained parameters are those of the stack; by default the first.
     """
 
     def __init__(
