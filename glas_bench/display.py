@@ -11,7 +11,7 @@ from glas_bench.text import duration, number
 
 
 class Display(Protocol):
-    """What the commands tell events of `runs.seed` to."""
+    """Shows the events of seeds."""
 
     def __enter__(self) -> Display: ...
 
@@ -37,13 +37,13 @@ def make_display() -> Display:
 
 
 def ending(event: dict[str, Any]) -> str:
-    """Return how a seed ended, in words."""
+    """Return the status that a seed ended with, and its reason."""
     reason = event.get("reason")
     return f"{event['status']}: {reason}" if reason else str(event["status"])
 
 
 class Lines:
-    """A line an epoch, one at the start of scoring, and one now and then while it lasts."""
+    """One line for each epoch, and one every 15 seconds in between."""
 
     EVERY = 15.0
 

@@ -1,7 +1,7 @@
-"""The schema of a study file, and where in the file everything stands.
+"""The schema of a study file, with the line of everything in it.
 
-Errors name the line, all of them in one message; a key that is not known, a key given twice and a
-value of the wrong kind are faults. What the names in it mean is `study`'s to say.
+One error names every fault with its line: an unknown key, a key given twice, a value of the wrong
+kind. `plan` checks what the names in it mean.
 """
 
 from __future__ import annotations
@@ -105,22 +105,22 @@ class Source:
         self.lines = lines
 
     def error(self, loc: Sequence[int | str], message: object) -> UsageError:
-        """Return the error of what stands at `loc`, with its line."""
+        """Return an error about what is at `loc`, with its line."""
         return UsageError(f"{self.path}:{self.line(loc)}: {message}")
 
     def line(self, loc: Sequence[int | str]) -> int:
-        """Return the line of what stands there, or of what is nearest around it."""
-        found = tuple(loc)
-        while found not in self.lines:
-            found = found[:-1]
-        return self.lines[found]
+        """Return the line of what is at `loc`, or of the nearest thing around it."""
+        place = tuple(loc)
+        while place not in self.lines:
+            place = place[:-1]
+        return self.lines[place]
 
 
 def read(path: Path) -> tuple[StudyFile, Source]:
     """Read a study file.
 
     Raises:
-        UsageError: it cannot be read, or is not of this schema; every fault with its line.
+        UsageError: it cannot be read, or does not fit the schema; the message names every line.
     """
     source = _read_yaml(path)
     if not isinstance(source.value, dict):
@@ -139,7 +139,7 @@ def read(path: Path) -> tuple[StudyFile, Source]:
 
 
 def _check_search(file: StudyFile, source: Source) -> None:
-    """Refuse a search without its seeds or its number of trials, and the other way round."""
+    """Refuse a search without seeds or trials of its own, and those without a search."""
     if not file.space:
         for key in ("trials", "tuning_seeds"):
             if key in source.value:
@@ -219,7 +219,7 @@ def _mark(path: Path, node: yaml.Node, loc: Loc, lines: dict[Loc, int]) -> None:
 
 
 def _fault(source: Source, fault: Any) -> str:
-    """Return a line for a fault that pydantic found."""
+    """Return the message of a fault that pydantic reports."""
     loc: Loc = tuple(fault["loc"])
     name = ".".join(str(part) for part in loc)
     message = str(fault["msg"]).removeprefix("Value error, ")

@@ -13,16 +13,15 @@
     claims                    {text, source, expect}, see `claims`
 
 Loading a study checks all of it: every cell's config is resolved and every claim finds its cells,
-before any data is opened. Laying out and checking are one walk over the file, and one file here.
+before any data is opened.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,91 +30,18 @@ from typing import TYPE_CHECKING, Any
 from glas_bench import config
 from glas_bench.config import RunConfig
 from glas_bench.errors import UsageError, nearest, unknown
-from glas_bench.record import RunFolder
 from glas_bench.study import claims
 from glas_bench.study import file as studyfile
+from glas_bench.study.cell import Cell, identity_of, keys_of
 from glas_bench.study.claims import Claim, Expectation, Pair, Reference
 from glas_bench.study.file import Dimension, Loc, Source, StudyFile
 from glas_bench.text import setting
 
 if TYPE_CHECKING:
-    from glas_bench.data import Splits
     from glas_bench.registry import Variant
 
 SHIPPED = Path(__file__).parents[1] / "studies"
 MOST_CORNERS = 4096
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One variant under one config, with the seeds to run.
-
-    Where axes are searched (`searched`), the config holds their defaults; `with_values` puts the
-    best values in their place.
-    """
-
-    name: str
-    """Unique in its study: the variant and the settings that differ between cells."""
-    variant: Variant
-    params: dict[str, Any]
-    """The settings in the name."""
-    config: RunConfig
-    seeds: tuple[int, ...]
-    baseline: str | None = None
-    """Name of the cell that it is compared with; None for a baseline itself."""
-    not_applicable: str | None = None
-    """Why the variant cannot run on the data set, or None where it can."""
-    searched: tuple[str, ...] = ()
-    """Axes that are searched."""
-    key: str = ""
-    """config_key, which names the run folder; empty until the data is known."""
-
-    @property
-    def identity(self) -> str:
-        """What makes two cells of a study the same one."""
-        return _identity(self.variant, self.config, self.searched)
-
-    @property
-    def protocol(self) -> str:
-        """The protocol_key of the scores that the config asks for."""
-        from glas_bench import evaluate
-
-        return config.protocol_key(evaluate.protocol(self.config))
-
-    def on(self, splits: Splits) -> Cell:
-        """Return the cell on this data, with its key."""
-        return replace(
-            self, key=config.config_key(self.config, self.variant.source_hash, splits.hash)
-        )
-
-    def folder(self, results: Path) -> RunFolder:
-        """Return its run folder below a results folder; the data is known (`on`)."""
-        assert self.key, f"{self.name}: its data is not known yet"
-        return RunFolder(results, self.variant.name, self.key)
-
-    def finished(self, results: Path) -> dict[int, str | None]:
-        """Return by seed how it ended, or None where there is work left to do."""
-        folder, protocol = self.folder(results), self.protocol
-        return {seed: folder.seed(seed).finished(protocol) for seed in self.seeds}
-
-    def with_seeds(self, seeds: Sequence[int]) -> Cell:
-        """Return the cell with other seeds."""
-        return replace(self, seeds=tuple(seeds))
-
-    def with_values(self, values: Mapping[str, Any]) -> Cell:
-        """Return the cell with these settings, which are no longer searched; it has no key yet.
-
-        Raises:
-            UsageError: a value is not allowed.
-        """
-        flat = {key: value for key, value in self.config.flat().items() if key != "variant"}
-        return replace(
-            self,
-            params={**self.params, **values},
-            config=config.resolve(self.variant, study={**flat, **values}),
-            searched=tuple(axis for axis in self.searched if axis not in values),
-            key="",
-        )
 
 
 @dataclass(frozen=True)
@@ -190,50 +116,12 @@ def load(
             f"--seeds: {', '.join(map(str, sorted(shared)))} are the study's tuning seeds; "
             "what is tuned on is not reported on"
         )
-    found = _Planner(file, source, preset or file.preset, dataset, precision).study()
+    study = _Planner(file, source, preset or file.preset, dataset, precision).study()
     if seeds is None:
-        return found
+        return study
     chosen = sorted(set(seeds))
-    cells = [cell.with_seeds(chosen) for cell in found.cells]
-    return replace(found, seeds=chosen, cells=cells)
-
-
-def by_hand(
-    variant: Variant,
-    baseline: Variant | None,
-    seeds: Sequence[int],
-    *,
-    preset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> list[Cell]:
-    """Return the cells of a study that has no file: a variant and, if any, its baseline.
-
-    Args:
-        variant: as returned by the registry.
-        baseline: what it is compared with.
-        seeds: of both.
-        preset: `quick` by default.
-        overrides: settings of the variant; its baseline takes those that it has.
-
-    Raises:
-        UsageError: the two are the same, a setting or its value is not allowed, or the variant
-            cannot run on the data set.
-    """
-    from glas_bench.core import train
-
-    if baseline is not None and baseline.source_hash == variant.source_hash:
-        raise UsageError(f"--baseline {baseline.reference}: it is the variant itself")
-    given = overrides or {}
-    resolved = config.resolve(variant, preset=preset, overrides=given)
-    against = baseline.name if baseline else None
-    cells = [Cell(variant.name, variant, {}, resolved, tuple(seeds), baseline=against)]
-    if baseline is not None:
-        shared = {key: value for key, value in given.items() if key in _own(baseline)}
-        resolved = config.resolve(baseline, preset=preset, overrides=shared)
-        cells.append(Cell(baseline.name, baseline, {}, resolved, tuple(seeds)))
-    for cell in cells:
-        train.check_applicable(cell.variant, cell.config)
-    return cells
+    cells = [cell.with_seeds(chosen) for cell in study.cells]
+    return replace(study, seeds=chosen, cells=cells)
 
 
 def shipped() -> dict[str, Path]:
@@ -262,10 +150,6 @@ def find(reference: str) -> Path:
     if name not in shipped():
         raise unknown("study", reference, shipped())
     return shipped()[name]
-
-
-def _identity(variant: Variant, resolved: RunConfig, searched: tuple[str, ...] = ()) -> str:
-    return json.dumps([variant.source_hash, resolved.model_dump(), searched], sort_keys=True)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -305,18 +189,20 @@ class _Planner:
         self.skipped: list[Skipped] = []
         self.listed: set[str] = set()  # identities of what `variants` asks for
         self.used: set[int] = set()  # skips that were needed
-        self.baseline = self._baseline()
-        self.entries = [entry for each in self._entries() for entry in self._spread(each)]
+        self.baseline: _Entry | None = None
+        if file.baseline is not None:
+            self.baseline = self._entry(("baseline",), file.baseline)
 
     def study(self) -> Study:
         """Lay out all cells, then find those of every claim."""
-        for entry in self.entries:
-            for settings in self._settings(entry):
-                self._plan(entry, settings)
+        for index, item in enumerate(self.file.variants):
+            for entry in self._spread(self._entry(("variants", index), item)):
+                for settings in self._settings(entry):
+                    self._plan(entry, settings)
         for index, skip in enumerate(self.file.skip):
             if index not in self.used:
                 raise self.source.error(("skip", index), f"{skip}: it skips nothing")
-        found = [self._claim(index) for index in range(len(self.file.claims))]
+        claimed = [self._claim(index) for index in range(len(self.file.claims))]
         cells = list(self.cells.values())
         if not cells:
             raise self.source.error(("variants",), "everything is skipped")
@@ -335,7 +221,7 @@ class _Planner:
             space=self.file.space,
             cells=cells,
             skipped=self.skipped,
-            claims=found,
+            claims=claimed,
         )
 
     def _name(self) -> str:
@@ -349,25 +235,13 @@ class _Planner:
         return "@".join(parts)
 
     def _trials(self) -> int:
-        every = [len(each.choices or ()) for each in self.file.space.values()]
-        product = 1
-        for count in every:
-            product *= count
-        if product and (self.file.trials is None or self.file.trials > product):
-            return product  # choices alone: each combination once
-        assert self.file.trials is not None  # studyfile sees to it
+        combinations = math.prod(len(each.choices or ()) for each in self.file.space.values())
+        if combinations and (self.file.trials is None or self.file.trials > combinations):
+            return combinations  # choices alone: each combination once
+        assert self.file.trials is not None  # `file` refuses a range without trials
         return self.file.trials
 
     # ---- variants
-
-    def _baseline(self) -> _Entry | None:
-        if self.file.baseline is None:
-            return None
-        return self._entry(("baseline",), self.file.baseline)
-
-    def _entries(self) -> Iterator[_Entry]:
-        for index, item in enumerate(self.file.variants):
-            yield self._entry(("variants", index), item)
 
     def _entry(self, loc: Loc, item: str | dict[str, Any]) -> _Entry:
         settings = {} if isinstance(item, str) else dict(item)
@@ -411,9 +285,9 @@ class _Planner:
                 yield {**fixed, **params}
 
     def _has(self, entry: _Entry, loc: Loc) -> bool:
-        """Tell whether a variant has an axis; where it has not, the study must say so."""
+        """Return whether a variant has an axis; a study lists under `skip` one that it has not."""
         key = str(loc[1])
-        if key in _own(entry.variant):
+        if key in keys_of(entry.variant):
             return True
         for index, skip in enumerate(self.file.skip):
             if skip.get("axis") == key and skip.get("variant") == entry.variant.name:
@@ -425,7 +299,7 @@ class _Planner:
         raise self.source.error(
             loc,
             f"{entry.variant.name} has no setting {key!r}."
-            f"{config.meant(key, _own(entry.variant))} "
+            f"{config.meant(key, keys_of(entry.variant))} "
             "If it is to run without, list it under skip: "
             f"{{variant: {entry.variant.name}, axis: {key}, reason: ...}}",
         )
@@ -461,7 +335,7 @@ class _Planner:
         baseline = self._compared_with(entry, settings)
         if baseline is not None and baseline.identity != cell.identity:
             self._add(baseline, entry)
-            cell = dataclasses.replace(cell, baseline=baseline.name)
+            cell = replace(cell, baseline=baseline.name)
         self._add(cell, entry)
 
     def _add(self, cell: Cell, entry: _Entry) -> None:
@@ -475,7 +349,7 @@ class _Planner:
         if self.baseline is None:
             return None
         given = {**settings, **self.baseline.settings}
-        own = _own(self.baseline.variant)
+        own = keys_of(self.baseline.variant)
         for key in self.baseline.settings:
             if key not in own:
                 raise self.source.error(("baseline", key), _no_setting(self.baseline.variant, key))
@@ -602,7 +476,7 @@ class _Planner:
             raise UsageError("all that it compares is skipped")
 
     def _goes(self, side: Reference, key: str) -> bool:
-        return key in _own(self._variant_of(side))
+        return key in keys_of(self._variant_of(side))
 
     def _variant_of(self, side: Reference) -> Variant:
         known = {cell.variant.name: cell.variant for cell in self.cells.values()}
@@ -613,7 +487,7 @@ class _Planner:
     def _look_up(self, side: Reference, at: dict[str, Any]) -> str | None:
         """Return the name of the cell that a side means at these values; None if it is skipped."""
         variant = self._variant_of(side)
-        own = _own(variant)
+        own = keys_of(variant)
         for key in side.settings:
             if key not in own:
                 raise UsageError(_no_setting(variant, key))
@@ -632,26 +506,20 @@ class _Planner:
             study={**self.shared, **fixed, **values},
             dataset=self.dataset,
         )
-        found = [
+        same = [
             cell
             for cell in self.cells.values()
-            if _identity(variant, resolved, cell.searched) == cell.identity
+            if identity_of(variant, resolved, cell.searched) == cell.identity
             and not set(cell.searched) & set(side.settings)
         ]
-        if not found:
+        if not same:
             names = [cell.name for cell in self.cells.values()]
             raise claims.no_such_cell(Reference(side.variant, values), names)
-        return max(found, key=lambda cell: len(cell.searched)).name
-
-
-def _own(variant: Variant) -> set[str]:
-    """Return the keys that can be set for a variant."""
-    run = set(RunConfig.model_fields) - {"variant", "settings"}
-    return run | set(variant.cls.Settings.model_fields)
+        return max(same, key=lambda cell: len(cell.searched)).name
 
 
 def _no_setting(variant: Variant, key: str) -> str:
-    own = _own(variant)
+    own = keys_of(variant)
     return (
         f"{variant.name} has no setting {key!r}.{config.meant(key, own)} It has: "
         f"{', '.join(sorted(own))}."

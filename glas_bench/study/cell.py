@@ -1,0 +1,136 @@
+"""Cells: a variant under one config, with its seeds; from a study file or a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glas_bench.config import RunConfig, config_key, protocol_key, resolve
+from glas_bench.errors import UsageError
+from glas_bench.record import RunFolder
+
+if TYPE_CHECKING:
+    from glas_bench.data import Splits
+    from glas_bench.registry import Variant
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant under one config, with the seeds to run.
+
+    Where axes are searched (`searched`), the config holds their defaults; `with_values` puts the
+    best values in their place.
+    """
+
+    name: str
+    """Unique in its study: the variant and the settings that differ between cells."""
+    variant: Variant
+    params: dict[str, Any]
+    """The settings in the name."""
+    config: RunConfig
+    seeds: tuple[int, ...]
+    baseline: str | None = None
+    """Name of the cell that it is compared with; None for a baseline itself."""
+    not_applicable: str | None = None
+    """Why the variant cannot run on the data set, or None where it can."""
+    searched: tuple[str, ...] = ()
+    """Axes that are searched."""
+    key: str = ""
+    """config_key, which names the run folder; empty until the data is known."""
+
+    @property
+    def identity(self) -> str:
+        """What makes two cells of a study the same one."""
+        return identity_of(self.variant, self.config, self.searched)
+
+    @property
+    def protocol(self) -> str:
+        """The protocol_key of the scores that the config asks for."""
+        from glas_bench import evaluate
+
+        return protocol_key(evaluate.protocol(self.config))
+
+    def on(self, splits: Splits) -> Cell:
+        """Return the cell on this data, with its key."""
+        return replace(self, key=config_key(self.config, self.variant.source_hash, splits.hash))
+
+    def folder(self, results: Path) -> RunFolder:
+        """Return its run folder below a results folder; the data is known (`on`)."""
+        assert self.key, f"{self.name}: its data is not known yet"
+        return RunFolder(results, self.variant.name, self.key)
+
+    def finished(self, results: Path) -> dict[int, str | None]:
+        """Return by seed how it ended, or None where there is work left to do."""
+        folder, protocol = self.folder(results), self.protocol
+        return {seed: folder.seed(seed).finished(protocol) for seed in self.seeds}
+
+    def with_seeds(self, seeds: Sequence[int]) -> Cell:
+        """Return the cell with other seeds."""
+        return replace(self, seeds=tuple(seeds))
+
+    def with_values(self, values: Mapping[str, Any]) -> Cell:
+        """Return the cell with these settings, which are no longer searched; it has no key yet.
+
+        Raises:
+            UsageError: a value is not allowed.
+        """
+        flat = {key: value for key, value in self.config.flat().items() if key != "variant"}
+        return replace(
+            self,
+            params={**self.params, **values},
+            config=resolve(self.variant, study={**flat, **values}),
+            searched=tuple(axis for axis in self.searched if axis not in values),
+            key="",
+        )
+
+
+def by_hand(
+    variant: Variant,
+    baseline: Variant | None,
+    seeds: Sequence[int],
+    *,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Return the cells of a study that has no file: a variant and, if any, its baseline.
+
+    Args:
+        variant: as returned by the registry.
+        baseline: what it is compared with.
+        seeds: of both.
+        preset: `quick` by default.
+        overrides: settings of the variant; its baseline takes those that it has.
+
+    Raises:
+        UsageError: the two are the same, a setting or its value is not allowed, or the variant
+            cannot run on the data set.
+    """
+    from glas_bench.core import train
+
+    if baseline is not None and baseline.source_hash == variant.source_hash:
+        raise UsageError(f"--baseline {baseline.reference}: it is the variant itself")
+    given = overrides or {}
+    resolved = resolve(variant, preset=preset, overrides=given)
+    against = baseline.name if baseline else None
+    cells = [Cell(variant.name, variant, {}, resolved, tuple(seeds), baseline=against)]
+    if baseline is not None:
+        shared = {key: value for key, value in given.items() if key in keys_of(baseline)}
+        resolved = resolve(baseline, preset=preset, overrides=shared)
+        cells.append(Cell(baseline.name, baseline, {}, resolved, tuple(seeds)))
+    for cell in cells:
+        train.check_applicable(cell.variant, cell.config)
+    return cells
+
+
+def identity_of(variant: Variant, resolved: RunConfig, searched: tuple[str, ...] = ()) -> str:
+    """Return what makes two cells of a study the same one."""
+    return json.dumps([variant.source_hash, resolved.model_dump(), searched], sort_keys=True)
+
+
+def keys_of(variant: Variant) -> set[str]:
+    """Return the keys that can be set for a variant."""
+    run = set(RunConfig.model_fields) - {"variant", "settings"}
+    return run | set(variant.cls.Settings.model_fields)
