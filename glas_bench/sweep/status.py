@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glas_bench.record import join_statuses
+from glas_bench.record import FINISHED, join_statuses
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.plan import Document
 from glas_bench.sweep.trial import Trial
@@ -119,8 +119,7 @@ def summary(status: Document) -> str:
 
 def row(cell: Document) -> list[str]:
     """Return a cell's columns: name, status, finished of all seeds, nll."""
-    finished = ("complete", "diverged", "not_applicable")
-    done = sum(each["status"] in finished for each in cell["seeds"])
+    done = sum(each["status"] in FINISHED for each in cell["seeds"])
     return [
         cell["cell"],
         cell["status"].replace("_", " "),
