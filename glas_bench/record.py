@@ -553,9 +553,9 @@ class Partial:
             self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the protocol's own states."""
+        """Remove the protocol's own states, in the format of older versions too."""
         if self.folder is not None:
-            for path in self.folder.glob(f"{self.key}.*.partial.pt"):
+            for path in self.folder.glob(f"{self.key}.*partial.*"):
                 path.unlink(missing_ok=True)
 
     def _path(self, folder: Path, name: str, shared: bool) -> Path:
