@@ -106,8 +106,9 @@ def show(make: Callable[[], Answer], as_json: bool = False) -> NoReturn:
     """
     with _stdout_to_stderr() if as_json else contextlib.nullcontext():
         answer = make()
-    if answer.text:
-        click.echo(json.dumps(answer.document, allow_nan=False) if as_json else answer.text)
+    has_document = as_json and answer.document is not None
+    if text := json.dumps(answer.document, allow_nan=False) if has_document else answer.text:
+        click.echo(text)
     for problem in answer.problems:
         click.echo(problem, err=True)
     sys.exit(answer.exit_code)

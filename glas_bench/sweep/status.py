@@ -52,6 +52,7 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
     running = [trial for trial in own if trial.status == "running"]
     if entry["searched"] and not own:
         status, reasons, running = _search(plan, entry, trials)
+    workers = [worker_id.described(trial.owner) for trial in running if trial.owner]
     return {
         "cell": entry["cell"],
         "variant": entry["variant"],
@@ -60,7 +61,7 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
         "seeds": [{"seed": seed, "status": status} for seed, status in seeds.items()],
         "reason": "; ".join(reasons) or None,
         "config_key": entry["key"],
-        "worker": next((worker_id.described(t.owner) for t in running if t.owner), None),
+        **({"worker": workers[0]} if workers else {}),
         **(own[0].numbers if len(own) == 1 else {}),
     }
 

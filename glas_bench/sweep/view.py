@@ -127,7 +127,7 @@ class Table(View):
         for cell in _window(self.cells, max(3, self.console.height - 4)):
             here = self.progress.get(cell["cell"])
             shown = {**cell, "status": "running"} if here else cell
-            note = here or (cell["status"] == "running" and cell["worker"]) or cell["reason"]
+            note = here or (cell["status"] == "running" and cell.get("worker")) or cell["reason"]
             grid.add_row(*status.row(shown), note or "", style=STYLES.get(shown["status"]))
         grid.caption = self.caption or None
         grid.caption_justify = "left"
