@@ -33,6 +33,7 @@ RUN_STATUS = {
 }
 """MLflow's word for a status; ours is in the tag `status`."""
 
+_ABOUT = ("data_origin", "data_hash", "source_hash", "core_version", "preset", "bound_reason")
 _NOT_CURVES = ("epoch", "step", "time", "phase", "validation", "validation_kind")
 
 
@@ -143,12 +144,8 @@ def _common_tags(record: RunRecord, environment: Mapping[str, Any]) -> dict[str,
         "config_key": record.config_key,
         "dataset": record.config.dataset,
         "binarisation": record.config.binarisation,
-        **{
-            name: _text(about.get(name))
-            for name in ("data_origin", "data_hash", "source_hash", "core_version", "preset")
-        },
+        **{name: _text(about.get(name)) for name in _ABOUT},
         "bounds_nll": {True: "yes", False: "no"}.get(about.get("bounds_nll"), "not shown"),  # type: ignore[arg-type]
-        "bound_reason": _text(about.get("bound_reason")),
         "git_commit": _text(git.get("commit")),
         "git_dirty": _text(git.get("dirty")),
         "mlflow.source.git.commit": _text(git.get("commit")),
@@ -191,10 +188,7 @@ def _span(record: RunRecord, seed: SeedRecord) -> tuple[int, int]:
 
 
 def _modified(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns // 1_000_000
-    except OSError:
-        return 0
+    return path.stat().st_mtime_ns // 1_000_000
 
 
 def _there(

@@ -36,8 +36,8 @@ T = TypeVar("T")
 PAGE = 1000
 """Runs in a page of a search."""
 
-MOST_METRICS, MOST_PARAMS = 1000, 100
-"""What one call may log; as many tags as parameters."""
+MOST_METRICS = 1000
+"""Values that one call may log."""
 
 _VARIABLES = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -189,21 +189,6 @@ class Store:
         local = kind in ("sqlite", *address.DATABASES)
         return (self.results / "artifacts").as_uri() if local else None
 
-    def names(self) -> list[str]:
-        """Return the names of all active experiments."""
-        experiments = _all_pages(
-            lambda token: self.client.search_experiments(max_results=PAGE, page_token=token)
-        )
-        return sorted(str(each.name) for each in experiments)
-
-    def holds(self, name: str, query: str = "") -> bool:
-        """Return whether an experiment has a run, or one that passes a filter."""
-        there = self.client.get_experiment_by_name(name)
-        if there is None:
-            return False
-        ids = [str(there.experiment_id)]
-        return bool(self.client.search_runs(ids, filter_string=query, max_results=1))
-
     def answers(self) -> bool:
         """Return whether the store still answers."""
         try:
@@ -231,16 +216,15 @@ class Store:
         return runs[0] if runs else None
 
     def describe(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Add parameters, which cannot be changed later, and set tags."""
+        """Add parameters, which cannot be changed later, and set tags; at most 100 of each."""
         from mlflow.entities import Param, RunTag
 
-        all_params = [Param(name, value) for name, value in params.items()]
-        all_tags = [RunTag(name, value) for name, value in tags.items()]
-        for start in range(0, max(len(all_params), len(all_tags)), MOST_PARAMS):
-            chunk = slice(start, start + MOST_PARAMS)
-            self.client.log_batch(
-                run_id, params=all_params[chunk], tags=all_tags[chunk], synchronous=True
-            )
+        self.client.log_batch(
+            run_id,
+            params=[Param(name, value) for name, value in params.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+            synchronous=True,
+        )
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
         """Add values of metrics."""
@@ -256,10 +240,15 @@ class Store:
         if there is None:
             return []
         ids = [str(there.experiment_id)]
-        with _without_collector():
+        was_enabled = gc.isenabled()
+        gc.disable()  # it takes half the time of reading thousands of runs
+        try:
             return _all_pages(
                 lambda token: self.client.search_runs(ids, max_results=PAGE, page_token=token)
             )
+        finally:
+            if was_enabled:
+                gc.enable()
 
     def download(self, run_id: str, artifact: str, folder: str) -> str:
         """Download an artifact below a folder; return its path."""
@@ -273,18 +262,6 @@ def _all_pages(page: Callable[[str | None], PagedList[T]]) -> list[T]:
         some = page(some.token)
         items += some
     return items
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the garbage collector: it takes half the time of reading thousands of runs."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 # --------------------------------------------------------------------------- reading
@@ -313,9 +290,15 @@ def experiments(results: Path, *, debug: bool = False) -> tuple[list[str], list[
     """
     ours, foreign = [], []
     with reading(results, debug) as store:
-        for name in store.names():
-            if store.holds(name, f"tags.`glas_bench.schema` = '{entries.SCHEMA}'"):
-                ours.append(name)
-            elif store.holds(name):
-                foreign.append(name)
-    return ours, foreign
+
+        def has_run(id: str, query: str = "") -> bool:
+            return bool(store.client.search_runs([id], filter_string=query, max_results=1))
+
+        for experiment in _all_pages(
+            lambda token: store.client.search_experiments(max_results=PAGE, page_token=token)
+        ):
+            if has_run(experiment.experiment_id, f"tags.`glas_bench.schema` = '{entries.SCHEMA}'"):
+                ours.append(str(experiment.name))
+            elif has_run(experiment.experiment_id):
+                foreign.append(str(experiment.name))
+    return sorted(ours), sorted(foreign)

@@ -97,7 +97,10 @@ def _sync_folder(
     with locked(folder / "tracking.lock", "this folder's mirror"):
         ledger = _Ledger(folder, store)
         stamp = _stamp(folder, wanted)
-        if ledger.kept.get("stamp") == stamp and _all_there(store, ledger.run_ids, known):
+        if ledger.kept.get("stamp") == stamp and all(
+            store.run(run_id) is not None if known is None else run_id in known
+            for run_id in ledger.run_ids
+        ):
             return False
         record = load_run(folder)
         ledger.kept.pop("stamp", None)
@@ -112,12 +115,6 @@ def _sync_folder(
         finally:
             ledger.save()
     return True
-
-
-def _all_there(store: Store, run_ids: Sequence[str], known: Collection[str] | None) -> bool:
-    if known is not None:
-        return all(run_id in known for run_id in run_ids)
-    return all(store.run(run_id) is not None for run_id in run_ids)
 
 
 def _stamp(folder: Path, wanted: str | None) -> str:
