@@ -1,4 +1,4 @@
-"""Run folders with numbers that were made up, written by the record's own writers."""
+"""Run folders with fabricated numbers, written by the record's own writers."""
 
 from __future__ import annotations
 
