@@ -1,9 +1,8 @@
 """SIGTERM and Ctrl-C: end at once, or at the next step where there is work to save.
 
-Installed before anything heavy is imported, so that a signal is answered from the command's first
-moment on: outside a `graceful` block the process ends with the signal's exit code; inside one the
-request is noted, the work checkpoints, and the command ends with the same code. A second signal
-ends at once.
+Installed before anything heavy is imported, so that signals are handled from the start. Outside a
+`graceful` block the process ends with the signal's exit code; inside one the request is noted, the
+work checkpoints, and the command ends with the same code. A second signal ends at once.
 """
 
 from __future__ import annotations

@@ -678,7 +678,7 @@ def test_a_file_of_ten_lines(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("class MyIdea(Glas:\n    pass\n", "broken.py:1: importing it failed with SyntaxError"),
         ("x = 1\n\ny = x / 0\n", "broken.py:3: importing it failed with ZeroDivisionError"),
@@ -690,12 +690,12 @@ def test_a_file_of_ten_lines(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> Non
     ],
     ids=lambda value: None if "\n" in value else value[:24],
 )
-def test_a_broken_file_is_told_what_is_wrong(glas: Glas, text: str, said: str) -> None:
+def test_a_broken_file_is_refused_with_its_error(glas: Glas, text: str, message: str) -> None:
     path = broken(glas, text)
     for command in (cell(path), ["check", path]):
         ended = glas.here(*command)
         assert ended.code == 2
-        assert said in ended.err
+        assert message in ended.err
         assert str(path) in ended.err
         assert "Traceback" not in ended.err
     assert not glas.results.exists()

@@ -39,10 +39,10 @@ def test_v_and_ess_are_of_the_weights_of_nll(source: str | None, v: str, ess: st
     assert (found["v_of_nll"], found["ESS"]) == (v, ess)
 
 
-@pytest.mark.parametrize(("gain", "said"), [(0.34, True), (0.05, False), (None, False)])
-def test_a_refit_that_was_still_gaining_is_said(gain: float | None, said: bool) -> None:
+@pytest.mark.parametrize(("gain", "noted"), [(0.34, True), (0.05, False), (None, False)])
+def test_a_refit_that_was_still_gaining_has_a_footnote(gain: float | None, noted: bool) -> None:
     _, text = table(nll_from="refit_iw", refit_last_gain=gain)
-    assert ("seed 0: the refit was still gaining, 0.34 nats in its last tenth." in text) == said
+    assert ("seed 0: the refit was still gaining, 0.34 nats in its last tenth." in text) == noted
 
 
 def test_a_difference_is_printed_with_sign_interval_and_pairs() -> None:

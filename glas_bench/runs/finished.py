@@ -1,4 +1,4 @@
-"""A finished seed, back as a model: for scoring again, pictures and notebooks."""
+"""A finished seed loaded as a model: to score it again, for pictures and notebooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from glas_bench.runs.pictures import Subject
 
 @dataclass(frozen=True)
 class FinishedSeed:
-    """One seed's last epoch, with all that it was made from."""
+    """A trained model, with all that it was made from."""
 
     record: RunRecord
     variant: Variant
@@ -33,7 +33,7 @@ class FinishedSeed:
 
     @property
     def subject(self) -> Subject:
-        """What pictures are made of."""
+        """The model as `pictures.draw` takes it."""
         title = f"{self.record.path.name}, seed {self.seed}"
         return Subject(title, self.model, self.record.config, self.splits, self.seed)
 
@@ -57,7 +57,7 @@ def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> l
     if config_key(record.config, variant.source_hash, splits.hash) != record.config_key:
         raise RunError(
             f"{path}: {variant.path.name} or the training core has changed since; "
-            "check out what it was made with (see its environment.json)"
+            "check out the commit that made it (see its environment.json)"
         )
     splits = splits.to(device)
     wanted = [n for n, s in record.seeds.items() if s.status == "complete" and seed in (None, n)]

@@ -100,8 +100,8 @@ def _reconstructed(subject: Subject, images: int) -> tuple[Tensor, Tensor, Tenso
             footprints.append(footprint(rows_y, rows_x).mean(0))
 
     rollout.rollout(model, x, x, labels, noise.to(x.device), trace=trace)
-    looks = torch.stack(footprints).float().cpu() if footprints else None
-    return x.cpu(), torch.stack(canvases).float().cpu(), looks
+    stacked = torch.stack(footprints).float().cpu() if footprints else None
+    return x.cpu(), torch.stack(canvases).float().cpu(), stacked
 
 
 def footprint(rows_y_BRL: Tensor, rows_x_BRL: Tensor) -> Tensor:
