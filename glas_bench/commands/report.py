@@ -23,34 +23,34 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asked for."""
+    """The arguments of `report`."""
 
     references: Sequence[str]
     results: Path
     out: Path | None
     fail_if: Sequence[str] = ()
     tell: Tell = lambda message: None
-    """Called with each thing that the pages have to go without."""
+    """Called with a line on everything that the pages lack."""
     debug: bool = False
 
 
 @dataclass
 class Answer:
-    """What was made."""
+    """The pages that were written."""
 
     out: Path
     pages: list[Path] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
-    """A line a page, and what tripped."""
+    """A line per page, and the conditions that tripped."""
     exit_code: int = 0
 
 
 @dataclass
 class _Page:
-    """A page's rows with the figures that they need others' data for."""
+    """A page's rows, and the figures that are drawn from records."""
 
     rows: list[Row]
-    looks: list[figures.Drawing] = field(default_factory=list)
+    drawings: list[figures.Drawing] = field(default_factory=list)
     beside: Path | None = None
     """Where a csv came from, whose figures lie beside it."""
 
@@ -59,9 +59,9 @@ def carry_out(request: Request) -> Answer:
     """Make the pages.
 
     Raises:
-        UsageError: no such study or file, a csv that is none of ours, a condition that cannot be
-            read or means no cell.
-        RunError: the record cannot be read, or the pages cannot be written.
+        UsageError: no such study or file, a csv that `report` did not write, a condition that
+            cannot be parsed or is about no cell.
+        RunError: the pages cannot be written.
     """
     conditions = [fail_if.read(text) for text in request.fail_if]
     out = request.out or request.results / "report"
@@ -93,8 +93,8 @@ def carry_out(request: Request) -> Answer:
 
 
 def _line(rows: Sequence[Row]) -> str:
-    found = table_rows(rows)
-    return f"{rows[0]['study']}: {coverage(found)}; {page.verdicts(found)}"
+    cells = table_rows(rows)
+    return f"{rows[0]['study']}: {coverage(cells)}; {page.verdicts(cells)}"
 
 
 # --------------------------------------------------------------------------- from the record
@@ -212,7 +212,7 @@ def _write(made: _Page, out: Path) -> Path:
     path = out / f"{study}.csv"
     _put(path, csv_file.write(made.rows))
     rows = csv_file.read(path)  # a page is made from its csv alone
-    drawn = {each.file(study): each.png for each in (*figures.from_csv(rows), *made.looks)}
+    drawn = {each.file(study): each.png for each in (*figures.from_csv(rows), *made.drawings)}
     wanted = [one["file"] for one in page.figures_of(rows)]
     for name in wanted:
         target = out / "figures" / name
