@@ -74,7 +74,9 @@ def test_no_variant_is_named_in_the_plumbing():
             pytest.fail(f"{name}:{node.lineno} names the variant {node.value!r}")
 
 
-@pytest.mark.parametrize("folder", ["glas_bench", "variants", "studies", "docs", "results", ""])
+@pytest.mark.parametrize(
+    "folder", ["glas_bench", "variants", "studies", "docs", "results", "tests", ""]
+)
 def test_plain_english(folder):
     places = [
         path
