@@ -15,7 +15,7 @@ PACKAGE = ROOT / "glas_bench"
 # A package (or a module beside the packages) imports from the rows above its own and from nowhere
 # else, whether at its head, inside a function or for type checking alone.
 LAYERS = (
-    ("errors", "ops", "signals", "stats", "text"),
+    ("errors", "ops", "sequential", "signals", "stats", "text"),
     ("data", "display", "divergences", "filters", "processes"),
     ("model",),
     ("registry",),
@@ -41,7 +41,7 @@ OWNERS = {
     "PIL": {"report.figures"},
     "seaborn": {"report.figures", "report.record_figures"},
     "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},
-    "scipy": {"stats", "data.parse"},
+    "scipy": {"sequential", "stats", "data.parse"},
     "mlxtend": {"data.parse"},
     "pooch": {"data.sources"},
     "requests": {"data.sources"},  # comes with pooch

@@ -1,0 +1,341 @@
+"""Group-sequential statistics: published boundaries, and error rates by simulation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from glas_bench import sequential
+from glas_bench.sequential import (
+    Difference,
+    chance_to_decide,
+    contrast,
+    difference,
+    half_width,
+    nominal_p,
+    seeds_to_decide,
+    share_difference,
+    share_limits,
+    welch,
+    word,
+)
+
+REPETITIONS = 8000
+WORDS = ("reproduced", "opposite", "no larger difference", "not reproduced", "undecided")
+
+
+# --------------------------------------------------------------------------- looks
+
+
+def test_the_nominal_levels_of_the_shipped_looks():
+    # simulated with 10^6 normal paths: .0179 .0138 .0158 .0226
+    assert nominal_p((5, 8, 12, 20), 0.05) == pytest.approx(
+        [0.0179, 0.0138, 0.0159, 0.0226], abs=2e-4
+    )
+    # equally spaced: R's gsDesign(k=4, sfu=sfLDPocock, test.type=2, alpha=.025) has z of
+    # 2.368, 2.368, 2.358, 2.350
+    z = stats.norm.isf(np.array(nominal_p((5, 10, 15, 20), 0.05)) / 2)
+    assert z == pytest.approx([2.368, 2.368, 2.358, 2.350], abs=1e-2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(2, 60), min_size=1, max_size=5, unique=True).map(sorted),
+    st.floats(0.001, 0.2),
+)
+def test_all_of_alpha_is_spent_and_no_more(looks, alpha):
+    p = nominal_p(tuple(looks), alpha)
+    rng = np.random.default_rng(0)
+    steps = np.sqrt(np.diff([0, *looks])) * rng.standard_normal((40_000, len(looks)))
+    z = steps.cumsum(1) / np.sqrt(looks)
+    crossed = (np.abs(z) > stats.norm.isf(np.array(p) / 2)).any(1).mean()
+    assert crossed == pytest.approx(alpha, abs=4 * math.sqrt(alpha / 40_000))
+
+
+def test_one_look_has_all_of_alpha():
+    assert nominal_p((7,), 0.05) == pytest.approx([0.05])
+
+
+@pytest.mark.parametrize("looks", [(), (1, 5), (5, 5), (8, 5)])
+def test_looks_that_cannot_be_are_refused(looks):
+    with pytest.raises(ValueError, match="looks are rising numbers of seeds from 2"):
+        nominal_p(looks)
+
+
+# --------------------------------------------------------------------------- the interval
+
+
+def simulate(delta, sd_a, sd_b, *, margin=2.0, image_sd=4.0, images=500, claims=1, escape=1.0):
+    """Return the share of each word, the mean number of seeds, and the share of claims whose
+    interval misses the truth at some look until a verdict is reached (first) and at any look.
+
+    `escape` is the share of seeds that escape; the others are left out of the means, as they are of
+    the interval among escaped seeds.
+    """
+    looks, rng = (
+        sequential.LOOKS,
+        np.random.default_rng([round(100 * abs(delta)), round(100 * sd_a)]),
+    )
+    levels = nominal_p(looks, 0.05 / claims)
+    most, shape = looks[-1], (REPETITIONS, looks[-1])
+    arms = [delta + sd_a * rng.standard_normal(shape), sd_b * rng.standard_normal(shape)]
+    alive = [rng.random(shape) < escape for _ in arms]
+    shift = rng.standard_normal(REPETITIONS) * image_sd / math.sqrt(images)
+    known = image_sd * np.sqrt(rng.chisquare(images - 1, REPETITIONS) / (images - 1) / images)
+    ended = np.full(REPETITIONS, "undecided", dtype=object)
+    seeds = np.full(REPETITIONS, most)
+    open_, missed, ever = (np.full(REPETITIONS, value) for value in (True, False, False))
+    for n, p in zip(looks, levels, strict=True):
+        kept = [
+            np.where(on[:, :n], arm[:, :n], np.nan) for arm, on in zip(arms, alive, strict=True)
+        ]
+        counts = [np.isfinite(arm).sum(1) for arm in kept]
+        usable = (counts[0] > 1) & (counts[1] > 1)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # an arm without two escaped seeds
+            parts = [np.nanvar(arm, 1, ddof=1) / c for arm, c in zip(kept, counts, strict=True)]
+            total = parts[0] + parts[1]
+            df = total**2 / sum(v**2 / (c - 1) for v, c in zip(parts, counts, strict=True))
+            estimate = np.nanmean(kept[0], 1) - np.nanmean(kept[1], 1) + shift
+        half = half_width(np.sqrt(total), np.where(usable, df, 1.0), known, p)
+        low, high = estimate - half, estimate + half
+        outside = usable & ((low > delta) | (high < delta))
+        ever |= outside
+        missed |= outside & open_
+        for i in np.flatnonzero(open_ & usable):
+            said = word(low[i], high[i], margin, 1)
+            if said != "undecided":
+                ended[i], seeds[i], open_[i] = said, n, False
+    shares = {each: float((ended == each).mean()) for each in WORDS}
+    return shares, seeds.mean(), missed.mean(), ever.mean()
+
+
+def test_equal_arms_are_settled_in_most_cases_with_few_seeds():
+    shares, seeds, missed, _ = simulate(0.0, 1.5, 1.5)
+    assert shares["no larger difference"] + shares["not reproduced"] > 0.92
+    assert shares["reproduced"] == 0
+    assert seeds < 12.5
+    assert missed < 0.054
+
+
+def test_a_large_difference_is_reproduced_early():
+    shares, seeds, missed, _ = simulate(5.0, 1.5, 1.5)
+    assert shares["reproduced"] > 0.98
+    assert seeds < 8
+    assert missed < 0.054
+    shares, seeds, _, _ = simulate(10.0, 5.0, 5.0)
+    assert shares["reproduced"] > 0.97
+    assert seeds < 10
+
+
+def test_a_large_difference_the_other_way_is_opposite_and_never_reproduced():
+    shares, _, _, _ = simulate(-5.0, 1.5, 1.5)
+    assert shares["reproduced"] == 0
+    assert shares["opposite"] + shares["not reproduced"] > 0.99
+    assert shares["opposite"] > 0.5  # the rest is short of the margin before it is beyond it
+
+
+@pytest.mark.parametrize("delta", [2.0, -2.0])
+def test_at_the_margin_a_wrong_word_is_rare(delta):
+    shares, _, _, ever = simulate(delta, 1.5, 1.5)
+    wrong = {2.0: "reproduced", -2.0: "opposite"}[delta]
+    assert shares[wrong] < 0.035
+    assert shares["no larger difference"] < 0.035
+    assert ever < 0.056
+
+
+@pytest.mark.parametrize(("sd_a", "sd_b"), [(1.5, 1.5), (0.5, 4.0), (5.0, 5.0), (0.1, 0.1)])
+@pytest.mark.parametrize("image_sd", [0.0, 4.0, 12.0])
+def test_intervals_hold_together_over_all_looks(sd_a, sd_b, image_sd):
+    _, _, missed, ever = simulate(1.0, sd_a, sd_b, image_sd=image_sd)
+    assert missed <= ever < 0.064  # .05, and Welch's t at five seeds of unequal spread
+
+
+def test_of_m_claims_the_family_holds():
+    _, _, _, ever = simulate(1.0, 1.5, 1.5, claims=4)
+    assert 4 * ever < 0.064
+
+
+def test_the_interval_among_escaped_seeds_covers_where_some_collapse():
+    _, _, _, ever = simulate(1.0, 1.5, 1.5, escape=0.9)
+    assert ever < 0.064
+
+
+def test_an_interval_over_all_seeds_does_not_cover_where_some_collapse():
+    # a tenth of the seeds at +97 nats: with five seeds the nominal 95 % interval covers far less
+    rng = np.random.default_rng(0)
+    a_RS = 1.5 * rng.standard_normal((REPETITIONS, 5)) + 97 * (rng.random((REPETITIONS, 5)) < 0.1)
+    low, high = a_RS.mean(1) + np.array([[-1], [1]]) * stats.t.isf(0.025, 4) * a_RS.std(
+        1, ddof=1
+    ) / math.sqrt(5)
+    assert ((low < 9.7) & (high > 9.7)).mean() < 0.65
+
+
+@given(st.integers(2, 7), st.integers(2, 7), st.integers(2, 9), st.integers(0, 2**32 - 1))
+def test_the_difference_is_welchs(seeds_a, seeds_b, images, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(90, 3, (seeds_a, images)), rng.normal(88, 1, (seeds_b, images))
+    known = stats.ttest_ind(a.mean(1), b.mean(1), equal_var=False)
+    got = difference(dict(enumerate(a)), dict(enumerate(b)))
+    assert got.estimate == pytest.approx(a.mean() - b.mean())
+    assert got.df == pytest.approx(known.df)
+    assert got.estimate / got.seed_error == pytest.approx(known.statistic)
+    d_B = a.mean(0) - b.mean(0)
+    assert got.image_error == pytest.approx(d_B.std(ddof=1) / math.sqrt(images))
+    half_t = stats.t.isf(0.01, known.df) * got.seed_error
+    half_z = stats.norm.isf(0.01) * got.image_error
+    low, high = got.interval(0.02)
+    assert high - low == pytest.approx(2 * math.hypot(half_t, half_z))
+
+
+def test_a_difference_of_differences_has_the_errors_of_four_arms():
+    rng = np.random.default_rng(0)
+    arms = [dict(enumerate(rng.normal(90, 2, (n, 40)))) for n in (5, 6, 7, 8)]
+    signs = (1, -1, -1, 1)
+    got = contrast(list(zip(signs, arms, strict=True)))
+    means = [np.stack(list(arm.values())).mean(1) for arm in arms]
+    variances = [each.var(ddof=1) / each.size for each in means]
+    assert got.estimate == pytest.approx(
+        sum(sign * each.mean() for sign, each in zip(signs, means, strict=True))
+    )
+    assert got.seed_error == pytest.approx(math.sqrt(sum(variances)))
+    assert got.df == pytest.approx(
+        sum(variances) ** 2
+        / sum(v**2 / (m.size - 1) for v, m in zip(variances, means, strict=True))
+    )
+    assert got.seeds == (5, 6, 7, 8)
+
+
+def test_against_a_number_it_is_the_t_test_of_one_sample():
+    values = np.random.default_rng(1).normal(20, 3, (6, 1))
+    got = contrast([(1, dict(enumerate(values)))], minus=20.25)
+    known = stats.ttest_1samp(values[:, 0], 20.25)
+    assert (got.df, got.image_error) == (5, 0)
+    assert got.estimate / got.seed_error == pytest.approx(known.statistic)
+    low, high = got.interval(0.05)
+    assert (low, high) == pytest.approx(np.array(known.confidence_interval(0.95)) - 20.25)
+
+
+def test_values_without_images_have_no_image_error():
+    one = {seed: np.array([float(seed)]) for seed in range(3)}
+    assert difference(one, one).image_error == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (np.zeros((1, 3)), np.zeros((2, 3)), "two seeds an arm"),
+        (np.zeros((2, 3)), np.zeros((2, 4)), "3 and 4 images"),
+        (np.zeros((2, 3)), np.full((2, 3), np.nan), "not finite"),
+    ],
+)
+def test_what_cannot_be_compared(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        difference(dict(enumerate(a)), dict(enumerate(b)))
+
+
+def test_equal_values_have_no_spread_and_no_error():
+    estimate, error, df = welch(np.ones((1, 3)), np.ones((1, 4)))
+    assert (estimate[0], error[0], df[0]) == (0, 0, 2)
+
+
+# --------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "direction", "expected"),
+    [
+        (2.1, 9.0, 1, "reproduced"),
+        (-9.0, -2.1, -1, "reproduced"),
+        (-9.0, -2.1, 1, "opposite"),
+        (2.1, 9.0, -1, "opposite"),
+        (-1.9, 1.9, 1, "no larger difference"),
+        (-5.0, 1.9, 1, "not reproduced"),
+        (-1.9, 5.0, -1, "not reproduced"),
+        (-1.9, 5.0, 1, "undecided"),
+        (2.0, 5.0, 1, "undecided"),
+        (-5.0, 5.0, 1, "undecided"),
+    ],
+)
+def test_words(low, high, direction, expected):
+    assert word(low, high, 2.0, direction) == expected
+
+
+@given(st.floats(-9, 9), st.floats(0, 9), st.floats(0, 4))
+def test_words_mirror(low, width, margin):
+    mirrored = {"reproduced": "opposite", "opposite": "reproduced"}
+    said, other = (word(low, low + width, margin, sign) for sign in (1, -1))
+    if said in mirrored:
+        assert other == mirrored[said]
+    assert (said == "no larger difference") == (other == "no larger difference")
+
+
+# --------------------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize("seeds", [(5, 5), (8, 8), (12, 5), (20, 20)])
+@pytest.mark.parametrize("p", [0.0035, 0.0226])
+def test_intervals_of_shares_cover_by_exact_enumeration(seeds, p):
+    low, high = share_limits(*seeds, p)
+    missed = []
+    for a in np.linspace(0.01, 0.99, 37):
+        for b in np.linspace(0.01, 0.99, 37):
+            pmf_a, pmf_b = (
+                stats.binom.pmf(np.arange(n + 1), n, share)
+                for n, share in zip(seeds, (a, b), strict=True)
+            )
+            mass = pmf_a[:, None] * pmf_b
+            missed.append(float(mass[(low > a - b) | (high < a - b)].sum()))
+    assert max(missed) <= p
+    assert max(missed) > 0.5 * p  # no wider than it has to be
+
+
+def test_intervals_of_shares_mirror():
+    low, high = share_limits(6, 9, 0.02)
+    other_low, other_high = share_limits(9, 6, 0.02)
+    np.testing.assert_allclose(low, -other_high.T, atol=1e-9)
+    np.testing.assert_allclose(high, -other_low.T, atol=1e-9)
+
+
+def test_share_difference():
+    found = share_difference((5, 5), (0, 5))
+    assert found.estimate == 1
+    assert found.p == pytest.approx(2 / math.comb(10, 5))
+    low, high = found.interval(0.02)
+    assert 0 < low < 1 <= high
+    with pytest.raises(ValueError, match="3 of 2"):
+        share_difference((3, 2), (0, 1))
+
+
+# --------------------------------------------------------------------------- planning
+
+
+def test_seeds_to_decide_decides_in_four_cases_of_five():
+    sd, truth, margin, p = 3.0, 4.0, 2.0, 0.02
+    now = Difference(truth, sd * math.sqrt(2 / 5), 8.0, 0.0, (5, 5))
+    n = seeds_to_decide(now, p, margin, 1)
+    assert n is not None
+    rng, decided = np.random.default_rng(0), []
+    for seeds in (n, n - 4):
+        a, b = (
+            truth + sd * rng.standard_normal((4000, seeds)),
+            sd * rng.standard_normal((4000, seeds)),
+        )
+        estimate, error, df = welch(a, b)
+        half = half_width(error, df, 0.0, p)
+        words = [word(e - h, e + h, margin, 1) for e, h in zip(estimate, half, strict=True)]
+        decided.append(1 - words.count("undecided") / 4000)
+    assert 0.77 < decided[0] < 0.86
+    assert decided[1] < decided[0]
+
+
+def test_nothing_decides_a_difference_at_the_margin():
+    at_margin = Difference(2.0, 1.0, 8.0, 0.0, (5, 5))
+    assert seeds_to_decide(at_margin, 0.02, 2.0, 1) is None
+    assert chance_to_decide(at_margin, 1000, 0.02, 2.0, 1) == pytest.approx(0.02, abs=2e-3)
