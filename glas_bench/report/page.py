@@ -380,10 +380,8 @@ def _table(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
             "gap": _gap(cell),
             "aux": decimal(cell.mean("aux") or None),
             "seeds": _seeds(cell, planned[cell.name], notes),
-            "failed": " of ".join(map(str, cell.failed_share())) if cell.failed_share()[1] else "–",
-            "tuned": "tuned" + notes.mark(tuned)
-            if (tuned := cell.first.get("tuned"))
-            else "untuned",
+            "failed": _failed(cell),
+            "tuned": _tuned(cell, notes),
         }
         for cell in order
     ]
