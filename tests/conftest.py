@@ -58,6 +58,17 @@ def _alike_in_any_order() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Make float64 torch's default type."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(scope="session")
 def packed(_away_from_the_user: None) -> Any:
     """mnist-5k, parsed into the cache once; commands started later read it in milliseconds."""

@@ -1,12 +1,12 @@
 """Where the filters look, what their rows weigh, and what they read."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from glas_bench.filters import (
     FLOORS,
@@ -21,55 +21,54 @@ from glas_bench.filters import (
     read_matrix,
 )
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 KERNELS = {"cauchy": cauchy_log_kernel, "gaussian": gaussian_log_kernel}
+ZERO = torch.zeros((), dtype=torch.float64)
+close = torch.testing.assert_close
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-def scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def normals(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float32).to(dtype)
 
 
-def normals(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def centres_of(filter_size, matrix_size, grid, offset=0.0, log_stride=0.0):
+    numbers = torch.tensor(offset), torch.tensor(log_stride)
+    return grid_centres(filter_size, matrix_size, *numbers, grid)
 
 
-def centres_of(filter_size: int, matrix_size: int, grid: str, offset=0.0, log_stride=0.0) -> Tensor:
-    return grid_centres(filter_size, matrix_size, scalar(offset), scalar(log_stride), grid)
+def rows_of(name, grid):
+    """The rows 5 x 9 of unit width."""
+    return normalise_rows(KERNELS[name](centres_of(5, 9, grid), 9, ZERO), "1e-3")
 
 
 # --- the grids -------------------------------------------------------------------------------
 
+FIFTHS = (0, 6.75, 13.5, 20.25, 27)
 INITIAL_CENTRES = [
-    # matrix, filter, original, slip-mended, centred
-    (9, 5, (-21.25, -12.5, -3.75, 5, 13.75), (-1, 1, 3, 5, 7), (0, 2, 4, 6, 8)),
-    (40, 4, (-236 / 3, -39, 2 / 3, 121 / 3), (-12, 1, 14, 27), (0, 13, 26, 39)),
-    (9, 2, (-7, 1), (-7, 1), (0, 8)),
-    (9, 1, (-3,), (-3,), (4,)),
-    (
-        28,
-        5,
-        (-68.75, -41, -13.25, 14.5, 42.25),
-        (-5.75, 1, 7.75, 14.5, 21.25),
-        (0, 6.75, 13.5, 20.25, 27),
-    ),
-    (1, 1, (1,), (1,), (0,)),
+    # matrix, original, slip-mended, centred
+    (9, (-21.25, -12.5, -3.75, 5, 13.75), (-1, 1, 3, 5, 7), (0, 2, 4, 6, 8)),
+    (40, (-236 / 3, -39, 2 / 3, 121 / 3), (-12, 1, 14, 27), (0, 13, 26, 39)),
+    (9, (-7, 1), (-7, 1), (0, 8)),
+    (9, (-3,), (-3,), (4,)),
+    (28, (-68.75, -41, -13.25, 14.5, 42.25), (-5.75, 1, 7.75, 14.5, 21.25), FIFTHS),
+    (1, (1,), (1,), (0,)),
+    (9, [5 + 8.875 * (i - 5) for i in range(9)], range(9), range(9)),
 ]
 
 
-@pytest.mark.parametrize(
-    ("matrix", "filter_size", "original", "slip_mended", "centred"), INITIAL_CENTRES
-)
-def test_where_the_centres_lie_at_the_start(matrix, filter_size, original, slip_mended, centred):
-    expected = {"original": original, "slip-mended": slip_mended, "centred": centred}
-    assert set(expected) == set(GRIDS)
-    for grid, positions in expected.items():
-        got = centres_of(filter_size, matrix, grid)
-        torch.testing.assert_close(got, torch.tensor(positions, dtype=torch.float64))
+@pytest.mark.parametrize(("matrix", "positions"), [(m, p) for m, *p in INITIAL_CENTRES])
+def test_where_the_centres_lie_at_the_start(matrix, positions):
+    for grid, expected in zip(GRIDS, positions, strict=True):
+        got = centres_of(len(expected), matrix, grid)
+        close(got, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_the_good_grid_can_be_learned_from_the_published_one():
     learned = centres_of(5, 9, "original", offset=0.2, log_stride=math.log(2 / 8.75))
-    torch.testing.assert_close(learned, centres_of(5, 9, "centred"))
+    close(learned, centres_of(5, 9, "centred"))
     assert math.log(2 / 8.75) == pytest.approx(-1.476, abs=5e-4)
 
 
@@ -81,139 +80,127 @@ def test_the_good_grid_can_be_learned_from_the_published_one():
     st.floats(-3, 2),
     st.sampled_from(GRIDS),
 )
-def test_centres_by_the_equations(filter_size, more, offset, log_stride, grid):
-    L, R = filter_size + more, filter_size
-    got = centres_of(R, L, grid, offset, log_stride).tolist()
-    for i, position in enumerate(got, start=1):  # DRAW counts filters and cells from 1
-        if grid == "centred":
-            delta = (L - 1) / max(R - 1, 1) * math.exp(log_stride)
-            expected = (L + 1) / 2 * (offset + 1) + (i - R / 2 - 0.5) * delta - 1
-        else:
-            span = L - 1.0 / max(R - 1, 1) if grid == "original" else (L - 1.0) / max(R - 1, 1)
-            expected = (L + 1) / 2 * (offset + 1) + (i - 1 - (R + 1) / 2) * span * math.exp(
-                log_stride
-            )
+def test_centres_by_the_equations(R, more, offset, log_stride, grid):
+    L = R + more
+    # DRAW counts filters and cells from 1
+    span = (L - 1.0 / max(R - 1, 1)) if grid == "original" else (L - 1.0) / max(R - 1, 1)
+    late, origin = (0.5, 1) if grid == "centred" else (1.5, 0)
+    for i, position in enumerate(centres_of(R, L, grid, offset, log_stride).tolist(), start=1):
+        grid_i = (i - R / 2 - late) * span * math.exp(log_stride)
+        expected = (L + 1) / 2 * (offset + 1) + grid_i - origin
         assert position == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_centres_keep_leading_axes_and_dtype():
-    offset, log_stride = normals(3, 2, dtype=torch.float32), normals(3, 2, dtype=torch.float32)
+    offset, log_stride = normals(2, 3, 2, dtype=torch.float32)
     centres = grid_centres(4, 7, offset, log_stride, "original")
     assert centres.shape == (3, 2, 4)
     assert centres.dtype == torch.float32
-    torch.testing.assert_close(
-        centres[2, 1], grid_centres(4, 7, offset[2, 1], log_stride[2, 1], "original")
-    )
+    close(centres[2, 1], grid_centres(4, 7, offset[2, 1], log_stride[2, 1], "original"))
 
 
-def test_what_does_not_fit_or_exist_is_refused_by_name():
-    zero = scalar(0)
-    with pytest.raises(ValueError, match="original, slip-mended, centred: got 'center'"):
-        grid_centres(5, 9, zero, zero, "center")
-    with pytest.raises(ValueError, match=r"matrix size, 9: got 10"):
-        grid_centres(10, 9, zero, zero, "centred")
-    with pytest.raises(ValueError, match=r"between 1 and the matrix size, 9: got 0"):
-        grid_centres(0, 9, zero, zero, "original")
-    with pytest.raises(ValueError, match=r"1e-3, logsumexp: got '0.001'"):
-        normalise_rows(torch.zeros(2, 3), "0.001")
-    with pytest.raises(ValueError, match="columns, cells: got 'rows'"):
-        gated_read(torch.zeros(3, 3), torch.zeros(3), over="rows")
-    assert grid_centres(9, 9, zero, zero, "centred").shape == (9,)
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (centres_of, (5, 9, "center"), "original, slip-mended, centred: got 'center'"),
+        (centres_of, (10, 9, "centred"), "between 1 and the matrix size, 9: got 10"),
+        (centres_of, (0, 9, "original"), "between 1 and the matrix size, 9: got 0"),
+        (normalise_rows, (torch.zeros(2, 3), "0.001"), r"1e-3, logsumexp: got '0.001'"),
+        (gated_read, (torch.zeros(3, 3), torch.zeros(3), "rows"), "columns, cells: got 'rows'"),
+    ],
+)
+def test_what_does_not_fit_or_exist_is_refused_by_name(function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        function(*arguments)
 
 
 # --- the kernels and their rows --------------------------------------------------------------
 
 
-def test_kernels_are_their_formulas():
-    centres = torch.tensor([-3.0, 0.0, 2.5, 40.0], dtype=torch.float64)
-    cells = torch.arange(6, dtype=torch.float64)
-    for log_width in (-2.0, 0.0, 1.5):
-        s = v = math.exp(log_width)
-        distance = cells - centres[:, None]
-        torch.testing.assert_close(
-            cauchy_log_kernel(centres, 6, scalar(log_width)),
-            torch.log(1 / (math.pi * s * (1 + (distance / s) ** 2))),
-        )
-        torch.testing.assert_close(
-            gaussian_log_kernel(centres, 6, scalar(log_width)), -(distance**2) / (2 * v)
-        )
+@pytest.mark.parametrize("log_width", [-2.0, 0.0, 1.5])
+def test_kernels_are_their_formulas(log_width):
+    centres = torch.tensor([-3.0, 0.0, 2.5, 40.0])
+    s = v = math.exp(log_width)
+    distance = torch.arange(6.0) - centres[:, None]
+    cauchy, gaussian = (k(centres, 6, torch.tensor(log_width)) for k in KERNELS.values())
+    close(cauchy, torch.log(1 / (math.pi * s * (1 + (distance / s) ** 2))))
+    close(gaussian, -(distance**2) / (2 * v))
 
 
 def test_the_cauchy_kernel_is_a_density():
     """Over a long matrix its rows sum to 1 by themselves; a Gaussian's sum to sqrt(2 pi v)."""
-    centres = torch.tensor([5000.0], dtype=torch.float64)
-    assert cauchy_log_kernel(centres, 10_001, scalar(1.0)).exp().sum().item() == pytest.approx(
-        1 - 2 * math.e / (math.pi * 5000), abs=1e-5
+    cauchy, gaussian = (
+        kernel(torch.tensor([5000.0]), 10_001, torch.tensor(1.0)).exp().sum().item()
+        for kernel in KERNELS.values()
     )
-    assert gaussian_log_kernel(centres, 10_001, scalar(1.0)).exp().sum().item() == pytest.approx(
-        math.sqrt(2 * math.pi * math.e)
-    )
+    assert cauchy == pytest.approx(1 - 2 * math.e / (math.pi * 5000), abs=1e-5)
+    assert gaussian == pytest.approx(math.sqrt(2 * math.pi * math.e))
 
 
 @few
 @given(st.floats(-60, 60), st.floats(-4, 3), st.sampled_from(sorted(KERNELS)))
 def test_rows_sum_to_what_their_floor_says(centre, log_width, name):
-    log_kernel = KERNELS[name](scalar(centre)[None], 9, scalar(log_width))
+    log_kernel = KERNELS[name](torch.tensor([centre]), 9, torch.tensor(log_width))
     raw = log_kernel.exp().sum().item()
-    floored = normalise_rows(log_kernel, "1e-3")
-    assert floored.sum().item() == pytest.approx(raw / max(raw, 1e-3), rel=1e-12)
-    assert normalise_rows(log_kernel, "logsumexp").sum().item() == pytest.approx(1, rel=1e-12)
-    for floor in FLOORS:
-        assert (normalise_rows(log_kernel, floor) >= 0).all()
+    for floor, total in (("1e-3", raw / max(raw, 1e-3)), ("logsumexp", 1)):
+        rows = normalise_rows(log_kernel, floor)
+        assert rows.sum().item() == pytest.approx(total, rel=1e-12)
+        assert (rows >= 0).all()
 
 
 def test_rows_are_normalised_one_by_one():
-    log_kernel = gaussian_log_kernel(centres_of(5, 9, "original"), 9, scalar(0))
+    log_kernel = gaussian_log_kernel(centres_of(5, 9, "original"), 9, ZERO)
     raw = log_kernel.exp().sum(-1)
     assert (raw < 1e-3).tolist() == [True, True, True, False, True]
     for floor in FLOORS:
         for row, alone in zip(normalise_rows(log_kernel, floor), log_kernel, strict=True):
-            torch.testing.assert_close(row, normalise_rows(alone[None], floor)[0])
+            close(row, normalise_rows(alone[None], floor)[0])
 
 
-AT_THE_START = {
-    # singular values of 5x9 rows of unit width
-    ("gaussian", "original"): (0.88, 0.53, 0, 0, 0),
-    ("cauchy", "original"): (0.757, 0.386, 0.244, 0.061, 0.002),
-    ("cauchy", "centred"): (0.75, 0.62, 0.46, 0.35, 0.28),
-}
+@pytest.mark.parametrize(
+    ("name", "grid", "values"),
+    [
+        ("gaussian", "original", (0.88, 0.53, 0, 0, 0)),
+        ("cauchy", "original", (0.757, 0.386, 0.244, 0.061, 0.002)),
+        ("cauchy", "centred", (0.75, 0.62, 0.46, 0.35, 0.28)),
+    ],
+)
+def test_the_singular_values_of_the_filter_at_the_start(name, grid, values):
+    found = torch.linalg.svdvals(rows_of(name, grid))
+    close(found, torch.tensor(values, dtype=torch.float64), rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize(("name", "grid"), AT_THE_START)
-def test_what_is_left_of_the_filter_at_the_start(name, grid):
-    rows = normalise_rows(KERNELS[name](centres_of(5, 9, grid), 9, scalar(0)), "1e-3")
-    expected = torch.tensor(AT_THE_START[name, grid], dtype=torch.float64)
-    torch.testing.assert_close(torch.linalg.svdvals(rows), expected, rtol=0, atol=5e-3)
+@pytest.mark.parametrize(("name", "alive"), [("gaussian", 4), ("cauchy", 25)])
+def test_the_published_grid_leaves_the_gaussian_four_cells_of_the_patch_and_the_cauchy_all(
+    name, alive
+):
+    rows = rows_of(name, "original")
+    assert (read_matrix(torch.ones(9, 9), rows, rows, ZERO) > 1e-2).sum() == alive
 
 
-def test_the_published_grid_leaves_the_gaussian_four_cells_of_the_patch_and_the_cauchy_all():
-    for name, alive in (("gaussian", 4), ("cauchy", 25)):
-        rows = normalise_rows(KERNELS[name](centres_of(5, 9, "original"), 9, scalar(0)), "1e-3")
-        patch = read_matrix(torch.ones(9, 9, dtype=torch.float64), rows, rows, scalar(0))
-        assert (patch > 1e-2).sum() == alive
-
-
-def test_the_published_grid_flattens_what_the_cauchy_filter_reads():
+# one matrix drawn by hand gave 0.038 and 0.138
+@pytest.mark.parametrize(
+    ("grid", "spread", "drawn"), [("original", 0.0605, 0.038), ("centred", 0.144, 0.138)]
+)
+def test_the_published_grid_flattens_what_the_cauchy_filter_reads(grid, spread, drawn):
     """The spread of a patch of a U(0, 1e-3) matrix, relative to its mean, over 4000 matrices."""
-    matrix = torch.rand(4000, 9, 9, generator=torch.Generator().manual_seed(0)).double() * 1e-3
-    # one matrix drawn by hand gave 0.038 and 0.138
-    for grid, spread, drawn in (("original", 0.0605, 0.038), ("centred", 0.144, 0.138)):
-        rows = normalise_rows(cauchy_log_kernel(centres_of(5, 9, grid), 9, scalar(0)), "1e-3")
-        patch = read_matrix(matrix, rows, rows, torch.zeros(4000, dtype=torch.float64))
-        spreads = patch.std(-1) / patch.mean(-1)
-        assert spreads.mean().item() == pytest.approx(spread, rel=0.03)
-        assert 0.02 < (spreads < drawn).double().mean() < 0.98
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.rand(4000, 9, 9, generator=generator, dtype=torch.float32).double() * 1e-3
+    rows = rows_of("cauchy", grid)
+    patch = read_matrix(matrix, rows, rows, torch.zeros(4000))
+    spreads = patch.std(-1) / patch.mean(-1)
+    assert spreads.mean().item() == pytest.approx(spread, rel=0.03)
+    assert 0.02 < (spreads < drawn).double().mean() < 0.98
 
 
 def test_only_the_cauchy_filter_finds_its_way_back_from_far_outside():
     """The gradient of what a row reads with respect to its centre, three spans off the matrix."""
     slopes = {}
-    for name, log_kernel in KERNELS.items():
-        for floor in FLOORS:
-            centre = torch.tensor([-21.25], requires_grad=True)
-            rows = normalise_rows(log_kernel(centre, 9, torch.zeros(())), floor)
-            (slope,) = torch.autograd.grad((rows * torch.arange(9)).sum(), centre)
-            slopes[name, floor] = slope.abs().item()
+    for name, floor in itertools.product(KERNELS, FLOORS):
+        centre = torch.tensor([-21.25], dtype=torch.float32, requires_grad=True)
+        rows = normalise_rows(KERNELS[name](centre, 9, torch.zeros((), dtype=centre.dtype)), floor)
+        (slope,) = torch.autograd.grad((rows * torch.arange(9)).sum(), centre)
+        slopes[name, floor] = slope.abs().item()
     assert slopes["gaussian", "1e-3"] == 0
     assert 0 < slopes["gaussian", "logsumexp"] < 1e-8  # alive, but all on the nearest cell
     assert slopes["cauchy", "1e-3"] == pytest.approx(slopes["cauchy", "logsumexp"], rel=1e-4)
@@ -223,9 +210,9 @@ def test_only_the_cauchy_filter_finds_its_way_back_from_far_outside():
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("floor", FLOORS)
 def test_rows_stay_finite_at_any_width_with_finite_gradients_in_float32(name, floor):
-    log_width = torch.tensor([-60.0, -20.0, 0.0, 20.0, 60.0], requires_grad=True)
+    log_width = torch.tensor([-60.0, -20, 0, 20, 60], dtype=torch.float32, requires_grad=True)
     # the first centre lies on a cell: the Cauchy density has its pole there
-    centres = torch.tensor([2.0, 2.3, -500.0]).expand(5, 3).clone().requires_grad_()
+    centres = torch.tensor([[2.0, 2.3, -500.0]] * 5, dtype=torch.float32, requires_grad=True)
     rows = normalise_rows(KERNELS[name](centres, 9, log_width), floor)
     assert rows.isfinite().all()
     weights = torch.arange(27.0).reshape(3, 9)
@@ -233,39 +220,18 @@ def test_rows_stay_finite_at_any_width_with_finite_gradients_in_float32(name, fl
         assert slope.isfinite().all()
 
 
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("floor", FLOORS)
-@pytest.mark.parametrize("grid", GRIDS)
-def test_the_gradient_of_a_whole_read(name, floor, grid):
-    # away from the kink where a row's sum crosses 1e-3
-    parameters = [(normals(5, seed=8) / 2).unbind(0)[k].clone() for k in range(5)]
-    matrix = normals(4, 4, seed=9)
-
-    def read(matrix, offset_y, offset_x, log_stride, log_width, log_gain):
-        rows_y, rows_x = (
-            normalise_rows(
-                KERNELS[name](grid_centres(3, 4, offset, log_stride, grid), 4, log_width), floor
-            )
-            for offset in (offset_y, offset_x)
-        )
-        return read_matrix(matrix, rows_y, rows_x, log_gain)
-
-    inputs = tuple(x.requires_grad_() for x in (matrix, *parameters))
-    assert torch.autograd.gradcheck(read, inputs)
-
-
-def test_bare_grid_rows_are_a_line_over_its_floored_sum():
-    centres = torch.tensor([-5.0, 1.0, 4.0, 6.5], dtype=torch.float64)
-    for scale in (0.7, -0.3, 0.0):
-        rows = bare_grid_rows(centres, 9, scalar(scale))
-        for row, centre in zip(rows, centres.tolist(), strict=True):
-            line = [scale * (a - centre) for a in range(9)]
-            expected = [value / max(sum(line), 1e-3) for value in line]
-            torch.testing.assert_close(row, torch.tensor(expected, dtype=torch.float64))
-    sums = bare_grid_rows(centres, 9, scalar(0.7)).sum(-1)
-    assert sums[:2].tolist() == pytest.approx([1, 1])
-    assert sums[2].item() == pytest.approx(0, abs=1e-9)  # in the middle a line sums to nothing
-    assert sums[3].item() == pytest.approx(0.7 * 9 * (4 - 6.5) / 1e-3)  # right of it, below zero
+@pytest.mark.parametrize("scale", [0.7, -0.3, 0.0])
+def test_bare_grid_rows_are_a_line_over_its_floored_sum(scale):
+    centres = torch.tensor([-5.0, 1.0, 4.0, 6.5])
+    rows = bare_grid_rows(centres, 9, torch.tensor(scale))
+    for row, centre in zip(rows, centres.tolist(), strict=True):
+        line = [scale * (a - centre) for a in range(9)]
+        close(row, torch.tensor([value / max(sum(line), 1e-3) for value in line]))
+    if scale == 0.7:
+        sums = rows.sum(-1).tolist()
+        assert sums[:2] == pytest.approx([1, 1])
+        assert sums[2] == pytest.approx(0, abs=1e-9)  # in the middle a line sums to nothing
+        assert sums[3] == pytest.approx(0.7 * 9 * (4 - 6.5) / 1e-3)  # right of it, below zero
 
 
 # --- the reads -------------------------------------------------------------------------------
@@ -279,54 +245,47 @@ def test_read_matrix_is_its_sums(batched):
     log_gain = normals(B, seed=4)
     got = read_matrix(matrix, rows_y, rows_x, log_gain)
     assert got.shape == (B, R * R)
-    for b in range(B):
+    cells = list(itertools.product(range(L), range(L)))
+    for b, i, j in itertools.product(range(B), range(R), range(R)):
         one = matrix[b] if batched else matrix
-        for i in range(R):
-            for j in range(R):
-                total = sum(
-                    rows_y[b, i, k] * one[k, n] * rows_x[b, j, n]
-                    for k in range(L)
-                    for n in range(L)
-                )
-                torch.testing.assert_close(got[b, i * R + j], total * log_gain[b].exp())
+        total = sum(rows_y[b, i, k] * one[k, n] * rows_x[b, j, n] for k, n in cells)
+        close(got[b, i * R + j], total * log_gain[b].exp())
 
 
 def test_read_matrix_takes_no_leading_axes_and_many():
     rows = normals(2, 3, 2, 4)
-    whole = read_matrix(normals(4, 4), rows, rows, torch.zeros(2, 3, dtype=torch.float64))
-    one = read_matrix(normals(4, 4), rows[1, 2], rows[1, 2], scalar(0))
+    whole = read_matrix(normals(4, 4), rows, rows, torch.zeros(2, 3))
     assert whole.shape == (2, 3, 4)
-    torch.testing.assert_close(whole[1, 2], one)
+    close(whole[1, 2], read_matrix(normals(4, 4), rows[1, 2], rows[1, 2], ZERO))
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_content_read_is_its_sums(batched):
     B, L = 3, 4
     matrix = normals(B, L, L, seed=3) if batched else normals(L, L, seed=3)
-    key, strength = normals(B, L, seed=4), torch.tensor([-1.5, 0.0, 2.0], dtype=torch.float64)
+    key, strength = normals(B, L, seed=4), torch.tensor([-1.5, 0.0, 2.0])
     got = content_read(matrix, key, strength)
     assert got.shape == (B, L * L)
     for b in range(B):
         rows = [row / row.norm() for row in (matrix[b] if batched else matrix)]
         scores = [strength[b] * torch.dot(row, key[b]) / key[b].norm() for row in rows]
         total = sum(score.exp() for score in scores)
-        for k in range(L):
-            expected = scores[k].exp() / total * rows[k]
-            torch.testing.assert_close(got[b, k * L : (k + 1) * L], expected)
+        read = [score.exp() / total * row for score, row in zip(scores, rows, strict=True)]
+        close(got[b], torch.cat(read))
 
 
 def test_content_read_finds_the_row_that_the_key_names():
     matrix = normals(5, 5, seed=6)
-    strong = content_read(matrix, 7 * matrix[3], scalar(400.0)).reshape(5, 5)
-    torch.testing.assert_close(strong.norm(dim=-1), torch.eye(5, dtype=torch.float64)[3])
-    weak = content_read(matrix, matrix[3], scalar(0.0)).reshape(5, 5)
-    torch.testing.assert_close(weak.norm(dim=-1), torch.full((5,), 0.2, dtype=torch.float64))
-    against = content_read(matrix, -matrix[3], scalar(-400.0)).reshape(5, 5)
-    torch.testing.assert_close(against, strong)
+    strong, weak, against = (
+        content_read(matrix, size * matrix[3], torch.tensor(strength)).reshape(5, 5)
+        for size, strength in ((7, 400.0), (1, 0.0), (-1, -400.0))
+    )
+    close(strong.norm(dim=-1), torch.eye(5)[3])
+    close(weak.norm(dim=-1), torch.full((5,), 0.2))
+    close(against, strong)
     for strength in (0.5, -0.5):
-        inputs = (matrix, normals(5, seed=7), scalar(strength))
+        inputs = (matrix.clone(), normals(5, seed=7), torch.tensor(strength))
         assert torch.autograd.gradcheck(content_read, [part.requires_grad_() for part in inputs])
-        matrix = matrix.detach()
 
 
 def test_gated_read_gates_columns_or_cells():
@@ -337,24 +296,23 @@ def test_gated_read_gates_columns_or_cells():
     cells = gated_read(matrix, gates, over="cells")
     assert columns.shape == (L, L * L)
     assert cells.shape == (L * L,)
-    for b in range(L):
-        for i in range(L):
-            for j in range(L):
-                assert columns[b, i * L + j] == gates[b, j] * matrix[i, j]
-                assert cells[i * L + j] == gates[i, j] * matrix[i, j]
-    batched = gated_read(matrix.expand(L, L, L), gates)
-    torch.testing.assert_close(batched, columns)
+    for b, i, j in itertools.product(range(L), repeat=3):
+        assert columns[b, i * L + j] == gates[b, j] * matrix[i, j]
+        assert cells[i * L + j] == gates[i, j] * matrix[i, j]
+    close(gated_read(matrix.expand(L, L, L), gates), columns)
 
 
 # --- every read alike ------------------------------------------------------------------------
 
 
-def filter_read(name: str, grid: str, floor: str):
-    def read(matrix: Tensor, numbers: Tensor) -> Tensor:
+def filter_read(name, grid, floor, sizes=(3, 5)):
+    R, L = sizes
+
+    def read(matrix, numbers):
         offset_y, offset_x, log_stride, log_width, log_gain = numbers.unbind(-1)
         rows_y, rows_x = (
             normalise_rows(
-                KERNELS[name](grid_centres(3, 5, offset, log_stride, grid), 5, log_width), floor
+                KERNELS[name](grid_centres(R, L, offset, log_stride, grid), L, log_width), floor
             )
             for offset in (offset_y, offset_x)
         )
@@ -363,19 +321,16 @@ def filter_read(name: str, grid: str, floor: str):
     return read
 
 
-def bare_read(matrix: Tensor, numbers: Tensor) -> Tensor:
-    rows = bare_grid_rows(
-        grid_centres(3, 5, numbers[..., 0], numbers[..., 1], "original"), 5, numbers[..., 2]
-    )
-    return read_matrix(matrix, rows, rows, numbers[..., 3])
+def bare_read(matrix, numbers):
+    offset, log_stride, scale, log_gain, _ = numbers.unbind(-1)
+    rows = bare_grid_rows(grid_centres(3, 5, offset, log_stride, "original"), 5, scale)
+    return read_matrix(matrix, rows, rows, log_gain)
 
 
 READS = {
     **{
         f"{name}-{grid}-{floor}": filter_read(name, grid, floor)
-        for name in KERNELS
-        for grid in ("original", "centred")
-        for floor in FLOORS
+        for name, grid, floor in itertools.product(KERNELS, ("original", "centred"), FLOORS)
     },
     "bare": bare_read,
     "content": lambda matrix, numbers: content_read(matrix, numbers, numbers[..., 0]),
@@ -386,7 +341,16 @@ READS = {
 }
 
 
-def stacked_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("floor", FLOORS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_gradient_of_a_whole_read(name, floor, grid):
+    # away from the kink where a row's sum crosses 1e-3
+    inputs = normals(4, 4, seed=9).requires_grad_(), (normals(5, seed=8) / 2).requires_grad_()
+    assert torch.autograd.gradcheck(filter_read(name, grid, floor, sizes=(3, 4)), inputs)
+
+
+def stacked_inputs(dtype):
     """A latent matrix for each of 3 seeds, and the numbers of a batch of 4."""
     return normals(3, 5, 5, seed=1, dtype=dtype), normals(3, 4, 5, seed=2, dtype=dtype)
 
@@ -399,7 +363,7 @@ def test_vmap_over_seeds_gives_what_the_loop_gives(name, dtype):
     assert loop.dtype == dtype
     assert loop.abs().max() > 0
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
-    torch.testing.assert_close(torch.func.vmap(READS[name])(matrix, numbers), loop, **tolerance)
+    close(torch.func.vmap(READS[name])(matrix, numbers), loop, **tolerance)
 
 
 @pytest.mark.parametrize(
@@ -411,4 +375,4 @@ def test_one_graph_holds_the_read(name):
     torch.compiler.reset()
     compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
     inputs = stacked_inputs(torch.float64)
-    torch.testing.assert_close(compiled(*inputs), read(*inputs))
+    close(compiled(*inputs), read(*inputs))
