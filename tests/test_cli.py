@@ -107,6 +107,10 @@ def test_every_command_explains_itself(bare_glas: Glas, name: str) -> None:
         (["variants", "cauchi"], ["Did you mean 'cauchy'?"]),
         (["check", "cauchi"], ["Did you mean 'cauchy'?"]),
         (["check"], ["VARIANT"]),
+        (["bench", "--steps", "8,x"], ["--steps", "8,x"]),
+        (["bench", "--variant", "cauchi"], ["Did you mean 'cauchy'?"]),
+        (["bench", "--precision", "tf32", "--device", "cpu"], ["for GPUs only"]),
+        (["bench", "--precision", "fp16"], ["fp32"]),
     ],
     ids=lambda value: " ".join(part for part in value if part not in RUN) if value else "",
 )

@@ -1,15 +1,13 @@
-"""The speed of the training core, beside what it should be compared with.
+"""The speed of the training core, beside eager loops and the machine's limit.
 
-Three programs train the same model at the same precision, in one run, in turns: the core; an eager
-loop that computes the product of x once and fuses the gates; and the plain eager loop as public
-DRAW code has it, which concatenates its inputs and multiplies all of them at every step (both in
-`eager_loop`). Beside them stands the limit: the floating-point operations and bytes that a step
-cannot do without, over the rates that this machine reaches in products of the model's own shapes
-and in copying.
+Three programs train the same model at the same precision, in turns: the core; an eager loop that
+computes the product of x once and fuses the gates; and the plain eager loop of public DRAW code
+(both in `eager_loop`). The limit is the operations and bytes that a step cannot do without, over
+the rates that this machine reaches in products of the model's shapes and in copying.
 
 A step trains every seed on one batch. On a CPU every seed is a process with one thread, all side by
-side, as in training; on a GPU the core is one program and the loops train one seed. Medians of
-rounds; a round gives each program its turn.
+side, as in training; on a GPU the core is one program and the loops train one seed. Times are
+medians of rounds; a round gives each program its turn.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import math
 import queue
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
@@ -75,23 +73,12 @@ class Case:
             variant,
             preset="paper",
             dataset="mnist-5k",
-            overrides={
-                **sizes,
-                "batch": self.batch,
-                "precision": self.precision,
-                "epochs": 10_000,
-            },
+            overrides=sizes | {"batch": self.batch, "precision": self.precision, "epochs": 10_000},
         )
 
 
 def cases(
-    *,
-    steps: str,
-    seeds: str,
-    precision: str | None,
-    device: str,
-    no_reference: bool,
-    **given: Any,
+    *, steps: str, seeds: str, precision: str | None, device: str, no_reference: bool, **given: Any
 ) -> list[Case]:
     """Return the cases of a command line, in which some options are lists.
 
@@ -103,17 +90,10 @@ def cases(
     for each in precisions:
         environment.check_precision(each, chosen)
     return [
-        Case(
-            **given,
-            steps=many_steps,
-            seeds=many_seeds,
-            precision=each,
-            device=chosen,
-            reference=not no_reference,
-        )
+        Case(steps=t, seeds=s, precision=each, device=chosen, reference=not no_reference, **given)
         for each in precisions
-        for many_steps in _numbers("--steps", steps)
-        for many_seeds in _numbers("--seeds", seeds)
+        for t in _numbers("--steps", steps)
+        for s in _numbers("--seeds", seeds)
     ]
 
 
@@ -135,16 +115,13 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
     variant = registry.find(case.variant)
     resolved = case.config(variant)
     names = PROGRAMS if case.reference and variant.cls.is_control else PROGRAMS[:1]
-    measured = _on_gpu if case.device.startswith("cuda") else _side_by_side
-    rounds, about = measured(case, names, tell)
-    medians = {name: statistics.median(times) for name, times in rounds.items()}
+    on_gpu = case.device.startswith("cuda")
+    measured, peak, way = _on_gpu(case, names, tell) if on_gpu else _side_by_side(case, names)
     work = count_work(variant, resolved)
+    gflop, gbytes = (work[what] * case.seeds / 1e9 for what in ("flops", "bytes"))
     # at once on this machine: every seed on a CPU, the whole card on a GPU
-    matmul, copy = statistics.median(about["matmul"]), statistics.median(about["copy"])
-    core = medians["core"]
-    flops = work["flops"] * case.seeds / core / 1e9
-    limit = case.seeds * max(work["flops"] / matmul / 1e9, work["bytes"] / copy / 1e9)
-    images = case.batch * case.seeds
+    core, matmul, copy = (statistics.median(measured[name]) for name in ("core", "matmul", "copy"))
+    limit = max(gflop / matmul, gbytes / copy)
     row: dict[str, Any] = {
         "variant": variant.name,
         "steps": resolved.settings.get("steps", 1),
@@ -153,28 +130,28 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
         "seeds": case.seeds,
         "precision": case.precision,
         "device": environment.device_name(case.device),
-        "way": about["way"],
+        "way": way,
         "seconds_per_step": core,
-        "images_per_second": images / core,
-        "rounds": len(rounds["core"]),
-        "gflop_per_step": work["flops"] * case.seeds / 1e9,
-        "gflop_per_second": flops,
+        "images_per_second": case.batch * case.seeds / core,
+        "rounds": len(measured["core"]),
+        "gflop_per_step": gflop,
+        "gflop_per_second": gflop / core,
         "matmul_ceiling": matmul,
-        "share_of_matmul_ceiling": flops / matmul,
-        "gbytes_per_step": work["bytes"] * case.seeds / 1e9,
+        "share_of_matmul_ceiling": gflop / core / matmul,
+        "gbytes_per_step": gbytes,
         "copy_ceiling": copy,
-        "share_of_copy_ceiling": work["bytes"] * case.seeds / core / 1e9 / copy,
+        "share_of_copy_ceiling": gbytes / core / copy,
         "limit_seconds": limit,
         "share_of_limit": limit / core,
-        "peak_memory_bytes": max(about["peak"]),
+        "peak_memory_bytes": peak,
         "load": environment.load(),
     }
+    # the loops on a GPU train one seed: seconds for as many seeds, one after another
+    many = case.seeds if on_gpu else 1
     for name in PROGRAMS[1:]:
-        # the loops on a GPU train one seed: seconds for as many seeds, one after another
-        times = rounds.get(name)
-        many = case.seeds if case.device.startswith("cuda") else 1
-        row[f"{name}_seconds"] = None if times is None else many * medians[name]
-        ratios = [many * b / a for a, b in zip(rounds["core"], times or [], strict=False)]
+        pairs = zip(measured["core"], measured.get(name, []), strict=False)
+        ratios = [many * loop / own for own, loop in pairs]
+        row[f"{name}_seconds"] = many * statistics.median(measured[name]) if ratios else None
         row[f"ratio_to_{name}"] = statistics.median(ratios) if ratios else None
     return row
 
@@ -239,6 +216,21 @@ def count_work(variant: Variant, resolved: RunConfig) -> dict[str, int]:
 # --------------------------------------------------------------------------- taking turns
 
 
+def seconds(act: Callable[[], object], repeats: int = 1, device: str = "cpu") -> float:
+    """Return the seconds that so many calls take until the device is idle again."""
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    wait()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        act()
+    wait()
+    return time.perf_counter() - began
+
+
 class Ceilings:
     """How fast this device multiplies and copies.
 
@@ -251,45 +243,29 @@ class Ceilings:
         hidden, rows = resolved.settings.get("hidden", 256), resolved.batch
         dtype = torch.bfloat16 if resolved.precision == "bf16" else torch.float32
         inputs, gates = PIXELS + 2 * hidden, 4 * hidden
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, device=device).to(dtype)
-
         shapes = [(rows, inputs, gates), (rows, gates, inputs), (gates, 8 * rows, inputs)]
         largest = math.prod(shapes[2])
+        self.device = device
         self.products = []
         for shape in shapes:
-            left, right = draw(*shape[:2]), draw(*shape[1:])
+            left, right = (torch.randn(*s, device=device).to(dtype) for s in (shape[:2], shape[1:]))
             repeats = max(1, largest // math.prod(shape))
             self.products.append((_ways(left, right, device), repeats, 2 * math.prod(shape)))
-        many = 2**28 if device.startswith("cuda") else 2**24
-        self.source = torch.zeros(many, device=device)
-        self.target = torch.zeros(many, device=device)
-        self.wait = waiter(device)
+        many = 2**24 if device == "cpu" else 2**28
+        self.source, self.target = (torch.zeros(many, device=device) for _ in range(2))
 
     def matmul(self) -> float:
         """Return GFLOP/s."""
         spent = flops = 0.0
         for ways, repeats, each in self.products:
-            spent += min(self._time(way, repeats) for way in ways)
+            spent += min(seconds(way, repeats, self.device) for way in ways)
             flops += repeats * each
         return flops / spent / 1e9
 
-    def _time(self, way: Callable[[], Tensor], repeats: int) -> float:
-        self.wait()
-        began = time.perf_counter()
-        for _ in range(repeats):
-            way()
-        self.wait()
-        return time.perf_counter() - began
-
     def copy(self) -> float:
         """Return GB/s, read and written."""
-        self.wait()
-        began = time.perf_counter()
-        self.target.copy_(self.source)
-        self.wait()
-        return 2 * self.source.nbytes / (time.perf_counter() - began) / 1e9
+        spent = seconds(lambda: self.target.copy_(self.source), device=self.device)
+        return 2 * self.source.nbytes / spent / 1e9
 
 
 def _ways(left: Tensor, right: Tensor, device: str) -> list[Callable[[], Tensor]]:
@@ -303,41 +279,35 @@ def _ways(left: Tensor, right: Tensor, device: str) -> list[Callable[[], Tensor]
     return ways
 
 
-def waiter(device: str) -> Callable[[], None]:
-    """Return a function that waits until the device is idle."""
-    if device.startswith("cuda"):
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None
+def _loops(case: Case, resolved: RunConfig, names: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """Return one seed's step by every program but the core."""
+    return {
+        name: Loop(resolved, case.device, once=name == "reference").step
+        for name in names
+        if name != "core"
+    }
 
 
-def _advance(training: Training) -> None:
-    training.step()
-    if training.epoch_done:
-        training.end_epoch()
+Measured = tuple[dict[str, list[float]], int, str]
+"""Seconds per step by program, and the rates `matmul` and `copy`, a value per round; the peak
+memory in bytes; and how the core ran."""
 
 
-def _programs(case: Case, names: Sequence[str]) -> dict[str, Callable[[], None]]:
-    """Return one seed's step by every program."""
-    variant = registry.find(case.variant)
-    resolved = case.config(variant)
-    made: dict[str, Callable[[], None]] = {}
-    for name in names:
-        if name == "core":
-            training = Training(variant, resolved, made_up(case.batch).to(case.device), 0)
-            made[name] = functools.partial(_advance, training)
-        else:
-            made[name] = Loop(resolved, case.device, once=name == "reference").step
-    return made
+def _rounds(
+    names: Sequence[str], turn: Callable[[str], float], rate: Callable[[str], float]
+) -> dict[str, list[float]]:
+    """Give every program and rate its turn, round after round."""
+    measured: dict[str, list[float]] = {name: [] for name in (*names, "matmul", "copy")}
+    began = time.monotonic()
+    done = 0
+    while done < 3 or (done < ROUNDS and time.monotonic() - began < SECONDS):
+        for name, values in measured.items():
+            values.append(turn(name) if name in names else rate(name))
+        done += 1
+    return measured
 
 
-def _rounds(began: float, done: int) -> bool:
-    """Tell whether another round is taken."""
-    return done < 3 or (done < ROUNDS and time.monotonic() - began < SECONDS)
-
-
-def _on_gpu(
-    case: Case, names: Sequence[str], tell: Callable[[str], None]
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def _on_gpu(case: Case, names: Sequence[str], tell: Callable[[str], None]) -> Measured:
     """Measure one stack of all seeds, and the loops with one, on a GPU."""
     variant = registry.find(case.variant)
     resolved = case.config(variant)
@@ -353,11 +323,8 @@ def _on_gpu(
             stack.collect()
             stack.end_epoch()
 
-    made = {"core": core, **_programs(case, [name for name in names if name != "core"])}
-    wait = waiter(case.device)
-    rounds: dict[str, list[float]] = {name: [] for name in names}
+    made = {"core": core, **_loops(case, resolved, names)}
     ceilings = Ceilings(resolved, case.device)
-    about: dict[str, Any] = {"matmul": [], "copy": [], "peak": []}
     try:
         for name in names:
             made[name]()
@@ -366,77 +333,44 @@ def _on_gpu(
             f"{case.seeds} seeds take more memory than {case.device} has; ask for fewer --seeds"
         ) from error
     peak = environment.peak_bytes(case.device)
-    began = time.monotonic()
-    while _rounds(began, len(rounds["core"])):
-        for name in names:
-            wait()
-            start = time.perf_counter()
-            for _ in range(BATCHES):
-                made[name]()
-            wait()
-            rounds[name].append((time.perf_counter() - start) / BATCHES)
-        about["matmul"].append(ceilings.matmul())
-        about["copy"].append(ceilings.copy())
-    return rounds, {**about, "way": stack.program.way, "peak": [peak]}
-
-
-def _side_by_side(
-    case: Case, names: Sequence[str], tell: Callable[[str], None]
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Measure a process a seed, all at once, on a CPU."""
-    del tell
-    rounds: dict[str, list[float]] = {name: [] for name in names}
-    about: dict[str, Any] = {"matmul": [], "copy": [], "way": "eager, a process a seed"}
-    with contextlib.ExitStack() as stack:
-        seeds = [stack.enter_context(_process(case, names)) for _ in range(case.seeds)]
-        for ask in seeds:
-            ask(None)()  # wait until it is ready
-        began = time.monotonic()
-        while _rounds(began, len(rounds["core"])):
-            for name in names:
-                asked = time.perf_counter()
-                _together(seeds, name)
-                # measured here: a process cannot see that it waits for a processor
-                rounds[name].append(time.perf_counter() - asked)
-            about["matmul"].append(statistics.mean(_together(seeds, "matmul")) * case.seeds)
-            about["copy"].append(statistics.mean(_together(seeds, "copy")) * case.seeds)
-        about["peak"] = [sum(_together(seeds, "peak"))]
-    return rounds, about
-
-
-Ask = Callable[[str | None], Callable[[], float]]
-
-
-def _together(seeds: Sequence[Ask], what: str) -> list[float]:
-    """Ask every process at once; return their answers."""
-    return [answer() for answer in [ask(what) for ask in seeds]]
-
-
-@contextlib.contextmanager
-def _process(case: Case, names: Sequence[str]) -> Iterator[Ask]:
-    order = Order(
-        "glas_bench.commands.bench",
-        {**asdict(case), "names": list(names)},
-        {"OMP_NUM_THREADS": "1"},
+    measured = _rounds(
+        names,
+        lambda name: seconds(made[name], BATCHES, case.device) / BATCHES,
+        lambda name: float(getattr(ceilings, name)()),
     )
-    answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    child = ChildProcess(order, answers.put)
+    return measured, peak, stack.program.way
 
-    def answer() -> float:
-        event = answers.get()
-        if event is None:
-            raise RunError(f"a process of the bench {child.how_it_ended()}")
-        return float(event["value"])
 
-    def ask(what: str | None) -> Callable[[], float]:
-        if what is not None:
+def _side_by_side(case: Case, names: Sequence[str]) -> Measured:
+    """Measure a process a seed, all at once, on a CPU."""
+    content = {**asdict(case), "names": list(names)}
+    order = Order("glas_bench.commands.bench", content, {"OMP_NUM_THREADS": "1"})
+    children: list[tuple[ChildProcess, queue.Queue[dict[str, Any] | None]]] = []
+
+    def answers() -> list[float]:
+        events = [(child, inbox.get()) for child, inbox in children]
+        for child, event in events:
+            if event is None:
+                raise RunError(f"a process of the bench {child.how_it_ended()}")
+        return [float(event["value"]) for _, event in events if event is not None]
+
+    def ask(what: str) -> list[float]:
+        for child, _ in children:
             child.send(what)
-        return answer
+        return answers()
 
-    try:
-        yield ask
-    finally:
-        child.close()
+    with contextlib.ExitStack() as stack:
+        for _ in range(case.seeds):
+            inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
+            child = stack.enter_context(contextlib.closing(ChildProcess(order, inbox.put)))
+            children.append((child, inbox))
+        answers()  # all are ready
+        measured = _rounds(
+            names,
+            lambda name: seconds(lambda: ask(name)),  # a process cannot see that it waits for a CPU
+            lambda name: statistics.mean(ask(name)) * case.seeds,
+        )
+        return measured, int(sum(ask("peak"))), "eager, a process a seed"
 
 
 def main() -> NoReturn:
@@ -448,27 +382,29 @@ def _serve(order: dict[str, Any], tell: processes.Tell, inbox: queue.Queue[Any])
     names = order.pop("names")
     case = Case(**order)
     environment.prepare_torch(1)
-    made = _programs(case, names)
-    ceilings = Ceilings(case.config(registry.find(case.variant)), case.device)
+    variant = registry.find(case.variant)
+    resolved = case.config(variant)
+    training = Training(variant, resolved, made_up(case.batch), 0)
+
+    def core() -> None:
+        training.step()
+        if training.epoch_done:
+            training.end_epoch()
+
+    made = {"core": core, **_loops(case, resolved, names)}
+    ceilings = Ceilings(resolved, case.device)
     for _ in range(2):
         for step in made.values():
             step()
-    # once each, and no more: what comes first is slower
     answers: dict[str, Callable[[], float]] = {
         "matmul": ceilings.matmul,
         "copy": ceilings.copy,
         "peak": lambda: float(environment.peak_bytes(case.device)),
+        **{name: functools.partial(seconds, step) for name, step in made.items()},
     }
     tell({"value": 0.0})
     while True:
-        name = inbox.get()
-        if name in made:
-            began = time.perf_counter()
-            made[name]()
-            value = time.perf_counter() - began
-        else:
-            value = answers[name]()
-        tell({"value": value})
+        tell({"value": answers[inbox.get()]()})
 
 
 if __name__ == "__main__":

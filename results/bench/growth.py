@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,16 +112,12 @@ def scoring_series(case: Case, tell: Callable[[str], None]) -> list[dict[str, An
     images = Images(splits.train.images[:10], labels, tuple(range(10)))
     log_w = Weights()
     times: dict[int, list[float]] = {size: [] for size in SAMPLES}
-    wait = bench.waiter(case.device)
     with scoring(model, resolved, splits):
         for _ in range(ROUNDS):
             for size in SAMPLES:
                 weigher = Weigher(0, "growth", "iw", size, lambda _: lambda _: model, log_w=log_w)
-                wait()
-                began = time.perf_counter()
-                weigher(images, Partial())
-                wait()
-                times[size].append(time.perf_counter() - began)
+                weigh = functools.partial(weigher, images, Partial())
+                times[size].append(bench.seconds(weigh, device=case.device))
     found = []
     for size, seconds in times.items():
         middle = statistics.median(seconds)
