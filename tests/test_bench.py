@@ -25,7 +25,7 @@ def growth():
 
 
 def case(**about):
-    given = dict(variant="cauchy", steps=2, hidden=16, batch=4, seeds=1)
+    given = {"variant": "cauchy", "steps": 2, "hidden": 16, "batch": 4, "seeds": 1}
     return bench.Case(**given | about, precision="fp32", device="cpu")
 
 
