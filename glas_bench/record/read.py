@@ -1,0 +1,266 @@
+"""Run folders read back, and notes of the studies that they belong to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from glas_bench.config import RunConfig
+from glas_bench.errors import RunError, UsageError, nearest
+from glas_bench.record.files import SCHEMA, read_json, write_json
+from glas_bench.record.folders import SeedFolder
+from glas_bench.record.scores import Number, Scores, Status, is_number
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class SeedRecord:
+    """One seed of a run, read back."""
+
+    seed: int
+    status: str
+    about: Status
+    metrics: list[dict[str, Any]]  # one row an epoch
+    scores: dict[str, Scores]  # by protocol key
+    environment: dict[str, Any]  # where it differs from the cell's; else empty
+    folder: SeedFolder
+
+    def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
+        """Return per-image values, nats [images]."""
+        return self.folder.per_image(protocol)
+
+    @property
+    def began(self) -> float:
+        """When training began, Unix seconds."""
+        if not self.metrics:
+            return self.ended
+        return float(self.metrics[0]["time"]) - (self.metrics[0].get("seconds") or 0.0)
+
+    @property
+    def ended(self) -> float:
+        """When the last file was written, Unix seconds; scores of a complete seed do not count."""
+        last = self.metrics[-1]["time"] if self.metrics else 0.0
+        return max(self.about.get("updated", 0.0), float(last))
+
+    @property
+    def ais(self) -> tuple[str | None, Scores]:
+        """Key and scores of the newest protocol by AIS; None and nothing where there is none."""
+        by_ais = {key: scores for key, scores in self.scores.items() if _by_ais(scores)}
+        key = max(by_ais, key=lambda key: (by_ais[key].get("time", 0.0), key), default=None)
+        return key, by_ais.get(key or "", {})
+
+    def numbers(self, protocol: str | None) -> Iterator[Number]:
+        """Yield the final numbers: of training, of the scores by one protocol, of the newest AIS.
+
+        A mapping's are named `<field>/<key>`, but a sweep over the number of weights keeps its
+        name. All of AIS's begin with `ais`; `ais` itself, and `ais_less_<estimate>`, its difference
+        to an estimate on the same images, are there only if it was accepted.
+        """
+        for name in ("seconds", "peak_memory_bytes", "parameters"):
+            if is_number(value := self.about.get(name)):
+                yield Number(name, float(value), self.ended)
+        scores = self.scores.get(protocol or "", {})
+        time = scores.get("time", 0.0)
+        for name, value in scores.items():
+            if name in ("schema", "time", "protocol"):
+                continue
+            if is_number(value):  # `seconds` alone are those of training
+                yield Number("scoring_seconds" if name == "seconds" else name, float(value), time)
+            elif isinstance(value, Mapping):
+                for key, part in value.items():
+                    if is_number(part) and str(key).isdecimal():
+                        yield Number(name, float(part), time, int(key))
+                    elif is_number(part):
+                        yield Number(f"{name}/{key}", float(part), time)
+        yield from _ais_numbers(self.ais[1])
+
+    def words(self, protocol: str | None) -> dict[str, Any]:
+        """Return what is no number of the scores by one protocol: statuses, flags, the protocol.
+
+        Every field of `Scores` has a place, None where it is absent or a number.
+        """
+        scores = self.scores.get(protocol or "", {})
+        words: dict[str, Any] = dict.fromkeys(Scores.__annotations__)
+        for name, value in scores.items():
+            if isinstance(value, str | bool) or name == "protocol":
+                words[name] = value
+        words["protocol_key"] = protocol if scores else None
+        words["ais_protocol_key"], ais = self.ais
+        words["ais_status"] = ais.get("ais_status")
+        return words
+
+
+def _by_ais(scores: Scores) -> bool:
+    return scores.get("protocol", {}).get("estimators") == ["ais"]
+
+
+def _ais_numbers(scores: Scores) -> Iterator[Number]:
+    protocol = scores.get("protocol", {})
+    values: dict[str, Any] = {**scores, **{n: protocol.get(n) for n in ("chains", "temperatures")}}
+    if scores.get("ais_status") == "accepted":
+        for estimate, one in scores.get("paired", {}).items():
+            values[f"less_{estimate}"] = one["difference"]
+            values[f"less_{estimate}_error"] = one["error"]
+    else:
+        values.pop("ais", None)
+    for name, value in values.items():
+        if is_number(value) and name not in ("schema", "time"):
+            full = name if name.startswith("ais") else f"ais_{name}"
+            yield Number(full, float(value), scores.get("time", 0.0))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder, read back."""
+
+    path: Path
+    config: RunConfig
+    config_key: str
+    about: dict[str, Any]  # the rest of config.yaml: source_hash, data_hash, bound and the like
+    environment: dict[str, Any]
+    seeds: dict[int, SeedRecord]
+
+    def protocol_of(self, seed: int, wanted: str | None = None) -> str | None:
+        """Return the key of the protocol whose scores represent a seed; None if it has no scores.
+
+        It is `wanted` where the seed was scored by it. Otherwise, of the protocols that most seeds
+        of the cell were scored by, and on most test images, it is the newest that ranks (has
+        `nll`), or the newest. AIS alone never represents a seed.
+        """
+        own = self.seeds[seed].scores
+        if wanted in own:
+            return wanted
+        seeds = Counter(key for each in self.seeds.values() for key in each.scores)
+
+        def order(key: str) -> tuple[int, float, bool, float, str]:
+            scores = own[key]
+            images = scores.get("protocol", {}).get("images", "all")
+            size = math.inf if images == "all" else float(images)
+            return seeds[key], size, scores.get("nll") is not None, scores.get("time", 0.0), key
+
+        return max((key for key in own if not _by_ais(own[key])), key=order, default=None)
+
+
+def load_run(path: str | Path) -> RunRecord:
+    """Read a run folder.
+
+    Args:
+        path: `<results>/runs/<variant>-<config_key>`.
+
+    Raises:
+        UsageError: it has no `config.yaml`.
+        RunError: a file is broken, or was written by a newer version.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise UsageError(f"{path} is no run folder: it has no config.yaml")
+    try:
+        document = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        if document.pop("schema") > SCHEMA:
+            raise RunError(f"{path} was written by a newer glas-bench; update this one")
+        config = RunConfig(**document.pop("config"))
+        key = document.pop("config_key")
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"cannot read {path / 'config.yaml'}: {error}") from error
+    matches = (re.fullmatch(r"seed-(\d+)", folder.name) for folder in path.glob("seed-*"))
+    numbers = sorted(int(match[1]) for match in matches if match)
+    seeds = {n: _read_seed(SeedFolder(path / f"seed-{n}", n)) for n in numbers}
+    return RunRecord(path, config, key, document, _read_environment(path), seeds)
+
+
+def _read_environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _read_seed(folder: SeedFolder) -> SeedRecord:
+    about, scores = folder.status(), folder.all_scores()
+    here = _read_environment(folder.path)
+    return SeedRecord(folder.seed, about["status"], about, folder.metrics(), scores, here, folder)
+
+
+def find_runs(results: Path) -> list[Path]:
+    """Return all run folders below `<results>/runs`, sorted by name."""
+    return sorted(path.parent for path in (results / "runs").glob("*/config.yaml"))
+
+
+def find_run(results: Path, text: str) -> Path:
+    """Return a run folder by its path, or by an unambiguous prefix of its name or key.
+
+    Raises:
+        UsageError: no run folder fits, or more than one.
+    """
+    if (Path(text) / "config.yaml").is_file():
+        return Path(text)
+    known = [path.name for path in find_runs(results)]
+    fits = [n for n in known if n.startswith(text) or n.rpartition("-")[2].startswith(text)]
+    if len(fits) == 1:
+        return results / "runs" / fits[0]
+    if fits:
+        raise UsageError(f"{text!r} is the beginning of more than one run: {', '.join(fits)}")
+    variants = {name.rpartition("-")[0] for name in known}
+    raise UsageError(
+        f"no run {text!r} below {results / 'runs'}.{nearest(text, variants)} "
+        f"There are: {', '.join(known) or 'none; make one with glas-bench run'}."
+    )
+
+
+# --------------------------------------------------------------------------- notes of studies
+
+
+def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: str) -> None:
+    """Write `<results>/studies/<study>.json`: which run folders belong to a study.
+
+    A folder that was noted before stays noted, whether or not the study still plans it.
+
+    Args:
+        results: the results folder.
+        study: its name.
+        folders: its run folders, each with the key of the protocol that the study scores by.
+        about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`.
+
+    Raises:
+        RunError: the note cannot be written.
+    """
+    protocols = noted_protocols(results, study) | {path.name: key for path, key in folders.items()}
+    document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
+    write_json(note_of(results, study), document)
+
+
+def note_of(results: Path, study: str) -> Path:
+    """Return the path of a study's note, whether or not it exists."""
+    return results / "studies" / f"{study}.json"
+
+
+def noted_protocols(results: Path, study: str) -> dict[str, str]:
+    """Return the protocol keys of a study's run folders by their names; empty without a note."""
+    note = note_of(results, study)
+    return dict(read_json(note)["folders"]) if note.is_file() else {}
+
+
+def runs_by_study(
+    results: Path, folders: Sequence[Path] | None = None
+) -> dict[str | None, list[Path]]:
+    """Return run folders by the studies that noted them; under None those of no study.
+
+    Args:
+        results: the results folder, which has the notes.
+        folders: run folders anywhere; by default, all of the results folder.
+    """
+    runs = find_runs(results) if folders is None else list(folders)
+    by_study: dict[str | None, list[Path]] = {}
+    noted: set[str] = set()
+    for path in sorted((results / "studies").glob("*.json")):
+        note = read_json(path)
+        by_study[note["study"]] = [run for run in runs if run.resolve().name in note["folders"]]
+        noted |= set(note["folders"])
+    return {**by_study, None: [run for run in runs if run.resolve().name not in noted]}
