@@ -24,7 +24,7 @@ from typing import IO, Any, Generic, NoReturn, TypeVar
 from glas_bench import signals
 
 Event = dict[str, Any]
-Tell = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 """Called with an event."""
 
 Key = TypeVar("Key", bound=Hashable)
@@ -177,7 +177,7 @@ class Pool(Generic[Key]):
 # --------------------------------------------------------------------------- the child's side
 
 
-def serve(work: Callable[[dict[str, Any], Tell, queue.Queue[Any]], int]) -> NoReturn:
+def serve(work: Callable[[dict[str, Any], OnEvent, queue.Queue[Any]], int]) -> NoReturn:
     """Do an order as a child process, and end with the exit code that `work` returns.
 
     Args:

@@ -378,7 +378,7 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: processes.Tell, inbox: queue.Queue[Any]) -> NoReturn:
+def _serve(order: dict[str, Any], tell: processes.OnEvent, inbox: queue.Queue[Any]) -> NoReturn:
     names = order.pop("names")
     case = Case(**order)
     environment.prepare_torch(1)

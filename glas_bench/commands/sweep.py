@@ -12,6 +12,7 @@ from typing import Any
 from glas_bench import config, environment, signals, study
 from glas_bench.commands import Answer
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
+from glas_bench.processes import OnEvent
 from glas_bench.record import note_study
 from glas_bench.runs.cells import check_results
 from glas_bench.runs.seed import checkpoint_seconds
@@ -23,7 +24,7 @@ from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.status import seconds_left, skipped_line, status_document, table
 from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import View, make_view
-from glas_bench.sweep.worker import Job, OnEvent, finished, work
+from glas_bench.sweep.worker import Job, finished, work
 from glas_bench.sweep.workers import default_workers, run_workers
 from glas_bench.text import seed_ranges
 from glas_bench.tracking.address import sqlite_file

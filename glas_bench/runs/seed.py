@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from glas_bench import processes, signals
 from glas_bench.environment import prepare_torch
 from glas_bench.errors import GlasBenchError, RunError, UsageError
-from glas_bench.processes import Tell
+from glas_bench.processes import OnEvent
 from glas_bench.signals import Stopped
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def checkpoint_seconds() -> float:
     return seconds
 
 
-def run_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: Tell) -> str:
+def run_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: OnEvent) -> str:
     """Train and score one seed from wherever its folder left it; return its status.
 
     Args:
@@ -67,7 +67,7 @@ def run_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: Tell) -> str:
     return open_seed(cell, folder, splits, tell).conclude()
 
 
-def open_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: Tell) -> SeedRun:
+def open_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: OnEvent) -> SeedRun:
     """Return a seed as its folder left it, ready to continue; arguments as in `run_seed`."""
     from glas_bench.core.train import Training
 
@@ -90,7 +90,7 @@ def _note_environment(folder: SeedFolder, device: str) -> None:
 class SeedRun:
     """A seed that is trained and scored by this process."""
 
-    def __init__(self, folder: SeedFolder, training: Training, tell: Tell) -> None:
+    def __init__(self, folder: SeedFolder, training: Training, tell: OnEvent) -> None:
         self.folder = folder
         self.training = training
         self.tell = tell
@@ -332,13 +332,13 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: Tell, inbox: object) -> int:
+def _serve(order: dict[str, Any], tell: OnEvent, inbox: object) -> int:
     del inbox
     tell({"event": "end", **carry_out(SeedOrder(**order), tell)})
     return 0
 
 
-def carry_out(order: SeedOrder, tell: Tell) -> dict[str, Any]:
+def carry_out(order: SeedOrder, tell: OnEvent) -> dict[str, Any]:
     """Run a seed from names alone; return its status, with a reason where there is one."""
     from glas_bench import data, registry
     from glas_bench.config import RunConfig

@@ -10,13 +10,14 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from glas_bench import environment, processes, signals, study
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
+from glas_bench.processes import OnEvent
 from glas_bench.record import SeedFolder
 from glas_bench.runs import cells
 from glas_bench.study import Cell
@@ -25,8 +26,6 @@ from glas_bench.sweep.database import PATIENCE, Database
 from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.trial import NUMBERS, Trial
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 POLL = 2.0
 """Seconds between two claims while others run the rest; less where heartbeats are closer."""

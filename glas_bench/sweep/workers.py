@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from glas_bench import environment
-from glas_bench.processes import Order, Pool
+from glas_bench.processes import OnEvent, Order, Pool
 from glas_bench.sweep import storage
-from glas_bench.sweep.worker import Job, OnEvent
+from glas_bench.sweep.worker import Job
 
 
 def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[tuple[int, str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from glas_bench import processes, signals
-from glas_bench.processes import ChildProcess, Order, Tell
+from glas_bench.processes import ChildProcess, OnEvent, Order
 
 if TYPE_CHECKING:
     from glas_bench.tracking.sync import SyncReport
@@ -147,7 +147,7 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: Tell, inbox: queue.Queue[Any]) -> int:
+def _serve(order: dict[str, Any], tell: OnEvent, inbox: queue.Queue[Any]) -> int:
     """Sync now and then; after `finish` once more, and answer with that report."""
     from glas_bench.tracking.sync import sync
 
