@@ -9,6 +9,12 @@ import math
 
 import torch
 
+TERMS = ("recon", "charge", "log_ratio")
+
+
+def affine(p, layer, value):
+    return p[f"{layer}.weight"] @ value + p[f"{layer}.bias"]
+
 
 def lstm(kernel, bias, inputs, hidden, cell):
     """One LSTM step for one row; gates in the order input, forget, candidate, output."""
@@ -24,42 +30,47 @@ def lstm(kernel, bias, inputs, hidden, cell):
 
 def centres(R, L, offset, log_stride, grid):
     """Centres of the kernels, one number each, 0-based."""
+    stride = (L - 1) / max(R - 1, 1)
+    first, middle = -(R + 1) / 2, (L + 1) / 2 * (offset + 1)
     if grid == "original":
-        stride, first, middle = L - 1 / max(R - 1, 1), -(R + 1) / 2, (L + 1) / 2 * (offset + 1)
-    elif grid == "slip-mended":
-        stride, first, middle = (L - 1) / max(R - 1, 1), -(R + 1) / 2, (L + 1) / 2 * (offset + 1)
-    else:
-        stride = (L - 1) / max(R - 1, 1)
-        first, middle = -(R - 1) / 2, (L + 1) / 2 * (offset + 1) - 1
+        stride = L - 1 / max(R - 1, 1)
+    if grid == "centred":
+        first, middle = -(R - 1) / 2, middle - 1
     return [middle + (first + i) * stride * torch.exp(log_stride) for i in range(R)]
 
 
-def filter_matrix(kind, R, L, offset, log_stride, log_scale, grid, floor):
+def filter_matrix(kind, R, L, offset, log_stride, scale, grid, floor):
     """F, row by row and entry by entry."""
     rows = []
     for centre in centres(R, L, offset, log_stride, grid):
         entries = []
         for a in range(L):
             if kind == "cauchy":
-                s = torch.exp(log_scale)
+                s = torch.exp(scale)
                 entries.append(1 / (math.pi * s * (1 + ((a - centre) / s) ** 2)))
-            else:
-                entries.append(torch.exp(-((a - centre) ** 2) / (2 * torch.exp(log_scale))))
+            elif kind == "gaussian":
+                entries.append(torch.exp(-((a - centre) ** 2) / (2 * torch.exp(scale))))
+            else:  # a line
+                entries.append(scale * (a - centre))
         row = torch.stack(entries)
         total = row.sum()
         rows.append(row / (torch.clamp(total, min=1e-3) if floor == "1e-3" else total))
     return torch.stack(rows)
 
 
-def attend(p, e, kind, R, L, grid, floor):
+def both_axes(numbers, kind, R, L, grid, floor):
+    """F_y, F_x and the gain from the five numbers of a filter's layer."""
+    g_x, g_y, log_stride, scale, log_gain = numbers
+    F_y, F_x = (filter_matrix(kind, R, L, g, log_stride, scale, grid, floor) for g in (g_y, g_x))
+    return F_y, F_x, torch.exp(log_gain)
+
+
+def attend(p, e, kind, **filters):
     """One read from the latent matrix, or e itself."""
     if kind == "none":
         return e
-    numbers = p["filter.weight"] @ e + p["filter.bias"]
-    g_x, g_y, log_stride, log_scale, log_gain = numbers
-    F_y = filter_matrix(kind, R, L, g_y, log_stride, log_scale, grid, floor)
-    F_x = filter_matrix(kind, R, L, g_x, log_stride, log_scale, grid, floor)
-    return torch.exp(log_gain) * (F_y @ p["latent"] @ F_x.T).reshape(-1)
+    F_y, F_x, gain = both_axes(affine(p, "filter", e), kind, **filters)
+    return gain * (F_y @ p["latent"] @ F_x.T).reshape(-1)
 
 
 def charge(kind, m, s):
@@ -70,20 +81,35 @@ def charge(kind, m, s):
     return (1 - affinity).sum()
 
 
+def drawn(p, a, eps):
+    """A draw from N(mean, std^2) of a read, with mean, std and log q(z) / p(z)."""
+    m, s = affine(p, "mean", a), torch.exp(affine(p, "log_std", a))
+    z = m + s * eps
+    log_q = -0.5 * ((z - m) / s) ** 2 - torch.log(s) - 0.5 * math.log(2 * math.pi)
+    log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+    return z, m, s, (log_q - log_p).sum()
+
+
+def cross_entropy(o, x):
+    """-log p(x) of pixels with logits o."""
+    prob = 1 / (1 + torch.exp(-o))
+    return -(x * torch.log(prob) + (1 - x) * torch.log(1 - prob)).sum()
+
+
 def glas(
     p,
     x,
     noise_TZ,
     *,
     divergence="kl",
-    look=None,
+    look=attend,
     see=None,
-    give=None,
-    paint=None,
+    give=lambda so_far: so_far[-1],
+    paint=lambda p, d: affine(p, "write", d),
     generates=True,
     **filters,
 ):
-    """One image through the recurrence; returns recon, charge, log q/p, canvas.
+    """One image through the recurrence; returns recon, charge, log q/p.
 
     The last five arguments replace a part: the read of the latent matrix, what the encoder sees,
     what the decoder is given of the draws so far, what it paints, and whether it runs at all.
@@ -94,45 +120,30 @@ def glas(
     h_e = c_e = d = c_d = torch.zeros_like(p["decoder.kernels.hidden"][:, 0])
     o = torch.zeros_like(x)
     charged = ratio = torch.zeros((), dtype=torch.float64)
-    drawn = []
+    so_far = []
     for eps in noise_TZ:
         x_err = x - 1 / (1 + torch.exp(-o))
         seen = torch.cat([x, x_err]) if see is None else see(p, x, x_err, d)
         h_e, c_e = lstm(enc, p["encoder.bias"], torch.cat([seen, d]), h_e, c_e)
-        a = attend(p, h_e, **filters) if look is None else look(p, h_e)
-        m = p["mean.weight"] @ a + p["mean.bias"]
-        s = torch.exp(p["log_std.weight"] @ a + p["log_std.bias"])
-        z = m + s * eps
-        drawn.append(z)
+        z, m, s, log_ratio = drawn(p, look(p, h_e, **filters), eps)
+        so_far.append(z)
         charged = charged + charge(divergence, m, s)
-        log_q = -0.5 * ((z - m) / s) ** 2 - torch.log(s) - 0.5 * math.log(2 * math.pi)
-        log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
-        ratio = ratio + (log_q - log_p).sum()
+        ratio = ratio + log_ratio
         if generates:
-            d, c_d = lstm(dec, p["decoder.bias"], z if give is None else give(drawn), d, c_d)
-            o = o + (p["write.weight"] @ d + p["write.bias"] if paint is None else paint(p, d))
-    prob = 1 / (1 + torch.exp(-o))
-    recon = -(x * torch.log(prob) + (1 - x) * torch.log(1 - prob)).sum()
-    return recon, charged, ratio, o
+            d, c_d = lstm(dec, p["decoder.bias"], give(so_far), d, c_d)
+            o = o + paint(p, d)
+    return cross_entropy(o, x), charged, ratio
 
 
 def vae(p, x, eps, **_):
     """One image through the MLP VAE."""
 
     def mlp(name, value):
-        value = torch.tanh(p[f"{name}.0.weight"] @ value + p[f"{name}.0.bias"])
-        return torch.tanh(p[f"{name}.2.weight"] @ value + p[f"{name}.2.bias"])
+        return torch.tanh(affine(p, f"{name}.2", torch.tanh(affine(p, f"{name}.0", value))))
 
-    a = mlp("encoder", x)
-    m = p["mean.weight"] @ a + p["mean.bias"]
-    s = torch.exp(p["log_std.weight"] @ a + p["log_std.bias"])
-    z = m + s * eps[0]
-    log_q = -0.5 * ((z - m) / s) ** 2 - torch.log(s) - 0.5 * math.log(2 * math.pi)
-    log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
-    o = p["write.weight"] @ mlp("decoder", z) + p["write.bias"]
-    prob = 1 / (1 + torch.exp(-o))
-    recon = -(x * torch.log(prob) + (1 - x) * torch.log(1 - prob)).sum()
-    return recon, charge("kl", m, s), (log_q - log_p).sum(), o
+    z, m, s, log_ratio = drawn(p, mlp("encoder", x), eps[0])
+    o = affine(p, "write", mlp("decoder", z))
+    return cross_entropy(o, x), charge("kl", m, s), log_ratio
 
 
 def clip(gradients, groups, limit):

@@ -88,7 +88,7 @@ def test_steps_equal_a_plain_float64_loop(limit, monkeypatch):
         leaves = {k: v.clone().requires_grad_() for k, v in parameters.items()}
         objective = 0
         for b, row in enumerate(rows):
-            recon, charged, _, _ = reference.glas(
+            recon, charged, _ = reference.glas(
                 leaves,
                 pixels[row],
                 noise[:, 0, b],

@@ -1,23 +1,25 @@
 """Attention, masks and taught matrices: each variant against plain float64 loops, and its promises.
 
 `reference.glas` is one image through the recurrence, with the parts that these variants change left
-open; what stands in them is written entry by entry from the papers and the design's table.
+open; what stands in them is written from the papers and the design's table.
 """
 
 import functools
 import itertools
-import math
 
 import pytest
 import reference
+import test_model
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import affine
+from test_model import assert_as_plain, close, normals, rolled
 from test_train import training
 from torch.nn import functional as F
 
 from glas_bench import config, registry
-from glas_bench.core import rollout, streams
+from glas_bench.core import train
 from glas_bench.errors import UsageError
 from glas_bench.model import matches
 
@@ -26,273 +28,152 @@ SIZE = {"steps": 3, "hidden": 4, "sample_size": 2, "latent_size": 4, "filter_siz
 few = settings(max_examples=20, deadline=None, derandomize=True)
 
 
-def make(name, seed=0, pixels=PIXELS, **own):
-    cls = registry.find(name).cls
-    sized = {key: value for key, value in SIZE.items() if key in cls.Settings.model_fields}
-    return rollout.build(cls, cls.Settings(**{**sized, **own}), pixels, CLASSES, seed).double()
-
-
-def normals(*shape, seed=0):
-    return streams.normal(shape, seed, "test").double()
+def make(name, seed=0, pixels=PIXELS, shaken=False, **own):
+    """A tiny model; `shaken` moves its biases away from zero, so that no path is dead."""
+    model = test_model.make(name, seed, pixels, CLASSES, SIZE, **own)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters() if shaken else ():
+            if key.endswith("bias"):
+                parameter.add_(0.3 * normals(*parameter.shape, seed=seed + len(key)))
+    return model
 
 
 def data(model, seed=0, images=IMAGES):
     x = (normals(images, model.pixels, seed=seed + 1) > 0.3).double()
-    return (
-        x,
-        torch.arange(images) % CLASSES,
-        normals(model.steps, 1, images, model.noise_size, seed=seed + 2),
-    )
+    noise = normals(model.steps, 1, images, model.noise_size, seed=seed + 2)
+    return x, torch.arange(images) % CLASSES, noise
 
 
-def run(model, seed=0, images=IMAGES, **phase):
+def run(model, seed=0, **phase):
     """One rollout with everything that it went through."""
-    x, labels, noise = data(model, seed, images)
-    seen = []
-    terms = rollout.rollout(
-        model, x, x, labels, noise, trace=lambda t, state, step: seen.append((state, step)), **phase
-    )
-    return terms, seen
+    x, labels, noise = data(model, seed)
+    return rolled(model, x, noise, labels, **phase)
 
 
-# --- the reference ---------------------------------------------------------------------------
+# --- the reference: what stands in place of a part of `reference.glas` -------------------------
 
 
-def plain(p, x, noise_TZ, attend, **parts):
-    """One image through time; returns -log p(x|z) and the summed KL."""
-    return reference.glas(p, x, noise_TZ, look=attend, **parts)[:2]
-
-
-def five(p, layer, vector):
-    """g_x, g_y, log_stride, log_scale, log_gain."""
-    return p[f"{layer}.weight"] @ vector + p[f"{layer}.bias"]
-
-
-def cauchy_rows(own, p, e):
-    g_x, g_y, log_stride, log_scale, log_gain = five(p, "filter", e)
-    rows = [
-        reference.filter_matrix(
-            "cauchy", own.filter_size, own.latent_size, g, log_stride, log_scale, own.grid, "1e-3"
-        )
-        for g in (g_y, g_x)
-    ]
-    return *rows, log_gain
-
-
-def cauchy(own):
+def filters(own, kind="cauchy"):
     sizes = {"R": own.filter_size, "L": own.latent_size}
-    return functools.partial(reference.attend, kind="cauchy", grid=own.grid, floor="1e-3", **sizes)
-
-
-def bare_grid(own):
-    L = own.latent_size
-
-    def rows(g, log_stride, scale):
-        made = []
-        for c in reference.centres(own.filter_size, L, g, log_stride, own.grid):
-            line = torch.stack([scale * (a - c) for a in range(L)])
-            total = line.sum()
-            made.append(line / (total if total > 1e-3 else 1e-3))
-        return torch.stack(made)
-
-    def attend(p, e):
-        g_x, g_y, log_stride, scale, log_gain = five(p, "filter", e)
-        F_y, F_x = rows(g_y, log_stride, scale), rows(g_x, log_stride, scale)
-        return torch.exp(log_gain) * (F_y @ p["latent"] @ F_x.T).reshape(-1)
-
-    return attend
+    return {"kind": kind, "grid": own.grid, "floor": "1e-3", **sizes}
 
 
 def gated(squash, own):
     L = own.latent_size
 
-    def attend(p, e):
-        gates = squash(p["gates.weight"] @ e + p["gates.bias"])
-        cell = (lambda i, j: j) if own.gates == "columns" else (lambda i, j: i * L + j)
-        return torch.stack(
-            [gates[cell(i, j)] * p["latent"][i, j] for i in range(L) for j in range(L)]
-        )
+    def look(p, e):
+        gates = squash(affine(p, "gates", e)).reshape(-1, L)  # one row for all, or each its own
+        rows = [gates[0 if own.gates == "columns" else i] for i in range(L)]
+        return torch.cat([rows[i] * p["latent"][i] for i in range(L)])
 
-    return attend
+    return {"look": look}
 
 
 def content(own):
-    def attend(p, e):
-        key = p["key.weight"] @ e + p["key.bias"]
-        beta = (p["strength.weight"] @ e + p["strength.bias"])[0]
+    del own
+
+    def look(p, e):
+        key, beta = affine(p, "key", e), affine(p, "strength", e)[0]
         rows = [row / row.square().sum().sqrt() for row in p["latent"]]
         scores = [torch.exp(beta * (row * key).sum() / key.square().sum().sqrt()) for row in rows]
         return torch.cat(
             [score / sum(scores) * row for score, row in zip(scores, rows, strict=True)]
         )
 
-    return attend
+    return {"look": look}
 
 
 def masked(own):
-    L, mask = own.latent_size, None
+    L = own.latent_size
+    mask = [[0.0] * L for _ in range(L)]
 
-    def attend(p, e):
-        nonlocal mask
-        if mask is None:
-            mask = [[0.0] * L for _ in range(L)]
-        F_y, F_x, log_gain = cauchy_rows(own, p, e)
+    def look(p, e):
+        F_y, F_x, gain = reference.both_axes(affine(p, "filter", e), **filters(own))
         left = 1 - torch.tensor(mask, dtype=torch.float64)
-        read = torch.exp(log_gain) * (F_y @ (left * p["latent"]) @ F_x.T).reshape(-1)
+        read = gain * (F_y @ (left * p["latent"]) @ F_x.T).reshape(-1)
         y, x = F_y.detach().sum(0).tolist(), F_x.detach().sum(0).tolist()
-        whole = sum(y[i] * x[j] for i in range(L) for j in range(L))
-        for i in range(L):
-            for j in range(L):
-                share = own.rate * (L * L / own.steps) * y[i] * x[j] / whole
-                mask[i][j] += (1 - mask[i][j]) * min(1.0, share)
+        whole = sum(y) * sum(x)
+        for i, j in itertools.product(range(L), repeat=2):
+            share = own.rate * (L * L / own.steps) * y[i] * x[j] / whole
+            mask[i][j] += (1 - mask[i][j]) * min(1.0, share)
         return read
 
-    return attend
-
-
-def draw_rows(numbers, N, side, own):
-    """DRAW, equations 19 to 26, counting pixels and kernels from 1 as the paper does."""
-    g_x, g_y, log_stride, log_variance, log_gain = numbers
-
-    def rows(g):
-        made = []
-        stride = (side - 1) / max(N - 1, 1) * torch.exp(log_stride)
-        centre = (side + 1) / 2 * (g + 1)
-        for i in range(1, N + 1):
-            mu = centre + (i - N / 2 - 0.5) * stride
-            row = torch.stack(
-                [
-                    torch.exp(-((a - mu) ** 2) / (2 * torch.exp(log_variance)))
-                    for a in range(1, side + 1)
-                ]
-            )
-            made.append(row / (row.sum().clamp(min=1e-3) if own.floor == "1e-3" else row.sum()))
-        return made
-
-    return rows(g_y), rows(g_x), torch.exp(log_gain)
-
-
-def draw_see(own, p, x, error, d):
-    """Equation 27."""
-    N, side = own.read_size, math.isqrt(len(x))
-    F_y, F_x, gain = draw_rows(five(p, "read_filter", d), N, side, own)
-    cells = [(b, a) for b in range(side) for a in range(side)]
-    return torch.stack(
-        [
-            gain * sum(F_y[j][b] * image[b * side + a] * F_x[i][a] for b, a in cells)
-            for image in (x, error)
-            for j in range(N)
-            for i in range(N)
-        ]
-    )
-
-
-def draw_paint(own, side, p, d):
-    """Equations 28 and 29."""
-    N = own.write_size
-    w = p["write.weight"] @ d + p["write.bias"]
-    F_y, F_x, gain = draw_rows(five(p, "write_filter", d), N, side, own)
-    patch = [(j, i) for j in range(N) for i in range(N)]
-    return torch.stack(
-        [
-            sum(F_y[j][b] * w[j * N + i] * F_x[i][a] for j, i in patch) / gain
-            for b in range(side)
-            for a in range(side)
-        ]
-    )
+    return {"look": look}
 
 
 def draw(own):
-    return {
-        "attend": lambda p, e: e,
-        "see": functools.partial(draw_see, own),
-        "paint": functools.partial(draw_paint, own, 3),
-    }
+    """DRAW, equations 19 to 29."""
+    side = 3
+
+    def both_axes(p, layer, N, d):
+        numbers = affine(p, layer, d)
+        return reference.both_axes(numbers, "gaussian", N, side, "centred", own.floor)
+
+    def see(p, x, error, d):
+        F_y, F_x, gain = both_axes(p, "read_filter", own.read_size, d)
+        return torch.cat(
+            [gain * (F_y @ each.reshape(side, side) @ F_x.T).reshape(-1) for each in (x, error)]
+        )
+
+    def paint(p, d):
+        F_y, F_x, gain = both_axes(p, "write_filter", own.write_size, d)
+        w = affine(p, "write", d).reshape(own.write_size, own.write_size)
+        return (F_y.T @ w @ F_x).reshape(-1) / gain
+
+    return {"look": lambda p, e: e, "see": see, "paint": paint}
 
 
 def canvas(own):
-    def give(drawn):
-        unfilled = torch.zeros((own.steps - len(drawn)) * own.sample_size, dtype=torch.float64)
-        return torch.cat([*drawn, unfilled])
+    def give(so_far):
+        unfilled = torch.zeros((own.steps - len(so_far)) * own.sample_size, dtype=torch.float64)
+        return torch.cat([*so_far, unfilled])
 
-    return {"attend": cauchy(own), "give": give}
+    return {**filters(own), "give": give}
 
 
 ARMS = {
-    "grid": bare_grid,
+    "grid": functools.partial(filters, kind="line"),
     "sigmoid": functools.partial(gated, torch.sigmoid),
     "softmax": functools.partial(gated, lambda v: torch.exp(v) / torch.exp(v).sum()),
     "content": content,
     "draw": draw,
     "masked-progressive": masked,
     "masked-canvas": canvas,
-    "fixed-supervised": cauchy,
+    "fixed-supervised": filters,
 }
+NORMAL = {"latent_init": "normal"}
 CASES = [
     ("grid", {"grid": "centred", "latent_init": "0.1"}),
     ("grid", {"grid": "slip-mended", "filter_size": 3, "latent_init": "1"}),
-    *(
-        (n, {"gates": g, "latent_init": "normal"})
-        for n in ("sigmoid", "softmax")
-        for g in ("columns", "cells")
-    ),
+    *((n, {"gates": g, **NORMAL}) for n in ("sigmoid", "softmax") for g in ("columns", "cells")),
     ("content", {"latent_init": "1e-3"}),
-    ("content", {"latent_init": "normal"}),
-    ("draw", {"read_size": 2, "write_size": 3, "sample_size": 2}),
-    ("draw", {"read_size": 1, "write_size": 2, "sample_size": 2, "floor": "logsumexp"}),
-    ("masked-progressive", {"latent_init": "normal"}),
-    ("masked-progressive", {"latent_init": "normal", "rate": 2.0, "grid": "centred", "steps": 4}),
-    ("masked-canvas", {"latent_init": "normal"}),
-    ("fixed-supervised", {"latent_init": "normal"}),
+    ("content", NORMAL),
+    ("draw", {"read_size": 2, "write_size": 3}),
+    ("draw", {"read_size": 1, "write_size": 2, "floor": "logsumexp"}),
+    ("masked-progressive", NORMAL),
+    ("masked-progressive", {"rate": 2.0, "grid": "centred", "steps": 4, **NORMAL}),
+    ("masked-canvas", NORMAL),
+    ("fixed-supervised", NORMAL),
 ]
-
-
-def leaves(model):
-    return {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
-
-
-def shaken(model, seed=0):
-    """Biases away from zero, so that no path is dead."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.add_(0.3 * normals(*parameter.shape, seed=seed + len(name)))
-    return model
-
-
-def assert_gradients(model, p):
-    for name, parameter in model.named_parameters():
-        expected = torch.zeros_like(p[name]) if p[name].grad is None else p[name].grad
-        got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(
-            got, expected, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 @pytest.mark.parametrize(("name", "own"), CASES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_values_and_gradients_equal_plain_loops(name, own, seed):
-    model = shaken(
-        make(name, seed, 9 if name == "draw" else PIXELS, charge_weight=0.7, **own), seed
-    )
+    pixels = 9 if name == "draw" else PIXELS
+    model = make(name, seed, pixels, shaken=True, charge_weight=0.7, **own)
     if name == "grid":  # rows that sum to less than 0 are multiplied by 1000: keep q finite
         with torch.no_grad():
             model.filter.bias[4] -= 12
-    x, labels, noise = data(model, seed)
-    terms = rollout.rollout(model, x, x, labels, noise)
-    model.objective(terms).mean().backward()
-    p = leaves(model)
-    objective = 0.0
-    for b in range(IMAGES):
-        hooks = ARMS[name](model.settings)
-        hooks = hooks if isinstance(hooks, dict) else {"attend": hooks}
-        recon, charge = plain(p, x[b], noise[:, 0, b], **hooks)
-        torch.testing.assert_close(terms.recon[0, b], recon, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(terms.charge[0, b], charge, rtol=1e-9, atol=1e-9)
-        objective = objective + (recon + 0.7 * charge) / IMAGES
+    x, _, noise = data(model, seed)
+    terms, _ = run(model, seed)
     assert not terms.aux.any()
-    objective.backward()
-    assert_gradients(model, p)
+
+    def plain(p, b):
+        found = reference.glas(p, x[b], noise[:, 0, b], **ARMS[name](model.settings))
+        return dict(zip(reference.TERMS, found, strict=True))
+
+    assert_as_plain(model, terms, model.objective(terms), plain)
 
 
 # --- grid, gates, content, draw --------------------------------------------------------------
@@ -329,7 +210,7 @@ def test_masks_grow_stay_in_0_to_1_and_carry_no_gradient(
     rate, steps, size, grid, floor, gain, seed
 ):
     own = {"latent_size": size, "filter_size": (size + 1) // 2, "grid": grid, "floor": floor}
-    model = shaken(make("masked-progressive", seed, rate=rate, steps=steps, **own), seed)
+    model = make("masked-progressive", seed, shaken=True, rate=rate, steps=steps, **own)
     with torch.no_grad():
         model.filter.bias[3] += gain
     _, seen = run(model, seed)
@@ -353,7 +234,7 @@ def test_a_mask_of_rate_0_is_the_published_model():
 @few
 @given(steps=st.integers(1, 5), size=st.integers(1, 4), seed=st.integers(0, 99))
 def test_the_canvas_of_latents_fills_each_cell_once_and_is_charged_once(steps, size, seed):
-    model = shaken(make("masked-canvas", seed, steps=steps, sample_size=size), seed)
+    model = make("masked-canvas", seed, shaken=True, steps=steps, sample_size=size)
     assert model.decoder.kernels["input"].shape == (steps * size, 4 * SIZE["hidden"])
     terms, seen = run(model, seed)
     charge = torch.zeros(IMAGES).double()
@@ -365,7 +246,7 @@ def test_the_canvas_of_latents_fills_each_cell_once_and_is_charged_once(steps, s
             assert torch.equal(latents[:, earlier], seen[earlier][1].z)
         m, s = step.q.mean, step.q.std
         charge += ((m**2 + s**2 - 1) / 2 - s.log()).sum(-1)
-    torch.testing.assert_close(terms.charge[0], charge)
+    close(terms.charge[0], charge)
 
 
 # --- matrices that labels teach --------------------------------------------------------------
@@ -400,34 +281,48 @@ def test_a_tenth_of_the_epochs_is_supervised(epochs, expected):
     assert make("tandem-supervised").phases(epochs)[0].epochs == epochs
 
 
+def plain_taught(model, p, x, label, noise_TZ, *, weight=1.0, **about):
+    """The terms of an image; labels alone teach the matrix, from reads of their own."""
+    reads = []
+
+    def look(held, e, **how):
+        reads.append(reference.attend(p, e, **how))
+        return reference.attend(held, e, **how)
+
+    held = {**p, "latent": p["latent"].detach()}
+    found = reference.glas(held, x, noise_TZ, look=look, **filters(model.settings), **about)
+    logits = affine(p, "head", sum(reads) / len(reads))
+    missed = torch.log(torch.exp(logits).sum()) - logits[label]
+    return {**dict(zip(reference.TERMS, found, strict=True)), "aux": weight * missed}
+
+
 def test_the_supervised_phase_is_plain_classification():
-    model = shaken(make("fixed-supervised", latent_init="normal"))
+    model = make("fixed-supervised", shaken=True, latent_init="normal")
     phase = model.phases(10)[0]
     x, labels, noise = data(model)
     terms, seen = run(model, generates=phase.generates, auxiliary=phase.auxiliary)
-    phase.objective(model, terms).mean().backward()
     assert not any(state.generation.hidden.any() for state, _ in seen)
     assert not terms.charge.any()
     assert not terms.log_ratio.any()
-    p = leaves(model)
-    total = 0.0
-    for b in range(IMAGES):
-        reads = []
-        attend = cauchy(model.settings)
 
-        def kept(p, e, attend=attend, reads=reads):
-            reads.append(attend(p, e))
-            return reads[-1]
+    def plain(p, b):
+        found = plain_taught(model, p, x[b], labels[b], noise[:, 0, b], generates=False)
+        return {"aux": found["aux"]}
 
-        plain(p, x[b], noise[:, 0, b], kept, generates=False)
-        logits = p["head.weight"] @ (sum(reads) / len(reads)) + p["head.bias"]
-        missed = torch.log(torch.exp(logits).sum()) - logits[labels[b]]
-        torch.testing.assert_close(terms.aux[0, b], missed)
-        total = total + missed / IMAGES
-    total.backward()
-    assert_gradients(model, p)
+    assert_as_plain(model, terms, phase.objective(model, terms), plain)
     touched = {k.partition(".")[0] for k, v in model.named_parameters() if v.grad is not None}
     assert touched == {"encoder", "filter", "latent", "head"}
+
+
+def test_tandem_equals_plain_loops_with_the_two_matrices_apart():
+    model = make("tandem-supervised", shaken=True, latent_init="normal", aux_weight=0.6)
+    x, labels, noise = data(model)
+    terms = run(model)[0]
+
+    def plain(p, b):
+        return plain_taught(model, p, x[b], labels[b], noise[:, 0, b], weight=0.6)
+
+    assert_as_plain(model, terms, model.objective(terms), plain)
 
 
 def test_the_supervised_matrix_is_learned_then_fixed():
@@ -467,9 +362,8 @@ def test_the_controls_of_the_supervised_matrix():
 
 
 def test_in_tandem_the_matrix_learns_from_the_labels_alone():
-    model = shaken(make("tandem-supervised", latent_init="normal", aux_weight=0.6))
-    x, labels, noise = data(model)
-    terms = rollout.rollout(model, x, x, labels, noise)
+    model = make("tandem-supervised", shaken=True, latent_init="normal", aux_weight=0.6)
+    terms = run(model)[0]
     names, tensors = zip(*model.named_parameters(), strict=True)
 
     def gradient(value):
@@ -487,33 +381,7 @@ def test_in_tandem_the_matrix_learns_from_the_labels_alone():
     for name in ("encoder.kernels.x", "filter.weight", "decoder.bias", "write.weight", "mean.bias"):
         assert bound_alone[name].any(), name
         assert labels_alone[name].any(), name
-        torch.testing.assert_close(whole[name], bound_alone[name] + labels_alone[name])
-
-
-def test_tandem_equals_plain_loops_with_the_two_matrices_apart():
-    model = shaken(make("tandem-supervised", latent_init="normal", aux_weight=0.6))
-    x, labels, noise = data(model)
-    terms = rollout.rollout(model, x, x, labels, noise)
-    model.objective(terms).mean().backward()
-    p = leaves(model)
-    p_held = {**p, "latent": p["latent"].detach()}
-    objective = 0.0
-    for b in range(IMAGES):
-        reads = []
-        attend = cauchy(model.settings)
-
-        def kept(held, e, attend=attend, reads=reads):
-            reads.append(attend(p, e))
-            return attend(held, e)
-
-        recon, charge = plain(p_held, x[b], noise[:, 0, b], kept)
-        logits = p["head.weight"] @ (sum(reads) / len(reads)) + p["head.bias"]
-        missed = torch.log(torch.exp(logits).sum()) - logits[labels[b]]
-        torch.testing.assert_close(terms.recon[0, b], recon)
-        torch.testing.assert_close(terms.aux[0, b], 0.6 * missed)
-        objective = objective + (recon + charge + 0.6 * missed) / IMAGES
-    objective.backward()
-    assert_gradients(model, p)
+        close(whole[name], bound_alone[name] + labels_alone[name])
 
 
 def test_tandem_of_no_weight_costs_nothing_and_labels_cost_something():
@@ -524,12 +392,10 @@ def test_tandem_of_no_weight_costs_nothing_and_labels_cost_something():
     assert torch.equal(terms.recon, free.recon)
     logits = torch.zeros(IMAGES, CLASSES).double()  # the head's bias is 0 and reads are tiny
     expected = F.cross_entropy(logits, torch.arange(IMAGES), reduction="none")
-    torch.testing.assert_close(terms.aux[0], expected, rtol=1e-2, atol=0)
+    close(terms.aux[0], expected, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("name", ["fixed-supervised", "tandem-supervised"])
 def test_what_labels_teach_does_not_run_without_them(name):
     resolved = config.resolve(registry.find(name), dataset="mnist-static")
-    from glas_bench.core import train
-
     assert "needs labels" in str(train.not_applicable(registry.find(name), resolved))

@@ -3,36 +3,37 @@
 import math
 
 import pytest
+import test_model
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_evaluate import scorer
+from test_model import close, rolled
 
 from glas_bench import divergences, registry
 from glas_bench.commands import variants as explain
 from glas_bench.core import rollout, streams
 from glas_bench.model import StandardUniform, Uniform
 
-NAMES = [
-    "uniform-chi2",
-    "uniform-pit",
-    "uniform-kl",
-    "hellinger-renyi",
-    "min-chi2",
-    "min-chi2-kl",
-    "chi2",
-    "plausible-canvas",
-]
+STATUS = {
+    # status of the elbo, whether the objective bounds
+    "uniform-chi2": ("infinite", False),
+    "uniform-pit": ("undefined", False),
+    "uniform-kl": ("finite", True),
+    "hellinger-renyi": ("finite", True),
+    "min-chi2": ("finite", False),
+    "min-chi2-kl": ("finite", True),
+    "chi2": ("finite", True),
+    "plausible-canvas": ("finite", True),
+}
+SIZE = {"steps": 3, "hidden": 5, "sample_size": 2, "latent_size": 4, "filter_size": 2}
 STEP = torch.tensor(0)
+some = settings(max_examples=25, deadline=None)
 
 
-def make(name, seed=0, pixels=7, **given):
-    cls = registry.find(name).cls
-    values = {"steps": 3, "hidden": 5, "sample_size": 2, "latent_size": 4, "filter_size": 2}
-    fields = cls.Settings.model_fields
-    own = {key: value for key, value in values.items() if key in fields}
-    return rollout.build(cls, cls.Settings(**{**own, **given}), pixels, 0, seed).double()
+def make(name, **given):
+    return test_model.make(name, 0, 7, 0, SIZE, **given)
 
 
 def with_heads(name, dtype=torch.float64, **values):
@@ -84,7 +85,7 @@ def test_the_sampler_follows_the_density(name, heads):
         assert float(torch.trapezoid(density, points)) == pytest.approx(high - low, abs=2e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@some
 @given(m=st.floats(-2, 3), log_var=st.floats(-6, 2))
 def test_uniform_chi2_has_the_mean_and_variance_of_its_heads(m, log_var):
     model, q = with_heads("uniform-chi2", mean=m, log_var=log_var)
@@ -96,7 +97,7 @@ def test_uniform_chi2_has_the_mean_and_variance_of_its_heads(m, log_var):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=25, deadline=None)
+@some
 @given(width=st.floats(-60, 60), place=st.floats(-300, 300))
 def test_uniform_kl_never_leaves_the_unit_interval(dtype, width, place):
     model, q = with_heads("uniform-kl", dtype, width=width, place=place)
@@ -108,7 +109,7 @@ def test_uniform_kl_never_leaves_the_unit_interval(dtype, width, place):
     charge = model.charge(q, model.prior(), z).expand(len(z))
     assert charge.isfinite().all()
     # on a box the sampled log ratio is the KL, draw by draw
-    torch.testing.assert_close(model.log_ratio(q, model.prior(), z), charge, rtol=1e-6, atol=0)
+    close(model.log_ratio(q, model.prior(), z), charge, rtol=1e-6, atol=0)
 
 
 def test_uniform_kl_weighs_its_draws_at_the_upper_end_of_any_width():
@@ -120,10 +121,10 @@ def test_uniform_kl_weighs_its_draws_at_the_upper_end_of_any_width():
     assert (q.high <= 1).all()
     z = q.sample(torch.tensor(40.0))
     assert torch.equal(z, q.high)
-    torch.testing.assert_close(q.log_prob(z), -q.log_width)
+    close(q.log_prob(z), -q.log_width)
 
 
-@settings(max_examples=25, deadline=None)
+@some
 @given(width=st.floats(-12, 6), place=st.floats(-4, 4))
 def test_uniform_kl_is_charged_the_kl_which_is_log1p_chi2(width, place):
     model, q = with_heads("uniform-kl", width=width, place=place)
@@ -149,7 +150,7 @@ def test_a_uniform_prior_is_phi_of_the_noise(name):
     model = make(name)
     noise = batch(model)[1][:, 0]
     z = rollout.sample_prior(model, noise)
-    torch.testing.assert_close(z, torch.distributions.Normal(0, 1).cdf(noise))
+    close(z, torch.distributions.Normal(0, 1).cdf(noise))
     prior = StandardUniform()
     assert torch.equal(model.prior().log_prob(z), torch.zeros_like(z))
     ends = torch.tensor([-1e-9, 0.0, 1.0, 1 + 1e-9], dtype=torch.float64)
@@ -163,9 +164,9 @@ def test_a_uniform_q_has_the_density_of_torch_distributions(low, width, z):
     assume(z != low and z != low + width)  # there an open end is torch's habit
     reference = torch.distributions.Uniform(low, low + width, validate_args=False)
     own = Uniform(low, low + width, width.log())
-    torch.testing.assert_close(own.log_prob(z), reference.log_prob(z))
+    close(own.log_prob(z), reference.log_prob(z))
     u = torch.special.ndtr(z)
-    torch.testing.assert_close(own.sample(z), low + width * u)
+    close(own.sample(z), low + width * u)
 
 
 # --------------------------------------------------------------------------- min-chi2
@@ -188,7 +189,7 @@ def test_min_chi2_own_log_ratio_averages_to_its_kl(m):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=25, deadline=None)
+@some
 @given(m=st.floats(0.08, 5), sign=st.sampled_from([-1, 1]))
 def test_min_chi2_weighs_its_own_draws_at_the_end_of_its_support(dtype, m, sign):
     """At s = -1/(2m) rounding may put z beyond the end, where a weight would be infinite."""
@@ -207,14 +208,14 @@ def test_the_withdrawn_numbers_belong_to_the_mistake_alone():
     assert numbers == {"mnist-static": 82.07, "omniglot": 112.43}
     assert "withdrawn" in facts["write_up"]
     assert "as its file says; split unverified" in explain.page(facts)
-    others = [explain.facts(registry.find(name)) for name in NAMES if name != "min-chi2"]
+    others = [explain.facts(registry.find(name)) for name in STATUS if name != "min-chi2"]
     assert all(one["published"] == [] for one in others)
 
 
 # --------------------------------------------------------------------------- chi2
 
 
-@settings(max_examples=25, deadline=None)
+@some
 @given(m=st.floats(-3, 3), h=st.floats(-12, 12))
 def test_chi2_keeps_its_variance_below_two_and_covers_the_kl(m, h):
     model, q = with_heads("chi2", mean=m, width=h)
@@ -234,7 +235,7 @@ def test_chi2_of_fixed_width_has_one_head_and_charges_twice_the_kl():
     q = model.posterior(torch.randn(3, 4, dtype=torch.float64), STEP)
     assert torch.equal(q.std, torch.ones_like(q.mean))
     charge = model.charge(q, model.prior(), q.mean)
-    torch.testing.assert_close(charge, q.mean.square().sum(-1))
+    close(charge, q.mean.square().sum(-1))
 
 
 # --------------------------------------------------------------------------- hellinger-renyi
@@ -252,19 +253,19 @@ def renyi(alpha, draws=5, **given):
 
 def test_alpha_1_is_the_averaged_elbo_a_half_the_hellinger_form_and_0_the_iwae():
     terms, value = renyi(1.0)
-    torch.testing.assert_close(value, (terms.recon + terms.log_ratio).mean(0))
+    close(value, (terms.recon + terms.log_ratio).mean(0))
     for alpha in (0.5, 0.0):
         terms, value = renyi(alpha)
         weights = torch.exp(-terms.recon - terms.log_ratio) ** (1 - alpha)
-        torch.testing.assert_close(value, -weights.mean(0).log() / (1 - alpha))
+        close(value, -weights.mean(0).log() / (1 - alpha))
 
 
 def test_the_bound_is_monotone_in_alpha_and_one_draw_leaves_no_choice():
     values = torch.stack([renyi(alpha)[1] for alpha in (0.0, 0.1, 0.5, 0.9, 0.999, 1.0)])
     assert (values.diff(dim=0) > 0).all()
-    torch.testing.assert_close(values[-2], values[-1], rtol=1e-3, atol=0)
+    close(values[-2], values[-1], rtol=1e-3, atol=0)
     single = torch.stack([renyi(alpha, draws=1)[1] for alpha in (0.0, 0.5, 1.0)])
-    torch.testing.assert_close(single, single[:1].expand(3, -1))
+    close(single, single[:1].expand(3, -1))
 
 
 def test_the_draws_of_its_setting_are_what_the_core_rolls_out():
@@ -282,7 +283,7 @@ def test_the_draws_of_its_setting_are_what_the_core_rolls_out():
 def test_a_charge_weight_adds_that_much_more_kl(alpha):
     terms, plain = renyi(alpha)
     _, heavy = renyi(alpha, charge_weight=2.5)
-    torch.testing.assert_close(heavy, plain + 1.5 * terms.charge.mean(0))
+    close(heavy, plain + 1.5 * terms.charge.mean(0))
     with pytest.raises(ValidationError):
         make("hellinger-renyi", alpha=1.5)
 
@@ -316,34 +317,33 @@ def test_pit_scores_do_not_depend_on_batch_order_or_size():
     in_company, alone = objective()
     assert ((in_company - alone).abs() > 1e-3).all()  # so it is in training mode
     model.eval()
-    torch.testing.assert_close(*objective(), rtol=1e-12, atol=1e-12)
+    close(*objective(), rtol=1e-12, atol=1e-12)
 
 
 def test_pit_standardises_each_feature_of_each_step_by_its_batch():
     model, x, noise = scoring_pit()
-    seen = []
     with torch.no_grad():
-        rollout.rollout(model, x, x, None, noise, trace=lambda t, state, step: seen.append(step))
+        _, seen = rolled(model, x, noise)
     normal = torch.distributions.Normal(0, 1)
-    for t, step in enumerate(seen):
-        for feature in range(4):
-            read = step.read[:, feature]
+    for t, (_, step) in enumerate(seen):
+        for feature, read in enumerate(step.read.unbind(1)):
             mean = sum(read) / 9
             std = max(math.sqrt(sum((read - mean) ** 2) / 9), 1e-6)
             z = normal.cdf((read - mean) / std)
-            torch.testing.assert_close(step.z[:, feature], z)
-            torch.testing.assert_close(model.read_mean[t, feature], mean)
+            close(step.z[:, feature], z)
+            close(model.read_mean[t, feature], mean)
             assert float(model.read_std[t, feature]) == pytest.approx(std)
-            torch.testing.assert_close(model.z_mean[t, feature], z.mean())
+            close(model.z_mean[t, feature], z.mean())
         off = 12 * (step.z.mean(0) - 0.5) ** 2
-        torch.testing.assert_close(step.charge, off.log1p().mean().expand(9))
+        close(step.charge, off.log1p().mean().expand(9))
+    assert len(seen) == 3
 
 
 def test_pit_survives_a_batch_without_spread():
     model = make("uniform-pit")
     read = torch.full((3, 4), 0.7, dtype=torch.float64, requires_grad=True)
     q = model.posterior(read, STEP)
-    torch.testing.assert_close(q.z, torch.full_like(q.z, 0.5))
+    close(q.z, torch.full_like(q.z, 0.5))
     (gradient,) = torch.autograd.grad(q.z.sum() + model.charge(q, None, q.z).sum(), read)
     assert gradient.isfinite().all()
 
@@ -362,41 +362,19 @@ def test_pit_has_as_many_latents_as_a_read_and_no_setting_for_it():
 def test_plausible_canvas_charges_the_mean_over_canvases(weight):
     model = make("plausible-canvas", aux_weight=weight)
     x, noise = batch(model, draws=2)
-    canvases = []
     with torch.no_grad():
-        terms = rollout.rollout(
-            model,
-            x,
-            x,
-            None,
-            noise,
-            trace=lambda t, state, step: canvases.append(state.generation.canvas),
-        )
-    assert len(canvases) == 3
-    probabilities = torch.stack(canvases).sigmoid().reshape(3, 2, 4, 7)
-    bernoulli = torch.distributions.Bernoulli(probabilities)
+        terms, seen = rolled(model, x, noise)
+    canvases = torch.stack([state.generation.canvas for state, _ in seen])
+    bernoulli = torch.distributions.Bernoulli(logits=canvases.reshape(3, 2, 4, 7))
     expected = -weight * bernoulli.log_prob(x.expand(3, 2, 4, 7)).sum(-1).mean(0)
-    torch.testing.assert_close(terms.aux, expected)
-    torch.testing.assert_close(
-        model.objective(terms), (terms.recon + terms.charge + terms.aux).mean(0)
-    )
+    close(terms.aux, expected)
+    close(model.objective(terms), (terms.recon + terms.charge + terms.aux).mean(0))
 
 
 # --------------------------------------------------------------------------- all of them
 
-STATUS = {
-    "uniform-chi2": ("infinite", False),
-    "uniform-pit": ("undefined", False),
-    "uniform-kl": ("finite", True),
-    "hellinger-renyi": ("finite", True),
-    "min-chi2": ("finite", False),
-    "min-chi2-kl": ("finite", True),
-    "chi2": ("finite", True),
-    "plausible-canvas": ("finite", True),
-}
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STATUS)
 def test_the_yardstick_says_what_the_table_says(name):
     status, bounds = STATUS[name]
     scores = scorer(registry.find(name)).score()[0]
@@ -415,7 +393,7 @@ OTHER_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "given"), [*((name, {}) for name in NAMES), *OTHER_SETTINGS])
+@pytest.mark.parametrize(("name", "given"), [*((name, {}) for name in STATUS), *OTHER_SETTINGS])
 def test_the_gradient_of_the_whole_objective_is_that_of_finite_differences(name, given):
     model = make(name, **given)
     with torch.no_grad():  # away from the start, where reads hardly differ
