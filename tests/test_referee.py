@@ -1,18 +1,18 @@
 """The referee on models whose log p(x) is exact, on every variant, and as a command."""
 
+import dataclasses
 import json
 import math
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import until
-from test_evaluate import SIGMA, LinearGaussian, Uniform
-from test_train import local, tiny_splits, training
+from test_evaluate import SIGMA, LinearGaussian, Uniform, scorer
+from test_train import tiny_splits, training
 
 from glas_bench import ais, config, evaluate, registry
 from glas_bench.ais import AISResult, Annealing, Bidirectional, decoder, referee, verdict
@@ -67,9 +67,10 @@ def _as_before():
 
 
 SHORT = {"temperatures": 5, "chains": 4, "leapfrog": 2, "pilot": 16}
+SHORTEST = {"temperatures": 2, "chains": 2, "leapfrog": 1, "pilot": 16}
 
 
-@dataclass
+@dataclasses.dataclass
 class Seed:
     """A seed of a cell that was never trained."""
 
@@ -90,12 +91,8 @@ class Seed:
 
 def make(cls, folder, seed=0, splits=None, **sizes):
     """Its images have three pixels."""
-    variant = local(cls)
-    given = {"steps": 2, "hidden": 4, "sample_size": 2, "latent_size": 3, "filter_size": 2, **sizes}
-    resolved = config.resolve(variant, preset="smoke", overrides={**given, "samples": 5})
-    splits = splits or tiny_splits(pixels=3)
-    model = rollout.build(cls, cls.Settings(**resolved.settings), 3, splits.classes, seed)
-    return Seed(model, resolved, splits, seed, SeedFolder(folder, seed))
+    one = scorer(cls, 5, seed, **sizes)
+    return Seed(one.model, one.config, splits or one.splits, seed, SeedFolder(folder, seed))
 
 
 # --------------------------------------------------------------------------- exact models
@@ -124,23 +121,20 @@ def test_it_reaches_the_exact_value_within_its_error(cls, sizes, tmp_path):
 
 def test_a_second_call_reads_back_and_fewer_images_are_the_same_numbers(tmp_path):
     seed = make(Exact, tmp_path)
-    how = SHORT
-    whole = seed.score(**how)
+    whole = seed.score(**SHORT)
     stored = tmp_path / "eval" / f"{whole['protocol_key']}.json"
     before = stored.stat().st_mtime_ns
-    assert seed.score(**how) == whole
+    assert seed.score(**SHORT) == whole
     assert stored.stat().st_mtime_ns == before
     assert [path.name for path in stored.parent.iterdir()] == [stored.name]
-    few = seed.score(images=3, **how)
+    few = seed.score(images=3, **SHORT)
     assert few["protocol_key"] != whole["protocol_key"]
-    folder = seed.folder
-    all_of_it, some = (folder.per_image(row["protocol_key"]) for row in (whole, few))
+    all_of_it, some = (seed.folder.per_image(row["protocol_key"]) for row in (whole, few))
     drawn = evaluate.scored_images(8, 3).tolist()
     assert some["image"].tolist() == drawn != [0, 1, 2]
     for name in ("ais", "ais_half", "ais_error", "ais_spread"):
         np.testing.assert_allclose(some[name], all_of_it[name][drawn], rtol=1e-4, err_msg=name)
-    other = make(Exact, tmp_path / "other", seed=1).score(**how)
-    assert other["ais"] != whole["ais"]
+    assert make(Exact, tmp_path / "other", seed=1).score(**SHORT)["ais"] != whole["ais"]
 
 
 def test_chunks_change_nothing(tmp_path):
@@ -197,8 +191,8 @@ def test_a_killed_walk_goes_on_to_the_same_bits(tmp_path):
 def test_the_way_back_starts_where_the_images_came_from(tmp_path, monkeypatch):
     """Over images that the model makes, p(x) over the weight of a way back averages to 1."""
     splits = tiny_splits(pixels=3)
-    many = splits.test.__class__(torch.zeros(500, 3), None, None)
-    seed = make(Exact, tmp_path, splits=splits.__class__(**{**vars(splits), "test": many}))
+    many = dataclasses.replace(splits.test, images=torch.zeros(500, 3), labels=None)
+    seed = make(Exact, tmp_path, splits=dataclasses.replace(splits, test=many))
     drawn, both = [], []
     draw, sandwich = seed.model.draw_pixels, ais.sandwich
 
@@ -218,17 +212,9 @@ def test_the_way_back_starts_where_the_images_came_from(tmp_path, monkeypatch):
 
 def test_soft_training_is_refereed_on_binary_images(tmp_path):
     plain = make(Exact, tmp_path / "a")
-    splits = plain.splits
-    grey = torch.rand(8, 3)
-    soft = splits.__class__(
-        **{
-            **vars(splits),
-            "binarisation": "soft",
-            "test": splits.test.__class__(splits.test.images, splits.test.labels, grey),
-        }
-    )
-    how = {"temperatures": 2, "chains": 2, "leapfrog": 1, "pilot": 16}
-    rows = [each.score(**how) for each in (plain, make(Exact, tmp_path / "b", splits=soft))]
+    test = dataclasses.replace(plain.splits.test, grey=torch.rand(8, 3))
+    soft = dataclasses.replace(plain.splits, binarisation="soft", test=test)
+    rows = [each.score(**SHORTEST) for each in (plain, make(Exact, tmp_path / "b", splits=soft))]
     assert rows[0]["ais"] == rows[1]["ais"]
 
 
@@ -271,24 +257,23 @@ def test_every_variant_can_be_refereed(name):
 
 def test_less_memory_makes_smaller_chunks(monkeypatch):
     model = training("cauchy").model
-    x_1P = torch.zeros(1, 20)
-    most = decoder.images_at_once(model, x_1P, Annealing(chains=4))
-    assert most == decoder.ROWS["cpu"] // 4
-    kept = []
-    monkeypatch.setattr(decoder, "MEMORY_ON_CPU", 2**18)
-    for steps in (4, 16):
+
+    def images_at_once(memory, steps=3):
+        monkeypatch.setattr(decoder, "MEMORY_ON_CPU", memory)
         model.steps = steps
-        kept.append(2**18 / decoder.images_at_once(model, x_1P, Annealing(chains=4)))
-    assert 2.5 < kept[1] / kept[0] < 4.5, "what a gradient keeps grows with time"
-    monkeypatch.setattr(decoder, "MEMORY_ON_CPU", 1)
-    assert decoder.images_at_once(model, x_1P, Annealing(chains=4)) == 1
+        return decoder.images_at_once(model, torch.zeros(1, 20), Annealing(chains=4))
+
+    assert images_at_once(decoder.MEMORY_ON_CPU) == decoder.ROWS["cpu"] // 4
+    growth = images_at_once(2**18, steps=4) / images_at_once(2**18, steps=16)
+    assert 2.5 < growth < 4.5, "what a gradient keeps grows with time"
+    assert images_at_once(1) == 1
 
 
 # --------------------------------------------------------------------------- the verdict
 
 
 def test_a_hopeless_schedule_is_refused_and_says_what_to_raise(tmp_path):
-    row = make(Stiff, tmp_path).score(temperatures=3, chains=4, leapfrog=2, pilot=16)
+    row = make(Stiff, tmp_path).score(**{**SHORT, "temperatures": 3})
     assert row["ais_status"] == "refused"
     assert "3 and 6 temperatures differ by" in row["problems"][0]
     assert "leave a gap of" in row["problems"][1]
@@ -302,11 +287,11 @@ def test_a_hopeless_schedule_is_refused_and_says_what_to_raise(tmp_path):
 
 
 def test_without_simulated_images_it_is_refused(tmp_path):
-    row = make(LinearGaussian, tmp_path).score(temperatures=4, chains=2, leapfrog=1, pilot=16)
+    row = make(LinearGaussian, tmp_path).score(**SHORTEST)
     assert row["ais_status"] == "refused"
     assert row["gap"] is None
-    assert any("draw_pixels" in line for line in row["problems"])
-    assert any("draw_pixels" in line for line in row["advice"])
+    for lines in (row["problems"], row["advice"]):
+        assert any("draw_pixels" in line for line in lines)
     assert "refused" in verdict.scores_text([row])
 
 
@@ -326,18 +311,16 @@ def judged(change, gap, spread=0.5, wobble=0.0, images=20):
     return Verdict(how, torch.arange(images) * 3, 500, once, again, both).scores()
 
 
-def test_both_conditions_must_hold():
-    for change, gap, status in (
-        (0.49, 0.49, "accepted"),
-        (-0.49, -0.49, "accepted"),
-        (0.51, 0.1, "refused"),
-        (-0.51, 0.1, "refused"),
-        (0.1, 0.51, "refused"),
-        (0.1, -0.51, "refused"),
-        (math.inf, 0.1, "refused"),
-        (0.1, math.inf, "refused"),
-    ):
-        assert judged(change, gap)["ais_status"] == status, (change, gap)
+@pytest.mark.parametrize(
+    ("change", "gap", "status"),
+    [
+        *((c, g, "accepted") for c, g in ((0.49, 0.49), (-0.49, -0.49))),
+        *((c, 0.1, "refused") for c in (0.51, -0.51, math.inf)),
+        *((0.1, g, "refused") for g in (0.51, -0.51, math.inf)),
+    ],
+)
+def test_both_conditions_must_hold(change, gap, status):
+    assert judged(change, gap)["ais_status"] == status
 
 
 def test_advice_is_a_number():
@@ -358,47 +341,43 @@ def test_advice_is_a_number():
 
 def test_ais_is_paired_with_the_run_s_own_estimates(tmp_path):
     folder = SeedFolder(tmp_path, 0)
+
+    def paired(stored, images, ais, scored=range(41)):
+        folder.save_scores("own", {}, stored)
+        where = np.array(scored), np.array(images)
+        return verdict.paired(folder, "own", *where, np.array(ais, dtype=float))
+
     all_of_it = np.linspace(80, 120, 41)
     stored = {"iw": all_of_it, "nll": all_of_it - 1, "elbo": all_of_it + 9, "refit_iw": np.ones(3)}
-    folder.save_scores("own", {}, stored)
-    images = np.array([3, 10, 30])
-    every, ais = np.arange(41), all_of_it[images] - np.array([1, 2, 3])
-    found = verdict.paired(folder, "own", every, images, ais)
+    images = [3, 10, 30]
+    found = paired(stored, images, all_of_it[images] - [1, 2, 3])
     assert set(found) == {"iw", "nll"}
     assert found["iw"]["difference"] == pytest.approx(-2)
     assert found["iw"]["error"] == pytest.approx(1 / math.sqrt(3))
-    assert found["iw"]["corrected"] == pytest.approx(98)
-    assert found["nll"]["corrected"] == pytest.approx(98)
-    folder.save_scores("own", {}, {"iw": np.where(all_of_it > 119, np.inf, all_of_it)})
-    found = verdict.paired(folder, "own", every, images, all_of_it[images])
-    assert found["iw"]["corrected"] is None
+    assert found["iw"]["corrected"] == found["nll"]["corrected"] == pytest.approx(98)
+    infinite = {"iw": np.where(all_of_it > 119, np.inf, all_of_it)}
+    assert paired(infinite, images, all_of_it[images])["iw"]["corrected"] is None
 
-
-def test_ais_is_paired_with_some_images_where_the_run_scored_some(tmp_path):
-    folder = SeedFolder(tmp_path, 0)
-    scored = np.array([2, 3, 10, 25, 30])
-    folder.save_scores("own", {}, {"iw": np.array([90.0, 91, 92, 93, 94])})
-    found = verdict.paired(folder, "own", scored, np.array([3, 7, 30]), np.array([90.0, 1, 92]))
+    some = {"iw": np.array([90.0, 91, 92, 93, 94])}, [2, 3, 10, 25, 30]
+    found = paired(some[0], [3, 7, 30], [90, 1, 92], some[1])
     assert found["iw"]["difference"] == pytest.approx(-1.5)  # image 7 was not scored
     assert found["iw"]["corrected"] == pytest.approx(90.5)
-    assert verdict.paired(folder, "own", scored, np.array([7]), np.array([1.0])) == {}
+    assert paired(some[0], [7], [1], some[1]) == {}
 
 
 def test_scores_that_come_after_ais_are_set_beside_it(tmp_path):
     seed = make(Exact, tmp_path)
-    how = {"temperatures": 2, "chains": 2, "leapfrog": 1, "pilot": 16}
-    folder = seed.folder
-    before = seed.score(**how)
+    before = seed.score(**SHORTEST)
     assert before["paired"] == {}
-    ais = folder.per_image(before["protocol_key"])["ais"]
+    ais = seed.folder.per_image(before["protocol_key"])["ais"]
     own = config.protocol_key(evaluate.protocol(seed.config))
-    folder.save_scores(own, {}, {"nll": ais + np.arange(8) / 7})
-    after = seed.score(**how)
+    seed.folder.save_scores(own, {}, {"nll": ais + np.arange(8) / 7})
+    after = seed.score(**SHORTEST)
     assert after["paired"]["nll"]["difference"] == pytest.approx(-0.5)
-    stored = folder.scores(before["protocol_key"])
+    stored = seed.folder.scores(before["protocol_key"])
     assert stored["paired"] == after["paired"]
     assert stored["time"] == before["time"], "it is the same scoring"
-    assert seed.score(**how) == after
+    assert seed.score(**SHORTEST) == after
 
 
 def test_the_images_of_ais_are_among_those_that_a_run_scores():
@@ -406,17 +385,19 @@ def test_the_images_of_ais_are_among_those_that_a_run_scores():
     assert few < some < set(evaluate.scored_images(10_000, "all").tolist())
 
 
-def test_numbers_that_cannot_be(tmp_path):
-    seed = make(Exact, tmp_path)
-    for wrong, message in (
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         ({"images": 9}, r"--images 9: give 1 to 8, the images of the test split"),
         ({"images": 0}, "--images 0: give 1 to 8"),
         ({"temperatures": 1}, "--temperatures 1: give 2 or more"),
         ({"chains": 1}, "--chains 1: give 2 or more"),
         ({"leapfrog": 0}, "--leapfrog 0: give 1 or more"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            seed.referee(**wrong)
+    ],
+)
+def test_numbers_that_cannot_be(wrong, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        make(Exact, tmp_path).referee(**wrong)
 
 
 class Nowhere(Exact):
@@ -431,7 +412,7 @@ class Nowhere(Exact):
 
 def test_a_likelihood_that_is_no_number_is_a_finding(tmp_path):
     with pytest.raises(evaluate.NotFinite, match="cannot be refereed"):
-        make(Nowhere, tmp_path).score(temperatures=2, chains=2, leapfrog=1, pilot=16)
+        make(Nowhere, tmp_path).score(**SHORTEST)
 
 
 # --------------------------------------------------------------------------- the command
@@ -486,17 +467,11 @@ def test_the_command_referees_stops_and_goes_on(glas):
     assert both.code == 0, both.err
     assert "iw, K=5" in both.out
     assert "ais less iw" in both.out
-    for wrong in (
-        ["--images", "0"],
-        ["--images", "501"],
-        ["--temperatures", "1"],
-        ["--temperatures", "many"],
-        ["--chains", "1"],
-    ):
-        refused = glas.here("evaluate", key, "--estimator", "ais", *wrong)
+    for wrong in ("--images 0", "--images 501", "--temperatures 1", "--temperatures many"):
+        refused = glas.here("evaluate", key, "--estimator", "ais", *wrong.split())
         assert refused.code == 2, wrong
         assert "Traceback" not in refused.err
-    assert "give 1 to 500" in glas.here(*command[:2], *AIS[:2], "--images", "501").err
+        assert ("give 1 to 500" in refused.err) == ("images" in wrong)
     unknown = glas.here("evaluate", key, "--estimator", "iw,aiss")
     assert unknown.code == 2
     assert "Did you mean 'ais'" in unknown.err
