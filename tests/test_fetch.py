@@ -31,30 +31,24 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         _, how, file = self.path.split("/")
         self.server.asked.append(self.path)
-        content = self.server.files[file]
-        if how == "moved":
-            self.send_response(302)
-            self.send_header("Location", f"/right/{file}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
+        content = b"" if how == "moved" else self.server.files[file]
         if how == "gone":
             self.send_error(404)
             return
         if how == "silent":
             self.server.over.wait(10)
-        self.send_response(200)
+        self.send_response(302 if how == "moved" else 200)
+        self.send_header("Location", f"/right/{file}")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if how == "wrong":
             content = b"<html>" + content[6:]
-        if how in ("cut", "stalled"):
-            self.wfile.write(content[: len(content) // 2])
-            self.wfile.flush()
-            if how == "stalled":
-                self.server.over.wait(10)
-            return
+        elif how in ("cut", "stalled"):
+            content = content[: len(content) // 2]
         self.wfile.write(content)
+        self.wfile.flush()
+        if how == "stalled":
+            self.server.over.wait(10)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -96,17 +90,29 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLAS_BENCH_DATA", raising=False)
 
 
+Serve = Callable[..., None]
+
+
 @pytest.fixture
-def serve(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def serve(server: Server, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Let all addresses point at the server, and know its small files by their digests."""
 
-    def use(how: str) -> None:
+    def use(how: str = "right") -> None:
         for file, content in server.files.items():
             digest = sources.digest(content, sources.SOURCES[file].digest)
             source = sources.Source(f"{server.address}/{how}/{file}", digest)
             monkeypatch.setitem(sources.SOURCES, file, source)
 
     return use
+
+
+def own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, **files: bytes) -> Path:
+    """Make a folder that holds some files, as GLAS_BENCH_DATA."""
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(folder))
+    return folder
 
 
 def refused(name: str, *words: str) -> None:
@@ -123,9 +129,7 @@ def left(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("how", ["right", "moved"])
 @pytest.mark.parametrize("name", ["mnist-static", "omniglot"])
-def test_missing_files_are_fetched_once(
-    how: str, name: str, serve: Callable[[str], None], server: Server
-) -> None:
+def test_missing_files_are_fetched_once(how: str, name: str, serve: Serve, server: Server) -> None:
     serve(how)
     assert data.present(name) is None
     paths = data.fetch(name, progress=False)
@@ -150,11 +154,7 @@ def test_missing_files_are_fetched_once(
 )
 @pytest.mark.parametrize("name", ["mnist-static", "omniglot"])
 def test_a_failed_fetch_is_one_message_and_leaves_nothing(
-    how: str,
-    words: str,
-    name: str,
-    serve: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
+    how: str, words: str, name: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(how)
     monkeypatch.setattr(sources, "TIMEOUT", 0.3 if how in ("silent", "stalled") else 60.0)
@@ -175,9 +175,9 @@ def test_no_network_names_the_address_and_the_way_out(monkeypatch: pytest.Monkey
 
 
 def test_files_go_into_the_users_folder(
-    serve: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve("right")
+    serve()
     mine = tmp_path / "mine"
     monkeypatch.setenv("GLAS_BENCH_DATA", str(mine))
     assert data.fetch("omniglot", progress=False) == [mine / "chardata.mat"]
@@ -188,9 +188,9 @@ def test_files_go_into_the_users_folder(
 
 
 def test_a_users_folder_that_cannot_be_written_is_passed_over(
-    serve: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve("right")
+    serve()
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path / "file" / "data"))
     assert data.fetch("omniglot", progress=False) == [sources.cache_folder() / "chardata.mat"]
@@ -201,31 +201,26 @@ def test_a_users_folder_that_cannot_be_written_is_passed_over(
 
 
 def test_only_what_is_missing_is_fetched(
-    serve: Callable[[str], None], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve("right")
+    serve()
     train, valid, test = sources.FILES["mnist-static"]
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / f"{train}.gz").write_bytes(gzip.compress(CONTENT[train]))
-    monkeypatch.setenv("GLAS_BENCH_DATA", str(mine))
+    kept = {f"{train}.gz": gzip.compress(CONTENT[train])}
+    mine = own_folder(tmp_path / "mine", monkeypatch, **kept)
     paths = data.fetch("mnist-static", progress=False)
     assert paths == [mine / f"{train}.gz", mine / valid, mine / test]
     assert server.asked == [f"/right/{valid}", f"/right/{test}"]
 
 
 def test_a_broken_file_is_fetched_again_in_the_cache_alone(
-    serve: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve("right")
+    serve()
     (path,) = data.fetch("omniglot", progress=False)
     path.write_bytes(b"broken")
     assert data.fetch("omniglot", progress=False) == [path]
     assert path.read_bytes() == CONTENT["chardata.mat"]
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "chardata.mat").write_bytes(b"broken")
-    monkeypatch.setenv("GLAS_BENCH_DATA", str(mine))
+    mine = own_folder(tmp_path / "mine", monkeypatch, **{"chardata.mat": b"broken"})
     refused("omniglot", str(mine / "chardata.mat"), "not the published", "Remove it")
     assert (mine / "chardata.mat").read_bytes() == b"broken"
 
@@ -236,11 +231,9 @@ def test_missing_pooch_names_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_progress_is_drawn_on_stderr_alone(
-    serve: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    serve("right")
+    serve()
     line = f"fetching {sources.SOURCES['chardata.mat'].address}"
     data.fetch("omniglot")
     said = capfd.readouterr()
