@@ -58,27 +58,19 @@ NO_VERDICTS = frozenset({"smoke", "quick"})
 """Presets whose pages only show the harness and give no verdicts."""
 
 # Names of a setting in papers and other code.
-_SYNONYMS = {
-    "lr": "learning_rate",
-    "batch_size": "batch",
-    "b": "batch",
-    "t": "steps",
-    "h": "hidden",
-    "hidden_size": "hidden",
-    "hidden_dim": "hidden",
-    "l": "latent_size",
-    "r": "filter_size",
-    "read_size": "filter_size",
-    "z": "sample_size",
-    "z_dim": "sample_size",
-    "latent_dim": "sample_size",
-    "k": "samples",
-    "iw_samples": "samples",
-    "num_samples": "samples",
-    "beta": "charge_weight",
-    "kl_weight": "charge_weight",
-    "dtype": "precision",
+_NAMES = {
+    "batch": "b batch_size",
+    "learning_rate": "lr",
+    "precision": "dtype",
+    "samples": "k iw_samples num_samples",
+    "steps": "t",
+    "hidden": "h hidden_size hidden_dim",
+    "latent_size": "l",
+    "filter_size": "r read_size",
+    "sample_size": "z z_dim latent_dim",
+    "charge_weight": "beta kl_weight",
 }
+_SYNONYMS = {other: key for key, others in _NAMES.items() for other in others.split()}
 # Set by an option of that name, or by a key of a study file.
 _OPTIONS = {"seed": "seeds", "seeds": "seeds", "preset": "preset", "baseline": "baseline"}
 
@@ -125,7 +117,7 @@ def resolve(
     """Return the config of a cell.
 
     Args:
-        variant: the variant.
+        variant: as returned by the registry.
         preset: a key of `PRESETS`; by default `quick`.
         study: settings of a study file.
         dataset: of `--dataset`.
@@ -232,14 +224,9 @@ def config_key(config: RunConfig, source_hash: str, data_hash: str) -> str:
     It depends on everything that changes the trained parameters and on nothing else: not on the
     seed, the study, a path, the device or scoring.
     """
-    return _digest(
-        {
-            "core": CORE_VERSION,
-            "source": source_hash,
-            "data": data_hash,
-            "config": config.model_dump(exclude={*SCORING, "variant"}),
-        }
-    )
+    trained = config.model_dump(exclude={*SCORING, "variant"})
+    identity = {"core": CORE_VERSION, "source": source_hash, "data": data_hash, "config": trained}
+    return _digest(identity)
 
 
 def protocol_key(protocol: Mapping[str, Any]) -> str:
@@ -291,16 +278,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         message = fault["msg"].removeprefix("Value error, ")
         hint = ""
         if fault["type"] == "extra_forbidden":
-            message = f"unknown key.{nearest(name, model.model_fields)} Allowed: " + ", ".join(
-                sorted(model.model_fields)
-            )
-            got = ""
+            known = sorted(model.model_fields)
+            message, got = f"unknown key.{nearest(name, known)} Allowed: {', '.join(known)}", ""
         elif fault["type"] == "literal_error" and isinstance(fault["input"], str):
-            hint = nearest(fault["input"], _literals(model, name))
+            field = model.model_fields.get(name)
+            hint = nearest(fault["input"], map(str, get_args(field.annotation) if field else ()))
         lines.append(f"{name}: {message}{got}.{hint}" if name else f"{message}.")
     return " ".join(lines)
-
-
-def _literals(model: type[BaseModel], name: str) -> list[str]:
-    field = model.model_fields.get(name)
-    return [str(value) for value in get_args(field.annotation)] if field else []

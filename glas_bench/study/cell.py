@@ -97,12 +97,8 @@ def by_hand(
 ) -> list[Cell]:
     """Return the cells of a study that has no file: a variant and, if any, its baseline.
 
-    Args:
-        variant: as returned by the registry.
-        baseline: what it is compared with.
-        seeds: of both.
-        preset: `quick` by default.
-        overrides: settings of the variant; its baseline takes those that it has.
+    Both have the same seeds and preset (by default `quick`); the baseline takes those of the
+    overrides that it has.
 
     Raises:
         UsageError: the two are the same, a setting or its value is not allowed, or the variant
@@ -112,13 +108,13 @@ def by_hand(
 
     if baseline is not None and baseline.source_hash == variant.source_hash:
         raise UsageError(f"--baseline {baseline.reference}: it is the variant itself")
-    given = overrides or {}
-    resolved = resolve(variant, preset=preset, overrides=given)
-    against = baseline.name if baseline else None
-    cells = [Cell(variant.name, variant, {}, resolved, tuple(seeds), baseline=against)]
+    resolved = resolve(variant, preset=preset, overrides=overrides)
+    cells = [Cell(variant.name, variant, {}, resolved, tuple(seeds))]
     if baseline is not None:
-        shared = {key: value for key, value in given.items() if key in keys_of(baseline)}
+        own = keys_of(baseline)
+        shared = {key: value for key, value in (overrides or {}).items() if key in own}
         resolved = resolve(baseline, preset=preset, overrides=shared)
+        cells = [replace(cells[0], baseline=baseline.name)]
         cells.append(Cell(baseline.name, baseline, {}, resolved, tuple(seeds)))
     for cell in cells:
         train.check_applicable(cell.variant, cell.config)

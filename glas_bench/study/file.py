@@ -7,6 +7,7 @@ kind. `plan` checks what the names in it mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,13 +97,13 @@ class StudyFile(_Strict):
     claims: list[ClaimText] = Field(default_factory=list)
 
 
+@dataclass(frozen=True)
 class Source:
     """A YAML file that knows its lines."""
 
-    def __init__(self, path: Path, value: Any, lines: dict[Loc, int]) -> None:
-        self.path = path
-        self.value = value
-        self.lines = lines
+    path: Path
+    value: Any
+    lines: dict[Loc, int]
 
     def error(self, loc: Sequence[int | str], message: object) -> UsageError:
         """Return an error about what is at `loc`, with its line."""
@@ -124,9 +125,8 @@ def read(path: Path) -> tuple[StudyFile, Source]:
     """
     source = _read_yaml(path)
     if not isinstance(source.value, dict):
-        raise source.error(
-            (), "a study is a mapping: name, question, version, variants, seeds, ..."
-        )
+        expected = "a study is a mapping: name, question, version, variants, seeds, ..."
+        raise source.error((), expected)
     try:
         file = StudyFile(**source.value)
     except ValidationError as error:
@@ -206,13 +206,13 @@ def _mark(path: Path, node: yaml.Node, loc: Loc, lines: dict[Loc, int]) -> None:
                     f"{path}:{line}: a key is a word, not a list or a mapping (a template that is "
                     "not filled in?)"
                 )
-            if (*loc, key.value) in lines:
+            at = (*loc, key.value)
+            if at in lines:
                 raise UsageError(
-                    f"{path}:{line}: {key.value!r} is given twice, first on line "
-                    f"{lines[(*loc, key.value)]}"
+                    f"{path}:{line}: {key.value!r} is given twice, first on line {lines[at]}"
                 )
-            lines[(*loc, key.value)] = line
-            _mark(path, value, (*loc, key.value), lines)
+            lines[at] = line
+            _mark(path, value, at, lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _mark(path, value, (*loc, index), lines)
@@ -221,21 +221,14 @@ def _mark(path: Path, node: yaml.Node, loc: Loc, lines: dict[Loc, int]) -> None:
 def _fault(source: Source, fault: Any) -> str:
     """Return the message of a fault that pydantic reports."""
     loc: Loc = tuple(fault["loc"])
-    name = ".".join(str(part) for part in loc)
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        allowed = _keys(loc)
-        key = str(loc[-1])
-        message = f"unknown key.{nearest(key, allowed)} Allowed: {', '.join(sorted(allowed))}."
+        models: dict[Any, type[BaseModel]] = {"space": Dimension, "claims": ClaimText}
+        model = models[loc[0]] if len(loc) > 1 else StudyFile
+        allowed = sorted(field.alias or name for name, field in model.model_fields.items())
+        message = f"unknown key.{nearest(str(loc[-1]), allowed)} Allowed: {', '.join(allowed)}."
     elif fault["type"] == "missing":
         message = "missing"
     elif fault["type"] != "value_error":
         message += f", got {fault['input']!r}"
-    return f"{source.path}:{source.line(loc)}: {name}: {message}"
-
-
-def _keys(loc: Loc) -> list[str]:
-    """Return the keys that are allowed beside an unknown one."""
-    models: dict[str, type[BaseModel]] = {"space": Dimension, "claims": ClaimText}
-    model = models[str(loc[0])] if len(loc) > 1 else StudyFile
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return f"{source.path}:{source.line(loc)}: {'.'.join(map(str, loc))}: {message}"

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ from glas_bench.study import file as studyfile
 from glas_bench.study.cell import Cell, identity_of, keys_of
 from glas_bench.study.claims import Claim, Expectation, Pair, Reference
 from glas_bench.study.file import Dimension, Loc, Source, StudyFile
-from glas_bench.text import setting
+from glas_bench.text import settings as settings_text
 
 if TYPE_CHECKING:
     from glas_bench.registry import Variant
@@ -101,8 +101,8 @@ def load(
         reference: the path of a study file, or the name of a shipped study.
         preset: in place of the file's.
         dataset: in place of the file's and the preset's.
-        seeds: in place of the file's; the same study with fewer or more of them.
-        precision: of cells for which the file names none: the device's.
+        seeds: in place of the file's; it remains the same study.
+        precision: of cells for which the file names none.
 
     Raises:
         UsageError: something in it cannot be used; the message names file and line.
@@ -140,20 +140,25 @@ def find(reference: str) -> Path:
         if path.is_file():
             return path
         known = shipped().get(path.stem.replace("_", "-"))
-        if known is not None and path.parts[:-1] in ((), ("studies",)):
+        if known and path.parts[:-1] in ((), ("studies",)):
             return known  # as if in the checkout
         raise UsageError(
             f"there is no study file {reference}.{nearest(path.stem, shipped())} "
             f"Shipped: {', '.join(shipped())}."
         )
-    name = reference.replace("_", "-")
-    if name not in shipped():
-        raise unknown("study", reference, shipped())
-    return shipped()[name]
+    if known := shipped().get(reference.replace("_", "-")):
+        return known
+    raise unknown("study", reference, shipped())
 
 
 def _same(a: Any, b: Any) -> bool:
     return bool(a == b) or str(a) == str(b)
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Return every combination of the values of some axes."""
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
 
 
 # --------------------------------------------------------------------------- laying out
@@ -196,9 +201,12 @@ class _Planner:
     def study(self) -> Study:
         """Lay out all cells, then find those of every claim."""
         for index, item in enumerate(self.file.variants):
-            for entry in self._spread(self._entry(("variants", index), item)):
-                for settings in self._settings(entry):
-                    self._plan(entry, settings)
+            entry = self._entry(("variants", index), item)
+            listed = {k: v if isinstance(v, list) else [v] for k, v in entry.settings.items()}
+            for values in _product(listed):
+                one = replace(entry, settings=values)
+                for settings in self._settings(one):
+                    self._plan(one, settings)
         for index, skip in enumerate(self.file.skip):
             if index not in self.used:
                 raise self.source.error(("skip", index), f"{skip}: it skips nothing")
@@ -236,10 +244,8 @@ class _Planner:
 
     def _trials(self) -> int:
         combinations = math.prod(len(each.choices or ()) for each in self.file.space.values())
-        if combinations and (self.file.trials is None or self.file.trials > combinations):
-            return combinations  # choices alone: each combination once
-        assert self.file.trials is not None  # `file` refuses a range without trials
-        return self.file.trials
+        # of choices alone each combination once; `file` refuses a range without trials
+        return min(each for each in (combinations, self.file.trials) if each)
 
     # ---- variants
 
@@ -266,42 +272,31 @@ class _Planner:
         except UsageError as error:
             raise self.source.error(loc, error) from error
 
-    def _spread(self, entry: _Entry) -> Iterator[_Entry]:
-        """Return an entry for every combination of the values that its settings list."""
-        listed = {k: v if isinstance(v, list) else [v] for k, v in entry.settings.items()}
-        for values in itertools.product(*listed.values()):
-            yield _Entry(entry.loc, entry.variant, dict(zip(listed, values, strict=True)))
-
     # ---- settings
 
     def _settings(self, entry: _Entry) -> Iterator[dict[str, Any]]:
         """Return what is set in every cell of an entry: the study's, the axes', its own."""
         fixed = {k: v for k, v in self.file.fixed.items() if self._has(entry, ("set", k))}
         axes = {k: v for k, v in self.file.grid.items() if self._has(entry, ("grid", k))}
-        for values in itertools.product(*axes.values()):
-            at = dict(zip(axes, values, strict=True))
+        for at in _product(axes):
             params = {**entry.settings, **at}
             if not self._is_skipped(entry.variant.name, params):
                 yield {**fixed, **params}
 
     def _has(self, entry: _Entry, loc: Loc) -> bool:
         """Return whether a variant has an axis; a study lists under `skip` one that it has not."""
-        key = str(loc[1])
-        if key in keys_of(entry.variant):
+        key, variant, own = str(loc[1]), entry.variant.name, keys_of(entry.variant)
+        if key in own:
             return True
         for index, skip in enumerate(self.file.skip):
-            if skip.get("axis") == key and skip.get("variant") == entry.variant.name:
+            if skip.get("axis") == key and skip.get("variant") == variant:
                 if index not in self.used:
-                    reason = self._reason(index)
-                    self.skipped.append(Skipped(entry.variant.name, {}, key, reason))
-                self.used.add(index)
+                    self._skip(index, Skipped(variant, {}, key, self._reason(index)))
                 return False
         raise self.source.error(
             loc,
-            f"{entry.variant.name} has no setting {key!r}."
-            f"{config.meant(key, keys_of(entry.variant))} "
-            "If it is to run without, list it under skip: "
-            f"{{variant: {entry.variant.name}, axis: {key}, reason: ...}}",
+            f"{variant} has no setting {key!r}.{config.meant(key, own)} If it is to run without, "
+            f"list it under skip: {{variant: {variant}, axis: {key}, reason: ...}}",
         )
 
     def _is_skipped(self, variant: str, params: dict[str, Any]) -> bool:
@@ -312,10 +307,13 @@ class _Planner:
             if not wanted:
                 raise self.source.error(("skip", index), "name an axis, or settings: key: value")
             if all(key in params and _same(params[key], value) for key, value in wanted.items()):
-                self.used.add(index)
-                self.skipped.append(Skipped(variant, params, None, self._reason(index)))
+                self._skip(index, Skipped(variant, params, None, self._reason(index)))
                 return True
         return False
+
+    def _skip(self, index: int, skipped: Skipped) -> None:
+        self.used.add(index)
+        self.skipped.append(skipped)
 
     def _reason(self, index: int) -> str:
         reason = self.file.skip[index].get("reason")
@@ -348,11 +346,11 @@ class _Planner:
     def _compared_with(self, entry: _Entry, settings: dict[str, Any]) -> Cell | None:
         if self.baseline is None:
             return None
-        given = {**settings, **self.baseline.settings}
         own = keys_of(self.baseline.variant)
         for key in self.baseline.settings:
             if key not in own:
                 raise self.source.error(("baseline", key), _no_setting(self.baseline.variant, key))
+        given = {**settings, **self.baseline.settings}
         taken = {key: value for key, value in given.items() if key in own}
         baseline = self._cell(self.baseline, taken, self._searched(self.baseline), entry.loc)
         return self.cells.get(baseline.identity, baseline)
@@ -374,18 +372,19 @@ class _Planner:
         from glas_bench.core import train
 
         loc = loc or entry.loc
-        resolved = self._resolve(entry.variant, settings, loc)
+        try:
+            resolved = self._resolve(entry.variant, settings)
+        except UsageError as error:
+            named = [key for key in settings if re.search(rf"\b{re.escape(key)}\b", str(error))]
+            raise self.source.error(self._where(loc, named), error) from error
         flat = resolved.flat()
         params = {key: flat[key] for key in settings if key not in self.file.fixed}
         for key in sorted(config.SCORING & {*params, *searched}):
             raise self.source.error(
-                self._where(loc, settings, UsageError(key)),
+                self._where(loc, [key]),
                 f"{key} says how a cell is scored, not what it is; a study has one yardstick, so "
                 f"give it under set. iw_sweep has every K up to samples already",
             )
-        name = " ".join(
-            [entry.variant.name, *(f"{key}={setting(value)}" for key, value in params.items())]
-        )
         reason = train.not_applicable(entry.variant, resolved)
         if reason is None:
             try:
@@ -393,7 +392,7 @@ class _Planner:
             except UsageError as error:
                 raise self.source.error(loc, error) from error
         cell = Cell(
-            name,
+            f"{entry.variant.name} {settings_text(params)}".rstrip(),
             entry.variant,
             params,
             resolved,
@@ -404,35 +403,25 @@ class _Planner:
         self._check_corners(cell)
         return cell
 
-    def _resolve(self, variant: Variant, settings: dict[str, Any], loc: Loc) -> RunConfig:
-        try:
-            return config.resolve(
-                variant, preset=self.preset, study={**self.shared, **settings}, dataset=self.dataset
-            )
-        except UsageError as error:
-            raise self.source.error(self._where(loc, settings, error), error) from error
+    def _resolve(self, variant: Variant, settings: dict[str, Any]) -> RunConfig:
+        given = {**self.shared, **settings}
+        return config.resolve(variant, preset=self.preset, study=given, dataset=self.dataset)
 
-    def _where(self, loc: Loc, settings: dict[str, Any], error: UsageError) -> Loc:
-        """Return where the setting stands that an error is about, if it names one."""
-        named = [key for key in settings if re.search(rf"\b{re.escape(key)}\b", str(error))]
-        for key in named:
-            for place in ((*loc, key), ("grid", key), ("set", key)):
-                if place in self.source.lines:
-                    return place
-        return loc
+    def _where(self, loc: Loc, keys: Sequence[str]) -> Loc:
+        """Return where the first of these settings stands, or loc."""
+        places = (place for k in keys for place in ((*loc, k), ("grid", k), ("set", k)))
+        return next((place for place in places if place in self.source.lines), loc)
 
     def _check_corners(self, cell: Cell) -> None:
         """Refuse a range whose ends, in any combination, are not allowed."""
-        ends = []
-        for key in cell.searched:
-            dimension = self.file.space[key]
-            ends.append(dimension.choices or [dimension.low, dimension.high])
-        corners = itertools.islice(itertools.product(*ends), MOST_CORNERS) if ends else ()
-        for corner in corners:
-            values = dict(zip(cell.searched, corner, strict=True))
-            for key in cell.searched:
-                if (most := self.file.space[key].at_most) in values:
-                    values[key] = min(values[key], values[str(most)])
+        if not cell.searched:
+            return
+        space = {key: self.file.space[key] for key in cell.searched}
+        ends = {key: each.choices or [each.low, each.high] for key, each in space.items()}
+        for values in itertools.islice(_product(ends), MOST_CORNERS):
+            for key, each in space.items():
+                if each.at_most in values:
+                    values[key] = min(values[key], values[each.at_most])
             try:
                 cell.with_values(values)
             except UsageError as error:
@@ -454,29 +443,21 @@ class _Planner:
     def _pairs(self, expectation: Expectation) -> Iterator[Pair]:
         """Return the cells that a claim compares, once per value of every axis left out."""
         left, right = expectation.left, expectation.right
-        free = [
-            key
-            for key in self.file.grid
-            if any(key not in side.settings and self._goes(side, key) for side in (left, right))
-        ]
-        seen, missing = set(), None
-        for values in itertools.product(*(self.file.grid[key] for key in free)):
-            at = dict(zip(free, values, strict=True))
-            pair = tuple(self._look_up(side, at) for side in (left, right))
-            if None in pair:
-                missing = pair
+        left_out = set[str]().union(
+            *(keys_of(self._variant_of(side)) - set(side.settings) for side in (left, right))
+        )
+        seen = set()
+        for at in _product({k: v for k, v in self.file.grid.items() if k in left_out}):
+            one, other = (self._look_up(side, at) for side in (left, right))
+            if one is None or other is None:
                 continue
-            if pair[0] == pair[1]:
-                raise UsageError(f"both sides are the same cell, {pair[0]}")
-            if pair not in seen:
-                seen.add(pair)
-                yield Pair(str(pair[0]), str(pair[1]), at)
+            if one == other:
+                raise UsageError(f"both sides are the same cell, {one}")
+            if (one, other) not in seen:
+                seen.add((one, other))
+                yield Pair(one, other, at)
         if not seen:
-            assert missing is not None
             raise UsageError("all that it compares is skipped")
-
-    def _goes(self, side: Reference, key: str) -> bool:
-        return key in keys_of(self._variant_of(side))
 
     def _variant_of(self, side: Reference) -> Variant:
         known = {cell.variant.name: cell.variant for cell in self.cells.values()}
@@ -500,12 +481,7 @@ class _Planner:
         ):
             return None
         fixed = {key: value for key, value in self.file.fixed.items() if key in own}
-        resolved = config.resolve(
-            variant,
-            preset=self.preset,
-            study={**self.shared, **fixed, **values},
-            dataset=self.dataset,
-        )
+        resolved = self._resolve(variant, {**fixed, **values})
         same = [
             cell
             for cell in self.cells.values()
