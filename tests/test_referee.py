@@ -358,11 +358,11 @@ def test_ais_is_paired_with_the_run_s_own_estimates(tmp_path):
     infinite = {"iw": np.where(all_of_it > 119, np.inf, all_of_it)}
     assert paired(infinite, images, all_of_it[images])["iw"]["corrected"] is None
 
-    some = {"iw": np.array([90.0, 91, 92, 93, 94])}, [2, 3, 10, 25, 30]
-    found = paired(some[0], [3, 7, 30], [90, 1, 92], some[1])
+    some, scored = {"iw": np.array([90.0, 91, 92, 93, 94])}, [2, 3, 10, 25, 30]
+    found = paired(some, [3, 7, 30], [90, 1, 92], scored)
     assert found["iw"]["difference"] == pytest.approx(-1.5)  # image 7 was not scored
     assert found["iw"]["corrected"] == pytest.approx(90.5)
-    assert paired(some[0], [7], [1], some[1]) == {}
+    assert paired(some, [7], [1], scored) == {}
 
 
 def test_scores_that_come_after_ais_are_set_beside_it(tmp_path):
@@ -467,11 +467,12 @@ def test_the_command_referees_stops_and_goes_on(glas):
     assert both.code == 0, both.err
     assert "iw, K=5" in both.out
     assert "ais less iw" in both.out
-    for wrong in ("--images 0", "--images 501", "--temperatures 1", "--temperatures many"):
-        refused = glas.here("evaluate", key, "--estimator", "ais", *wrong.split())
-        assert refused.code == 2, wrong
+    wrong = ["--images 0", "--temperatures 1", "--temperatures many", "--chains 1", "--images 501"]
+    for option in wrong:
+        refused = glas.here("evaluate", key, "--estimator", "ais", *option.split())
+        assert refused.code == 2, option
         assert "Traceback" not in refused.err
-        assert ("give 1 to 500" in refused.err) == ("images" in wrong)
+    assert "give 1 to 500" in refused.err
     unknown = glas.here("evaluate", key, "--estimator", "iw,aiss")
     assert unknown.code == 2
     assert "Did you mean 'ais'" in unknown.err
