@@ -21,6 +21,7 @@ from glas_bench.commands import report
 from glas_bench.errors import UsageError
 from glas_bench.record import RunRecord, SeedFolder, SeedRecord, note_study
 from glas_bench.report import (
+    columns,
     compare,
     csv_file,
     fail_if,
@@ -156,7 +157,7 @@ def test_what_the_referee_found_stands_beside_nll() -> None:
 
 
 def test_a_refit_that_still_gained_is_reported() -> None:
-    assert page.STILL_GAINING == refit.STILL_GAINING
+    assert columns.STILL_GAINING == refit.STILL_GAINING
     gains = (0.05, 0.34, 0.2)
     text = render(
         *(row("cauchy", seed, refit_last_gain=gain) for seed, gain in enumerate(gains)),
@@ -323,7 +324,7 @@ def test_a_page_explains_its_columns_and_intervals_with_or_without_claims() -> N
 def test_a_gap_is_shown_only_for_objectives_that_bound_nothing() -> None:
     some = render(row("cauchy"), row("hellinger", bounds_nll="no", objective=70.0))
     assert [cut[7] for cut in table_of(some)] == ["–", "+20.00"]
-    assert page.GAP in some
+    assert columns.GAP in some
     assert "| gap |" not in render(row("cauchy"), row("vae", aux=2.0))
 
 

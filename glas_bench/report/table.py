@@ -6,7 +6,7 @@ A `Row` is one seed as the csv has it: text by column, empty where there is no v
 from __future__ import annotations
 
 import json
-import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +56,12 @@ def value_of(row: Mapping[str, str], column: str) -> float | None:
     return float(text) if text else None
 
 
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean, or None where a value is missing or there is none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
 def short(value: str) -> str:
     """Return a setting's value as a reader writes it: 1 for 1.0."""
     return value.removesuffix(".0")
@@ -94,8 +100,7 @@ class TableRow:
     @property
     def count(self) -> dict[str, int]:
         """How many seeds have each status."""
-        statuses = [row["status"] for row in self.seeds]
-        return {status: statuses.count(status) for status in sorted(set(statuses))}
+        return dict(sorted(Counter(row["status"] for row in self.seeds).items()))
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -123,23 +128,15 @@ class TableRow:
         """Return a column's text of the first seed that has any."""
         return next((row[column] for row in self.seeds if row.get(column)), "")
 
-    def values(self, column: str) -> list[float]:
-        """Return the numbers of the finished seeds that have one."""
-        values = (value_of(row, column) for row in self.finished)
-        return [value for value in values if value is not None]
-
     def mean(self, column: str) -> float | None:
         """Return the mean over finished seeds, if each of them has the number."""
-        values = self.values(column)
-        is_whole = bool(values) and len(values) == len(self.finished)
-        return math.fsum(values) / len(values) if is_whole else None
+        return mean_of([value_of(row, column) for row in self.finished])
 
     def spread(self, column: str) -> float | None:
-        """Return the standard deviation over finished seeds, if there are two."""
-        mean, values = self.mean(column), self.values(column)
-        if mean is None or len(values) < 2:
+        """Return the standard deviation over finished seeds, if there are two and all have it."""
+        if self.mean(column) is None or len(self.finished) < 2:
             return None
-        return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        return statistics.stdev(float(row[column]) for row in self.finished)
 
     def status(self, metric: str) -> str:
         """Return `finite`, or the worst of the seeds': `infinite`, `undefined`, `refused` (AIS)."""
