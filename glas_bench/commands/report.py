@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,22 +78,20 @@ def carry_out(request: Request) -> Answer:
     answer = Answer(out)
     for each in made:
         answer.pages.append(_write(each, out))
-        answer.lines.append(_line(each.rows))
+        cells = table_rows(each.rows)
+        line = f"{each.rows[0]['study']}: {coverage(cells)}; {page.verdicts(cells)}"
+        answer.lines.append(line)
+        done, planned = complete(cells)
+        if done < planned or any(row["status"] == "failed" for row in each.rows):
+            answer.exit_code = 3
     text, unread = page.index(out)
     _put(out / "README.md", text.encode())
     for problem in (*problems, *unread):
         request.tell(problem)
     answer.lines += [f"tripped: {line}" for line in tripped]
-    counts = [complete(table_rows(each.rows)) for each in made]
-    whole = all(done == planned for done, planned in counts)
-    failed = any(row["status"] == "failed" for each in made for row in each.rows)
-    answer.exit_code = 4 if tripped else 0 if whole and not failed and not problems else 3
+    if tripped or problems:
+        answer.exit_code = 4 if tripped else 3
     return answer
-
-
-def _line(rows: Sequence[Row]) -> str:
-    cells = table_rows(rows)
-    return f"{rows[0]['study']}: {coverage(cells)}; {page.verdicts(cells)}"
 
 
 # --------------------------------------------------------------------------- from the record
@@ -181,15 +178,10 @@ def _make(
     rows, remarks = rows_of(plan, runs)
     if not rows:
         return None
-    remarks = [*remarks, *(f"left out: {text}" for text in left_out)]
+    remarks += [f"left out: {text}" for text in left_out]
     cells = table_rows(rows)
-    by_key = {run.key: run for run in runs}
-    reported = {
-        key: by_key[key].seed
-        for cell in cells
-        for row in cell.finished
-        for key in [(row["config_key"], int(row["seed"]))]
-    }
+    done = {(row["config_key"], int(row["seed"])) for cell in cells for row in cell.finished}
+    reported = {run.key: run.seed for run in runs if run.key in done}
     metrics = {claim.metric for claim in plan.study.claims} if plan.study is not None else {"elbo"}
     metrics |= {compare.ranked_by(cells)}
     compared = sorted(metrics - SHARES)
@@ -218,16 +210,10 @@ def _write(made: _Page, out: Path) -> Path:
         target = out / "figures" / name
         if name in drawn:
             _put(target, drawn[name]())
-        elif made.beside is not None:
-            _copy(made.beside / "figures" / name, target)
+        elif made.beside is not None and (kept := made.beside / "figures" / name).is_file():
+            _put(target, kept.read_bytes())
     _put(out / f"{study}.md", page.render(rows).encode())
     return out / f"{study}.md"
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_file() and source.resolve() != target.resolve():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
 
 
 def _put(path: Path, content: bytes) -> None:

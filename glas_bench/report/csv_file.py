@@ -38,7 +38,7 @@ def write(rows: Sequence[Row]) -> bytes:
     columns = [name for name in FIRST if name in names]
     columns += sorted(names - set(columns))
     table = pd.DataFrame([[row.get(name, "") for name in columns] for row in rows], columns=columns)
-    for name in (each for each in ONCE if each in table):
+    for name in set(ONCE) & set(columns):
         table[name] = table[name].mask(table[name].duplicated(), "")
     buffer = io.StringIO()
     table.to_csv(buffer, index=False, lineterminator="\n")
@@ -46,11 +46,7 @@ def write(rows: Sequence[Row]) -> bytes:
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
-    """Read a csv that `write` wrote.
-
-    Args:
-        path: of the file.
-        columns: those to read, where they are there; by default, all.
+    """Return the rows of a csv that `write` wrote, or some of their columns.
 
     Raises:
         UsageError: there is no such file, or `write` did not write it.
@@ -66,7 +62,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     if missing or table.empty:
         lacks = f"it lacks {', '.join(missing)}" if missing else "it has no rows"
         raise UsageError(f"{path} is no csv of `glas-bench report`: {lacks}")
-    for name in (each for each in ONCE if each in table):
+    for name in set(ONCE) & set(table):
         table[name] = next(filter(None, table[name]), "")
     rows: list[Row] = table.to_dict("records")  # type: ignore[assignment]
     if {row["schema"] for row in rows} != {SCHEMA}:
@@ -74,14 +70,9 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
             f"{path} was written by another version of glas-bench, and this one reads schema "
             f"{SCHEMA}: report its study again"
         )
-    _check(path, rows)
-    return rows
-
-
-def _check(path: Path, rows: Sequence[Row]) -> None:
-    """Raise a UsageError for rows that no page has."""
     if len({row["study"] for row in rows}) > 1:
         raise UsageError(f"{path} holds more than one study; one page has one csv")
     for line, row in enumerate(rows, 2):
         if not row["seed"].isdecimal():
             raise UsageError(f"{path}:{line}: seed {row['seed']!r} is no whole number")
+    return rows

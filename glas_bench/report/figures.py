@@ -79,12 +79,8 @@ def blank(
     width: float, height: float, rows: int = 1, columns: int = 1, **about: Any
 ) -> tuple[Figure, Any]:
     """Return a figure and its axes [rows][columns], in the style of all figures."""
-    style: dict[str, Any] = {
-        **sns.axes_style("whitegrid"),
-        **sns.plotting_context("paper"),
-        "font.family": ["DejaVu Sans"],
-    }
-    with mpl.rc_context(style):  # type: ignore[arg-type]
+    style: Any = sns.axes_style("whitegrid") | sns.plotting_context("paper")
+    with mpl.rc_context({**style, "font.family": ["DejaVu Sans"]}):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **about)
     return figure, axes
@@ -99,11 +95,7 @@ def colours(count: int) -> list[Any]:
 def styles(frame: pd.DataFrame, column: str, names: Sequence[str] = ()) -> dict[str, Any]:
     """Return seaborn's arguments that give each value of a column its own colour and marker.
 
-    Args:
-        frame: with the column.
-        column: its name.
-        names: values in their order, which may be more than those of the column; by default, its
-            own.
+    `names` are the values in their order, which may be more than those of the column.
     """
     present = list(dict.fromkeys(frame[column]))
     names = names or present
@@ -149,55 +141,58 @@ def by_table(
 # --------------------------------------------------------------------------- differences
 
 
+@dataclass(frozen=True)
 class _Difference:
-    """One cell minus its baseline by one metric."""
+    """One cell minus its baseline by one metric, nats per image."""
 
-    def __init__(self, cell: TableRow, metric: str, cells: Sequence[TableRow]) -> None:
-        def of(name: str) -> float | None:
-            return value_of(cell.first, f"{metric}_{name}")
-
-        estimate, low, high, p = of("difference"), of("low"), of("high"), of("p_holm")
-        assert estimate is not None
-        assert low is not None
-        assert high is not None
-        self.cell, self.estimate, self.low, self.high = cell, estimate, low, high
-        self.is_significant = p is not None and p < 0.05
-        self.is_of_one_seed = cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED)
-        baselines = [other for other in cells if other.name == cell.first.get("compared_with")]
-        theirs = {row["seed"]: value_of(row, metric) for c in baselines[:1] for row in c.finished}
-        pairs = [(value_of(row, metric), theirs.get(row["seed"])) for row in cell.finished]
-        seeds = [x - y for x, y in pairs if x is not None and y is not None]
-        self.seeds = seeds if len(seeds) > 1 else []
-        """Of the single seeds, where there are several."""
+    cell: TableRow
+    estimate: float
+    low: float
+    high: float
+    is_significant: bool
+    is_of_one_seed: bool
+    seeds: list[float]
+    """Of the single seeds, where there are several."""
 
     @property
-    def least(self) -> float:
-        """The least value that belongs to it."""
-        return min((self.low, *self.seeds))
+    def reach(self) -> float:
+        """Greatest distance from zero of its interval and its seeds."""
+        return max(map(abs, (self.low, self.high, *self.seeds)))
 
-    @property
-    def most(self) -> float:
-        """The greatest value that belongs to it."""
-        return max((self.high, *self.seeds))
+
+def _difference(cell: TableRow, metric: str, cells: Sequence[TableRow]) -> _Difference | None:
+    estimate, low, high, p = (
+        value_of(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_holm")
+    )
+    if estimate is None or low is None or high is None:
+        return None
+    baselines = [other for other in cells if other.name == cell.first.get("compared_with")]
+    theirs = {row["seed"]: value_of(row, metric) for c in baselines[:1] for row in c.finished}
+    pairs = [(value_of(row, metric), theirs.get(row["seed"])) for row in cell.finished]
+    seeds = [x - y for x, y in pairs if x is not None and y is not None]
+    return _Difference(
+        cell,
+        *(estimate, low, high),
+        is_significant=p is not None and p < 0.05,
+        is_of_one_seed=cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED),
+        seeds=seeds if len(seeds) > 1 else [],
+    )
 
 
 def _differences(cells: Sequence[TableRow]) -> Iterator[Drawing]:
-    by_metric = {
-        metric: [
-            _Difference(cell, metric, cells)
-            for cell in cells
-            if cell.first.get(f"{metric}_difference")
-        ]
-        for metric in COMPARED
-    }
-    by_metric = {metric: some for metric, some in by_metric.items() if some}
+    by_metric = {}
+    for metric in COMPARED:
+        made = (_difference(cell, metric, cells) for cell in cells)
+        if some := [one for one in made if one is not None]:
+            by_metric[metric] = some
     if not by_metric:
         return
-    every = {one.cell.name: one.cell for some in by_metric.values() for one in some}
+    labels = {one.cell.name: one.cell.label for some in by_metric.values() for one in some}
     estimates = {one.cell.name: one.estimate for one in next(iter(by_metric.values()))}
-    order = sorted(every, key=lambda name: (estimates.get(name, math.inf), name))
+    order = sorted(labels, key=lambda name: (estimates.get(name, math.inf), name))
     cut = f" The best {MOST_ROWS} of {len(order)} cells." if len(order) > MOST_ROWS else ""
-    places = {name: len(order[:MOST_ROWS]) - i for i, name in enumerate(order[:MOST_ROWS])}
+    order = order[:MOST_ROWS]
+    places = {name: len(order) - i for i, name in enumerate(order)}
     shown = {
         metric: own
         for metric, some in by_metric.items()
@@ -219,14 +214,12 @@ def _differences(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         caption += " An arrow: the interval, or a seed, extends beyond the picture."
 
     def draw() -> Figure:
-        height = 0.9 + 0.24 * len(places)
-        figure, axes = blank(3.2 + 3.0 * len(shown), height, 1, len(shown), sharey=True)
-        for axis, colour, (metric, some) in zip(
-            axes[0], colours(len(shown)), shown.items(), strict=True
-        ):
-            _forest(axis, some, ranges[metric], places, colour)
+        count = len(shown)
+        figure, axes = blank(3.2 + 3.0 * count, 0.9 + 0.24 * len(places), 1, count, sharey=True)
+        for axis, colour, metric in zip(axes[0], colours(count), shown, strict=True):
+            _forest(axis, shown[metric], ranges[metric], places, colour)
             axis.set_xlabel(f"{metric} - baseline, {NATS}")
-        axes[0][0].set_yticks(list(places.values()), [every[name].label for name in places])
+        axes[0][0].set_yticks(list(places.values()), [labels[name] for name in places])
         axes[0][0].set_ylim(0.3, len(places) + 0.7)
         return figure
 
@@ -252,7 +245,7 @@ def _range(some: Sequence[_Difference]) -> _Range:
     One outlier presses all others together. An interval or a seed that is one is cut; for an
     estimate, the scale is linear near zero and logarithmic beyond.
     """
-    reaches = sorted(max(map(abs, (one.low, one.high, *one.seeds))) for one in some)
+    reaches = sorted(one.reach for one in some)
     median = reaches[len(reaches) // 2]
     limit = max(1.1 * max(abs(one.estimate) for one in some), 2 * median)
     cuts = reaches[-1] > 1.5 * limit
@@ -288,9 +281,9 @@ def _forest(
             axis.plot(inside, [y] * len(inside), "|", color=colour, alpha=0.6, markersize=6)
         face = colour if one.is_significant else "white"
         axis.plot([one.estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
-        if one.least < -limit:
+        if min((one.low, *one.seeds)) < -limit:
             axis.plot([-limit], [y], "<", color=colour, markersize=4.5)
-        if one.most > limit:
+        if max((one.high, *one.seeds)) > limit:
             axis.plot([limit], [y], ">", color=colour, markersize=4.5)
     if shown.linear < math.inf:
         axis.set_xscale("symlog", linthresh=shown.linear)
@@ -309,15 +302,16 @@ def _round(value: float, _: object) -> str:
 def _axis(key: str, cells: Sequence[TableRow]) -> Iterator[Drawing]:
     """Yield a figure of metrics along an axis of the study, where any line has two points."""
     rows = []
-    for cell in cells:
-        if key not in cell.settings:
-            continue
+    for cell in (cell for cell in cells if key in cell.settings):
         rest = ", ".join(f"{name}={text}" for name, text in cell.settings.items() if name != key)
-        line = cell.variant + (f" ({rest})" if rest else "")
+        about = {
+            "line": cell.variant + (f" ({rest})" if rest else ""),
+            key: float(cell.settings[key]),
+        }
         for row in cell.finished:
             failed = {"true": 1.0, "false": 0.0}.get(row.get("failed", ""))
             numbers = {metric: value_of(row, metric) for metric in ("nll", "elbo")}
-            rows.append({"line": line, key: float(cell.settings[key]), **numbers, "failed": failed})
+            rows.append({**about, **numbers, "failed": failed})
     frame = pd.DataFrame(rows, columns=["line", key, "nll", "elbo", "failed"])
     if not (frame.groupby("line")[key].nunique() > 1).any():
         return
@@ -367,11 +361,12 @@ def _objectives(cells: Sequence[TableRow]) -> Iterator[Drawing]:
     if frame.empty:
         return
     frame["kind"] = [kinds[cell.says("bounds_nll")] for cell in frame["cell"]]
-    hidden = []
-    for cell in cells:
-        objective, nll = cell.mean("objective"), cell.mean("nll")
-        if objective is not None and nll is not None and nll - objective > 1:
-            hidden.append((objective - nll, cell.name, cell.label))
+    means = ((cell, cell.mean("objective"), cell.mean("nll")) for cell in cells)
+    hidden = [
+        (objective - nll, cell.name, cell.label)
+        for cell, objective, nll in means
+        if objective is not None and nll is not None and nll - objective > 1
+    ]
     names = [label for *_, label in sorted(hidden)][:MOST_NAMES]
 
     def draw() -> Figure:
@@ -428,11 +423,8 @@ def _scatter(axis: Axes, frame: pd.DataFrame, by: str, names: Sequence[str] = ()
 
 def _charges(cells: Sequence[TableRow]) -> Iterator[Drawing]:
     """Yield a figure of charges against KL, where a variant is known to charge too little."""
-    least = {
-        cell.variant: ratio
-        for cell in cells
-        if (ratio := value_of(cell.first, "least_kl_per_charge")) is not None
-    }
+    ratios = {cell.variant: value_of(cell.first, "least_kl_per_charge") for cell in cells}
+    least = {variant: ratio for variant, ratio in ratios.items() if ratio is not None}
     frame = _frame(cells, "charge", "kl")
     if not any(cell.variant in least for cell in frame["cell"]):
         return
@@ -454,28 +446,9 @@ def _charges(cells: Sequence[TableRow]) -> Iterator[Drawing]:
     def draw() -> Figure:
         figure, axes = blank(6.6, 4.4)
         axis = axes[0][0]
+        if not frame.empty:
+            _costs(figure, axis, frame.sort_values("name", kind="stable"), list(least.values()))
         axis.set(xlabel=f"charge, {NATS}", ylabel=f"true KL(q || p), {NATS}")
-        if frame.empty:
-            return figure
-        axis.set(xscale="log", yscale="log")
-        some = frame.sort_values("name", kind="stable")
-        sns.scatterplot(some, x="charge", y="kl", ax=axis, s=25, alpha=0.75, **styles(some, "name"))
-        low, high = some[["charge", "kl"]].min().min(), some[["charge", "kl"]].max().max()
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_formatter(FuncFormatter(_round))
-            # between powers of ten there is room for names where there are few of them
-            room = math.log10(high / low) < 2.5
-            side.set_minor_formatter(FuncFormatter(_round) if room else NullFormatter())
-        axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
-        for ratio in least.values():
-            axis.axline((1, ratio), (10, 10 * ratio), color="0.3", linewidth=0.9, dashes=(4, 2))
-        axis.set(
-            xlim=(0.7 * some["charge"].min(), 1.4 * some["charge"].max()),
-            ylim=(0.7 * low, 1.4 * high),
-            xlabel=f"charge, {NATS}",
-            ylabel=f"true KL(q || p), {NATS}",
-        )
-        _legend(figure, axis, "outside right upper")
         return figure
 
     yield Drawing(
@@ -486,3 +459,24 @@ def _charges(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         f"{bounds}{cut}",
         draw,
     )
+
+
+def _costs(figure: Figure, axis: Axes, frame: pd.DataFrame, least: Sequence[float]) -> None:
+    """Draw KL against the charge on logarithmic scales, with the least ratios of the two."""
+    axis.set(xscale="log", yscale="log")
+    about = {"x": "charge", "y": "kl", "s": 25, "alpha": 0.75, **styles(frame, "name")}
+    sns.scatterplot(frame, ax=axis, **about)
+    low, high = frame[["charge", "kl"]].min().min(), frame[["charge", "kl"]].max().max()
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(FuncFormatter(_round))
+        # between powers of ten there is room for names where there are few of them
+        room = math.log10(high / low) < 2.5
+        side.set_minor_formatter(FuncFormatter(_round) if room else NullFormatter())
+    axis.axline((1, 1), (10, 10), color="0.3", linewidth=0.9)
+    for ratio in least:
+        axis.axline((1, ratio), (10, 10 * ratio), color="0.3", linewidth=0.9, dashes=(4, 2))
+    axis.set(
+        xlim=(0.7 * frame["charge"].min(), 1.4 * frame["charge"].max()),
+        ylim=(0.7 * low, 1.4 * high),
+    )
+    _legend(figure, axis, "outside right upper")

@@ -84,9 +84,8 @@ def _named(reference: str, results: Path) -> Plan:
     base, *others = reference.split("@") if "/" not in reference else [reference]
     is_file = base.endswith((".yaml", ".yml")) or "/" in base
     preset, dataset = _preset_and_dataset(others)
-    for word in others:
-        if word not in (preset, dataset):
-            raise unknown("preset or data set", word, [*PRESETS, *DATASETS])
+    if wrong := [word for word in others if word not in (preset, dataset)]:
+        raise unknown("preset or data set", wrong[0], [*PRESETS, *DATASETS])
     try:
         own = study.load(base, preset, dataset)
     except UsageError as error:
@@ -96,7 +95,7 @@ def _named(reference: str, results: Path) -> Plan:
         raise unknown("study", reference, known) from error
     note = note_of(results, own.name)  # of its own name: it may have been swept with other seeds
     if note.is_file() and (not is_file or _file_of(read_json(note)) == own.path.resolve()):
-        return Plan(own.name, _from_note(own.name, note))
+        own = _from_note(own.name, note)
     return Plan(own.name, own)
 
 

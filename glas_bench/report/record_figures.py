@@ -40,10 +40,7 @@ def from_records(
 ) -> Iterator[Drawing]:
     """Yield the figures that the records of a page's finished seeds have the data for.
 
-    Args:
-        cells: of the page.
-        records: of its finished seeds.
-        variants: of the cells, by name, as far as they are known.
+    Variants are those of the cells, by name, as far as they are known.
     """
     if not records:
         return
@@ -70,6 +67,7 @@ def _keys(cell: TableRow) -> list[Key]:
 
 
 def _curves(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> Iterator[Drawing]:
+    """Yield the figure of the -ELBO over epochs, or of the reconstruction where there is none."""
     series: dict[Key, list[tuple[float, float]]] = {}
     recon: set[Key] = set()
     for key in (key for cell in cells for key in _keys(cell) if key in records):
@@ -147,12 +145,7 @@ def _panelled(
 ) -> Iterator[Drawing]:
     """Yield a figure of small panels, one a variant, the baseline in each; none without data.
 
-    Args:
-        name: of the figure; then its title and caption.
-        labels: of x and y.
-        cells: of one table.
-        series: the curves.
-        recon: those of them that are of the reconstruction alone.
+    `labels` are those of x and y; the curves in `recon` are of the reconstruction alone.
     """
     if not series:
         return
@@ -162,9 +155,8 @@ def _panelled(
     if baseline is not None and len(panels) > 1:
         caption += f"; dashed grey, in the others' panels, the mean of {baseline.title}, "
         caption += "the baseline"
-    caption += "."
-    if len(panels) > MOST_PANELS:
-        caption += f" The first {MOST_PANELS} of {len(panels)} panels."
+    left_out = f" The first {MOST_PANELS} of {len(panels)} panels."
+    caption += "." + left_out * (len(panels) > MOST_PANELS)
     shown = panels[:MOST_PANELS]
 
     def draw() -> Figure:
@@ -288,12 +280,12 @@ def _mosaic(
     caption: str,
 ) -> Iterator[Drawing]:
     """Yield a figure of a picture of each cell's first seed; none where there is no such file."""
-    paths = [
-        (cell, records[key].folder.path / file)
+    there = [
+        (cell, path)
         for cell in cells
         if (key := _keys(cell)[0]) in records
+        and (path := records[key].folder.path / file).is_file()
     ]
-    there = [(cell, path) for cell, path in paths if path.is_file()]
     if len(there) > MOST_PICTURES:
         caption += f" The first {MOST_PICTURES} of {len(there)} cells."
     pictures = [(cell.label, path.read_bytes()) for cell, path in there[:MOST_PICTURES]]
@@ -344,16 +336,16 @@ def _centres(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         from glas_bench.filters import GRIDS, grid_centres
 
         rows = [(grid, count) for count in filters for grid in GRIDS]
-        places = [len(rows) - i for i in range(len(rows))]
         figure, axes = blank(6.4, 0.8 + 0.3 * len(rows))
         axis = axes[0][0]
         axis.axvspan(-0.5, size - 0.5, color="0.88", zorder=0)
         zero = torch.zeros(())
-        for i, (y, (grid, count)) in enumerate(zip(places, rows, strict=True)):
+        for i, (grid, count) in enumerate(rows):
             centres = grid_centres(count, size, zero, zero, grid).tolist()
-            colour = colours(3)[i % 3]
-            axis.plot(centres, [y] * count, "osD"[i % 3], color=colour, markersize=6)
-        axis.set_yticks(places, [f"{grid}, {count}x{count}" for grid, count in rows])
+            y = [len(rows) - i] * count
+            axis.plot(centres, y, "osD"[i % 3], color=colours(3)[i % 3], markersize=6)
+        names = [f"{grid}, {count}x{count}" for grid, count in rows]
+        axis.set_yticks(range(len(rows), 0, -1), names)
         axis.set_ylim(0.4, len(rows) + 0.6)
         axis.set_xlabel("position along one axis of the latent matrix, cells")
         return figure

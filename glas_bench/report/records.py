@@ -73,18 +73,12 @@ class Run:
 
 def runs_of(records: Sequence[RunRecord]) -> list[Run]:
     """Return the seeds of records, each once: the complete one of two, else the later one."""
+    every = [Run(record, seed) for record in records for seed in record.seeds.values()]
+    every.sort(key=lambda run: (run.seed.status == "complete", run.seed.began), reverse=True)
     runs: dict[tuple[str, str, int], Run] = {}
-    for record in records:
-        for seed in record.seeds.values():
-            run = Run(record, seed)
-            other = runs.setdefault((run.variant, *run.key), run)
-            if _standing(other) < _standing(run):
-                runs[run.variant, *run.key] = run
+    for run in every:
+        runs.setdefault((run.variant, *run.key), run)
     return [runs[key] for key in sorted(runs)]
-
-
-def _standing(run: Run) -> tuple[bool, float]:
-    return run.seed.status == "complete", run.seed.began
 
 
 def per_image(
@@ -92,7 +86,7 @@ def per_image(
 ) -> dict[str, dict[tuple[str, int], np.ndarray]]:
     """Return, by metric and (config_key, seed), the values of the images, nats [images].
 
-    They are of the scoring that a row reports; `ais`, and `image`, which images those are, of its
+    They are of the scoring that a row reports; `ais`, and `image` (which images those are), of its
     AIS. A seed without a value is left out.
     """
     values: dict[str, dict[tuple[str, int], np.ndarray]] = {m: {} for m in (*metrics, "image")}
@@ -172,9 +166,7 @@ class _Planned:
     def _places(self, cell: Cell) -> list[dict[int, Run]]:
         """Return a planned cell's runs by seed, once for each data that it was run on."""
         places = []
-        for dataset, data_hash in self.data:
-            if dataset != cell.config.dataset:
-                continue
+        for data_hash in (key for dataset, key in self.data if dataset == cell.config.dataset):
             key: str | None = config_key(cell.config, cell.variant.source_hash, data_hash)
             if cell.searched:
                 key = self._searched(cell, data_hash)
@@ -220,18 +212,14 @@ class _Planned:
         }
 
     def _about(self, cell: Cell) -> Row:
-        tuned = ""
-        if cell.searched:
-            seeds = seed_ranges(self.study.tuning_seeds)
-            axes = ", ".join(cell.searched)
-            tuned = f"{axes}: {self.study.trials} trials on seeds {seeds}"
+        tuning = f"{self.study.trials} trials on seeds {seed_ranges(self.study.tuning_seeds)}"
         return {
             "cell": cell.name,
             "variant": cell.variant.name,
             "settings": json.dumps({key: setting(value) for key, value in cell.params.items()}),
             "baseline": cell.baseline or "",
             "is_baseline": "yes" if cell.name in self.baselines else "",
-            "tuned": tuned,
+            "tuned": f"{', '.join(cell.searched)}: {tuning}" if cell.searched else "",
         }
 
     def remarks(self) -> Iterator[str]:
@@ -341,8 +329,8 @@ def _row(run: Run, wanted: str = "") -> Row:
         "device": _text(environment.get("device")),
         "ended": _day(seed),
         "look": _look(_text(about.get("preset"))),
+        "updates": _updates(config, _text(about.get("data_origin"))),
     }
-    row["updates"] = _updates(row)
     return row
 
 
@@ -387,15 +375,12 @@ def _described(variant: Variant, row: Row, *, searched: bool = False) -> Row:
     }
 
 
-def _updates(row: Row) -> str:
+def _updates(config: RunConfig, origin: str) -> str:
     """Return the optimiser's steps of a run on published data."""
-    info = DATASETS.get(row["dataset"])
-    if info is None or row["data_origin"] not in ("", "published"):
+    info = DATASETS.get(config.dataset)
+    if info is None or origin not in ("", "published"):
         return ""
-    try:
-        return str(info.sizes[0] // int(row["params.batch"]) * int(row["params.epochs"]))
-    except (KeyError, ValueError):
-        return ""
+    return str(info.sizes[0] // config.batch * config.epochs)
 
 
 def _look(preset: str) -> str:

@@ -88,11 +88,6 @@ class TableRow:
         return self.seeds[0]
 
     @property
-    def key(self) -> str:
-        """Its config_key; empty where it has no run."""
-        return self.says("config_key")
-
-    @property
     def finished(self) -> list[Row]:
         """The seeds that ended with numbers."""
         return [row for row in self.seeds if row["status"] == "complete"]
@@ -176,7 +171,7 @@ def table_rows(rows: Sequence[Row]) -> list[TableRow]:
         if not all(common[:-1]):
             common = _complete(common, known.get(row["cell"], set()), everywhere)
         new = TableRow(row["cell"], row["variant"], [], common)
-        by_place.setdefault((row["cell"], common), new).seeds.append(row)
+        by_place.setdefault(new.place, new).seeds.append(row)
     return list(by_place.values())
 
 
@@ -206,7 +201,7 @@ def tables(cells: Sequence[TableRow]) -> list[Table]:
     """Return a page's tables of the cells that have runs, smaller budgets first."""
     groups: dict[tuple[str, ...], list[TableRow]] = {}
     for cell in cells:
-        if cell.key:
+        if cell.says("config_key"):  # one of its seeds has a run
             groups.setdefault(cell.common, []).append(cell)
 
     def order(common: tuple[str, ...]) -> tuple[tuple[float, str], ...]:

@@ -6,7 +6,7 @@ rows, which are read from the run folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,7 @@ METRICS = ("nll", "elbo", "iw")
 def document(cell: Cell, results: Path, outcomes: dict[Any, Any]) -> dict[str, Any]:
     """Return a cell's part of the JSON document.
 
-    Args:
-        cell: what was run.
-        results: where its run folder is.
-        outcomes: statuses by (config_key, seed), as `cells.run_cells` returns them.
+    `outcomes` are statuses by (config_key, seed), as `cells.run_cells` returns them.
     """
     folder = cell.folder(results)
     about = load_run(folder.path).about
@@ -51,15 +48,17 @@ def seed_row(folder: SeedFolder, protocol: str, outcome: dict[str, Any]) -> dict
     """Return one seed's status and numbers, null where there is none."""
     about = folder.status()
     status = outcome.get("status", about["status"])
-    scores = folder.scores(protocol) if status == "complete" else None
-    row: dict[str, Any] = {"seed": folder.seed, "status": status}
-    row |= {name: (scores or {}).get(name) for name in Summary.__annotations__}
-    row["seconds"] = about.get("seconds")
-    row["scoring_seconds"] = (scores or {}).get("seconds")
-    row["images_per_second"] = about.get("images_per_second")
-    row["step"] = about.get("step")
-    row["reason"] = outcome.get("reason", about.get("reason"))
-    return row
+    scores: Mapping[str, Any] = (folder.scores(protocol) if status == "complete" else None) or {}
+    return {
+        "seed": folder.seed,
+        "status": status,
+        **{name: scores.get(name) for name in Summary.__annotations__},
+        "seconds": about.get("seconds"),
+        "scoring_seconds": scores.get("seconds"),
+        "images_per_second": about.get("images_per_second"),
+        "step": about.get("step"),
+        "reason": outcome.get("reason", about.get("reason")),
+    }
 
 
 def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
@@ -139,9 +138,7 @@ def _row(doc: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     if doc["bounds_nll"] is not True and row["objective"] is not None:
         objective = f"({objective})"
     weights = "refit_" if row["nll_from"] == "refit_iw" else ""  # those that nll is made of
-    v, ess = (
-        row[f"{weights}{name}"] if row["nll_from"] else None for name in ("v_mean", "ess_mean")
-    )
+    v, ess = (row["nll_from"] and row[f"{weights}{name}"] for name in ("v_mean", "ess_mean"))
     statuses = {"infinite": "inf", "undefined": "none"}
     iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
     return {
