@@ -13,6 +13,7 @@ from typing import Any
 import fabricated
 import numpy as np
 import pytest
+import yaml
 from conftest import Glas
 from fabricated import Arm
 
@@ -48,46 +49,24 @@ def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------- rows made by hand
 
 
+ROW = yaml.safe_load(f"""
+{{schema: "{records.SCHEMA}", study: mine, status: complete, dataset: mnist-static, data_hash: d1,
+ binarisation: static, core_version: 2, samples: 100, protocol_key: p1, bounds_nll: "yes",
+ elbo_status: finite, iw_status: finite, params.precision: fp32, params.epochs: 10,
+ params.steps: 8, params.hidden: 256, params.batch: 128, nll: 90.0, nll_from: refit_iw, iw: 90.5,
+ elbo: 92.0, objective: 92.0, v_mean: 1.25, refit_v_mean: 0.75, seconds: 61.0,
+ ended: "2026-01-01"}}
+""")
+
+
 def row(variant: str = "cauchy", seed: int = 0, cell: str = "", **values: Any) -> Row:
     """A seed as the csv has it; `params_x` names the column `params.x`."""
-    given = {
-        "schema": records.SCHEMA,
-        "study": "mine",
-        "cell": cell or variant,
-        "variant": variant,
-        "config_key": f"key-{cell or variant}",
-        "seed": seed,
-        "status": "complete",
-        "dataset": "mnist-static",
-        "data_hash": "d1",
-        "binarisation": "static",
-        "core_version": "2",
-        "samples": 100,
-        "protocol_key": "p1",
-        "bounds_nll": "yes",
-        "elbo_status": "finite",
-        "iw_status": "finite",
-        "is_baseline": "yes" if variant == "cauchy" else "",
-        "params.precision": "fp32",
-        "params.epochs": 10,
-        "params.steps": 8,
-        "params.hidden": 256,
-        "params.batch": 128,
-        "nll": 90.0,
-        "nll_from": "refit_iw",
-        "iw": 90.5,
-        "elbo": 92.0,
-        "objective": 92.0,
-        "v_mean": 1.25,
-        "refit_v_mean": 0.75,
-        "seconds": 61.0,
-        "ended": "2026-01-01",
-    }
-    named = {
-        name.replace("_", ".", 1) if name.startswith("params_") else name: value
-        for name, value in values.items()
-    }
-    return {name: "" if value is None else str(value) for name, value in {**given, **named}.items()}
+    cell = cell or variant
+    own = {"cell": cell, "variant": variant, "config_key": f"key-{cell}", "seed": seed}
+    own |= {"is_baseline": "yes" if variant == "cauchy" else ""}
+    named = {re.sub("^params_", "params.", name): value for name, value in values.items()}
+    every = {**ROW, **own, **named}
+    return {name: "" if value is None else str(value) for name, value in every.items()}
 
 
 def render(*given: Row, **values: Any) -> str:
@@ -101,12 +80,16 @@ def table_of(text: str, head: str = "| rank |") -> list[list[str]]:
     """The cells of the rows of all tables with this head."""
     found: list[list[str]] = []
     inside = False
-    for line in text.splitlines():
+    for line in text.replace("\u00a0", " ").splitlines():
         inside = line.startswith(head) or (inside and line.startswith("|"))
         if inside and not line.startswith((head, "|---")):
-            cut = re.split(r"(?<!\\)\|", line.strip()[1:-1])
-            found.append([part.strip().replace("\u00a0", " ") for part in cut])
+            found.append([part.strip() for part in re.split(r"(?<!\\)\|", line.strip()[1:-1])])
     return found
+
+
+def ranks(*given: Row, **values: Any) -> list[tuple[str, str]]:
+    """Rank and variant of the rows of a page."""
+    return [(cut[0], cut[1].strip("`")) for cut in table_of(render(*given, **values))]
 
 
 def notes(text: str) -> list[str]:
@@ -193,80 +176,57 @@ def test_iw_ranks_where_a_row_with_weights_lacks_nll() -> None:
     assert [cut[1] for cut in table_of(text)] == ["`vae`", "`cauchy`"]
 
 
-def test_rows_not_shown_to_differ_have_the_same_ranks() -> None:
+@pytest.mark.parametrize(
+    ("seeds", "wanted"),
+    [(3, ["1–2", "1–2", "3–4", "3–4"]), (1, ["1–4"] * 4)],  # one seed tells no variants apart
+)
+def test_rows_not_shown_to_differ_have_the_same_ranks(seeds: int, wanted: list[str]) -> None:
     rng = np.random.default_rng(0)
     base_B = rng.normal(90, 10, 200)
     arms = {"cauchy": 0.0, "vae": 0.01, "hellinger": 2.0, "gaussian": 2.01}
+    given = [(name, off, seed) for name, off in arms.items() for seed in range(seeds)]
     values = {
-        (f"key-{name}", seed): base_B + off + rng.normal(0, 1, 200)
-        for name, off in arms.items()
-        for seed in range(3)
+        (f"key-{name}", seed): base_B + off + rng.normal(0, 1, 200) for name, off, seed in given
     }
-    text = render(
-        *(row(name, seed, nll=90 + off) for name, off in arms.items() for seed in range(3)),
-        nll=values,
-    )
-    assert [(cut[0], cut[1]) for cut in table_of(text)] == [
-        ("1–2", "`cauchy`"),
-        ("1–2", "`vae`"),
-        ("3–4", "`hellinger`"),
-        ("3–4", "`gaussian`"),
-    ]
-    assert "after all rows shown to be better" in text
+    rows = [row(name, seed, nll=90 + off) for name, off, seed in given]
+    assert ranks(*rows, nll=values) == list(zip(wanted, arms, strict=True))
+    assert "after all rows shown to be better" in render(*rows, nll=values)
 
 
 def test_a_row_may_have_the_places_between_what_is_better_and_what_is_worse() -> None:
     """Each row is a nat worse than the one before, which two seeds do not show; two nats are."""
     base_B = np.random.default_rng(0).normal(90, 10, 200)
     own = {"a": (0.0, 0.0), "b": (0.9, 1.1), "c": (2.0, 2.0), "d": (2.9, 3.1), "e": (-9.0, 20.0)}
-    values = {
-        (f"key-{name}", seed): base_B + off
-        for name, offs in own.items()
-        for seed, off in enumerate(offs)
-    }
-    values |= {("key-apart", seed): base_B + 4 for seed in (7, 8)}
     given = [
         row(name, seed, nll=90 + np.mean(offs)) for name, offs in own.items() for seed in (0, 1)
     ]
     given += [row("apart", seed, nll=94.0) for seed in (7, 8)]
-    found = [(cut[0], cut[1]) for cut in table_of(render(*given, nll=values))]
-    assert found == [
-        ("1–4", "`a`"),
-        ("1–5", "`b`"),
-        ("2–6", "`c`"),
-        ("3–6", "`d`"),
-        ("1–6", "`apart`"),
-        ("1–6", "`e`"),
-    ]
-
-
-def test_one_seed_each_tells_no_variants_apart() -> None:
-    base_B = np.random.default_rng(0).normal(90, 10, 200)
-    arms = {"cauchy": 0.0, "vae": 0.5, "hellinger": 2.0}
-    values = {(f"key-{name}", 0): base_B + off for name, off in arms.items()}
-    text = render(*(row(name, nll=90 + off) for name, off in arms.items()), nll=values)
-    assert [cut[0] for cut in table_of(text)] == ["1–3", "1–3", "1–3"]
+    offs = {(f"key-{name}", seed): own[name][seed] for name in own for seed in (0, 1)}
+    offs |= {("key-apart", seed): 4.0 for seed in (7, 8)}
+    found = ranks(*given, nll={key: base_B + off for key, off in offs.items()})
+    places = {"a": "1–4", "b": "1–5", "c": "2–6", "d": "3–6", "apart": "1–6", "e": "1–6"}
+    assert found == [(place, name) for name, place in places.items()]
 
 
 @pytest.mark.parametrize(
-    ("other", "why"),
+    ("column", "value", "why"),
     [
-        ({"dataset": "omniglot"}, "data"),
-        ({"data_hash": "other"}, "the data's contents"),
-        ({"binarisation": "dynamic"}, "binarisation"),
-        ({"params_precision": "bf16"}, "precision"),
-        ({"samples": 1000}, "K"),
-        ({"protocol_key": "p2"}, "the scoring protocol"),
-        ({"params_epochs": 250}, "epochs"),
-        ({"params_steps": 64}, "T"),
-        ({"params_hidden": 64}, "H"),
-        ({"params_batch": 32}, "B"),
-        ({"core_version": 1}, "version of the core"),
-        ({"look": "look"}, "preset"),
+        ("dataset", "omniglot", "data"),
+        ("data_hash", "other", "the data's contents"),
+        ("binarisation", "dynamic", "binarisation"),
+        ("params_precision", "bf16", "precision"),
+        ("samples", 1000, "K"),
+        ("protocol_key", "p2", "the scoring protocol"),
+        ("params_epochs", 250, "epochs"),
+        ("params_steps", 64, "T"),
+        ("params_hidden", 64, "H"),
+        ("params_batch", 32, "B"),
+        ("core_version", 1, "version of the core"),
+        ("look", "look", "preset"),
     ],
 )
-def test_what_is_not_comparable_never_shares_a_table(other: dict[str, Any], why: str) -> None:
-    text = render(row("cauchy"), row("vae"), row("hellinger", **other))
+def test_what_is_not_comparable_never_shares_a_table(column: str, value: Any, why: str) -> None:
+    text = render(row("cauchy"), row("vae"), row("hellinger", **{column: value}))
     assert text.count("\n### ") == 2
     assert f"differ in {why} are" in text
     parts = [[cut[1] for cut in table_of(part)] for part in text.split("\n### ")[1:]]
@@ -345,6 +305,22 @@ def test_what_all_rows_say_alike_has_no_column() -> None:
     ]
 
 
+def figure_of(name: str, *given: Row) -> tuple[Any, str]:
+    """A figure that is drawn from rows, and its caption."""
+    (drawing,) = [each for each in figures.from_csv(given) if each.name == name]
+    return drawing.draw(), drawing.caption
+
+
+def forest(*given: Row) -> tuple[Any, str]:
+    """The only axis of the figure of differences, and its caption."""
+    figure, caption = figure_of("differences", *given)
+    (axis,) = figure.axes
+    return axis, caption
+
+
+ENDS = {"nll_difference": 0.5, "nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01}
+
+
 def test_what_cannot_share_a_table_shares_no_figure() -> None:
     given = [row("cauchy"), row("vae"), row("cauchy", cell="c", params_steps=64)]
     names = [each.name for each in figures.from_csv(given)]
@@ -353,29 +329,26 @@ def test_what_cannot_share_a_table_shares_no_figure() -> None:
 
 
 def test_more_cells_than_a_figure_can_take() -> None:
-    about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "objective": 70.0}
     given = [
-        row(
-            "vae", cell=str(i), nll_difference=0.01 * i, settings=json.dumps({"n": str(i)}), **about
-        )
+        row("vae", cell=str(i), settings=f'{{"n": "{i}"}}', objective=70.0, **ENDS)
         for i in range(70)
     ]
-    (differences, objective) = figures.from_csv(given)
-    assert differences.caption.endswith("The best 60 of 70 cells.")
-    (axis,) = differences.draw().axes
+    axis, caption = forest(*given)
+    assert caption.endswith("The best 60 of 70 cells.")
     assert len(axis.get_yticks()) == 60
-    (legend,) = objective.draw().legends
+    (legend,) = figure_of("objective", *given)[0].legends
     names = {text.get_text() for text in legend.get_texts()}
     assert len(names) == figures.MOST_NAMES
 
 
 def test_collapsed_seeds_do_not_stretch_the_picture_of_charges() -> None:
-    kls = (20.0, 2e-5)
     least = {"least_kl_per_charge": 2.725}
-    given = [row("min-chi2", seed, charge=kl / 3, kl=kl, **least) for seed, kl in enumerate(kls)]
-    (charge,) = [each for each in figures.from_csv(given) if each.name == "charge"]
-    assert charge.caption.endswith("1 of 2 seeds lie below 0.1 nats.")
-    assert charge.draw().axes[0].get_ylim()[0] > 1
+    given = [
+        row("min-chi2", seed, charge=kl / 3, kl=kl, **least) for seed, kl in enumerate((20.0, 2e-5))
+    ]
+    figure, caption = figure_of("charge", *given)
+    assert caption.endswith("1 of 2 seeds lie below 0.1 nats.")
+    assert figure.axes[0].get_ylim()[0] > 1
 
 
 def test_a_charge_is_drawn_as_its_objective_counts_it() -> None:
@@ -384,9 +357,8 @@ def test_a_charge_is_drawn_as_its_objective_counts_it() -> None:
         row("cauchy", charge=20.0, kl=20.0),
         row("cauchy", cell="c", charge=32.0, kl=32.0, params_charge_weight=0.25),
     ]
-    (charge,) = [each for each in figures.from_csv(given) if each.name == "charge"]
-    assert "the sampler of `min-chi2` can cost: 2.725 times its charge." in charge.caption
-    figure = charge.draw()
+    figure, caption = figure_of("charge", *given)
+    assert "the sampler of `min-chi2` can cost: 2.725 times its charge." in caption
     (points,) = figure.axes[0].collections
     assert points.get_offsets().tolist() == pytest.approx(np.array([[20, 20], [8, 32], [10, 30]]))
     names = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -397,24 +369,24 @@ def test_a_charge_is_drawn_as_its_objective_counts_it() -> None:
 @pytest.mark.parametrize(("size", "seen"), [(1.0, True), (100.0, False)])
 def test_a_margin_too_narrow_to_be_seen_is_not_explained(size: float, seen: bool) -> None:
     about = {"nll_low": -size, "nll_high": size, "nll_p_holm": 1.0, "nll_difference": 0.1 * size}
-    (differences, _) = figures.from_csv([row("vae", **about), row("chi2", **about)])
-    (axis,) = differences.draw().axes
-    assert ("the grey band" in differences.caption) == (len(axis.patches) == 1) == seen
+    axis, caption = forest(row("vae", **about), row("chi2", **about))
+    assert ("the grey band" in caption) == (len(axis.patches) == 1) == seen
 
 
 def test_one_wide_interval_does_not_press_the_others_together() -> None:
-    ends = [(-2.0, 1.0), (-1.0, 3.0), (-1.0, 2.0), (-90.0, 60.0)]
     given = [
         row("vae", cell=str(i), nll_difference=0.1, nll_low=low, nll_high=high, nll_p_holm=1.0)
-        for i, (low, high) in enumerate(ends)
+        for i, (low, high) in enumerate([(-2.0, 1.0), (-1.0, 3.0), (-1.0, 2.0), (-90.0, 60.0)])
     ]
-    (differences, _) = figures.from_csv(given)
-    (axis,) = differences.draw().axes
-    assert "An arrow" in differences.caption
+    axis, caption = forest(*given)
+    assert "An arrow" in caption
     assert axis.get_xlim()[1] < 10
     assert [line.get_marker() for line in axis.get_lines()][-2:] == ["<", ">"]
-    (few, _) = figures.from_csv(given[:3])
-    assert "An arrow" not in few.caption
+    assert "An arrow" not in forest(*given[:3])[1]
+
+
+def strokes(axis: Any) -> list[Any]:
+    return [line for line in axis.get_lines() if line.get_marker() == "|"]
 
 
 def test_the_seeds_behind_a_difference_are_drawn() -> None:
@@ -425,15 +397,14 @@ def test_the_seeds_behind_a_difference_are_drawn() -> None:
         row("gaussian", seed, cell="g", compared_with="c", nll=100.0 + seed + off, **ends)
         for seed, off in enumerate((1.0, -1.0, 2.0, 98.0, 0.0))
     ]
-    (differences, _) = figures.from_csv(given)
-    (axis,) = differences.draw().axes
-    (strokes,) = [line for line in axis.get_lines() if line.get_marker() == "|"]
-    assert list(strokes.get_xdata()) == [1.0, -1.0, 2.0, 98.0, 0.0]
+    axis, caption = forest(*given)
+    (line,) = strokes(axis)
+    assert list(line.get_xdata()) == [1.0, -1.0, 2.0, 98.0, 0.0]
     assert axis.get_xlim()[1] > 98
-    assert "Upright strokes: single seeds." in differences.caption
-    (alone, _) = figures.from_csv([given[0], given[5]])  # a seed alone is its own estimate
-    assert "strokes" not in alone.caption
-    assert not [line for line in alone.draw().axes[0].get_lines() if line.get_marker() == "|"]
+    assert "Upright strokes: single seeds." in caption
+    axis, caption = forest(given[0], given[5])  # a seed alone is its own estimate
+    assert "strokes" not in caption
+    assert not strokes(axis)
 
 
 def test_a_seed_beyond_the_picture_is_an_arrow() -> None:
@@ -442,11 +413,20 @@ def test_a_seed_beyond_the_picture_is_an_arrow() -> None:
     for place, far in enumerate((1.0, 1.5, 300.0)):
         values = {"cell": str(place), "compared_with": "c", **about}
         given += [row("vae", seed, nll=100.0 + far * seed, **values) for seed in range(2)]
-    (differences, _) = figures.from_csv(given)
-    (axis,) = differences.draw().axes
+    axis, caption = forest(*given)
     assert axis.get_xlim()[1] < 10
     assert [line.get_marker() for line in axis.get_lines()].count(">") == 1
-    assert "or a seed, extends beyond the picture" in differences.caption
+    assert "or a seed, extends beyond the picture" in caption
+
+
+def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
+    pairs = {"a": "one seed: images only; 1 diverged", "b": "3 seeds x 500 images"}
+    axis, caption = forest(
+        *(row("vae", cell=cell, nll_pairs=text, **ENDS) for cell, text in pairs.items())
+    )
+    shown = [(line.get_linestyle(), line.get_marker()) for line in axis.get_lines()[1:]]
+    assert shown == [(":", "None"), ("None", "x"), ("-", "None"), ("None", "o")]
+    assert "A cross: one seed" in caption
 
 
 def drawn(axis: Any) -> list[Any]:
@@ -454,43 +434,42 @@ def drawn(axis: Any) -> list[Any]:
     return [line for line in axis.get_lines() if len(line.get_xdata())]
 
 
+def panelled(some: list[TableRow], series: Any, alone: Any = ()) -> tuple[list[Any], str]:
+    """The panels of a figure of curves, and its caption."""
+    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series, alone)
+    return [axis for axis in drawing.draw().axes if axis.lines], drawing.caption
+
+
 def test_curves_show_every_seed() -> None:
     some = table_rows([row("cauchy", seed) for seed in range(3)])
     series = {("key-cauchy", seed): [(1.0, 90.0), (2.0, 80.0 + 50 * seed)] for seed in range(3)}
-    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series)
-    (axis,) = drawing.draw().axes
+    (axis,), caption = panelled(some, series)
     assert sorted(line.get_ydata()[1] for line in drawn(axis)) == [80, 130, 130, 180]
-    assert drawing.caption == " Bold lines are means over seeds, thin ones single seeds."
+    assert caption == " Bold lines are means over seeds, thin ones single seeds."
     assert axis.get_legend() is None  # its title names the only line
 
 
 def test_a_variant_s_lines_are_named_by_its_settings_or_itself() -> None:
     size = record_figures.MOST_LINES
-    about = [{}, *({"settings": json.dumps({"draws": str(n)})} for n in range(size))]
-    some = table_rows(
-        [row("vae", cell=f"c{i}", config_key=f"k{i}", **a) for i, a in enumerate(about)]
-    )
-    series = {(f"k{i}", 0): [(1.0, 90.0), (2.0, 80.0)] for i in range(size + 1)}
-    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series)
-    axes = [axis for axis in drawing.draw().axes if axis.lines]
+    about = [{}, *({"settings": f'{{"draws": "{n}"}}'} for n in range(size))]
+    some = table_rows([row("vae", cell=f"c{i}", **more) for i, more in enumerate(about)])
+    series = {(f"key-c{i}", 0): [(1.0, 90.0), (2.0, 80.0)] for i in range(size + 1)}
+    axes, _ = panelled(some, series)
     assert [axis.get_title() for axis in axes] == ["vae (1)", "vae (2)"]
     named = [text.get_text() for axis in axes for text in axis.get_legend().get_texts()]
     assert named == ["vae", *(f"draws={n}" for n in range(size))]
 
 
-def panels(series: Any, alone: Any) -> dict[str, int]:
-    """Titles of a figure's panels, with how many curves each has."""
-    some = table_rows([row("cauchy"), row("uniform-pit"), row("vae")])
-    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series, alone)
-    return {axis.get_title(): len(drawn(axis)) for axis in drawing.draw().axes if axis.lines}
-
-
 def test_a_reconstruction_alone_has_no_elbo_beside_it() -> None:
-    keys = [(f"key-{name}", 0) for name in ("cauchy", "uniform-pit", "vae")]
-    series = {key: [(1.0, 90.0), (2.0, 80.0)] for key in keys}
-    assert panels(series, ()) == {"cauchy": 1, "uniform-pit": 2, "vae": 2}
-    titles = panels(series, {keys[1]})
-    assert titles == {"cauchy": 1, "uniform-pit (recon alone)": 1, "vae": 2}
+    some = table_rows([row("cauchy"), row("uniform-pit"), row("vae")])
+    series = {(f"key-{cell.name}", 0): [(1.0, 90.0), (2.0, 80.0)] for cell in some}
+    for alone, title, curves in [
+        ((), "uniform-pit", 2),
+        ({("key-uniform-pit", 0)}, "uniform-pit (recon alone)", 1),
+    ]:
+        axes, _ = panelled(some, series, alone)
+        found = {axis.get_title(): len(drawn(axis)) for axis in axes}
+        assert found == {"cauchy": 1, title: curves, "vae": 2}
 
 
 def record_of(path: Path, cell: str, seed: int = 0, **values: Any) -> SeedRecord:
@@ -542,17 +521,6 @@ def test_filters_are_shown_first_and_three_times(tmp_path: Path) -> None:
     (drawing,) = record_figures.from_records(some, records, variants)
     titles = [axis.get_title() for axis in drawing.draw().axes]
     assert titles == ["gaussian", "gaussian", "gaussian", "vae"]
-
-
-def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
-    about = {"nll_low": 0.1, "nll_high": 0.9, "nll_p_holm": 0.01, "nll_difference": 0.5}
-    pairs = {"a": "one seed: images only; 1 diverged", "b": "3 seeds x 500 images"}
-    given = [row("vae", cell=cell, nll_pairs=text, **about) for cell, text in pairs.items()]
-    (differences, _) = figures.from_csv(given)
-    (axis,) = differences.draw().axes
-    shown = [(line.get_linestyle(), line.get_marker()) for line in axis.get_lines()[1:]]
-    assert shown == [(":", "None"), ("None", "x"), ("-", "None"), ("None", "o")]
-    assert "A cross: one seed" in differences.caption
 
 
 def test_what_was_published_is_set_against_what_is_alike() -> None:
@@ -678,20 +646,29 @@ def arms(difference: float, noise: float = 0.3, seeds: int = 5, images: int = 20
 
 
 def judged(
-    values: Any, left: list[Row], right: list[Row], expect: str, preset: str = "laptop"
+    values: Any,
+    left: list[Row] | None = None,
+    right: list[Row] | None = None,
+    expect: str = "nll(left) > nll(right)",
+    preset: str = "laptop",
 ) -> Any:
-    expectation = parse(expect)
-    claim = Claim("text", "source", expect, expectation, (Pair("left", "right", {}),))
-    plan = study.load("smoke", preset)
+    """The verdict on a claim about two cells, by default of five complete seeds each."""
+    claim = Claim("text", "source", expect, parse(expect), (Pair("left", "right", {}),))
     made = compare.Comparisons(values)
-    found = table_rows([*left, *right])
-    comparison = made.of(claim.metric, *found)
+    comparison = made.of(
+        claim.metric, *table_rows([*(left or seeds_of("left")), *(right or seeds_of("right"))])
+    )
     made.correct()
-    return compare.judge(plan, claim, comparison)
+    return compare.judge(study.load("smoke", preset), claim, comparison)
 
 
 def seeds_of(name: str, count: int = 5, **values: Any) -> list[Row]:
     return [row(name, seed, **values) for seed in range(count)]
+
+
+def ended(rows: list[Row], status: str, count: int) -> list[Row]:
+    """The rows, the first so many of another status."""
+    return [one | {"status": status} for one in rows[:count]] + rows[count:]
 
 
 @pytest.mark.parametrize(
@@ -700,29 +677,44 @@ def seeds_of(name: str, count: int = 5, **values: Any) -> list[Row]:
      (0.6, 0.8, "undecided")],
 )  # fmt: skip
 def test_all_three_verdicts(difference: float, noise: float, word: str) -> None:
-    found = judged(
-        arms(difference, noise), seeds_of("left"), seeds_of("right"), "nll(left) > nll(right)"
-    )
+    found = judged(arms(difference, noise))
     assert found.word == word
     assert word != "undecided" or "seeds would" in found.why
 
 
-def test_a_verdict_takes_five_seeds_and_few_diverged_ones() -> None:
-    few = judged(arms(9.0), seeds_of("left", 3), seeds_of("right", 3), "nll(left) > nll(right)")
-    assert (few.word, "takes 5 seeds" in few.why) == ("undecided", True)
-    left = seeds_of("left")
-    for one in left[:2]:
-        one["status"] = "diverged"
-    lost = judged(arms(9.0), left, seeds_of("right"), "nll(left) > nll(right)")
-    assert (lost.word, "2 of 5 seeds diverged" in lost.why) == ("undecided", True)
+TWO_SEEDS = {"nll": {key: row for key, row in arms(9.0)["nll"].items() if key[1] < 2}}
 
 
-def test_seeds_that_ended_without_a_number_are_none_of_the_five() -> None:
-    values = {"nll": {key: row for key, row in arms(9.0)["nll"].items() if key[1] < 2}}
-    found = judged(values, seeds_of("left"), seeds_of("right"), "nll(left) > nll(right)")
-    assert found.word == "undecided"
-    assert "takes 5 seeds and there are 2" in found.why
-    assert "3 of the 5 seeds that ended lack nll in an arm" in found.why
+@pytest.mark.parametrize(
+    ("values", "left", "right", "expect", "why"),
+    [
+        (arms(9.0), seeds_of("left", 3), seeds_of("right", 3), "nll", "takes 5 seeds"),
+        (arms(9.0), ended(seeds_of("left"), "diverged", 2), None, "nll", "2 of 5 seeds diverged"),
+        (TWO_SEEDS, None, None, "nll", "takes 5 seeds and there are 2"),
+        (TWO_SEEDS, None, None, "nll", "3 of the 5 seeds that ended lack nll in an arm"),
+        (arms(9.0), None, seeds_of("right", params_steps=64), "nll", "differ in T"),
+        (
+            {},
+            seeds_of("left", elbo_status="infinite", elbo=None),
+            None,
+            "elbo",
+            "elbo of left is infinite",
+        ),
+        (
+            {},
+            ended(seeds_of("left", 16, failed="true"), "diverged", 9),
+            seeds_of("right", 16, failed="false"),
+            "failed_share",
+            "9 of 16 seeds diverged",
+        ),
+    ],
+)
+def test_what_is_undecided_says_why(
+    values: Any, left: list[Row] | None, right: list[Row] | None, expect: str, why: str
+) -> None:
+    """Seeds that ended without a number are none of the five; one in five may have diverged."""
+    found = judged(values, left, right, f"{expect}(left) > {expect}(right)")
+    assert (found.word, why in found.why) == ("undecided", True)
 
 
 @pytest.mark.parametrize(("metric", "loose"), [("nll", True), ("nll", False), ("elbo", True)])
@@ -736,59 +728,37 @@ def test_a_claim_on_bounds_says_that_they_may_be_loose(metric: str, loose: bool)
     assert ("slack of the bounds" in render(*given)) == (loose and metric == "nll")
 
 
-def test_smoke_and_quick_give_no_verdicts() -> None:
-    for preset in ("smoke", "quick"):
-        verdict = judged(
-            arms(9.0), seeds_of("left"), seeds_of("right"), "nll(left) > nll(right)", preset
-        )
-        assert verdict.startswith(f"{preset} is a look at the harness")
+@pytest.mark.parametrize("preset", ["smoke", "quick"])
+def test_smoke_and_quick_give_no_verdicts(preset: str) -> None:
+    assert judged(arms(9.0), preset=preset).startswith(f"{preset} is a look at the harness")
 
 
-def test_what_cannot_be_compared_is_undecided_and_says_why() -> None:
-    wide = seeds_of("right", params_steps=64)
-    found = judged(arms(9.0), seeds_of("left"), wide, "nll(left) > nll(right)")
-    assert (found.word, "differ in T" in found.why) == ("undecided", True)
-    infinite = seeds_of("left", elbo_status="infinite", elbo=None)
-    found = judged({}, infinite, seeds_of("right"), "elbo(left) > elbo(right)")
-    assert "elbo of left is infinite" in found.why
-
-
-def by_ais(difference: float, seeds: int = 5) -> Any:
+@pytest.mark.parametrize(
+    ("seed_2", "protocol", "word", "why"),
+    [
+        ("accepted", "a1", "reproduced", ""),
+        ("refused", "a1", "undecided", "ais of left is refused"),
+        ("accepted", "a2", "undecided", "different protocols of AIS"),
+    ],
+)
+def test_ais_is_judged_by_what_the_referee_accepted(
+    seed_2: str, protocol: str, word: str, why: str
+) -> None:
     """The same numbers as AIS's, of the same images."""
-    there = arms(difference, 0.1, seeds)["nll"]
-    return {"ais": there, "image": dict.fromkeys(there, np.arange(200))}
-
-
-def test_ais_is_judged_by_what_the_referee_accepted() -> None:
-    expect = "ais(left) > ais(right)"
-    accepted = {"ais_status": "accepted", "ais_protocol_key": "a1"}
-    right = seeds_of("right", **accepted)
-    assert judged(by_ais(3), seeds_of("left", **accepted), right, expect).word == "reproduced"
-    left = seeds_of("left", **accepted)
-    left[2]["ais_status"] = "refused"
-    refused = judged(by_ais(3), left, right, expect)
-    assert (refused.word, "ais of left is refused" in refused.why) == ("undecided", True)
-    longer = seeds_of("left", **{**accepted, "ais_protocol_key": "a2"})
-    apart = judged(by_ais(3), longer, right, expect)
-    assert (apart.word, "different protocols of AIS" in apart.why) == ("undecided", True)
+    there = arms(3.0, 0.1)["nll"]
+    values = {"ais": there, "image": dict.fromkeys(there, np.arange(200))}
+    left = seeds_of("left", ais_status="accepted", ais_protocol_key=protocol)
+    left[2]["ais_status"] = seed_2
+    right = seeds_of("right", ais_status="accepted", ais_protocol_key="a1")
+    found = judged(values, left, right, "ais(left) > ais(right)")
+    assert (found.word, why in found.why) == (word, True)
 
 
 @pytest.mark.parametrize(("failed", "word"), [(16, "reproduced"), (3, "undecided")])
 def test_shares_are_judged_by_mcnemar(failed: int, word: str) -> None:
     left = [row("left", seed, failed="true" if seed < failed else "false") for seed in range(16)]
     right = seeds_of("right", 16, failed="false")
-    found = judged({}, left, right, "failed_share(left) > failed_share(right)")
-    assert found.word == word
-
-
-def test_shares_allow_one_diverged_seed_in_five() -> None:
-    expect = "failed_share(left) > failed_share(right)"
-    right = seeds_of("right", 16, failed="false")
-    left = seeds_of("left", 16, failed="true")
-    for one in left[:9]:
-        one["status"] = "diverged"
-    found = judged({}, left, right, expect)
-    assert (found.word, "9 of 16 seeds diverged" in found.why) == ("undecided", True)
+    assert judged({}, left, right, "failed_share(left) > failed_share(right)").word == word
 
 
 def test_shares_are_counted_over_the_seeds_of_both() -> None:
@@ -1169,22 +1139,13 @@ def test_nothing_yet(bare_glas: Glas) -> None:
 
 
 def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
+    name, command = "grid-slip@laptop", "glas-bench sweep grid-slip --preset laptop"
     (one,) = plans.named(["grid_slip@laptop"], tmp_path)
-    assert (one.name, one.command) == (
-        "grid-slip@laptop",
-        "glas-bench sweep grid-slip --preset laptop",
-    )
-    note_study(
-        tmp_path,
-        "grid-slip@laptop",
-        {},
-        file=str(study.shipped()["grid-slip"]),
-        preset="laptop",
-        dataset="mnist-static",
-        seeds="0-2",
-    )
-    (fewer,) = plans.named(["grid-slip@laptop"], tmp_path)
-    assert fewer.command == "glas-bench sweep grid-slip --preset laptop --seeds 0-2"
+    assert (one.name, one.command) == (name, command)
+    about = {"file": str(study.shipped()["grid-slip"]), "preset": "laptop"}
+    note_study(tmp_path, name, {}, **about, dataset="mnist-static", seeds="0-2")
+    (fewer,) = plans.named([name], tmp_path)
+    assert fewer.command == f"{command} --seeds 0-2"
     for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
         assert plans.named([alike], tmp_path) == [fewer]
 
