@@ -67,25 +67,13 @@ def cell(
 def train(seed: SeedFolder, config: RunConfig, nll: float = 90.0) -> None:
     """Add the rows of all epochs, falling towards the end."""
     seed.path.mkdir(parents=True, exist_ok=True)
+    same = {"phase": "main", "charge": 20.0, "aux": 0.0, "validation_kind": "elbo"}
+    same |= {"learning_rate": 1e-3, "images_per_second": 900.0}
     for epoch in range(1, config.epochs + 1):
         value = nll + 60 * 0.7**epoch + 0.2 * seed.seed
-        seed.append_metrics(
-            {
-                "epoch": epoch,
-                "phase": "main",
-                "step": 390 * epoch,
-                "objective": value,
-                "recon": value - 20,
-                "charge": 20.0,
-                "aux": 0.0,
-                "validation": value + 0.5,
-                "validation_kind": "elbo",
-                "learning_rate": 1e-3,
-                "seconds": 2.0 * epoch,
-                "images_per_second": 900.0,
-                "time": BEGAN + 2.0 * epoch,
-            }
-        )
+        times = {"seconds": 2.0 * epoch, "time": BEGAN + 2.0 * epoch}
+        losses = {"objective": value, "recon": value - 20, "validation": value + 0.5}
+        seed.append_metrics({"epoch": epoch, "step": 390 * epoch, **losses, **same, **times})
 
 
 def status(seed: SeedFolder, word: str, **about: Any) -> None:
@@ -104,25 +92,12 @@ def score(seed: SeedFolder, config: RunConfig, arm: Arm, images: int = IMAGES) -
     numbers: dict[str, Any] = {name: float(values.mean()) for name, values in found.items()}
     objective = numbers["elbo"] if arm.objective is None else arm.objective
     steps = int(config.settings.get("steps", 1))
+    numbers |= dict.fromkeys(("elbo_status", "iw_status", "refit_iw_status"), "finite")
+    numbers |= dict.fromkeys(("nll_bound_only", "bound_only", "failed"), False)
+    numbers |= {"protocol": protocol, "split": "test", "images": images, "samples": config.samples}
+    numbers |= {"objective": objective, "recon": objective - 20, "charge": 20.0, "aux": 0.0}
+    numbers |= {"kl": 21.0, "v_mean": 3.5, "v_over_10_share": 0.02, "nll_from": "refit_iw"}
     numbers |= {
-        "protocol": protocol,
-        "split": "test",
-        "images": images,
-        "samples": config.samples,
-        "elbo_status": "finite",
-        "iw_status": "finite",
-        "refit_iw_status": "finite",
-        "nll_from": "refit_iw",
-        "nll_bound_only": False,
-        "bound_only": False,
-        "objective": objective,
-        "recon": objective - 20,
-        "charge": 20.0,
-        "aux": 0.0,
-        "kl": 21.0,
-        "v_mean": 3.5,
-        "v_over_10_share": 0.02,
-        "failed": False,
         "kl_per_step": [21.0 / steps] * steps,
         "canvas_variance": [0.01 * (t + 1) for t in range(steps)],
         "footprint_perplexity_per_step": [12.0] * steps,

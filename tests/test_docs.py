@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import pytest
@@ -60,16 +60,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
-def lines() -> Iterator[Line]:
-    """Return every line of every `bash` block."""
-    for page in PAGES:
-        for block in blocks(page, "bash"):
-            for text in filter(None, block.splitlines()):
-                command, _, comment = text.partition("  # ")
-                yield Line(page, command.strip(), comment)
-
-
-LINES = list(lines())
+LINES = [
+    Line(page, command.strip(), comment)
+    for page in PAGES
+    for block in blocks(page, "bash")
+    for command, _, comment in (text.partition("  # ") for text in block.splitlines() if text)
+]
 OURS = [line for line in LINES if line.command.startswith(("glas-bench", "python -m glas_bench"))]
 ONCE = list({line.command: line for line in OURS}.values())
 
@@ -142,13 +138,9 @@ def test_the_command_works(documented: Glas, line: Line) -> None:
     elif words[0] == "sweep":
         assert documented.here(*words, "--dry-run").code == 0
     elif words[0] == "run":
-        given = config.parse_overrides(values["pairs"])
-        config.resolve(
-            registry.find(values["variant"]),
-            preset=values["preset"],
-            dataset=values["dataset"],
-            overrides=given,
-        )
+        variant = registry.find(values["variant"])
+        about = {name: values[name] for name in ("preset", "dataset")}
+        config.resolve(variant, overrides=config.parse_overrides(values["pairs"]), **about)
         config.parse_seeds(values["seeds"])
 
 
@@ -173,13 +165,8 @@ def test_other_programs_are_called_rightly() -> None:
             assert (ROOT / script).is_file(), line
             parsed(["sweep", *words[words.index(script) + 1 :]])
         elif words[0] == "python":
-            helped = subprocess.run(
-                [sys.executable, ROOT / words[1], "--help"],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=True,
-            )
+            command = [sys.executable, ROOT / words[1], "--help"]
+            helped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
             assert all(word in helped.stdout for word in words if word.startswith("--")), line
         elif words[0] == "pip":
             for extra in re.findall(r"\[(\w+)\]", line.command):
@@ -191,9 +178,8 @@ def test_other_programs_are_called_rightly() -> None:
 
 def test_study_files_of_the_documents_are_valid(tmp_path: Path) -> None:
     whole, search = blocks(ROOT / "docs" / "studies.md", "yaml")
-    values = yaml.safe_load(whole)
-    for key in ("grid", "skip", "variants", "claims"):
-        del values[key]
+    left_out = ("grid", "skip", "claims")
+    values = {k: value for k, value in yaml.safe_load(whole).items() if k not in left_out}
     values |= yaml.safe_load(search) | {"variants": ["cauchy", "gaussian"]}
     path = tmp_path / "searched.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -244,9 +230,8 @@ def test_lists_are_complete() -> None:
     assert presets == {
         name: [str(values[key]) for key in keys] for name, values in config.PRESETS.items()
     }
-    assert variables() & {*re.findall(r"`(GLAS_BENCH_\w+)`", numbers)} == {
-        name for name in variables() if name.startswith("GLAS_BENCH_")
-    }
+    own = {name for name in variables() if name.startswith("GLAS_BENCH_")}
+    assert variables() & {*re.findall(r"`(GLAS_BENCH_\w+)`", numbers)} == own
 
 
 def test_the_map_of_the_package_is_whole() -> None:
@@ -305,12 +290,17 @@ def test_the_first_page_is_short() -> None:
     assert "| variant | nll | elbo |" in head
 
 
+def committed() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield the name of every committed page, and the rows of its csv."""
+    for path in (ROOT / "results").glob("*.csv"):
+        with path.open(newline="") as file:
+            yield path.stem, list(csv.DictReader(file))
+
+
 def published() -> set[str]:
     """Return the numbers of the committed csv files, written as the first page writes them."""
     made = set()
-    for path in (ROOT / "results").glob("*.csv"):
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    for _, rows in committed():
         seconds = sum(float(row["seconds"]) + float(row["scoring_seconds"]) for row in rows)
         made.add(f"{seconds / 3600:.1f} core hours")
         for name in {row["cell"] for row in rows}:
@@ -320,12 +310,13 @@ def published() -> set[str]:
                 if len(values) > 1:
                     mean = f"{statistics.mean(values):.2f}"
                     made |= {mean, f"{mean} ± {statistics.stdev(values):.2f}"}
-            for metric in ("nll", "elbo"):
-                ends = [cell[0].get(f"{metric}_{end}") for end in ("difference", "low", "high")]
-                made.add(interval(*ends) if all(ends) else "")
+            differences: list[list[Any]] = [
+                [cell[0].get(f"{metric}_{end}") for end in ("difference", "low", "high")]
+                for metric in ("nll", "elbo")
+            ]
             for claim in yaml.safe_load(cell[0].get("claims") or "[]"):
-                ends = [claim[end] for end in ("estimate", "low", "high")]
-                made.add(interval(*ends) if None not in ends else "")
+                differences.append([claim[end] for end in ("estimate", "low", "high")])
+            made |= {interval(*ends) for ends in differences if not {None, ""} & set(ends)}
         for row in rows:
             if row.get("ais_status") == "accepted":
                 slack, error = -float(row["ais_less_nll"]), float(row["ais_less_nll_error"])
@@ -333,7 +324,7 @@ def published() -> set[str]:
     return made
 
 
-def interval(*ends: str | float | None) -> str:
+def interval(*ends: Any) -> str:
     """Return an estimate with its interval."""
     estimate, low, high = (f"{float(end or 0):+.2f}" for end in ends)
     return f"{estimate} [{low}, {high}]"
@@ -381,13 +372,12 @@ def test_the_table_of_the_first_page_is_that_of_its_page() -> None:
 
 def test_the_verdicts_of_the_first_page_are_those_of_the_pages() -> None:
     judged = set()
-    for page in ("grid-slip@laptop", "divergence@laptop"):
-        with (ROOT / "results" / f"{page}.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                for claim in yaml.safe_load(row["claims"] or "[]"):
-                    at = "".join(f", {key} = {value}" for key, value in claim["at"].items())
-                    ends = interval(claim["estimate"], claim["low"], claim["high"])
-                    seeds = claim["pairs"].split()[0]
-                    judged.add((f"`{claim['expect']}`{at}", ends, seeds, claim["verdict"]))
+    pages = {"grid-slip@laptop", "divergence@laptop"}
+    for row in (row for page, rows in committed() if page in pages for row in rows):
+        for claim in yaml.safe_load(row["claims"] or "[]"):
+            at = "".join(f", {key} = {value}" for key, value in claim["at"].items())
+            ends = interval(claim["estimate"], claim["low"], claim["high"])
+            seeds = claim["pairs"].split()[0]
+            judged.add((f"`{claim['expect']}`{at}", ends, seeds, claim["verdict"]))
     rows = cells(ROOT / "README.md", "| the write-up says |")
     assert {tuple(row[1:]) for row in rows} == judged

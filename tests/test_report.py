@@ -281,28 +281,20 @@ def test_a_page_explains_its_columns_and_intervals_with_or_without_claims() -> N
     assert page.DIFFERENCES not in render(row("cauchy"), row("vae"))
 
 
-def test_a_gap_is_shown_only_for_objectives_that_bound_nothing() -> None:
+def test_columns_and_remarks_are_there_only_where_they_say_something() -> None:
     some = render(row("cauchy"), row("hellinger", bounds_nll="no", objective=70.0))
     assert [cut[7] for cut in table_of(some)] == ["–", "+20.00"]
     assert columns.GAP in some
-    assert "| gap |" not in render(row("cauchy"), row("vae", aux=2.0))
-
-
-@pytest.mark.parametrize("look", ["look", ""])
-def test_a_look_says_so(look: str) -> None:
-    assert ("A look at the harness, no verdicts" in render(row(look=look))) == bool(look)
-
-
-def test_what_all_rows_say_alike_has_no_column() -> None:
     plain = render(row("cauchy"), row("vae", aux=0.0))
-    assert "| aux |" not in plain
-    assert "| tuned |" not in plain
+    assert not re.search(r"\| (aux|tuned|gap) \||A look at the harness", plain)
     assert "Every row is untuned" in plain
     varied = render(row("cauchy", tuned="20 trials"), row("vae", aux=1.5))
     assert [cut[7:] for cut in table_of(varied)] == [
         ["–", "1 of 1", "–", "tuned[^1-1]"],
         ["1.50", "1 of 1", "–", "untuned"],
     ]
+    assert "A look at the harness, no verdicts" in render(row(look="look"))
+    assert "| gap |" not in varied
 
 
 def figure_of(name: str, *given: Row) -> tuple[Any, str]:
@@ -567,18 +559,23 @@ def by_hand(variant: str, **overrides: Any) -> list[list[str]]:
     return [[*cut, reasons] for cut in table_of(text, "| variant | published |")]
 
 
+def plan_of(tmp_path: Path, **values: Any) -> plans.Plan:
+    """A study of one's own, read from its file."""
+    file = tmp_path / "mine.yaml"
+    about = {"name": "mine", "question": "?", "version": 1, "baseline": "cauchy", "seeds": "0"}
+    file.write_text(json.dumps(about | values))
+    return plans.Plan("mine", study.load(str(file)))
+
+
 def test_the_preset_of_a_study_makes_a_first_look(tmp_path: Path) -> None:
     """A cell that `run` made under `quick`, at the settings of `laptop`, is a cell of laptop's."""
-    file = tmp_path / "mine.yaml"
-    about = {"name": "mine", "question": "?", "version": 1, "preset": "laptop",
-             "baseline": "cauchy", "variants": ["cauchy", "vae"], "seeds": "0"}  # fmt: skip
-    file.write_text(json.dumps(about))
-    plan = study.load(str(file))
+    plan = plan_of(tmp_path, preset="laptop", variants=["cauchy", "vae"])
+    assert plan.study is not None
     runs = [
         run_of(cell.config, cell.variant, preset=preset)
-        for cell, preset in zip(plan.cells, ("quick", "laptop"), strict=True)
+        for cell, preset in zip(plan.study.cells, ("quick", "laptop"), strict=True)
     ]
-    made, _ = records.rows_of(plans.Plan("mine", plan), runs)
+    made, _ = records.rows_of(plan, runs)
     assert [(one["status"], one["look"]) for one in made] == [("complete", "")] * 2
     assert {one["ais_protocol_key"] for one in made} == {"a1"}  # by which AIS is compared
 
@@ -615,17 +612,12 @@ def test_a_study_is_as_published_by_all_that_it_sets(
     tmp_path: Path, settings: dict[str, Any], yes: bool
 ) -> None:
     """What `set:` changes is on no axis, and a searched value is nobody's default."""
-    file = tmp_path / "mine.yaml"
-    text = {"name": "mine", "question": "?", "version": 1, "preset": "paper", "set": settings,
-            "baseline": "cauchy", "variants": ["cauchy"], "seeds": "0"}  # fmt: skip
-    file.write_text(json.dumps(text))
-    made, _ = records.rows_of(plans.Plan("mine", study.load(str(file))), [])
+    about: dict[str, Any] = {"preset": "paper", "variants": ["cauchy"]}
+    made, _ = records.rows_of(plan_of(tmp_path, **about, set=settings), [])
     alike = [one for one in json.loads(made[0]["published"]) if not one["departs"]]
     assert bool(alike) == yes
-    text |= {"space": {"learning_rate": {"low": 1e-4, "high": 1e-3, "log": True}}, "trials": 2,
-             "tuning_seeds": "1000"}  # fmt: skip
-    file.write_text(json.dumps(text | {"set": {}}))
-    made, _ = records.rows_of(plans.Plan("mine", study.load(str(file))), [])
+    about |= {"space": {"learning_rate": {"low": 1e-4, "high": 1e-3, "log": True}}, "trials": 2}
+    made, _ = records.rows_of(plan_of(tmp_path, **about, tuning_seeds="1000"), [])
     assert [one["as_published"] for one in made if one["tuned"]] == [""]
 
 
@@ -797,17 +789,15 @@ def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
 
 
 def test_a_csv_comes_back_as_it_was(tmp_path: Path) -> None:
+    odd = ('a "quoted", | odd\treason', "NA", "")
     given = [
-        row(reason='a "quoted", | odd\treason'),
-        row("vae", nll=0.1 + 0.2, reason="NA"),
-        row("x", nll=None),
+        row(reason=text, nll=nll) for text, nll in zip(odd, (90, 0.1 + 0.2, None), strict=True)
     ]
     path = tmp_path / "mine.csv"
     path.write_bytes(csv_file.write(given))
     found = csv_file.read(path)
-    assert [{k: v for k, v in one.items() if v} for one in found] == [
-        {k: v for k, v in one.items() if v} for one in given
-    ]
+    for one, wanted in zip(found, given, strict=True):
+        assert {k: v for k, v in one.items() if v} == {k: v for k, v in wanted.items() if v}
     assert csv_file.write(found) == path.read_bytes()
     assert page.render(found) == page.render(given)
 
@@ -818,8 +808,8 @@ def test_what_is_of_the_whole_page_is_written_once_and_read_everywhere(tmp_path:
     given = [row("cauchy", seed, figures=figures_json) for seed in range(3)]
     path.write_bytes(csv_file.write(given))
     assert path.read_text().count("of the whole page") == 1
-    assert [each["figures"] for each in csv_file.read(path)] == [figures_json] * 3
-    assert [each["figures"] for each in given] == [figures_json] * 3
+    for rows in (csv_file.read(path), given):
+        assert [each["figures"] for each in rows] == [figures_json] * 3
 
 
 @pytest.mark.parametrize(
@@ -966,16 +956,23 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
+def pages(
+    results: Path, *references: Any, out: Path | None = None
+) -> tuple[report.Answer, list[str]]:
+    """Make pages; return the answer, and what was said meanwhile."""
+    messages: list[str] = []
+    request = report.Request(
+        references=list(map(str, references)), results=results, out=out, tell=messages.append
+    )
+    return report.carry_out(request), messages
+
+
 @pytest.fixture(scope="module")
 def made(golden: Path) -> tuple[report.Answer, list[str]]:
     """The pages of that store, made once, and what was said meanwhile."""
-    messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        answer = report.carry_out(
-            report.Request(references=(), results=golden, out=None, tell=messages.append)
-        )
-    return answer, messages
+        return pages(golden)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -1025,8 +1022,7 @@ def test_markdown_is_well_formed(made: tuple[report.Answer, list[str]]) -> None:
 def test_two_reports_are_the_same_bytes(
     golden: Path, made: tuple[report.Answer, list[str]], tmp_path: Path
 ) -> None:
-    request = report.Request(references=("golden",), results=golden, out=tmp_path)
-    report.carry_out(request)
+    pages(golden, "golden", out=tmp_path)
     again = files(tmp_path)
     once = files(made[0].out)
     assert {name for name in again if name.endswith(".png")}
@@ -1042,12 +1038,8 @@ def test_the_page_from_the_csv_is_the_page_from_mlflow(
         raise AssertionError("the csv is all that it takes")
 
     monkeypatch.setattr(store, "Store", no_store)
-    request = report.Request(
-        references=[str(made[0].out / "golden.csv"), str(made[0].out / "glas-bench.csv")],
-        results=tmp_path / "nowhere",
-        out=tmp_path / "out",
-    )
-    answer = report.carry_out(request)
+    csvs = (made[0].out / f"{name}.csv" for name in ("golden", "glas-bench"))
+    answer, _ = pages(tmp_path / "nowhere", *csvs, out=tmp_path / "out")
     assert answer.exit_code == 3
     assert files(tmp_path / "out") == files(made[0].out)
 
@@ -1060,8 +1052,7 @@ def test_runs_of_another_machine_make_the_same_csv(
 ) -> None:
     """All that is here is the study's file and the address of the MLflow store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{golden / 'mlflow.db'}")
-    references = [str(golden / "golden.yaml")]
-    report.carry_out(report.Request(references=references, results=tmp_path, out=tmp_path / "out"))
+    pages(tmp_path, golden / "golden.yaml", out=tmp_path / "out")
     assert not (tmp_path / "runs").exists()
     once, again = (folder / "golden.csv" for folder in (made[0].out, tmp_path / "out"))
     assert again.read_bytes() == once.read_bytes()
@@ -1071,10 +1062,7 @@ def test_a_store_that_cannot_be_read_leaves_the_runs_of_this_machine(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    problems: list[str] = []
-    answer = report.carry_out(
-        report.Request(references=["golden"], results=golden, out=tmp_path, tell=problems.append)
-    )
+    answer, problems = pages(golden, "golden", out=tmp_path)
     assert answer.exit_code == 3
     assert "coverage: 3 of 6 cells complete" in (tmp_path / "golden.md").read_text()
     assert sum("cannot read the runs in http://127.0.0.1:9" in line for line in problems) == 1

@@ -73,8 +73,6 @@ class Comparison:
     """a minus b by one metric, or the reason why they cannot be compared."""
 
     metric: str
-    a: TableRow
-    b: TableRow
     result: PairedDifference | Shares | None = None
     why_not: str = ""
     seeds: int = 0
@@ -113,7 +111,7 @@ class Comparisons:
 
 def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> Comparison:
     """Return a minus b, paired by the seeds, and the images, that both have."""
-    comparison = Comparison(metric, a, b)
+    comparison = Comparison(metric)
     if why := differing(a.common, b.common):
         comparison.why_not = f"they differ in {why} and cannot be compared"
         return comparison
@@ -124,10 +122,11 @@ def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> Comparison
     both = [(ended[0][seed], ended[1][seed]) for seed in sorted(ended[0].keys() & ended[1].keys())]
     done = [pair for pair in both if all(row["status"] == "complete" for row in pair)]
     comparison.seeds = len(both)
+    diverged = len(both) - len(done)
     result = (
-        _shares(done, len(both) - len(done))
+        _shares(done, diverged)
         if metric in SHARES
-        else _difference(metric, a, b, done, len(both) - len(done), values)
+        else _difference(metric, a, b, done, diverged, values)
     )
     if isinstance(result, str):
         comparison.why_not = result
@@ -162,11 +161,8 @@ def _difference(
     for cell in (a, b):
         if (status := cell.status(metric)) != "finite":
             return f"{metric} of {cell.label} is {status}"
-    by_ais = metric == "ais"
-    if (
-        by_ais
-        and len({row.get("ais_protocol_key", "") for pair in done for row in pair} - {""}) > 1
-    ):
+    protocols = {row.get("ais_protocol_key", "") for pair in done for row in pair} - {""}
+    if metric == "ais" and len(protocols) > 1:
         return "they were scored by different protocols of AIS"
     if not {row["seed"] for row in a.seeds} & {row["seed"] for row in b.seeds}:
         return "they have no seed in common"
@@ -175,7 +171,7 @@ def _difference(
     for pair in done:
         keys = [(row["config_key"], int(row["seed"])) for row in pair]
         x, y = (images.get(key) for key in keys)
-        if by_ais and (x is None or y is None or not np.array_equal(x, y)):
+        if metric == "ais" and (x is None or y is None or not np.array_equal(x, y)):
             continue
         for arm, key in zip(arms, keys, strict=True):
             if key in there:
@@ -194,11 +190,7 @@ def write_comparisons(
 ) -> None:
     """Compare the cells of a page, judge the claims of its study, and write both into the rows.
 
-    Args:
-        study: whose claims are judged; None for runs by hand.
-        cells: of the page.
-        values: per-image values of the metrics.
-        metrics: by which cells are compared with their baselines.
+    Cells are compared with their baselines by the metrics given; runs by hand have no study.
     """
     made = Comparisons(values)
     baselines = [(cell, other) for cell in cells if (other := baseline_of(cell, cells))]
@@ -229,7 +221,7 @@ def baseline_of(cell: TableRow, cells: Sequence[TableRow]) -> TableRow | None:
     if planned := cell.first.get("baseline"):
         fits = [other for other in cells if other.name == planned]
         same = [other for other in fits if other.common == cell.common]
-        return next(iter([*same, *fits]), None)
+        return next(iter(same + fits), None)
     if cell.first.get("is_baseline") or cell.first.get("preset"):  # a study plans its baselines
         return None
     controls = [
@@ -290,8 +282,8 @@ def _shown(metric: str, a: TableRow, b: TableRow, values: Values) -> int:
 
     One seed distinguishes images, not what another seed would give.
     """
-    finished = [{row["seed"] for row in cell.finished} for cell in (a, b)]
-    if len(finished[0] & finished[1]) < 2:
+    seeds = [{row["seed"] for row in cell.finished} for cell in (a, b)]
+    if len(seeds[0] & seeds[1]) < 2:
         return 0
     result = compare(metric, a, b, values).result
     if result is None or result.seeds < 2 or result.p >= ALPHA:
@@ -323,6 +315,9 @@ def write_verdicts(study: Study, cells: Sequence[TableRow], made: Comparisons) -
     for number, claim, pair, left, right in _claimed(study, cells):
         comparison = made.of(claim.metric, left, right)
         answer = judge(study, claim, comparison)
+        word, why = (NONE, answer) if isinstance(answer, str) else answer
+        why = why.replace("seeds only in a", "seeds only on the left")
+        why = why.replace("only in b", "only on the right")
         untuned = [each.label for each in (left, right) if not each.first.get("tuned")]
         loose = any(
             row.get("nll_bound_only") == "true" for each in (left, right) for row in each.finished
@@ -338,8 +333,8 @@ def write_verdicts(study: Study, cells: Sequence[TableRow], made: Comparisons) -
                 "left": left.title,
                 "right": right.title,
                 "right_cell": right.name,
-                "verdict": answer.word if isinstance(answer, Verdict) else NONE,
-                "why": _sides(answer.why) if isinstance(answer, Verdict) else answer,
+                "verdict": word,
+                "why": why,
                 "untuned": "both arms are untuned"
                 if len(untuned) == 2
                 else "".join(f"{each} is untuned" for each in untuned),
@@ -350,13 +345,6 @@ def write_verdicts(study: Study, cells: Sequence[TableRow], made: Comparisons) -
     for cell in cells:
         if id(cell) in judged:
             _write(cell, {"claims": json.dumps(judged[id(cell)], sort_keys=True)})
-
-
-def _sides(why: str) -> str:
-    """Return a reason with the sides named as the page names them."""
-    return why.replace("seeds only in a", "seeds only on the left").replace(
-        "only in b", "only on the right"
-    )
 
 
 def judge(study: Study, claim: Claim, comparison: Comparison) -> Verdict | str:
