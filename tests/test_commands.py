@@ -1,5 +1,6 @@
 """The commands around a run: pictures, scoring again, data sets, this machine, stand-ins."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -57,8 +58,7 @@ def test_pictures_show_what_the_model_gives():
         canvases = pictures._from_prior(subject, 4)
         x, reconstructed, looks = pictures._reconstructed(subject, 4)
     assert canvases.shape == reconstructed.shape == (3, 4, 20)
-    assert (reconstructed > 0).all()
-    assert (reconstructed < 1).all()
+    assert ((reconstructed > 0) & (reconstructed < 1)).all()
     assert set(x.unique().tolist()) == {0, 1}
     assert looks.shape == (3, 4, 4)
     torch.testing.assert_close(looks.sum((1, 2)), torch.ones(3))
@@ -76,9 +76,7 @@ def test_a_variant_without_a_filter_has_no_filter_picture(tmp_path):
 @pytest.mark.parametrize(("steps", "columns"), [(1, 1), (5, 5), (16, 16), (64, 16)])
 def test_time_steps_are_spread_evenly_and_hold_the_last(steps, columns):
     shown = pictures._columns(steps)
-    assert len(shown) == columns
-    assert shown[-1] == steps - 1
-    assert shown[0] == 0
+    assert (len(shown), shown[0], shown[-1]) == (columns, 0, steps - 1)
 
 
 def test_a_run_that_scores_some_images_can_score_all_later(finished, glas):
@@ -104,18 +102,14 @@ def test_a_run_that_scores_some_images_can_score_all_later(finished, glas):
 
 def test_evaluate_scores_again_with_other_weights_and_keeps_both(finished):
     command, document = finished
-    ended = command.here("evaluate", document["folder"], "-K", "12", "--images", "40", "--json")
+    asked = ("evaluate", document["folder"], "-K", "12", "--images", "40")
+    ended = command.here(*asked, "--json")
     assert ended.code == 0, ended.err
     row = ended.json["seeds"][0]
-    assert row["samples"] == 12
-    assert row["images"] == 40
-    assert row["protocol"]["images"] == 40
-    folder = Path(document["folder"]) / "seed-0"
-    assert len(list(folder.glob("eval/*.json"))) == 2
-    again = command.here("evaluate", document["folder"], "-K", "12", "--images", "40", "--json")
-    assert again.json == ended.json
-    text = command.here("evaluate", document["folder"], "-K", "12", "--images", "40").out
-    assert "iw, K=12" in text
+    assert (row["samples"], row["images"], row["protocol"]["images"]) == (12, 40, 40)
+    assert len(list(Path(document["folder"]).glob("seed-0/eval/*.json"))) == 2
+    assert command.here(*asked, "--json").json == ended.json
+    assert "iw, K=12" in command.here(*asked).out
     kept = load_finished(Path(document["folder"]))[0].record.seeds[0]
     subset = kept.per_image(row["protocol_key"])
     whole = kept.per_image(document["protocol_key"])
@@ -165,8 +159,12 @@ def test_a_changed_variant_is_not_loaded_as_if_it_were_the_same(glas):
 def test_datasets_lists_what_there_is(bare_glas):
     ended = bare_glas.here("datasets", "--json")
     found = {one["name"]: one for one in json.loads(ended.out)}
-    assert set(found) == {"mnist-5k", "mnist-static", "omniglot"}
-    assert found["mnist-static"]["sizes"] == [50_000, 10_000, 10_000]
+    assert {name: [one["sizes"], one["classes"], one["labels"]] for name, one in found.items()} == {
+        "mnist-5k": [[4000, 500, 500], 10, "digit"],
+        "mnist-static": [[50_000, 10_000, 10_000], 0, None],
+        "omniglot": [[23_000, 1_345, 8_070], 50, "alphabet"],
+    }
+    assert found["omniglot"]["binarisations"] == ["dynamic", "soft"]
     assert found["mnist-5k"]["present"].endswith(".gz")
     text = bare_glas.here("datasets").out
     assert "no; glas-bench datasets fetch omniglot" in text
@@ -191,14 +189,8 @@ def test_soft_training_scores_elbo_on_grey_and_weights_on_binary():
     found = scorer(registry.find("cauchy"), samples=1, latent_init="normal")
     splits = tiny_splits(pixels=3)
     grey = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
-    soft = splits.__class__(
-        **{
-            **vars(splits),
-            "binarisation": "soft",
-            "test": splits.test.__class__(splits.test.images, splits.test.labels, grey),
-        }
-    )
-    found.splits = soft
+    test = dataclasses.replace(splits.test, grey=grey)
+    found.splits = dataclasses.replace(splits, binarisation="soft", test=test)
     _, values = found.score()
     binary = scorer(registry.find("cauchy"), samples=1, latent_init="normal").score()[1]
     np.testing.assert_array_equal(values["iw"], binary["iw"])
@@ -240,10 +232,7 @@ def test_a_phase_that_generates_nothing_is_not_validated(glas):
     sizes = [part.replace("epochs=1", "epochs=2") for part in TINY]
     document = glas.here(*arguments, *sizes, "--json").json
     first, second = load_run(document["folder"]).seeds[0].metrics
-    assert (first["phase"], first["validation"], first["validation_kind"]) == (
-        "supervised",
-        None,
-        "none",
-    )
+    kinds = [first[key] for key in ("phase", "validation", "validation_kind")]
+    assert kinds == ["supervised", None, "none"]
     assert second["validation_kind"] == "elbo"
     assert second["validation"] > 0

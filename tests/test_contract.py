@@ -12,6 +12,10 @@ import torch
 from torch import nn
 from glas_bench.model import *
 from glas_bench.model import Glas
+
+GENERATOR = torch.Generator()
+
+class Idea(Glas):
 '''
 
 
@@ -101,32 +105,29 @@ BROKEN = {
 }
 
 
+def problems(folder, body):
+    """Return by promise what is wrong with a variant of this body."""
+    path = folder / "broken_idea.py"
+    path.write_text(HEAD + textwrap.indent(textwrap.dedent(body).strip(), "    ") + "\n")
+    return {f.promise: f.problem for f in contract.check(registry.find(str(path)))}
+
+
 @pytest.mark.parametrize("promise", contract.PROMISES)
 def test_a_broken_variant_is_reported(promise, tmp_path):
-    body = textwrap.indent(textwrap.dedent(BROKEN[promise]).strip(), "    ")
-    path = tmp_path / "broken_idea.py"
-    path.write_text(f"{HEAD}\nGENERATOR = torch.Generator()\n\nclass Idea(Glas):\n{body}\n")
-    problems = {f.promise: f.problem for f in contract.check(registry.find(str(path)))}
-    assert problems[promise], f"{promise!r} was not reported: {problems}"
+    found = problems(tmp_path, BROKEN[promise])
+    assert found[promise], f"{promise!r} was not reported: {found}"
 
 
 def test_a_gradient_that_vmap_loses_is_reported(tmp_path):
-    path = tmp_path / "broken_idea.py"
-    path.write_text(
-        f"{HEAD}\n\nclass Idea(Glas):\n"
-        "    def paint(self, d_BH):\n"
-        "        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(d_BH)\n"
-        "        return self.write(d_BH.detach() if wrapped else d_BH)\n"
-    )
-    problems = {f.promise: f.problem for f in contract.check(registry.find(str(path)))}
-    assert "under vmap differs" in problems["stacks over seeds"]
+    body = """
+        def paint(self, d_BH):
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(d_BH)
+            return self.write(d_BH.detach() if wrapped else d_BH)
+    """
+    assert "under vmap differs" in problems(tmp_path, body)["stacks over seeds"]
 
 
 def test_an_error_names_the_line(tmp_path):
-    path = tmp_path / "raises.py"
-    path.write_text(
-        '"""Raises."""\nfrom glas_bench.model import Glas\n\n\nclass Idea(Glas):\n'
-        "    def attend(self, e_BH, memory, t):\n        return e_BH @ self.missing, memory\n"
-    )
-    problems = [f.problem for f in contract.check(registry.find(str(path))) if f.problem]
-    assert any("missing" in problem and "raises.py, line 7" in problem for problem in problems)
+    body = "def attend(self, e_BH, memory, t):\n    return e_BH @ self.missing, memory"
+    found = problems(tmp_path, body).values()
+    assert any("missing" in (each or "") and "idea.py, line 12" in (each or "") for each in found)

@@ -82,16 +82,6 @@ def refused(
 # ---- without opening anything
 
 
-def test_every_data_set_tells_its_sizes_and_settings() -> None:
-    assert [(one.name, one.sizes, one.classes) for one in data.DATASETS.values()] == [
-        ("mnist-5k", (4000, 500, 500), 10),
-        ("mnist-static", (50_000, 10_000, 10_000), 0),
-        ("omniglot", (23_000, 1_345, 8_070), 50),
-    ]
-    assert data.info("omniglot").binarisations == ("dynamic", "soft")
-    assert [data.info(name).labels for name in data.DATASETS] == ["digit", None, "alphabet"]
-
-
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     for ask in (data.info, data.load, data.fetch, data.present):
         refused(UsageError, "'omniglott'", "mean 'omniglot'", act=ask, name="omniglott")

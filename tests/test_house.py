@@ -78,14 +78,9 @@ def test_no_variant_is_named_in_the_plumbing():
     "folder", ["glas_bench", "variants", "studies", "docs", "results", "tests", ""]
 )
 def test_plain_english(folder):
-    places = [
-        path
-        for path in files()
-        if path.suffix in PROSE
-        and (path.parent == ROOT if not folder else (ROOT / folder) in path.parents)
-    ]
-    for path in places:
-        if path.name == "test_house.py":
+    for path in files():
+        inside = ROOT / folder in path.parents if folder else path.parent == ROOT
+        if not inside or path.suffix not in PROSE or path.name == "test_house.py":
             continue
         text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))
         found = WORDS.search(text)

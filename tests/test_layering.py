@@ -56,11 +56,8 @@ FOR_VARIANTS = {"torch", "pydantic"}
 SEAMS = {"model", "filters", "divergences"}
 
 
-MODULES = sorted(
-    path
-    for path in PACKAGE.rglob("*.py")
-    if path != PACKAGE / "__init__.py" and "variants" not in path.parts
-)
+OWN = (path for path in PACKAGE.rglob("*.py") if "variants" not in path.parts)
+MODULES = sorted(path for path in OWN if path != PACKAGE / "__init__.py")
 
 
 def name_of(path: Path) -> str:
@@ -89,23 +86,17 @@ def own(path: Path) -> set[str]:
     found = set()
     for name in imports(path):
         package, *rest = name.split(".")
-        if package != "glas_bench":
-            continue
-        for parts in (rest[:2], rest[:1]):
-            if ".".join(parts) in NAMES:
-                found.add(".".join(parts))
-                break
-        else:
-            found |= {"variants"} & set(rest[:1])
+        if package == "glas_bench":
+            options = (".".join(rest[:2]), *rest[:1])
+            known = (each for each in options if each in NAMES | {"variants"})
+            found.update([*known][:1])
     return found
 
 
 def foreign(path: Path) -> set[str]:
     """Return the third-party packages that a file imports."""
-    return {name.partition(".")[0] for name in imports(path)} - {
-        *sys.stdlib_module_names,
-        "glas_bench",
-    }
+    own = {*sys.stdlib_module_names, "glas_bench"}
+    return {name.partition(".")[0] for name in imports(path)} - own
 
 
 VARIANTS = sorted((ROOT / "variants").glob("*.py"))
@@ -147,9 +138,8 @@ def test_variants_use_the_seams_alone(path: Path) -> None:
     assert foreign(path) <= FOR_VARIANTS
     # Of another variant only a base is taken: a source's hash knows its bases and nothing else.
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    taken = {
-        name.rpartition(".")[2] for name in imports(path) if name.startswith("glas_bench.variants")
-    }
+    of_others = {name for name in imports(path) if name.startswith("glas_bench.variants")}
+    taken = {name.rpartition(".")[2] for name in of_others}
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     assert taken <= {ast.unparse(base) for node in classes for base in node.bases}
 
@@ -171,13 +161,8 @@ def files() -> list[Path]:
     """Return every file of the project, hidden and ignored folders left out."""
     found = []
     for folder, below, names in os.walk(ROOT):
-        below[:] = [
-            name
-            for name in below
-            if name not in UNSEEN
-            and not name.startswith(("__", "."))
-            and not name.endswith(".egg-info")
-        ]
+        seen = (n for n in below if not n.startswith(("__", ".")) and not n.endswith(".egg-info"))
+        below[:] = [name for name in seen if name not in UNSEEN]
         found += [Path(folder, name) for name in names if name != ".git"]  # of a work tree
     return [*found, *(path for path in (ROOT / ".ci").glob("*") if path.is_file())]
 

@@ -80,18 +80,14 @@ def test_a_baseline_is_matched_and_planned_where_the_grid_does_not_hold_it(tmp_p
         seeds: 0
         """,
     )
-    by = {cell.name: cell.baseline for cell in found.cells}
-    assert by == {
-        "cauchy filter_size=2 charge_weight=1.0": None,
-        "cauchy filter_size=5 charge_weight=1.0": None,
-        "hellinger filter_size=2": "cauchy filter_size=2 charge_weight=1.0",
-        "hellinger filter_size=5": "cauchy filter_size=5 charge_weight=1.0",
-        "masked-progressive rate=0.5 filter_size=2": "cauchy filter_size=2 charge_weight=1.0",
-        "masked-progressive rate=0.5 filter_size=5": "cauchy filter_size=5 charge_weight=1.0",
-        "masked-progressive rate=2.0 filter_size=2": "cauchy filter_size=2 charge_weight=1.0",
-        "masked-progressive rate=2.0 filter_size=5": "cauchy filter_size=5 charge_weight=1.0",
-    }
-    assert len(names(found)) == len(set(names(found)))
+    expected = {}
+    for size in (2, 5):
+        baseline = f"cauchy filter_size={size} charge_weight=1.0"
+        expected[baseline] = None
+        for one in ("hellinger", "masked-progressive rate=0.5", "masked-progressive rate=2.0"):
+            expected[f"{one} filter_size={size}"] = baseline
+    assert {cell.name: cell.baseline for cell in found.cells} == expected
+    assert len(names(found)) == len(expected)
 
 
 def test_a_baseline_in_the_grid_is_planned_once(tmp_path: Path) -> None:
@@ -218,88 +214,49 @@ def test_choices_alone_are_gone_through_once(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(
-    ("body", "line", "words"),
-    [
-        ("variants: [cauchy]\nseeds: 0\nnmae: x\n", 7, "Did you mean 'name'?"),
-        ("variants: [cauchy]\n", 1, "seeds: missing"),
-        ("variants: [cauchy]\nseeds: 0\nseeds: 1\n", 7, "'seeds' is given twice, first on line 6"),
-        ("variants: [cauchy]\nseeds: 3-1\n", 6, "an empty or too long range"),
-        ("variants: [cauchy]\nseeds: true\n", 6, "write 0, 0-2 or 0,3,5-7"),
-        ("variants:\n  - cauchy\n  - cauch\nseeds: 0\n", 7, "Did you mean 'cauchy'?"),
-        ("variants:\n  - cauchy\n  - cauchy\nseeds: 0\n", 7, "cauchy is planned twice"),
-        ("variants:\n  - {varint: cauchy}\nseeds: 0\n", 6, "write a variant's name"),
-        ("variants: [cauchy]\ngrid:\n  filtersize: [1]\nseeds: 0\n", 7, "mean 'filter_size'?"),
-        ("variants: [cauchy]\ngrid:\n  filter_size: [1, 12]\nseeds: 0\n", 7, "larger than latent"),
-        ("variants: [cauchy]\ngrid:\n  grid: [centered]\nseeds: 0\n", 7, "Did you mean 'centred'?"),
-        ("variants: [cauchy]\ngrid: {grid: []}\nseeds: 0\n", 6, "at least 1 item"),
-        (
-            "variants: [cauchy, content]\ngrid: {grid: [original]}\nseeds: 0\n",
-            6,
-            "list it under skip",
-        ),
-        (
-            "variants: [cauchy]\nseeds: 0\nskip:\n  - {variant: gaussian, grid: x, reason: y}\n",
-            8,
-            "it skips nothing",
-        ),
-        (
-            "variants: [content]\ngrid: {grid: [original]}\nseeds: 0\n"
-            "skip:\n  - {variant: content, axis: grid}\n",
-            9,
-            "a skip gives its reason",
-        ),
-        ("variants: [cauchy]\nset: {batch: 5000}\nseeds: 0\n", 5, "batch 5000 is larger"),
-        (
-            "baseline: {variant: cauchy, rate: 1}\nvariants: [hellinger]\nseeds: 0\n",
-            5,
-            "no setting",
-        ),
-        ("variants: [cauchy]\nseeds: 0\ntrials: 3\n", 7, "there is no space"),
-        (
-            "variants: [cauchy]\nspace: {learning_rate: {low: 1e-4, high: 1e-3}}\nseeds: 0\n",
-            6,
-            "tuning_seeds",
-        ),
-        (
-            "variants: [cauchy]\nspace:\n  learning_rate: {low: 1e-4, high: 1e-3, logg: true}\n"
-            "seeds: 0\n",
-            7,
-            "Did you mean 'log'?",
-        ),
-        (
-            "variants: [cauchy]\nspace: {learning_rate: {low: 1e-4, high: 1e-3}}\nseeds: 0-2\n"
-            "trials: 3\ntuning_seeds: 2-3\n",
-            9,
-            "seeds 2 are reported on",
-        ),
-        ("variants: [cauchy]\nseeds: [0\n", 7, "no YAML"),
-        ("variants: [cauchy]\nseeds: 0\nset: {{ filled }}\n", 7, "a key is a word"),
-        ("variants: [cauchy]\ngrid: {samples: [5, 10]}\nseeds: 0\n", 6, "one yardstick"),
-        (
-            "variants: [cauchy]\nspace:\n  filter_size: {low: 5, high: 9, at_most: latent_size}\n"
-            "  latent_size: {low: 3, high: 9}\ntrials: 2\ntuning_seeds: 9\nseeds: 0\n",
-            7,
-            "latent_size may be 3, below filter_size's low 5",
-        ),
-        (
-            "variants: [cauchy]\nspace:\n  filter_size: {low: 1, high: 9, at_most: grid}\n"
-            "  grid: {choices: [original, centred]}\ntrials: 2\ntuning_seeds: 9\nseeds: 0\n",
-            7,
-            "grid may be 'original', which limits no number",
-        ),
-        (
-            "variants: [cauchy]\nspace:\n  filter_size: {low: 1, high: 9, at_most: latent_size}\n"
-            "  latent_size: {low: 3, high: 9, at_most: steps}\n  steps: {low: 4, high: 9}\n"
-            "trials: 2\ntuning_seeds: 9\nseeds: 0\n",
-            7,
-            "latent_size has an at_most itself",
-        ),
-        ("preset: smok\nvariants: [cauchy]\nseeds: 0\n", 5, "given twice"),
-    ],
-)
-def test_errors_name_the_line(tmp_path: Path, body: str, line: int, words: str) -> None:
-    message = refusal(tmp_path, body)
+ONE = "variants: [cauchy] | seeds: 0 | "
+SEARCH = ONE + "trials: 2 | tuning_seeds: 9 | space: |   "
+FAULTS = [  # line, part of the message, and what follows HEAD, with " | " between its lines
+    (7, "Did you mean 'name'?", ONE + "nmae: x"),
+    (1, "seeds: missing", "variants: [cauchy]"),
+    (7, "'seeds' is given twice, first on line 6", ONE + "seeds: 1"),
+    (6, "an empty or too long range", "variants: [cauchy] | seeds: 3-1"),
+    (6, "write 0, 0-2 or 0,3,5-7", "variants: [cauchy] | seeds: true"),
+    (7, "Did you mean 'cauchy'?", "variants: |   - cauchy |   - cauch | seeds: 0"),
+    (7, "cauchy is planned twice", "variants: |   - cauchy |   - cauchy | seeds: 0"),
+    (6, "write a variant's name", "variants: |   - {varint: cauchy} | seeds: 0"),
+    (8, "mean 'filter_size'?", ONE + "grid: |   filtersize: [1]"),
+    (8, "larger than latent", ONE + "grid: |   filter_size: [1, 12]"),
+    (8, "Did you mean 'centred'?", ONE + "grid: |   grid: [centered]"),
+    (7, "at least 1 item", ONE + "grid: {grid: []}"),
+    (6, "list it under skip", "variants: [cauchy, content] | grid: {grid: [original]} | seeds: 0"),
+    (8, "it skips nothing", ONE + "skip: |   - {variant: gaussian, grid: x, reason: y}"),
+    (8, "a skip gives its reason", ONE + "grid: {steps: [2]} | skip: [{steps: 2}]"),
+    (5, "batch 5000 is larger", ONE + "set: {batch: 5000}"),
+    (5, "no setting", "baseline: {variant: cauchy, rate: 1} | variants: [hellinger] | seeds: 0"),
+    (7, "there is no space", ONE + "trials: 3"),
+    (7, "tuning_seeds", ONE + "space: {learning_rate: {low: 1e-4, high: 1e-3}}"),
+    (8, "Did you mean 'log'?", ONE + "space: |   learning_rate: {low: 1e-4, high: 1e-3, logg: 1}"),
+    (8, "seeds 0 are reported on", ONE + "space: {steps: {low: 1, high: 3}} | tuning_seeds: 0-3"),
+    (7, "no YAML", "variants: [cauchy] | seeds: [0"),
+    (7, "a key is a word", ONE + "set: {{ filled }}"),
+    (7, "one yardstick", ONE + "grid: {samples: [5, 10]}"),
+    (5, "given twice", "preset: smok | variants: [cauchy] | seeds: 0"),
+]
+LIMITS = {  # of filter_size by another axis
+    "latent_size may be 3, below filter_size's low 5": "latent_size: {low: 3, high: 9}",
+    "latent_size may be 'original', which limits no number": "latent_size: {choices: [original]}",
+    "latent_size has an at_most itself": "latent_size: {low: 3, high: 9, at_most: steps}",
+}
+FAULTS += [
+    (10, words, f"{SEARCH}filter_size: {{low: 5, high: 9, at_most: latent_size}} |   {axis}")
+    for words, axis in LIMITS.items()
+]
+
+
+@pytest.mark.parametrize(("line", "words", "body"), FAULTS)
+def test_errors_name_the_line(tmp_path: Path, line: int, words: str, body: str) -> None:
+    message = refusal(tmp_path, body.replace(" | ", "\n") + "\n")
     assert message.startswith(f"{tmp_path / 'some.yaml'}:{line}: "), message
     assert words in message
 
@@ -310,15 +267,17 @@ def test_all_faults_of_the_schema_at_once(tmp_path: Path) -> None:
     assert "Did you mean 'source'?" in message
 
 
-def test_no_study_of_that_name(tmp_path: Path) -> None:
-    for reference, words in (
-        ("filtersize", "Did you mean 'filter-size'?"),
-        ("studies/filtr_size.yaml", "Did you mean 'filter-size'?"),
-        (str(tmp_path / "none.yaml"), "there is no study file"),
-    ):
-        with pytest.raises(UsageError, match=r".") as caught:
-            study.find(reference)
-        assert words in str(caught.value)
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("filtersize", r"Did you mean 'filter-size'\?"),
+        ("studies/filtr_size.yaml", r"Did you mean 'filter-size'\?"),
+        ("./none.yaml", "there is no study file"),
+    ],
+)
+def test_no_study_of_that_name(reference: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        study.find(reference)
 
 
 # --------------------------------------------------------------------------- claims
@@ -349,12 +308,8 @@ def test_an_axis_left_out_is_gone_through_value_by_value(tmp_path: Path) -> None
     first, second, third, fourth = found.claims
     assert (first.metric, first.direction) == ("failed_share", -1)
     assert [(pair.left, pair.right, pair.at) for pair in first.pairs] == [
-        (
-            f"fixed-random filter_size=1 grid={grid}",
-            f"cauchy filter_size=2 grid={grid}",
-            {"grid": grid},
-        )
-        for grid in ("original", "centred")
+        (f"fixed-random filter_size=1 grid={g}", f"cauchy filter_size=2 grid={g}", {"grid": g})
+        for g in ("original", "centred")
     ]
     assert second.direction == 1
     assert [pair.at for pair in second.pairs] == [
@@ -452,18 +407,21 @@ def test_claims_about_attention_masks_and_fixed_latents_are_judged_on_their_own_
                 assert claim.metric == ("elbo" if left in of_q else "nll")
 
 
-def test_the_headline_is_judged_on_every_grid() -> None:
-    (claim,) = study.load("grid-slip").claims
-    assert [pair.at["grid"] for pair in claim.pairs] == ["original", "centred"]
-    assert all(pair.left.startswith("gaussian") for pair in claim.pairs)
-
-
-def test_every_part_of_the_mending_is_judged_alone() -> None:
-    claims_ = study.load("grid-parts").claims
-    pairs = [pair for claim in claims_ for pair in claim.pairs]
-    parts = ["grid=slip-mended", "grid=centred", "floor=logsumexp", "filter_init=small"]
-    expected = [("gaussian", "cauchy"), *((f"gaussian {p}", f"cauchy {p}") for p in parts)]
-    assert [(pair.left, pair.right) for pair in pairs] == expected
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [  # the headline on every grid; every part of the mending alone
+        ("grid-slip", [" grid=original", " grid=centred"]),
+        (
+            "grid-parts",
+            ["", *(" grid=slip-mended", " grid=centred", " floor=logsumexp", " filter_init=small")],
+        ),
+    ],
+)
+def test_gaussian_is_judged_against_cauchy_at_each_setting(name: str, parts: list[str]) -> None:
+    pairs = [pair for claim in study.load(name).claims for pair in claim.pairs]
+    assert [(pair.left, pair.right) for pair in pairs] == [
+        (f"gaussian{part}", f"cauchy{part}") for part in parts
+    ]
 
 
 def test_importing_studies_imports_neither_torch_nor_optuna() -> None:
