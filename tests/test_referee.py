@@ -58,14 +58,6 @@ class Stiff(Exact):
             self.loading.mul_(100)
 
 
-@pytest.fixture(autouse=True)
-def _as_before():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-
-
 SHORT = {"temperatures": 5, "chains": 4, "leapfrog": 2, "pilot": 16}
 SHORTEST = {"temperatures": 2, "chains": 2, "leapfrog": 1, "pilot": 16}
 
@@ -194,17 +186,22 @@ def test_the_way_back_starts_where_the_images_came_from(tmp_path, monkeypatch):
     many = dataclasses.replace(splits.test, images=torch.zeros(500, 3), labels=None)
     seed = make(Exact, tmp_path, splits=dataclasses.replace(splits, test=many))
     drawn, both = [], []
-    draw, sandwich = seed.model.draw_pixels, ais.sandwich
+    draw, bidirectional = seed.model.draw_pixels, ais.bidirectional
 
     def drawing(canvas_BP, noise_BP):
         drawn.append(draw(canvas_BP, noise_BP))
         return drawn[-1]
 
     monkeypatch.setattr(seed.model, "draw_pixels", drawing)
-    monkeypatch.setattr(ais, "sandwich", lambda *ways: both.append(ways) or sandwich(*ways))
+
+    def walking(*arguments, **how):
+        both.append(bidirectional(*arguments, **how))
+        return both[-1]
+
+    monkeypatch.setattr(ais, "bidirectional", walking)
     seed.referee(images=500, temperatures=6, chains=2, leapfrog=2, pilot=16).score()
-    [x_BP], [(_, reverse)] = drawn, both
-    ratio_B = (-seed.model.exact_nll(x_BP) - reverse.log_w_CB).exp().mean(0)
+    [x_BP], [found] = drawn, both
+    ratio_B = (-seed.model.exact_nll(x_BP) - found.reverse.log_w_CB).exp().mean(0)
     error = float(ratio_B.std()) / math.sqrt(500)
     assert error < 0.1
     assert abs(float(ratio_B.mean()) - 1) < 3.5 * error

@@ -8,9 +8,8 @@ weight lies below log p(x) on average. A walk back from an exact posterior sampl
 images have, lies above it, and the gap bounds the error of both (Grosse, Ghahramani & Adams 2015,
 "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
 
-`annealing` and `hmc` make a walk, and say where that departs from Wu et al. `decoder` turns a
-trained model into such a log likelihood, `referee` estimates finished runs, `verdict` accepts an
-estimate or says what to raise.
+`annealing` and `hmc` make a walk and say where that departs from Wu et al., `decoder` turns a model
+into a log likelihood, `referee` estimates finished runs, `verdict` accepts an estimate or not.
 
 C chains, B images, D latents. All values are in nats.
 """
@@ -18,7 +17,6 @@ C chains, B images, D latents. All values are in nats.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glas_bench.ais.annealing import AISResult, Annealing, Course, Pilot, Walk, joined, schedule
+from glas_bench.ais.annealing import (
+    AISResult,
+    Annealing,
+    Course,
+    Pilot,
+    Walk,
+    joined,
+    mean_and_error,
+    schedule,
+)
 from glas_bench.ais.hmc import LogLikelihood, Walkers
 
 __all__ = [
@@ -37,7 +44,6 @@ __all__ = [
     "anneal",
     "annealed_importance_sampling",
     "bidirectional",
-    "sandwich",
     "schedule",
     "seconds_a_move",
     "simulated",
@@ -52,16 +58,15 @@ Run = Callable[[str, int, Callable[[], Course]], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Bidirectional:
-    """Both bounds on simulated images; the gap bounds the error of either."""
+    """Both bounds on simulated images; the gap, in nats, bounds the error of either."""
 
     forward: AISResult
     reverse: AISResult
     gap_B: Tensor
     """Upper less lower estimate of each image."""
     gap: float
-    """The mean gap."""
     gap_error: float
-    """Its standard error over images; infinite with one image."""
+    """Standard error of the mean gap over images; infinite with one image."""
 
 
 def _run(name: str, images: int, make: Callable[[], Course]) -> dict[str, Tensor]:
@@ -84,14 +89,12 @@ def walks(
 ) -> list[AISResult]:
     """Estimate log p(x) of the images x [B, ...] by one walk for each of `hows`.
 
-    A pilot run sets the step sizes of all walks over a chunk of the images.
-
     Args:
         log_likelihood_for: maps a chunk of the images to its log p(x|z).
         x_B: the images.
         latent_size: D.
         index: names of the images' noise: an image has the same noise in any subset.
-        hows: alike but for their temperatures.
+        hows: alike but for their temperatures; one pilot run per chunk sets the steps of all.
         start_BD: posterior samples; the last walk goes back from them.
         run: runs a course, here or from where it was left.
 
@@ -136,15 +139,15 @@ def annealed_importance_sampling(
 
     Args:
         log_likelihood: maps z [chains, batch, latent_size] to log p(x|z) [chains, batch], nats;
-            it is differentiated by z.
+            differentiable.
         latent_size: numbers in a z.
-        batch: how many images it is about.
+        batch: number of images.
         chains: independent walks an image.
         temperatures: steps of the inverse temperature from 0 to 1; with 1, importance sampling
             from the prior.
         leapfrog: gradients a move.
         seed: all noise is derived from it.
-        device: where chains walk; by default torch's.
+        device: of the chains; by default torch's.
         dtype: of the chains; by default torch's.
 
     Raises:
@@ -174,8 +177,11 @@ def bidirectional(
     """Simulate images, and estimate their log p(x) from below and from above; see `walks`."""
     index = range(images)
     z_BD, x_B = simulated(simulate, latent_size, index, how)
-    both = walks(log_likelihood_for, x_B, latent_size, index, (how, how), start_BD=z_BD, run=run)
-    return sandwich(*both)
+    forward, reverse = walks(
+        log_likelihood_for, x_B, latent_size, index, (how, how), start_BD=z_BD, run=run
+    )
+    gap_B = reverse.log_p_B - forward.log_p_B
+    return Bidirectional(forward, reverse, gap_B, *mean_and_error(gap_B))
 
 
 @torch.no_grad()
@@ -191,23 +197,10 @@ def simulated(
     return z_BD, simulate(z_BD, lambda count: noise(1, count, 1)[0])
 
 
-def sandwich(forward: AISResult, reverse: AISResult) -> Bidirectional:
-    """Return the gap between both ways on the same simulated images."""
-    gap_B = reverse.log_p_B - forward.log_p_B
-    images = len(gap_B)
-    error = float(gap_B.std()) / math.sqrt(images) if images > 1 else math.inf
-    return Bidirectional(forward, reverse, gap_B, float(gap_B.mean()), error)
-
-
 def seconds_a_move(
-    log_likelihood: LogLikelihood,
-    latent_size: int,
-    images: int,
-    how: Annealing,
-    *,
-    trials: int = 3,
+    log_likelihood: LogLikelihood, latent_size: int, images: int, how: Annealing
 ) -> float:
-    """Return the seconds that a move of so many images takes, measured over a few moves."""
+    """Return the seconds that a move of so many images takes, the mean of three after a warm-up."""
     noise = how.noise("clock", range(images))
     walkers = Walkers(log_likelihood, noise(how.chains, latent_size, 0))
     step_B = torch.full((images,), 0.01, device=noise.device, dtype=noise.dtype)
@@ -217,9 +210,8 @@ def seconds_a_move(
             torch.cuda.synchronize(noise.device)
         return time.perf_counter()
 
-    before = clock()
-    for number in range(trials + 1):
-        if number == 1:  # the first move warms up
+    for number in range(4):
+        if number == 1:
             before = clock()
         walkers.move(0.5, step_B, noise(how.chains, latent_size + 2, number), how.leapfrog)
-    return (clock() - before) / trials
+    return (clock() - before) / 3

@@ -1,9 +1,8 @@
 """The walk of annealed importance sampling, and the pilot run that sets its steps.
 
 Temperatures lie on a sigmoid from -4 to 4, as in Wu, Burda, Salakhutdinov & Grosse 2017
-(arXiv:1611.04273). They adapt the step size on the way, which costs the weights their unbiasedness.
-Here a pilot run adapts one step size per image and stretch of the schedule, and the walks use them
-unchanged; the moves themselves (`hmc`) are jittered.
+(arXiv:1611.04273). They adapt the step size on the way, at the cost of unbiased weights; here a
+pilot run adapts one step size per image and stretch of the schedule, which the walks use unchanged.
 
 They aim at an acceptance of .65, we at .9, which leaves less bias at equal cost (16 chains, ten
 leapfrog steps, 64 images of a linear-Gaussian decoder with 64 latents; nats below log p(x), +-):
@@ -16,12 +15,7 @@ leapfrog steps, 64 images of a linear-Gaussian decoder with 64 latents; nats bel
                                    3.2 (.7)   1.7 (.5)   1.3 (.3)   .9 (.4)
 
 On a trained `cauchy` (T = 8, N = 100) .9 takes the chains' spread from 1.75 to 1.16 nats, .95 no
-further. Where the likelihood is cut off (-inf) acceptance cannot rise and a target of .65 is the
-better one; no decoder here does that.
-
-Noise is addressed (`hmc.Noise`): a walk can continue after any move from its chains' places, its
-weights and its count of moves, and an image's numbers do not depend on the images computed beside
-it, but for rounding.
+further. Where the likelihood is cut off (-inf) .65 is better; no decoder here does that.
 
 C chains, B images, D latents, N moves, K stretches of the schedule. All values are in nats.
 """
@@ -97,10 +91,8 @@ class AISResult:
     log_p_B: Tensor
     """Float64; below log p(x) on average, or above it on a walk back."""
     error_B: Tensor
-    """Its standard error, see `log_mean_weight`; infinite with one chain.
-
-    It is too small on a walk back, whose chains share their start: judge by images and the gap.
-    """
+    """Its standard error, see `log_mean_weight`; too small on a walk back, whose chains share their
+    start: judge that by images and the gap."""
     log_w_CB: Tensor
     """Float64 log-weights of the chains."""
     spread_B: Tensor
@@ -117,10 +109,17 @@ def joined(parts: Sequence[AISResult]) -> AISResult:
     return AISResult(*(torch.cat([getattr(part, n) for part in parts], -1) for n in names))
 
 
-def schedule(temperatures: int, rad: float = 4.0) -> list[float]:
-    """Return beta from exactly 0 to exactly 1 on a sigmoid from -rad to rad."""
-    raw = [1 / (1 + math.exp(-rad * (2 * i / temperatures - 1))) for i in range(temperatures + 1)]
+def schedule(temperatures: int) -> list[float]:
+    """Return beta from exactly 0 to exactly 1 on a sigmoid from -4 to 4."""
+    raw = [1 / (1 + math.exp(-4.0 * (2 * i / temperatures - 1))) for i in range(temperatures + 1)]
     return [0.0, *((b - raw[0]) / (raw[-1] - raw[0]) for b in raw[1:-1]), 1.0]
+
+
+def mean_and_error(values_B: Tensor) -> tuple[float, float]:
+    """Return the mean over images and its standard error; infinite with one image."""
+    n = len(values_B)
+    error = float(values_B.std()) / math.sqrt(n) if n > 1 else math.inf
+    return float(values_B.mean()), error
 
 
 # --------------------------------------------------------------------------- pilot and walk
@@ -129,8 +128,11 @@ def schedule(temperatures: int, rad: float = 4.0) -> list[float]:
 class Course:
     """A sequence of moves of one chunk's chains; it can stop and continue after any of them.
 
+    An image's numbers do not depend on the images beside it, but for rounding.
+
     Args:
         log_likelihood: of the chunk's images.
+        latent_size: D.
         how: the moves.
         noise: the images' noise; block 0 places the chains and block i is move i's.
         moves: how many there are.
@@ -165,22 +167,18 @@ class Course:
 
     def advance(self) -> None:
         """Make the next move."""
-        self.done += 1
-        self.make(self.done)
-
-    def make(self, number: int) -> None:
-        """Make move `number`, counted from 1."""
         raise NotImplementedError
-
-    def move(self, beta: float, step_B: Tensor) -> Tensor:
-        """Move all chains at p(z) p(x|z)^beta; return their acceptance probability [C, B]."""
-        C, _, D = self.walkers.z_CBD.shape
-        noise_CBX = self.noise(C, D + 2, self.blocks[self.done])
-        return self.walkers.move(beta, step_B, noise_CBX, self.how.leapfrog)
 
     def outcome(self) -> dict[str, Tensor]:
         """Return the results of a finished course, by name."""
         raise NotImplementedError
+
+    def move(self, beta: float, step_B: Tensor) -> Tensor:
+        """Move all chains at p(z) p(x|z)^beta; return their acceptance probability [C, B]."""
+        self.done += 1
+        C, _, D = self.walkers.z_CBD.shape
+        noise_CBX = self.noise(C, D + 2, self.blocks[self.done])
+        return self.walkers.move(beta, step_B, noise_CBX, self.how.leapfrog)
 
     def state(self) -> dict[str, Tensor]:
         """Return what the course needs to continue."""
@@ -211,24 +209,22 @@ class Pilot(Course):
         self.log_step_B = torch.full((len(index),), math.log(FIRST_STEP), **like)  # type: ignore[call-overload]
         self.path_NB = torch.zeros(moves, len(index), **like)  # type: ignore[call-overload]
 
-    def make(self, number: int) -> None:
-        step_B = self.log_step_B.exp().to(self.noise.dtype)
+    def advance(self) -> None:
         alive_CB = self.walkers.value_CB.isfinite()
-        chance_CB = self.move(self.betas[number - 1], step_B)
+        step_B = self.log_step_B.exp().to(self.noise.dtype)
+        chance_CB = self.move(self.betas[self.done], step_B)
         excess_CB = (chance_CB - self.how.acceptance).where(alive_CB, 0)
-        rate = 0.5 if number <= WARM_UP else 0.25
+        rate = 0.5 if self.done <= WARM_UP else 0.25
         change_B = rate * excess_CB.sum(0) / alive_CB.sum(0).clamp(min=1)
         least, most = math.log(LEAST_STEP), math.log(MOST_STEP)
         self.log_step_B = (self.log_step_B + change_B).clamp(least, most)
-        self.path_NB[number - 1] = self.log_step_B
+        self.path_NB[self.done - 1] = self.log_step_B
 
     def outcome(self) -> dict[str, Tensor]:
-        return {"step_size_KB": self.step_sizes()}
-
-    def step_sizes(self) -> Tensor:
         """Return the mean step size of each stretch, [K, B]."""
         stretches = self.path_NB[WARM_UP:].tensor_split(STRETCHES)
-        return torch.stack([s_NB.mean(0) for s_NB in stretches]).exp().to(self.noise.dtype)
+        step_KB = torch.stack([s_NB.mean(0) for s_NB in stretches]).exp().to(self.noise.dtype)
+        return {"step_size_KB": step_KB}
 
 
 class Walk(Course):
@@ -268,9 +264,9 @@ class Walk(Course):
         self.chance_B = torch.zeros_like(self.log_w_CB[0])
         self._weigh(N if self.back else 1)
 
-    def make(self, number: int) -> None:
+    def advance(self) -> None:
         N = self.how.temperatures
-        arrival = N - number if self.back else number
+        arrival = N - self.done - 1 if self.back else self.done + 1
         chance_CB = self.move(self.betas[arrival], step_at(self.step_size_KB, arrival / N))
         self.chance_B = self.chance_B + chance_CB.mean(0)
         self._weigh(arrival if self.back else arrival + 1)
@@ -281,21 +277,18 @@ class Walk(Course):
         self.log_w_CB = self.log_w_CB + change * self.walkers.value_CB
 
     def outcome(self) -> dict[str, Tensor]:
-        return vars(self.result())
-
-    def result(self) -> AISResult:
-        """Return the estimates."""
-        log_w_CB = self.log_w_CB
+        """Return the fields of an `AISResult`."""
         # Going back the mean of the inverse weights estimates 1 / p(x).
-        log_mean_B, error_B = log_mean_weight(-log_w_CB if self.back else log_w_CB)
-        return AISResult(
-            -log_mean_B if self.back else log_mean_B,
-            error_B,
-            log_w_CB,
-            log_w_CB.std(0, correction=min(1, self.how.chains - 1)),
-            self.chance_B / max(1, self.moves),
-            self.step_size_KB,
-        )
+        sign = -1 if self.back else 1
+        log_mean_B, error_B = log_mean_weight(sign * self.log_w_CB)
+        return {
+            "log_p_B": sign * log_mean_B,
+            "error_B": error_B,
+            "log_w_CB": self.log_w_CB,
+            "spread_B": self.log_w_CB.std(0, correction=min(1, self.how.chains - 1)),
+            "acceptance_B": self.chance_B / max(1, self.moves),
+            "step_size_KB": self.step_size_KB,
+        }
 
 
 def step_at(step_size_KB: Tensor, share: float) -> Tensor:
@@ -309,11 +302,11 @@ def step_at(step_size_KB: Tensor, share: float) -> Tensor:
 def log_mean_weight(log_w_CB: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the mean weight over chains and its standard error.
 
-    With few effective chains the spread of the weights is too small: the largest weight may not
-    have been drawn. There the error is that of a mean of log-normal weights, matched in its moments
-    (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its square, s the chains' spread. Of 16 simulated
-    log-normal weights it is .94 to 1.40 times the true error for spreads up to 4 nats, where the
-    weights' own falls from .99 to .19 of it; beyond that both are too small.
+    The error is infinite with one chain. With few effective chains the spread of the weights is too
+    small: the largest weight may not have been drawn. There the error is that of a mean of
+    log-normal weights, matched in its moments (Fenton 1960): ln(1 + (exp(s^2) - 1) / C) for its
+    square, s the chains' spread. Of 16 simulated log-normal weights it is .94 to 1.40 times the
+    true error for spreads up to 4 nats, where the weights' own falls from .99 to .19 of it.
     """
     C = len(log_w_CB)
     log_mean_B = log_w_CB.logsumexp(0) - math.log(C)

@@ -1,8 +1,7 @@
 """p(x|z) of a model as a function of standard-normal noise alone.
 
-log p(x|z) is taken as a function of noise eps of which the prior makes the latents: eps itself
-under N(0, I), Phi(eps) under a uniform prior. p(x) is the same, and one sampler serves every
-variant. Only the generative half is used; the recogniser has no influence.
+The prior makes the latents of the noise: eps itself under N(0, I), Phi(eps) under a uniform prior.
+p(x) is the same, and one sampler serves every variant. The recogniser has no influence.
 
 C chains, B images, R = C * B rows, P pixels, T steps, Z size of a sample, D = T * Z.
 """
@@ -10,7 +9,7 @@ C chains, B images, R = C * B rows, P pixels, T steps, Z size of a sample, D = T
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,20 +36,14 @@ class DecoderLikelihood:
         x_BP: the images.
         gradients: by shape of the noise, the programs that give value and gradient; shared by
             the chunks of a run.
-        ways: what is tried, see `ops.programs`.
     """
 
     def __init__(
-        self,
-        model: Glas,
-        x_BP: Tensor,
-        gradients: dict[torch.Size, programs.Program],
-        ways: Sequence[str] | None = None,
+        self, model: Glas, x_BP: Tensor, gradients: dict[torch.Size, programs.Program]
     ) -> None:
         self.model = model
         self.x_BP = x_BP
         self.gradients = gradients
-        self.ways = ways
 
     def __call__(self, noise_CBD: Tensor) -> Tensor:
         """Return log p(x|z), [C, B] nats; differentiable."""
@@ -59,9 +52,10 @@ class DecoderLikelihood:
     def value_and_slope(self, noise_CBD: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and its gradient; overwritten by the next call on a GPU."""
         if noise_CBD.shape not in self.gradients:
-            self.gradients[noise_CBD.shape] = programs.Program(
-                self._build, noise_CBD.device, ways=self.ways or _ways_on(noise_CBD.device)
-            )
+            device = noise_CBD.device
+            # T steps at once are too much for the compiler
+            ways = [way for way in programs.ways_on(device) if way not in ("captured", "compiled")]
+            self.gradients[noise_CBD.shape] = programs.Program(self._build, device, ways=ways)
         value_CB, slope_CBD = self.gradients[noise_CBD.shape](self.x_BP, noise_CBD)
         return value_CB, slope_CBD
 
@@ -75,17 +69,10 @@ class DecoderLikelihood:
         return self.model.log_likelihood(canvas(self.model, noise_CBD), target).view(C, B)
 
 
-def _ways_on(device: torch.device) -> list[str]:
-    """Leave the compiler out: T steps at once are too much for it."""
-    return [way for way in programs.ways_on(device) if way not in ("captured", "compiled")]
-
-
-def log_likelihood_for(
-    model: Glas, ways: Sequence[str] | None = None
-) -> Callable[[Tensor], LogLikelihood]:
+def log_likelihood_for(model: Glas) -> Callable[[Tensor], LogLikelihood]:
     """Return the map from images x [B, P] to log p(x|z) as a function of noise [C, B, T * Z]."""
     gradients: dict[torch.Size, programs.Program] = {}
-    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients, ways)
+    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients)
 
 
 def canvas(model: Glas, noise_CBD: Tensor) -> Tensor:

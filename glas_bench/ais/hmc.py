@@ -24,8 +24,8 @@ LogLikelihood = Callable[[Tensor], Tensor]  # z [C, B, D] -> log p(x|z) [C, B], 
 class Noise:
     """Standard normals by (seed, purpose, image, block, position), the same on every device.
 
-    So an image's numbers depend neither on the images beside it nor on what was drawn before, and
-    the first chains of many are the chains of few.
+    An image's numbers depend neither on the images beside it nor on what was drawn before; the
+    first chains of many are the chains of few.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ def value_and_slope(log_likelihood: LogLikelihood, z_CBD: Tensor) -> tuple[Tenso
 
 @dataclass
 class Walkers:
-    """The chains' state: where they are, with log p(x|z) and its gradient there.
+    """The chains' places, with log p(x|z) and its gradient there.
 
-    A log likelihood that has a method `value_and_slope` of its own is asked by that.
+    A method `value_and_slope` of the log likelihood takes precedence over autograd.
     """
 
     log_likelihood: LogLikelihood

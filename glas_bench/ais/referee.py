@@ -2,8 +2,7 @@
 
 The real images are walked at N temperatures and, independently, at 2N; as many images that the
 model made are walked both ways at N temperatures; `verdict` accepts or refuses the result. A walk
-that is stopped after any move continues later with the same numbers. Shape
-suffixes as in `decoder`.
+that is stopped after any move continues later with the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from glas_bench import ais, evaluate
@@ -76,7 +74,16 @@ class Referee:
         self.likelihood = log_likelihood_for(model)
         total = len(splits.test.images)
         images = min(IMAGES, total) if images is None else images
-        check(total, images=images, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
+        if not 1 <= images <= total:
+            raise UsageError(f"--images {images}: give 1 to {total}, the images of the test split")
+        least = {
+            "temperatures": (temperatures, 2),
+            "chains": (chains, 2),
+            "leapfrog": (leapfrog, 1),
+        }
+        for name, (value, lowest) in least.items():
+            if value < lowest:
+                raise UsageError(f"--{name} {value}: give {lowest} or more")
         self.images = evaluate.scored_images(total, images)
         self.latents = model.steps * model.noise_size
         self.how = Annealing(
@@ -89,15 +96,9 @@ class Referee:
             device=splits.test.images.device,
             dtype=next(model.parameters()).dtype,
         )
-        self.protocol = {
-            "estimators": ["ais"],
-            "images": images,
-            "chains": chains,
-            "temperatures": temperatures,
-            "leapfrog": leapfrog,
-            "pilot": pilot,
-            "acceptance": self.how.acceptance,
-        }
+        numbers = ("chains", "temperatures", "leapfrog", "pilot", "acceptance")
+        self.protocol = {"estimators": ["ais"], "images": images}
+        self.protocol |= {name: getattr(self.how, name) for name in numbers}
         self.key = protocol_key(self.protocol)
 
     def score(
@@ -130,8 +131,9 @@ class Referee:
             )
             both = self._both_ways() if simulates(self.model) else None
         verdict = Verdict(self.how, self.images, len(pixels), once, again, both)
+        by_course = self.kept["seconds"].items()
         seconds = {
-            part: round(sum(s for name, s in self.seconds.items() if name.startswith(part)), 3)
+            part: round(sum(s for name, s in by_course if name.startswith(part)), 3)
             for part in ("real", "simulated")
         }
         scores = {"protocol": self.protocol, "split": "test", **verdict.scores()}
@@ -140,11 +142,8 @@ class Referee:
 
     @contextlib.contextmanager
     def _scoring(self) -> Iterator[None]:
-        """Score with the cell's threads; no parameter takes a gradient."""
-        threads = torch.get_num_threads()
+        """Put the model into scoring mode, where no parameter takes a gradient."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        torch.set_num_threads(self.config.threads)
-        torch.set_flush_denormal(True)
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
@@ -153,7 +152,6 @@ class Referee:
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
-            torch.set_num_threads(threads)
 
     # ---- time
 
@@ -162,21 +160,17 @@ class Referee:
         self.partial, self.tell = partial, tell
         self.name = f"ais-{self.how.chunk}"  # chunks of another size are other courses
         kept = partial.load(self.name)
-        self.outcomes: dict[str, dict[str, Tensor]] = kept.get("outcomes", {})
-        self.state: dict[str, dict[str, Tensor]] = kept.get("state", {})
-        self.seconds: dict[str, float] = kept.get("seconds", {})
-        self.moves: dict[str, int] = kept.get("moves", {})
-        at_once = min(self.how.chunk or len(x_BP), len(x_BP))
-        a_move = ais.seconds_a_move(
-            self.likelihood(x_BP[:at_once]), self.latents, at_once, self.how
-        )
+        parts = ("outcomes", "state", "seconds", "moves")
+        self.kept: dict[str, dict[str, Any]] = {part: kept.get(part, {}) for part in parts}
+        look, at_once = self.likelihood(x_BP[: self.how.chunk]), len(x_BP[: self.how.chunk])
+        a_move = ais.seconds_a_move(look, self.latents, at_once, self.how)
         self.seconds_an_image: float = a_move / at_once  # of one move
         N, pilot = self.how.temperatures, self.how.moves(0, pilot=True)
         an_image = pilot + (N - 1) + (2 * N - 1)
         if simulates(self.model):
             an_image += pilot + 2 * (N - 1)
         self.total = len(x_BP) * an_image
-        self.done = sum(self.moves.values())
+        self.done = sum(self.kept["moves"].values())
         text = (
             f"AIS of {len(x_BP)} images at {N} and {2 * N} temperatures, {self.how.chains} chains, "
             f"and of as many simulated ones both ways: about {duration(self._seconds_left)}"
@@ -207,23 +201,23 @@ class Referee:
         self, part: str, name: str, images: int, make: Callable[[], Course]
     ) -> dict[str, Tensor]:
         """Return the outcome of a course: kept, resumed, or from its start."""
-        name = f"{part}-{name}"
-        if name in self.outcomes:
-            return self.outcomes[name]
+        name, state = f"{part}-{name}", self.kept["state"]
+        outcomes: dict[str, dict[str, Tensor]] = self.kept["outcomes"]
+        if name in outcomes:
+            return outcomes[name]
         course = make()
-        if name in self.state:
-            course.load(self.state[name])
-        before, began = self.seconds.get(name, 0.0), time.perf_counter()
+        if name in state:
+            course.load(state[name])
+        before, began = self.kept["seconds"].get(name, 0.0), time.perf_counter()
 
         def note() -> None:
-            self.seconds[name] = before + time.perf_counter() - began
-            self.moves[name] = course.done * images
+            self.kept["seconds"][name] = before + time.perf_counter() - began
+            self.kept["moves"][name] = course.done * images
 
         def keep() -> None:
             note()
-            self.state = {name: course.state()}
-            kept = {key: getattr(self, key) for key in ("outcomes", "state", "seconds", "moves")}
-            self.partial.keep(self.name, kept)
+            self.kept["state"] = {name: course.state()}
+            self.partial.keep(self.name, self.kept)
 
         while not course.finished:
             if self.partial.due:
@@ -237,22 +231,8 @@ class Referee:
                 keep()
                 raise
         note()
-        self.outcomes[name] = {key: value.cpu() for key, value in course.outcome().items()}
-        return self.outcomes[name]
-
-
-def check(total: int, *, images: int, temperatures: int, chains: int, leapfrog: int) -> None:
-    """Refuse numbers out of range before anything is computed.
-
-    Raises:
-        UsageError: with what is allowed.
-    """
-    if not 1 <= images <= total:
-        raise UsageError(f"--images {images}: give 1 to {total}, the images of the test split")
-    least = {"temperatures": (temperatures, 2), "chains": (chains, 2), "leapfrog": (leapfrog, 1)}
-    for name, (value, lowest) in least.items():
-        if value < lowest:
-            raise UsageError(f"--{name} {value}: give {lowest} or more")
+        outcomes[name] = {key: value.cpu() for key, value in course.outcome().items()}
+        return outcomes[name]
 
 
 def score_into(

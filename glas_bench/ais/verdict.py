@@ -1,9 +1,9 @@
 """Whether an AIS estimate is accepted, what to raise where it is not, and its text.
 
 Two estimates of the real images, at N temperatures and independently at 2N, must agree in the mean;
-walks both ways on images that the model made must lie close together (Wu et al. 2017, Grosse et al.
-2015: see `ais`). Neither is enough alone: two estimates that agree may share a bias, and the
-model's own images are easier than real ones. All numbers are nats per image, -log p(x).
+walks both ways on images that the model made must lie close together (see `ais`). Neither is enough
+alone: two estimates that agree may share a bias, and the model's own images are easier than real
+ones. All numbers are nats per image, -log p(x).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from glas_bench.ais import AISResult, Annealing, Bidirectional
+from glas_bench.ais.annealing import mean_and_error
 from glas_bench.record import SeedFolder, finite
 from glas_bench.text import aligned, duration, number
 
@@ -46,8 +47,8 @@ class Verdict:
     def scores(self) -> dict[str, Any]:
         """Return the scores, JSON-ready, null where there is no number."""
         problems = self.problems()
-        value, error = _mean_and_error(-self.again.log_p_B)
-        change, change_error = _mean_and_error(self._change())
+        value, error = mean_and_error(-self.again.log_p_B)
+        change, change_error = mean_and_error(self._change())
         n = len(self.images)
         return {
             "images": n,
@@ -139,13 +140,6 @@ def _round_up(value: float) -> int:
     return int(math.ceil(value / unit) * unit)
 
 
-def _mean_and_error(values_B: Tensor) -> tuple[float, float]:
-    """Return the mean over images and its standard error; infinite with one image."""
-    n = len(values_B)
-    error = float(values_B.std()) / math.sqrt(n) if n > 1 else math.inf
-    return float(values_B.mean()), error
-
-
 # --------------------------------------------------------------------------- text and comparison
 
 
@@ -156,9 +150,9 @@ def paired(
 
     Args:
         folder: the seed's.
-        own_key: key of the protocol that the run's config asks for.
-        scored: which test images that protocol scores, ascending.
-        images: which AIS was made for; images outside `scored` are ignored.
+        own_key: key of the run's own protocol.
+        scored: the test images that it scores, ascending.
+        images: those of AIS; images outside `scored` are ignored.
         ais_B: -log p(x) of them.
 
     Returns:
@@ -170,7 +164,7 @@ def paired(
     there, ais_B = np.searchsorted(scored, images[both]), ais_B[both]
     for name, values in folder.per_image(own_key).items():
         if name in PAIRED_WITH and len(values) == len(scored) and len(there):
-            difference, error = _mean_and_error(torch.from_numpy(ais_B - values[there]))
+            difference, error = mean_and_error(torch.from_numpy(ais_B - values[there]))
             corrections[name] = {
                 "difference": finite(difference),
                 "error": finite(error),
@@ -184,12 +178,7 @@ def scores_text(rows: Sequence[dict[str, Any]]) -> str:
     head = ["seed", "images", "ais", "+-", "2N less N", "gap", "+-", "spread", "acceptance", ""]
     names = ("ais", "ais_error", "change", "gap", "gap_error", "spread", "acceptance")
     table = [
-        [
-            str(row["seed"]),
-            str(row["images"]),
-            *(number(row[name]) for name in names),
-            row["ais_status"],
-        ]
+        [f"{row['seed']}", f"{row['images']}", *(number(row[n]) for n in names), row["ais_status"]]
         for row in rows
     ]
     below = [f"seed {row['seed']}: {line}" for row in rows for line in _remarks(row)]
