@@ -1,11 +1,11 @@
 """Divergences of a posterior q from the prior: closed forms, in nats, one value per element.
 
 Every function maps tensors of one (broadcast) shape to a tensor of that shape; the caller sums over
-dimensions and steps. The prior p is N(0, 1) unless a docstring names U(0, 1). An infinite
-divergence is `inf` with a zero gradient; inside the domain the gradient is finite; nan stays nan.
-Without branches on data and writes, all functions run under `torch.func.vmap`, `torch.compile` and
-autograd in float32 and float64. Differences that vanish at q = p are formed before rounding: the
-error there is of the order of eps (s - 1), not eps.
+dimensions and steps. The prior p is N(0, 1) unless a docstring names U(0, 1); `mean` is m, of
+either sign, and `std` is s > 0. An infinite divergence is `inf` with a zero gradient; inside the
+domain the gradient is finite; nan stays nan. All functions run under `torch.func.vmap`,
+`torch.compile` and autograd in float32 and float64. Differences that vanish at q = p are formed
+before rounding: the error there is of the order of eps (s - 1), not eps.
 
 Sources: Renyi divergences between Gaussians, Gil, Alajaji & Linder 2013 (Information Sciences 249),
 and their order, van Erven & Harremoes 2014 (arXiv 1206.2459); the moment bound and the min-chi2
@@ -33,13 +33,6 @@ def kl_normal(mean: Tensor, std: Tensor) -> Tensor:
     """KL(q||p) = (m^2 + s^2 - 1 - ln s^2) / 2 for q = N(m, s^2).
 
     Computed as (m^2 + (s - 1)^2) / 2 + (s - 1 - ln s), three terms that are not negative.
-
-    Args:
-        mean: m.
-        std: s > 0.
-
-    Returns:
-        Nats, elementwise.
     """
     if linear.is_recording() and mean.shape == std.shape:
         made: Tensor = elementwise.KlNormal.apply(mean, std)  # type: ignore[no-untyped-call]
@@ -52,15 +45,8 @@ def squared_hellinger_normal(mean: Tensor, std: Tensor) -> Tensor:
 
         BC = sqrt(2 s / (1 + s^2)) exp(-m^2 / (4 (1 + s^2)))
 
-    The original code (`glas/utils/ops.py`) computes this same quantity. A sum of it over dimensions
-    is not the H^2 of the product, which is 1 - prod BC and saturates.
-
-    Args:
-        mean: m.
-        std: s > 0.
-
-    Returns:
-        Elementwise, dimensionless.
+    As in the original code (`glas/utils/ops.py`). A sum of it over dimensions is not the H^2 of the
+    product, which is 1 - prod BC and saturates.
     """
     # 1 + s^2 = 2 s + (s - 1)^2, so the square root is 1 / sqrt(1 + (s - 1)^2 / (2 s)).
     log_bc = -torch.log1p((std - 1) * ((std - 1) / (2 * std))) / 2
@@ -71,14 +57,8 @@ def squared_hellinger_normal(mean: Tensor, std: Tensor) -> Tensor:
 def log1p_chi2_normal(mean: Tensor, std: Tensor) -> Tensor:
     """ln(1 + chi2(q||p)) = m^2 / (2 - s^2) - ln s - ln(2 - s^2) / 2 for q = N(m, s^2).
 
-    The Renyi divergence of order 2: an upper bound of KL(q||p), additive over dimensions.
-
-    Args:
-        mean: m.
-        std: s > 0; the divergence is infinite for s^2 >= 2.
-
-    Returns:
-        Nats, elementwise.
+    The Renyi divergence of order 2: an upper bound of KL(q||p), additive over dimensions, infinite
+    for s^2 >= 2.
     """
     return renyi_normal(mean, std, 2.0)
 
@@ -88,15 +68,8 @@ def renyi_normal(mean: Tensor, std: Tensor, alpha: float) -> Tensor:
 
         D_a = a m^2 / (2 V) + ln(V) / (2 (1 - a)) - ln s,    V = a + (1 - a) s^2
 
-    D_a grows with a. D_1 = KL, D_2 = ln(1 + chi2), D_1/2 = -2 ln(1 - H^2), D_0 = 0.
-
-    Args:
-        mean: m.
-        std: s > 0; the divergence is infinite where V <= 0, which takes a > 1.
-        alpha: a, finite and not negative.
-
-    Returns:
-        Nats, elementwise.
+    D_a grows with a. D_1 = KL, D_2 = ln(1 + chi2), D_1/2 = -2 ln(1 - H^2), D_0 = 0. It is infinite
+    where V <= 0, which takes a > 1.
 
     Raises:
         ValueError: a negative or non-finite alpha.
@@ -122,15 +95,8 @@ def renyi_normal(mean: Tensor, std: Tensor, alpha: float) -> Tensor:
 def kl_uniform(low: Tensor, high: Tensor) -> Tensor:
     """KL(q||p) = -ln(high - low) for q = U(low, high), p = U(0, 1).
 
-    It equals ln(1 + chi2(q||p)), and every Renyi divergence of order above 0. Its gradient with
-    respect to a shift of the whole interval is zero.
-
-    Args:
-        low: lower end.
-        high: upper end; the divergence is infinite where q leaves [0, 1] or is empty.
-
-    Returns:
-        Nats, elementwise.
+    It equals ln(1 + chi2(q||p)), and every Renyi divergence of order above 0; a shift of the whole
+    interval has no gradient. It is infinite where q leaves [0, 1] or is empty.
     """
     outside = (low < 0) | (high > 1) | (low >= high)
     return torch.where(outside, math.inf, -torch.log(torch.where(outside, 1.0, high - low)))
@@ -140,15 +106,7 @@ def moment_chi2(mean: Tensor, prior_mean: Tensor | float, prior_var: Tensor | fl
     """ln(1 + (E_q X - E_p X)^2 / Var_p X): the charge of three variants of the original.
 
     By Hammersley, Chapman and Robbins a *lower* bound of ln(1 + chi2(q||p)), which is an upper
-    bound of KL(q||p): this charge can be less or more than KL.
-
-    Args:
-        mean: E_q X.
-        prior_mean: E_p X; 1/2 for U(0, 1).
-        prior_var: Var_p X > 0; 1/12 for U(0, 1).
-
-    Returns:
-        Nats, elementwise.
+    bound of KL(q||p): this charge can be less or more than KL. U(0, 1) has mean 1/2, variance 1/12.
     """
     return torch.log1p((mean - prior_mean) ** 2 / prior_var)
 
@@ -164,16 +122,10 @@ def min_chi2_log_prob(z: Tensor, mean: Tensor) -> Tensor:
         f(z) = (phi(s_1) + phi(s_2)) / r,    r = sqrt(1 + 4 m z)
              = phi(s_1) (1 + exp(-r / (2 m^2))) / r
 
-    and the last line stays exact as m -> 0. The support ends at z = -1 / (4 m), where the density
-    has an integrable pole; a z within four roundings of it counts as on it, with r = sqrt(eps),
-    because the sampler's own draws are rounded to either side.
-
-    Args:
-        z: where to evaluate.
-        mean: m, of either sign; at 0 the law is N(0, 1).
-
-    Returns:
-        Nats, elementwise; -inf outside the support.
+    and the last line stays exact as m -> 0, where the law is N(0, 1). The support ends at z = -1 /
+    (4 m), where the density has an integrable pole; a z within four roundings of it counts as on
+    it, with r = sqrt(eps), because the sampler's own draws are rounded to either side. Outside the
+    log density is -inf.
     """
     r_squared = 1 + 4 * mean * z
     eps = torch.finfo(r_squared.dtype).eps
@@ -208,12 +160,6 @@ def min_chi2_kl(mean: Tensor) -> Tensor:
     Hermite spline in ln m with exact slopes above, and an expansion in 1/m beyond m = 16. The
     relative error is below 5e-9 in float64 and 1e-6 in float32. The spline's table is computed at
     the first call (about 0.1 s) and cached per device and dtype.
-
-    Args:
-        mean: m, of either sign.
-
-    Returns:
-        Nats, elementwise, of the dtype of `mean`.
     """
     dtype = torch.promote_types(mean.dtype, torch.float32)
     m = mean.abs().to(dtype)

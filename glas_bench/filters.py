@@ -3,8 +3,8 @@
 All functions are pure and elementwise over the leading axes (`...`, usually the batch B); they run
 under `torch.func.vmap`, `torch.compile` and autograd in float32 and float64.
 
-Shapes: R filter size, L matrix size, `...` any leading axes. Positions are 0-based cells, from 0 to
-L-1 along an axis.
+Shapes: R filter size, L matrix size, `...` any leading axes. Positions are 0-based cells a = 0 ..
+L-1 along an axis; `centres` are c [..., R], rows are [..., R, L] and other numbers [...].
 
 Sources: DRAW (Gregor et al. 2015, arXiv 1502.04623, sections 3.2 and 3.3) for the grid, the
 Gaussian kernel and the read; `glas/model/attention.py` of github.com/dojoteef/glas for the Cauchy
@@ -49,12 +49,9 @@ def grid_centres(
     Args:
         filter_size: R, kernels along the axis; 1 <= R <= L.
         matrix_size: L, cells along the axis.
-        offset: of shape `[...]`; 0 is the middle of the matrix, -1 and 1 are near its ends.
-        log_stride: of shape `[...]`, natural logarithm of the stride relative to the full span.
+        offset: 0 is the middle of the matrix, -1 and 1 are near its ends.
+        log_stride: natural logarithm of the stride relative to the full span.
         grid: one of `GRIDS`.
-
-    Returns:
-        Positions of shape `[..., R]`.
 
     Raises:
         ValueError: an unknown grid, or a filter that does not fit the matrix.
@@ -89,15 +86,7 @@ def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> T
 
     Computed as ln s - ln pi - ln(s^2 + (a - c)^2), which neither overflows nor loses its gradient
     for tiny s. The original code clips s and pi s (1 + ..) at 1e-3; here nothing is clipped, so the
-    two agree for s > 1e-3.
-
-    Args:
-        centres: c, of shape `[..., R]`, in cells.
-        matrix_size: L; the cells are a = 0 .. L-1.
-        log_scale: ln s, of shape `[...]`, s in cells.
-
-    Returns:
-        Log kernel of shape `[..., R, L]`.
+    two agree for s > 1e-3. Scales are in cells.
     """
     if linear.is_recording():
         cells_L = torch.arange(matrix_size, dtype=centres.dtype, device=centres.device)
@@ -113,31 +102,20 @@ def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> T
 def gaussian_log_kernel(centres: Tensor, matrix_size: int, log_variance: Tensor) -> Tensor:
     """Return the log of an unnormalised Gaussian at every cell: -(a - c)^2 / (2 v).
 
-    DRAW's kernel (section 3.2); the log variance is the learned number. The original code clips 2 v
-    at 1e-3; here nothing is clipped, so the two agree for v > 5e-4.
-
-    Args:
-        centres: c, of shape `[..., R]`, in cells.
-        matrix_size: L; the cells are a = 0 .. L-1.
-        log_variance: ln v, of shape `[...]`, v in cells squared.
-
-    Returns:
-        Log kernel of shape `[..., R, L]`, 0 at the centre.
+    DRAW's kernel (section 3.2); the log variance, in cells squared, is the learned number. The
+    original code clips 2 v at 1e-3; here nothing is clipped, so the two agree for v > 5e-4.
     """
     deviations = _distances(centres, matrix_size) * torch.exp(-log_variance / 2)[..., None, None]
     return -deviations.square() / 2
 
 
 def normalise_rows(log_kernel: Tensor, floor: str) -> Tensor:
-    """Return filter rows from a log kernel: F[i, a] = kernel[i, a] / Z_i.
+    """Return filter rows from a log kernel: F[i, a] = kernel[i, a] / Z_i, not negative.
 
     Args:
-        log_kernel: of shape `[..., R, L]`.
+        log_kernel: [..., R, L].
         floor: `1e-3` as published, Z_i = max(sum_a kernel[i, a], 1e-3): a row outside the matrix
             fades to zero, with its gradient. `logsumexp`, Z_i = sum_a: every row sums to 1.
-
-    Returns:
-        Rows of shape `[..., R, L]`, not negative.
 
     Raises:
         ValueError: an unknown floor.
@@ -162,32 +140,18 @@ def bare_grid_rows(centres: Tensor, matrix_size: int, scale: Tensor) -> Tensor:
     The sum is scale L ((L-1)/2 - c_i). If it is positive the row sums to 1, with negative entries
     for a centre inside the matrix; otherwise the row is multiplied by 1000 and sums to less than 0.
     `GridAttention` of `glas/model/attention.py` has no other kernel, and its fourth number is the
-    slope itself, not a logarithm. Rows of either sign have no logarithm, so the floor `logsumexp`
-    does not apply.
-
-    Args:
-        centres: c, of shape `[..., R]`, in cells.
-        matrix_size: L; the cells are a = 0 .. L-1.
-        scale: of shape `[...]`, per cell, of either sign.
-
-    Returns:
-        Rows of shape `[..., R, L]`, of either sign.
+    slope itself, per cell and of either sign, not a logarithm. Such rows have no logarithm, so the
+    floor `logsumexp` does not apply.
     """
     line = scale[..., None, None] * -_distances(centres, matrix_size)
     return line / line.sum(-1, keepdim=True).clamp(min=ROW_SUM_FLOOR)
 
 
 def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor) -> Tensor:
-    """Return the read of a filter: exp(log_gain) vec(F_y M F_x^T), DRAW's section 3.3.
+    """Return the read of a filter: exp(log_gain) vec(F_y M F_x^T), [..., R * R] row by row.
 
-    Args:
-        matrix: M, of shape `[L, L]`, or `[..., L, L]` for one matrix (or image) per element.
-        rows_y: F_y, of shape `[..., R, L]`, over the rows of M.
-        rows_x: F_x, of shape `[..., R, L]`, over the columns of M.
-        log_gain: of shape `[...]`.
-
-    Returns:
-        Read vector of shape `[..., R * R]`, row by row.
+    DRAW's section 3.3; F_y goes over the rows of M, F_x over its columns. M is [L, L], or
+    [..., L, L] for one matrix (or image) per element.
     """
     if linear.is_recording() and matrix.dim() == 2 and rows_y.dim() == 3:
         read: Tensor = elementwise.ReadMatrix.apply(  # type: ignore[no-untyped-call]
@@ -199,7 +163,7 @@ def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor
 
 
 def content_read(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
-    """Return a read by content: softmax(strength cos(key, row_l)), times the normalised rows.
+    """Return a read by content, [..., L * L]: softmax(strength cos(key, row_l)) times the rows.
 
     The addressing of a Neural Turing Machine (section 3.3.1 of its paper) has a positive strength.
     Here, as in `ContentAttention` of `glas/model/attention.py`, the strength has either sign (below
@@ -207,12 +171,9 @@ def content_read(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
     1 and weighted, not their sum.
 
     Args:
-        matrix: of shape `[L, L]` or `[..., L, L]`; its rows are the memories.
-        key: of shape `[..., L]`; only its direction matters.
-        strength: of shape `[...]`, of either sign; 0 gives all rows the same weight.
-
-    Returns:
-        Read vector of shape `[..., L * L]`, row by row; the rows' lengths sum to 1.
+        matrix: [L, L] or [..., L, L]; its rows are the memories.
+        key: [..., L]; only its direction matters.
+        strength: [...]; 0 gives all rows the same weight.
     """
     rows = F.normalize(matrix, dim=-1)
     cosine = (rows @ F.normalize(key, dim=-1)[..., None]).squeeze(-1)
@@ -221,18 +182,15 @@ def content_read(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
 
 
 def gated_read(matrix: Tensor, gates: Tensor, over: str = "columns") -> Tensor:
-    """Return the matrix times gates: vec(gates * M).
+    """Return the matrix times gates, [..., L * L] row by row: vec(gates * M).
 
     `columns` is `SimpleAttention` of `glas/model/attention.py`: one gate for each column, the same
     for all rows. `cells` is the element-wise attention of Li et al. 2016 (arXiv 1602.07416).
 
     Args:
-        matrix: M, of shape `[L, L]` or `[..., L, L]`.
-        gates: of shape `[..., L]` over `columns`, `[..., L, L]` over `cells`.
+        matrix: M, [L, L] or [..., L, L].
+        gates: [..., L] over `columns`, [..., L, L] over `cells`.
         over: one of `GATES`; shapes cannot tell a batch of L gate vectors from gates over cells.
-
-    Returns:
-        Read vector of shape `[..., L * L]`, row by row.
 
     Raises:
         ValueError: an unknown `over`.
