@@ -9,6 +9,7 @@ could not be mirrored; 4 a --fail-if holds; 75 checkpointed after SIGTERM; 130 C
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -44,13 +45,7 @@ class Commands(click.Group):
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """Return a decorator that applies these, the first one outermost."""
-
-    def add(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return add
+    return lambda function: functools.reduce(lambda f, add: add(f), reversed(decorators), function)
 
 
 def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -62,17 +57,17 @@ def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
 debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
 )
-common = options(
-    click.option(
-        "--results",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("results/local"),
-        envvar="GLAS_BENCH_RESULTS",
-        show_default=True,
-        help="Folder of all results (GLAS_BENCH_RESULTS).",
-    ),
-    debug_option,
+results_option = functools.partial(
+    click.option,
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results/local"),
+    envvar="GLAS_BENCH_RESULTS",
+    show_default=True,
+    help="Folder of all results (GLAS_BENCH_RESULTS).",
 )
+common = options(results_option(), debug_option)
+without_results = options(results_option(expose_value=False), debug_option)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
 )
@@ -222,23 +217,21 @@ def status(as_json: bool, **given: Any) -> None:
 @cli.command(short_help="List the variants, or explain one.")
 @click.argument("name", required=False)
 @json_option
-@common
-def variants(name: str | None, as_json: bool, results: Path) -> None:
+@without_results
+def variants(name: str | None, as_json: bool) -> None:
     """List the variants, or explain one (a name, or the path of a file)."""
     from glas_bench.commands import variants as command
 
-    del results
     show(lambda: command.carry_out(name), as_json)
 
 
 @cli.command(short_help="Test a variant against the contract.")
 @click.argument("variant")
-@common
-def check(variant: str, results: Path) -> None:
+@without_results
+def check(variant: str) -> None:
     """Test a variant (a name, or the path of a file) against every promise of the contract."""
     from glas_bench.commands import check as command
 
-    del results
     show(lambda: command.carry_out(variant))
 
 
@@ -372,12 +365,11 @@ def datasets(context: click.Context, as_json: bool) -> None:
 
 @datasets.command()
 @click.argument("name")
-@common
-def fetch(name: str, results: Path) -> None:
+@without_results
+def fetch(name: str) -> None:
     """Fetch and verify the files of a data set."""
     from glas_bench import data
 
-    del results
     for path in data.fetch(name):
         click.echo(str(path))
 
@@ -386,12 +378,11 @@ def fetch(name: str, results: Path) -> None:
 @click.argument("name")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--data-file", type=click.Path(path_type=Path), help="As for run.")
-@common
-def pack(name: str, folder: Path, data_file: Path | None, results: Path) -> None:
+@without_results
+def pack(name: str, folder: Path, data_file: Path | None) -> None:
     """Write a data set to one file that a machine with only torch and numpy can read."""
     from glas_bench import data
 
-    del results
     click.echo(str(data.pack(name, folder, data_file)))
 
 
@@ -414,12 +405,11 @@ def doctor(results: Path) -> None:
 @device_option
 @click.option("--no-reference", is_flag=True, help="Leave out the eager loops.")
 @json_option
-@common
-def bench(as_json: bool, results: Path, **given: Any) -> None:
+@without_results
+def bench(as_json: bool, **given: Any) -> None:
     """Measure the training core beside plain eager loops and this machine's limit."""
     from glas_bench.commands import bench as command
 
-    del results
     rows = []
     for case in command.cases(**given):
         rows.append(command.measure(case, lambda line: click.echo(line, err=True)))

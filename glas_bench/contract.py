@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,9 +115,15 @@ def _where(error: Exception, path: Path) -> str:
     return f" ({path.name}, line {lines[-1]})" if lines else ""
 
 
-def _require(condition: bool, problem: str) -> None:
+def _require(condition: object, problem: str) -> None:
     if not condition:
         raise Broken(problem)
+
+
+def _same(a: Terms, b: Terms, problem: str) -> None:
+    """Require the same terms, to the bit; the problem follows the name of a term."""
+    for name, value in a._asdict().items():
+        _require(torch.equal(value, getattr(b, name)), f"{name} {problem}")
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -129,7 +136,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def declares_itself(subject: Subject) -> None:
     """It has a docstring, settings with charge_weight, and class attributes of the right types."""
     cls = subject.variant.cls
-    _require(bool(subject.variant.docstring), "the file has no docstring that describes the change")
+    _require(subject.variant.docstring, "the file has no docstring that describes the change")
     _require(
         inspect.isclass(cls.Settings) and issubclass(cls.Settings, BaseSettings),
         f"Settings must be a subclass of glas_bench.model.BaseSettings, got {cls.Settings!r}",
@@ -145,7 +152,7 @@ def splits_its_parameters(subject: Subject) -> None:
     """It has generative parameters, and every prefix in `generative` matches some."""
     model = subject.model()
     names = [name for name, _ in model.named_parameters()]
-    _require(bool(names), "it has no parameters")
+    _require(names, "it has no parameters")
     for prefix in model.generative:
         _require(
             any(matches(name, (prefix,)) for name in names),
@@ -160,14 +167,12 @@ def returns_nats_per_image(subject: Subject) -> None:
     draws = max(model.draws, 2)
     terms = subject.run(model, subject.x, subject.x, subject.noise(model, draws)).terms
     for name, value in terms._asdict().items():
-        _require(not bool(value.isnan().any()), f"{name} is not a number")
-        _require(name == "log_ratio" or bool(value.isfinite().all()), f"{name} is not finite")
+        _require(not value.isnan().any(), f"{name} is not a number")
+        _require(name == "log_ratio" or value.isfinite().all(), f"{name} is not finite")
     objective = model.objective(terms)
-    _require(
-        tuple(objective.shape) == (IMAGES,),
-        f"objective must have shape [B] = [{IMAGES}], got {list(objective.shape)}",
-    )
-    _require(bool(objective.isfinite().all()), "the objective is not finite")
+    shape = list(objective.shape)
+    _require(shape == [IMAGES], f"objective must have shape [B] = [{IMAGES}], got {shape}")
+    _require(objective.isfinite().all(), "the objective is not finite")
 
 
 def charges_each_row(subject: Subject) -> None:
@@ -195,14 +200,9 @@ def trains_every_parameter(subject: Subject) -> None:
     for phase in subject.model().phases(10):
         model = subject.model()
         noise = subject.noise(model, model.draws)
+        x, labels = subject.x, subject.labels
         terms = rollout.rollout(
-            model,
-            subject.x,
-            subject.x,
-            subject.labels,
-            noise,
-            generates=phase.generates,
-            auxiliary=phase.auxiliary,
+            model, x, x, labels, noise, generates=phase.generates, auxiliary=phase.auxiliary
         )
         objective = phase.objective(model, terms) if phase.objective else model.objective(terms)
         objective.mean().backward()  # type: ignore[no-untyped-call]
@@ -211,8 +211,8 @@ def trains_every_parameter(subject: Subject) -> None:
                 continue
             trained.add(name)
             if parameter.grad is not None:
-                _require(bool(parameter.grad.isfinite().all()), f"gradient of {name} is not finite")
-                if bool((parameter.grad != 0).any()):
+                _require(parameter.grad.isfinite().all(), f"gradient of {name} is not finite")
+                if (parameter.grad != 0).any():
                     reached.add(name)
     _require(trained == reached, f"no gradient reaches {', '.join(sorted(trained - reached))}")
 
@@ -222,15 +222,12 @@ def draws_nothing_itself(subject: Subject) -> None:
     model = subject.model()
     noise = subject.noise(model)
     before = torch.get_rng_state()
-    first = subject.run(model, subject.x, subject.x, noise)
-    untouched = bool(torch.equal(before, torch.get_rng_state()))
+    first, second = (subject.run(model, subject.x, subject.x, noise).terms for _ in range(2))
     _require(
-        untouched, "it draws random numbers; all randomness must come from the noise it is given"
+        torch.equal(before, torch.get_rng_state()),
+        "it draws random numbers; all randomness must come from the noise it is given",
     )
-    second = subject.run(model, subject.x, subject.x, noise)
-    for name, value in first.terms._asdict().items():
-        same = torch.equal(value, getattr(second.terms, name))
-        _require(same, f"{name} differs between two calls with the same arguments")
+    _same(first, second, "differs between two calls with the same arguments")
 
 
 def starts_from_its_seed(subject: Subject) -> None:
@@ -251,13 +248,8 @@ def survives_saving(subject: Subject) -> None:
     buffer.seek(0)
     other.load_state_dict(torch.load(buffer, weights_only=True))
     noise = subject.noise(model)
-    a = subject.run(model, subject.x, subject.x, noise).terms
-    b = subject.run(other, subject.x, subject.x, noise).terms
-    for name in Terms._fields:
-        _require(
-            torch.equal(getattr(a, name), getattr(b, name)),
-            f"{name} changes: it depends on something that is neither a parameter nor a buffer",
-        )
+    a, b = (subject.run(each, subject.x, subject.x, noise).terms for each in (model, other))
+    _same(a, b, "changes: it depends on something that is neither a parameter nor a buffer")
 
 
 def generates_without_x(subject: Subject) -> None:
@@ -269,7 +261,7 @@ def generates_without_x(subject: Subject) -> None:
         tuple(canvas.shape) == (IMAGES, PIXELS),
         f"a generated canvas must be [B, P] = {[IMAGES, PIXELS]}, got {list(canvas.shape)}",
     )
-    _require(bool(canvas.isfinite().all()), "a generated canvas is not finite")
+    _require(canvas.isfinite().all(), "a generated canvas is not finite")
 
 
 def keeps_the_recogniser_out(subject: Subject) -> None:
@@ -335,17 +327,13 @@ def scores_each_image(subject: Subject) -> None:
     model = subject.scoring(subject.model())
     noise = subject.noise(model, draws=2)
     whole = subject.run(model, subject.x, subject.x, noise).terms
-    labels = subject.labels
-    for draw in range(2):
-        for image in range(IMAGES):
-            rows = slice(image, image + 1)
-            x = subject.x[rows]
-            part = rollout.rollout(model, x, x, labels[rows], noise[:, draw : draw + 1, rows])
-            for name in Terms._fields:
-                _require(
-                    _close(getattr(part, name)[0, 0], getattr(whole, name)[draw, image]),
-                    f"{name} of an image depends on the rest of the batch",
-                )
+    for draw, image in itertools.product(range(2), range(IMAGES)):
+        rows = slice(image, image + 1)
+        x, labels = subject.x[rows], subject.labels[rows]
+        part = rollout.rollout(model, x, x, labels, noise[:, draw : draw + 1, rows])
+        for name, value in part._asdict().items():
+            same = _close(value[0, 0], getattr(whole, name)[draw, image])
+            _require(same, f"{name} of an image depends on the rest of the batch")
 
 
 def splits_its_epochs(subject: Subject) -> None:
@@ -355,8 +343,8 @@ def splits_its_epochs(subject: Subject) -> None:
         phases = model.phases(epochs)
         total = sum(phase.epochs for phase in phases)
         _require(total == epochs, f"its phases have {total} epochs in total, expected {epochs}")
-        unique = len({phase.name for phase in phases}) == len(phases)
-        _require(unique, "two of its phases have the same name")
+        names = {phase.name for phase in phases}
+        _require(len(names) == len(phases), "two of its phases have the same name")
 
 
 def fills_its_statistics(subject: Subject) -> None:

@@ -24,14 +24,9 @@ def cores() -> int:
 
     GLAS_BENCH_CORES lowers it: the workers of a sweep share the processors of a machine.
     """
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     most = os.environ.get("GLAS_BENCH_CORES", "")
-    return min(_cores(), max(1, int(most))) if most.isdecimal() else _cores()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return min(here or 1, max(1, int(most))) if most.isdecimal() else here or 1
 
 
 def gpus() -> int:
@@ -94,27 +89,18 @@ def prepare_torch(threads: int, precision: str = "fp32") -> None:
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.set_num_threads(threads)
-    _limit_blas(threads)
+    import numpy  # noqa: F401 - its BLAS computes some products (`ops.linear`), limited below
+
+    with contextlib.suppress(ImportError):  # a bare machine: the one thread that `__main__` sets
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads, user_api="blas")
     torch.set_flush_denormal(True)
     _keep_freed_memory()
 
 
-def _limit_blas(threads: int) -> None:
-    """Limit numpy's BLAS, which computes some of the products (see `ops.linear`)."""
-    import numpy  # noqa: F401 - it must be there to be limited
-
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:  # a bare machine: it stays at the one thread that `__main__` sets
-        return
-    threadpool_limits(threads, user_api="blas")
-
-
 def _keep_freed_memory() -> None:
-    """Let a step reuse the memory that the last one freed (glibc).
-
-    Returning pages to the system and taking them again costs a few per cent of a step.
-    """
+    """Let a step reuse the memory that the last one freed (glibc), a few per cent of its time."""
     import ctypes
 
     trim_threshold, mmap_threshold, most = -1, -3, 2**30

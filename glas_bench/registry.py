@@ -17,12 +17,12 @@ import itertools
 import sys
 import tokenize
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glas_bench.errors import UsageError, unknown
 
@@ -41,9 +41,8 @@ ESTIMATOR = "as its file says; split unverified"
 class Citation:
     """A published number of a variant, in nats per image, as its source gives it.
 
-    GLAS's README gave four versions of its table. Its `eval.py` averages the training loss over one
-    draw, on the `train` part by default, and no configuration names the part that the README's
-    numbers are of: `verified` is False for all of them.
+    GLAS's `eval.py` averages the training loss over one draw, on the `train` part by default, and
+    no configuration names the part that its README's numbers are of: none of them is `verified`.
     """
 
     dataset: str
@@ -66,10 +65,6 @@ class Citation:
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings other than the variant's defaults, written as a run's parameters."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the number as plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -84,9 +79,8 @@ class Variant:
     def source_hash(self) -> str:
         """SHA-256 of the code of the variant and of its bases.
 
-        It ignores comments, docstrings and descriptive attributes (`model.DESCRIPTIVE`): editing
-        them does not invalidate runs. `find` computes it at once, since a file edited later is not
-        the file that was imported.
+        Editing comments, docstrings and descriptive attributes (`model.DESCRIPTIVE`) does not
+        invalidate runs. `find` computes it at once, for the file may be edited after its import.
         """
         from glas_bench.model import Glas
 
@@ -101,19 +95,11 @@ class Variant:
         """The published numbers: `citations` of the class, then what else `published` declares."""
         known = tuple(Citation(**each) for each in self.cls.citations)
         cited = {(each.dataset, each.nats) for each in known}
-        rest = (
-            Citation(
-                dataset=dataset,
-                nats=nats,
-                estimator=ESTIMATOR,
-                source="the variant's file",
-                steps=None,
-                epochs=None,
-            )
-            for dataset, nats in self.cls.published.items()
-            if (dataset, nats) not in cited
+        cite = partial(
+            Citation, estimator=ESTIMATOR, source="the variant's file", steps=None, epochs=None
         )
-        return (*known, *rest)
+        rest = (pair for pair in self.cls.published.items() if pair not in cited)
+        return (*known, *(cite(dataset=dataset, nats=nats) for dataset, nats in rest))
 
     @property
     def summary(self) -> str:
@@ -130,8 +116,7 @@ class Variant:
 def code_alone(source: str) -> str:
     """Return Python source without comments, docstrings, blank lines and descriptive attributes.
 
-    The text is cut, not rendered from a syntax tree, whose rendering differs between versions of
-    Python.
+    The text is cut: how Python renders a syntax tree differs between its versions.
     """
     lines = io.StringIO(source).readlines()
     offsets = [0, *itertools.accumulate(map(len, lines))]
@@ -206,8 +191,9 @@ def _find(reference: str) -> Variant:
     name = reference.replace("_", "-")
     built_in = _built_in()
     if name in built_in:
-        module = importlib.import_module(f"glas_bench.variants.{built_in[name].stem}")
-        return Variant(name, _only_variant(module, built_in[name]), built_in[name], name)
+        path = built_in[name]
+        module = importlib.import_module(f"glas_bench.variants.{path.stem}")
+        return Variant(name, _only_variant(module, path), path, name)
     installed = _installed()
     if name in installed:
         module = importlib.import_module(installed[name])
@@ -269,18 +255,16 @@ def _line_in(error: BaseException, path: Path) -> str:
 def _only_variant(module: ModuleType, path: Path) -> type[Glas]:
     from glas_bench.model import Glas
 
-    defined = list(
-        {
-            value: None  # a class with two names counts once
-            for name, value in vars(module).items()
-            if isinstance(value, type)
-            and issubclass(value, Glas)
-            and value.__module__ == module.__name__
-            and not name.startswith("_")
-        }
-    )
+    defined = {
+        value  # a class with two names counts once
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Glas)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    }
     if len(defined) == 1:
-        return defined[0]
+        return defined.pop()
     got = ", ".join(sorted(cls.__name__ for cls in defined)) or "none"
     raise UsageError(
         f"{path}: a variant's file defines exactly one public subclass of glas_bench.model.Glas; "

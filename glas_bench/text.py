@@ -53,14 +53,14 @@ def settings(params: Mapping[str, Any]) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a table as lines of aligned columns, the first row as its header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
+    rule = ["-" * width for width in widths]
+    return [
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in (rows[0], rule, *rows[1:])
     ]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
 def redact(text: str) -> str:

@@ -186,9 +186,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def count_work(variant: Variant, resolved: RunConfig) -> dict[str, int]:
     """Return the operations and bytes of one seed's step that no way of doing it avoids.
 
-    Operations are those of its matrix products, forward and backward, x's product once. Bytes are
-    every parameter with its gradient and Adam's two moments read and written once, and what the
-    steps keep for their gradients written and read once.
+    Operations: its matrix products, forward and backward, x's product once. Bytes: every parameter
+    with its gradient and Adam's two moments, and what the steps keep for their gradients, read and
+    written once.
     """
     splits = made_up(resolved.batch)
     model = Training(variant, resolved, splits, 0).model

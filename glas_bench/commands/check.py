@@ -14,14 +14,13 @@ def carry_out(reference: str) -> Answer:
     """
     variant = registry.find(reference)
     findings = contract.check(variant)
-    lines = []
+    lines, broken = [], 0
     for finding in findings:
-        lines.append(f"{'ok    ' if finding.problem is None else 'BROKEN'}  {finding.promise}")
-        if finding.problem is not None:
-            lines.append(f"        {finding.problem}")
-    broken = sum(finding.problem is not None for finding in findings)
-    if broken:
-        lines.append(f"{variant.name}: {broken} of {len(findings)} promises are broken.")
-    else:
-        lines.append(f"{variant.name}: all {len(findings)} promises are kept.")
-    return Answer("\n".join(lines), exit_code=1 if broken else 0)
+        if finding.problem is None:
+            lines.append(f"ok      {finding.promise}")
+        else:
+            lines += [f"BROKEN  {finding.promise}", f"        {finding.problem}"]
+            broken += 1
+    kept = f"{broken} of {len(findings)} promises are broken"
+    kept = kept if broken else f"all {len(findings)} promises are kept"
+    return Answer("\n".join([*lines, f"{variant.name}: {kept}."]), exit_code=1 if broken else 0)

@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from glas_bench import environment
 from glas_bench.commands import Answer
 
-NEEDED = ("torch", "numpy", "click", "pydantic", "yaml")
+NEEDED = dict.fromkeys(("torch", "numpy", "click", "pydantic", "yaml"), "needed by every command")
 USEFUL = {
     "mlflow": "tracking; without it run with --no-mirror and sync elsewhere",
     "optuna": "studies",
@@ -52,25 +52,17 @@ def carry_out(results: Path) -> Answer:
 
 def _versions() -> list[Line]:
     facts = environment.describe("cpu")
-    lines = [
+    git = facts["git"]
+    commit = f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}"
+    return [
         Line("glas-bench", f"{facts['glas_bench']}, core version {facts['core_version']}"),
         Line("python", facts["python"]),
-        Line("commit", _commit(facts["git"])),
+        Line("commit", commit if git["commit"] else f"unknown: {git['reason']}"),
+        *(_package(name, use) for name, use in (NEEDED | USEFUL).items()),
     ]
-    for name in NEEDED:
-        lines.append(_package(name, "needed by every command"))
-    return lines + [_package(name, use) for name, use in USEFUL.items()]
-
-
-def _commit(git: dict[str, Any]) -> str:
-    if git["commit"] is None:
-        return f"unknown: {git['reason']}"
-    return str(git["commit"]) + (" with uncommitted changes" if git["dirty"] else "")
 
 
 def _package(name: str, use: str) -> Line:
-    from importlib.metadata import PackageNotFoundError, version
-
     distribution = {"yaml": "pyyaml"}.get(name, name)
     if importlib.util.find_spec(name) is None:
         return Line(distribution, f"missing ({use})", f"pip install {distribution}")
@@ -83,26 +75,22 @@ def _package(name: str, use: str) -> Line:
 def _device() -> list[Line]:
     import torch
 
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = f"{pages / 2**30:.1f} GiB"
+    except (ValueError, OSError):
+        memory = "unknown"
     lines = [
         Line("processor", f"{environment.processor()}, {environment.cores()} core(s) to use"),
-        Line("memory", _memory()),
+        Line("memory", memory),
     ]
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        lines.append(Line(f"cuda:{index}", f"{name}, {memory}"))
+        free_of = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        lines.append(Line(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {free_of}"))
     if not torch.cuda.is_available():
         lines.append(Line("cuda", f"none that torch {torch.__version__} can use"))
     return lines
-
-
-def _memory() -> str:
-    try:
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return "unknown"
-    return f"{pages / 2**30:.1f} GiB"
 
 
 def _folders(results: Path) -> list[Line]:
@@ -132,10 +120,7 @@ def _addresses(results: Path) -> list[Line]:
     from glas_bench.tracking.address import tracking_uri
 
     storage = os.environ.get("OPTUNA_STORAGE", f"sqlite:///{results / 'optuna.db'}")
-    return [
-        Line("tracking", redact(tracking_uri(results))),
-        Line("storage", redact(storage)),
-    ]
+    return [Line("tracking", redact(tracking_uri(results))), Line("storage", redact(storage))]
 
 
 def _data() -> list[Line]:

@@ -41,14 +41,11 @@ def made_up(batch: int, batches: int = BATCHES) -> Splits:
 
 
 class Loop(nn.Module):
-    """The published model as an eager loop, with torch's own optimiser.
+    """The published model of a cell's sizes as an eager loop, with torch's own optimiser.
 
-    Args:
-        resolved: the cell, for its sizes.
-        device: where it runs.
-        once: compute the product of x once, and all other inputs of an LSTM in one product. If
-            False, concatenate all inputs and multiply them at every step, with one product for the
-            input and one for the hidden state, as `nn.LSTMCell` does.
+    With `once` the product of x is computed once, and all other inputs of an LSTM make one product;
+    else all inputs are concatenated and multiplied at every step, one product for the input and one
+    for the hidden state, as `nn.LSTMCell` does.
     """
 
     def __init__(self, resolved: RunConfig, device: str, once: bool) -> None:
@@ -80,8 +77,7 @@ class Loop(nn.Module):
         start = self.taken % BATCHES * self.batch
         x = self.images[start : start + self.batch].float()
         self.adam.zero_grad()
-        low = self.precision == "bf16"
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.loss(x)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self.parameters():
@@ -93,8 +89,7 @@ class Loop(nn.Module):
         """Return the mean over the batch of -log p(x|z) + KL, nats."""
         zeros = x.new_zeros(len(x), self.hidden)
         encoder, decoder = (zeros, zeros), (zeros, zeros)
-        canvas = torch.zeros_like(x)
-        divergences = []
+        canvas, divergence = torch.zeros_like(x), torch.zeros_like(x[:, 0])
         fixed = self.from_x(x) if self.once else None
         for _ in range(self.steps):
             error = x - torch.sigmoid(canvas)
@@ -106,16 +101,15 @@ class Loop(nn.Module):
             read = self.attend(encoder[0])
             mean, log_std = self.mean(read), self.log_std(read)
             z = mean + log_std.exp() * torch.randn_like(mean)
-            divergence = 0.5 * (mean**2 + (2 * log_std).exp() - 1) - log_std
-            divergences.append(divergence.sum(1))
+            kl = 0.5 * (mean**2 + (2 * log_std).exp() - 1) - log_std
+            divergence = divergence + kl.sum(1)
             if fixed is not None:
                 decoder = _gated(self.decoder(torch.cat([z, decoder[0]], 1)), decoder[1])
             else:
                 decoder = self.decoder(z, decoder)
             canvas = canvas + self.write(decoder[0])
         missed = F.binary_cross_entropy_with_logits(canvas, x, reduction="none").sum(1)
-        mean_loss: Tensor = (missed + torch.stack(divergences).sum(0)).mean()
-        return mean_loss
+        return (missed + divergence).mean()
 
     def attend(self, hidden: Tensor) -> Tensor:
         """Read the latent matrix through a Cauchy filter, [B, R * R]."""

@@ -105,8 +105,6 @@ def page(one: dict[str, Any]) -> str:
         f"generative parameters: {', '.join(one['generative'])}; the rest is recognition",
         f"what the write-up says happened: {one['write_up'] or 'nothing'}",
     ]
-    lines += [
-        f"published on {p['dataset']}: {p['nats']} nats ({p['estimator']})"
-        for p in one["published"]
-    ]
+    for number in one["published"]:
+        lines.append(f"published on {number['dataset']}: {number['nats']} nats ({ESTIMATOR})")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -359,7 +359,7 @@ def _described(variant: Variant, row: Row, *, searched: bool = False) -> Row:
     if "hidden" in fields:
         fixed["hidden"] = _text(fields["hidden"].default)
     published = []
-    for number in (each.as_json() for each in variant.citations):
+    for number in map(asdict, variant.citations):
         there = {**own, **number.pop("settings")}
         values = {key: row.get(f"params.{key}", "") for key in there}
         if searched or any(value not in (own[key], there[key]) for key, value in values.items()):
