@@ -24,7 +24,11 @@ from glas_bench.ais import (
     seconds_a_move,
     walks,
 )
+from glas_bench.ais.annealing import mean_and_error
 from glas_bench.ais.hmc import Walkers
+
+close = torch.testing.assert_close
+DOUBLE = {"dtype": torch.float64}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,10 +70,6 @@ class Toy:
 SOFT, STIFF = Toy(30, math.exp(-25 / 30)), Toy(10, math.exp(-25 / 10))
 
 
-def mean_and_error(a_B):
-    return float(a_B.mean()), float(a_B.std()) / math.sqrt(len(a_B))
-
-
 # The least and most bias are the published sketch's .01-.13 (soft, 300), .55 (soft, 100, 1,600
 # latents) and 2.6 (stiff, 100), with four standard errors of so few images.
 @pytest.mark.parametrize(
@@ -84,13 +84,11 @@ def test_both_ways_bracket_the_exact_value(toy, latents, temperatures, chains, i
     how = Annealing(temperatures=temperatures, chains=chains, pilot=128, seed=1)
     result = bidirectional(toy.log_likelihood_for, toy.simulate, latents, images, how)
     exact_B = toy.exact(toy.x_BK)
-    below, below_error = mean_and_error(exact_B - result.forward.log_p_B)
-    above, above_error = mean_and_error(result.reverse.log_p_B - exact_B)
-    assert -3 * below_error < below < most
-    assert -3 * above_error < above < most
-    assert below_error < most / 3
-    assert above_error < most / 3
-    assert result.gap == pytest.approx(below + above)
+    below_B, above_B = exact_B - result.forward.log_p_B, result.reverse.log_p_B - exact_B
+    for off, error in map(mean_and_error, (below_B, above_B)):
+        assert -3 * error < off < most
+        assert error < most / 3
+    assert result.gap == pytest.approx(float((below_B + above_B).mean()))
     assert result.gap_error == pytest.approx(mean_and_error(result.gap_B)[1])
     for walk in (result.forward, result.reverse):
         assert 0.8 < float(walk.acceptance_B.mean()) < 0.95
@@ -136,27 +134,25 @@ def test_the_jitter_is_uniform_from_06_to_12(uniform, jitter):
 
 
 def test_the_named_function_gives_log_p():
-    x_BK = SOFT.draw(4)
-    estimate_B = annealed_importance_sampling(
-        SOFT.log_likelihood_for(x_BK), 64, 4, chains=16, temperatures=100, leapfrog=5, seed=0
-    )
+    x_BK, how = SOFT.draw(4), {"chains": 16, "temperatures": 100, "leapfrog": 5}
+    look = SOFT.log_likelihood_for(x_BK)
+    estimate_B = annealed_importance_sampling(look, 64, 4, seed=0, **how)
     assert estimate_B.shape == (4,)
     assert estimate_B.dtype == torch.float64
     assert float((estimate_B - SOFT.exact(x_BK)).abs().max()) < 1.5
-    how = Annealing(temperatures=100, leapfrog=5)
-    assert torch.equal(estimate_B, anneal(SOFT.log_likelihood_for, x_BK, 64, how).log_p_B)
+    result = anneal(SOFT.log_likelihood_for, x_BK, 64, Annealing(**how))
+    assert torch.equal(estimate_B, result.log_p_B)
 
 
 def test_more_temperatures_come_nearer():
     x_BK = STIFF.draw(12)
-    short, long = (
-        STIFF.exact(x_BK)
-        - anneal(
-            STIFF.log_likelihood_for, x_BK, 16, Annealing(temperatures=n, leapfrog=6, pilot=64)
-        ).log_p_B
-        for n in (30, 300)
-    )
-    assert float(short.mean()) > float(long.mean()) + 2
+
+    def below(temperatures):
+        how = Annealing(temperatures=temperatures, leapfrog=6, pilot=64)
+        found = anneal(STIFF.log_likelihood_for, x_BK, 16, how).log_p_B
+        return float((STIFF.exact(x_BK) - found).mean())
+
+    assert below(30) > below(300) + 2
 
 
 @pytest.mark.parametrize("temperatures", [2, 12])
@@ -164,9 +160,8 @@ def test_the_mean_weight_is_unbiased(temperatures):
     """The weights of 3,000 runs on one image average to p(x), though their logarithms do not."""
     toy = Toy(2, 0.35)
     x_BK = torch.tensor([[1.5, -2.0]], dtype=torch.float64).expand(3000, -1)
-    how = Annealing(
-        chains=2, temperatures=temperatures, leapfrog=3, pilot=16, dtype=torch.float64, seed=4
-    )
+    about = {"chains": 2, "leapfrog": 3, "pilot": 16, "seed": 4}
+    how = Annealing(temperatures=temperatures, **about, **DOUBLE)
     result = anneal(toy.log_likelihood_for, x_BK, 3, how)
     log_ratio_CB = result.log_w_CB - toy.exact(x_BK)
     ratio, error = mean_and_error(log_ratio_CB.exp().mean(0))
@@ -178,7 +173,7 @@ def test_the_mean_weight_is_unbiased(temperatures):
 
 def test_the_mean_inverse_weight_of_the_way_back_is_unbiased():
     toy = Toy(2, 0.5)
-    how = Annealing(chains=1, temperatures=12, leapfrog=3, pilot=16, dtype=torch.float64, seed=2)
+    how = Annealing(chains=1, temperatures=12, leapfrog=3, pilot=16, **DOUBLE, seed=2)
     result = bidirectional(toy.log_likelihood_for, toy.simulate, 3, 3000, how)
     log_ratio_B = toy.exact(toy.x_BK) - result.reverse.log_w_CB[0]
     ratio, error = mean_and_error(log_ratio_B.exp())
@@ -190,7 +185,7 @@ def test_the_mean_inverse_weight_of_the_way_back_is_unbiased():
 def test_one_temperature_is_importance_sampling_from_the_prior():
     toy = Toy(1, 0.6)
     x_BK = toy.draw(3, torch.float64)
-    how = Annealing(chains=20_000, temperatures=1, leapfrog=1, pilot=16, dtype=torch.float64)
+    how = Annealing(chains=20_000, temperatures=1, leapfrog=1, pilot=16, **DOUBLE)
     result = anneal(toy.log_likelihood_for, x_BK, 1, how)
     off_B = (result.log_p_B - toy.exact(x_BK)).abs()
     assert bool((off_B < 4 * result.error_B).all())
@@ -199,27 +194,25 @@ def test_one_temperature_is_importance_sampling_from_the_prior():
 
 def test_chunks_change_nothing():
     x_BK = SOFT.draw(7, torch.float64)
-    how = {"chains": 4, "temperatures": 20, "leapfrog": 2, "dtype": torch.float64, "seed": 3}
+    how = {"chains": 4, "temperatures": 20, "leapfrog": 2, "seed": 3, **DOUBLE}
     whole = anneal(SOFT.log_likelihood_for, x_BK, 40, Annealing(**how))
     parts = anneal(SOFT.log_likelihood_for, x_BK, 40, Annealing(chunk=3, **how))
-    for name in ("log_p_B", "error_B", "log_w_CB", "spread_B", "acceptance_B", "step_size_KB"):
-        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    for name, value in vars(whole).items():
+        close(getattr(parts, name), value)
 
     some = [5, 2]
     [named] = walks(SOFT.log_likelihood_for, x_BK[some], 40, some, [Annealing(**how)])
-    torch.testing.assert_close(named.log_p_B, whole.log_p_B[some])
+    close(named.log_p_B, whole.log_p_B[some])
     unnamed = annealed_importance_sampling(SOFT.log_likelihood_for(x_BK[some]), 40, 2, **how)
     assert float((unnamed - whole.log_p_B[some]).abs().min()) > 1e-3
 
 
 def test_the_seed_decides():
     x_BK = SOFT.draw(2)
-    runs = [
-        anneal(SOFT.log_likelihood_for, x_BK, 32, Annealing(temperatures=5, pilot=16, seed=s))
-        for s in (1, 1, 2)
-    ]
-    assert torch.equal(runs[0].log_w_CB, runs[1].log_w_CB)
-    assert bool((runs[0].log_w_CB != runs[2].log_w_CB).all())
+    hows = [Annealing(temperatures=5, pilot=16, seed=seed) for seed in (1, 1, 2)]
+    one, again, other = (anneal(SOFT.log_likelihood_for, x_BK, 32, how).log_w_CB for how in hows)
+    assert torch.equal(one, again)
+    assert bool((one != other).all())
 
 
 def test_the_step_size_is_frozen_after_the_pilot(monkeypatch):
@@ -234,11 +227,8 @@ def test_the_step_size_is_frozen_after_the_pilot(monkeypatch):
     monkeypatch.setattr(Walkers, "move", spied)
     how = Annealing(temperatures=40, seed=0)
     result = bidirectional(STIFF.log_likelihood_for, STIFF.simulate, 12, 3, how)
-    pilot, forth, back = (
-        seen[: how.moves(0, pilot=True)],
-        seen[how.moves(0, pilot=True) : how.moves(1, pilot=True)],
-        seen[how.moves(1, pilot=True) :],
-    )
+    first = how.moves(0, pilot=True)
+    pilot, forth, back = seen[:first], seen[first : first + 39], seen[first + 39 :]
     assert len({tuple(step.tolist()) for _, step, _ in pilot}) > 100
     # Both walks, with noise and states of their own, make each move with one and the same step.
     assert len(forth) == len(back) == 39
@@ -246,21 +236,20 @@ def test_the_step_size_is_frozen_after_the_pilot(monkeypatch):
         assert beta == beta_back
         assert torch.equal(step_B, step_back_B)
     chance_B = torch.stack([chance_B for *_, chance_B in forth]).mean(0)
-    torch.testing.assert_close(result.forward.acceptance_B, chance_B)
+    close(result.forward.acceptance_B, chance_B)
     steps_KB = result.forward.step_size_KB
     assert torch.equal(steps_KB, result.reverse.step_size_KB)
     for t, (_, step_B, _) in enumerate(forth, 1):
-        torch.testing.assert_close(step_B, annealing.step_at(steps_KB, t / 40))
+        close(step_B, annealing.step_at(steps_KB, t / 40))
         assert bool((step_B >= steps_KB.min(0).values).all())
     assert bool((steps_KB[-1] < steps_KB[0] / 2).all()), "a stiff posterior takes smaller steps"
     assert len(set(steps_KB[-1].tolist())) == 3, "each image has its own"
 
 
 def test_the_pilot_reaches_the_acceptance_that_it_is_asked():
-    x_BK = STIFF.draw(6)
     for asked in (0.65, 0.9):
         how = Annealing(temperatures=150, leapfrog=5, acceptance=asked)
-        result = anneal(STIFF.log_likelihood_for, x_BK, 100, how)
+        result = anneal(STIFF.log_likelihood_for, STIFF.draw(6), 100, how)
         assert float(result.acceptance_B.mean()) == pytest.approx(asked, abs=0.06)
 
 
@@ -309,18 +298,14 @@ def test_a_likelihood_that_is_finite_nowhere_gives_minus_infinity():
         bidirectional(lambda _: lambda z: z.sum(-1) * torch.nan, lambda z, _: z, 3, 2, how)
 
 
-def test_a_likelihood_without_latents_is_exact():
+@pytest.mark.parametrize("scale", [0.0, torch.zeros(1, requires_grad=True)])
+def test_a_likelihood_without_latents_is_exact(scale):
     constant = torch.tensor([-3.0, -5.0])
-    for scale in (0.0, torch.zeros(1, requires_grad=True)):
-        got = annealed_importance_sampling(
-            lambda z, scale=scale: constant + scale + torch.zeros(z.shape[:2]),
-            4,
-            2,
-            chains=3,
-            temperatures=6,
-            leapfrog=2,
-        )
-        torch.testing.assert_close(got, constant.double())
+    how = {"chains": 3, "temperatures": 6, "leapfrog": 2}
+    got = annealed_importance_sampling(
+        lambda z: constant + scale + torch.zeros(z.shape[:2]), 4, 2, **how
+    )
+    close(got, constant.double())
 
 
 def test_one_chain_does_not_know_its_error():
@@ -328,7 +313,7 @@ def test_one_chain_does_not_know_its_error():
     result = anneal(SOFT.log_likelihood_for, SOFT.draw(2), 32, how)
     assert result.error_B.tolist() == [math.inf] * 2
     assert result.spread_B.tolist() == [0, 0]
-    torch.testing.assert_close(result.log_p_B, result.log_w_CB[0])
+    close(result.log_p_B, result.log_w_CB[0])
 
 
 @pytest.mark.parametrize("temperatures", [1, 2, 7, 1000])
@@ -405,12 +390,11 @@ def test_a_gpu_brackets_the_exact_value_too():
     assert abs(result.gap) < 1
 
 
-def test_walks_of_other_lengths_start_elsewhere_and_move_otherwise() -> None:
+def test_walks_of_other_lengths_start_elsewhere_and_move_otherwise():
     """The referee takes the agreement of N and 2N as evidence: they must not share their noise."""
-    how = [Annealing(chains=3, temperatures=n) for n in (5, 10)]
     walks = [
-        annealing.Walk(lambda z: -z.square().sum(-1), 4, each, [0], torch.full((16, 1), 0.1))
-        for each in how
+        annealing.Walk(lambda z: -z.square().sum(-1), 4, how, [0], torch.full((16, 1), 0.1))
+        for how in (Annealing(chains=3, temperatures=n) for n in (5, 10))
     ]
     assert not bool((walks[0].walkers.z_CBD == walks[1].walkers.z_CBD).any())
     assert not bool((walks[0].noise(3, 6, 1) == walks[1].noise(3, 6, 1)).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -78,10 +79,8 @@ def simulate(delta, sd_a, sd_b, *, margin=2.0, image_sd=4.0, images=500, claims=
     `escape` is the share of seeds that escape; the others are left out of the means, as they are of
     the interval among escaped seeds.
     """
-    looks, rng = (
-        sequential.LOOKS,
-        np.random.default_rng([round(100 * abs(delta)), round(100 * sd_a)]),
-    )
+    looks = sequential.LOOKS
+    rng = np.random.default_rng([round(100 * abs(delta)), round(100 * sd_a)])
     levels = nominal_p(looks, 0.05 / claims)
     most, shape = looks[-1], (REPETITIONS, looks[-1])
     arms = [delta + sd_a * rng.standard_normal(shape), sd_b * rng.standard_normal(shape)]
@@ -124,14 +123,14 @@ def test_equal_arms_are_settled_in_most_cases_with_few_seeds():
     assert missed < 0.054
 
 
-def test_a_large_difference_is_reproduced_early():
-    shares, seeds, missed, _ = simulate(5.0, 1.5, 1.5)
-    assert shares["reproduced"] > 0.98
-    assert seeds < 8
+@pytest.mark.parametrize(
+    ("delta", "sd", "share", "most"), [(5.0, 1.5, 0.98, 8), (10.0, 5.0, 0.97, 10)]
+)
+def test_a_large_difference_is_reproduced_early(delta, sd, share, most):
+    shares, seeds, missed, _ = simulate(delta, sd, sd)
+    assert shares["reproduced"] > share
+    assert seeds < most
     assert missed < 0.054
-    shares, seeds, _, _ = simulate(10.0, 5.0, 5.0)
-    assert shares["reproduced"] > 0.97
-    assert seeds < 10
 
 
 def test_a_large_difference_the_other_way_is_opposite_and_never_reproduced():
@@ -141,10 +140,9 @@ def test_a_large_difference_the_other_way_is_opposite_and_never_reproduced():
     assert shares["opposite"] > 0.5  # the rest is short of the margin before it is beyond it
 
 
-@pytest.mark.parametrize("delta", [2.0, -2.0])
-def test_at_the_margin_a_wrong_word_is_rare(delta):
+@pytest.mark.parametrize(("delta", "wrong"), [(2.0, "reproduced"), (-2.0, "opposite")])
+def test_at_the_margin_a_wrong_word_is_rare(delta, wrong):
     shares, _, _, ever = simulate(delta, 1.5, 1.5)
-    wrong = {2.0: "reproduced", -2.0: "opposite"}[delta]
     assert shares[wrong] < 0.035
     assert shares["no larger difference"] < 0.035
     assert ever < 0.056
@@ -157,23 +155,18 @@ def test_intervals_hold_together_over_all_looks(sd_a, sd_b, image_sd):
     assert missed <= ever < 0.064  # .05, and Welch's t at five seeds of unequal spread
 
 
-def test_of_m_claims_the_family_holds():
-    _, _, _, ever = simulate(1.0, 1.5, 1.5, claims=4)
-    assert 4 * ever < 0.064
-
-
-def test_the_interval_among_escaped_seeds_covers_where_some_collapse():
-    _, _, _, ever = simulate(1.0, 1.5, 1.5, escape=0.9)
-    assert ever < 0.064
+@pytest.mark.parametrize(("claims", "escape"), [(4, 1.0), (1, 0.9)])
+def test_the_family_of_m_claims_holds_and_the_interval_among_escaped_seeds(claims, escape):
+    _, _, _, ever = simulate(1.0, 1.5, 1.5, claims=claims, escape=escape)
+    assert claims * ever < 0.064
 
 
 def test_an_interval_over_all_seeds_does_not_cover_where_some_collapse():
     # a tenth of the seeds at +97 nats: with five seeds the nominal 95 % interval covers far less
     rng = np.random.default_rng(0)
     a_RS = 1.5 * rng.standard_normal((REPETITIONS, 5)) + 97 * (rng.random((REPETITIONS, 5)) < 0.1)
-    low, high = a_RS.mean(1) + np.array([[-1], [1]]) * stats.t.isf(0.025, 4) * a_RS.std(
-        1, ddof=1
-    ) / math.sqrt(5)
+    half_R = stats.t.isf(0.025, 4) * a_RS.std(1, ddof=1) / math.sqrt(5)
+    low, high = a_RS.mean(1) - half_R, a_RS.mean(1) + half_R
     assert ((low < 9.7) & (high > 9.7)).mean() < 0.65
 
 
@@ -200,15 +193,11 @@ def test_a_difference_of_differences_has_the_errors_of_four_arms():
     signs = (1, -1, -1, 1)
     got = contrast(list(zip(signs, arms, strict=True)))
     means = [np.stack(list(arm.values())).mean(1) for arm in arms]
-    variances = [each.var(ddof=1) / each.size for each in means]
-    assert got.estimate == pytest.approx(
-        sum(sign * each.mean() for sign, each in zip(signs, means, strict=True))
-    )
-    assert got.seed_error == pytest.approx(math.sqrt(sum(variances)))
-    assert got.df == pytest.approx(
-        sum(variances) ** 2
-        / sum(v**2 / (m.size - 1) for v, m in zip(variances, means, strict=True))
-    )
+    parts = np.array([each.var(ddof=1) / each.size for each in means])
+    estimate = sum(sign * each.mean() for sign, each in zip(signs, means, strict=True))
+    assert got.estimate == pytest.approx(estimate)
+    assert got.seed_error == pytest.approx(math.sqrt(sum(parts)))
+    assert got.df == pytest.approx(sum(parts) ** 2 / sum(parts**2 / np.array([4, 5, 6, 7])))
     assert got.seeds == (5, 6, 7, 8)
 
 
@@ -284,14 +273,14 @@ def test_words_mirror(low, width, margin):
 def test_intervals_of_shares_cover_by_exact_enumeration(seeds, p):
     low, high = share_limits(*seeds, p)
     missed = []
-    for a in np.linspace(0.01, 0.99, 37):
-        for b in np.linspace(0.01, 0.99, 37):
-            pmf_a, pmf_b = (
-                stats.binom.pmf(np.arange(n + 1), n, share)
-                for n, share in zip(seeds, (a, b), strict=True)
-            )
-            mass = pmf_a[:, None] * pmf_b
-            missed.append(float(mass[(low > a - b) | (high < a - b)].sum()))
+    for shares in itertools.product(np.linspace(0.01, 0.99, 37), repeat=2):
+        pmf_a, pmf_b = (
+            stats.binom.pmf(np.arange(n + 1), n, share)
+            for n, share in zip(seeds, shares, strict=True)
+        )
+        a, b = shares
+        mass = pmf_a[:, None] * pmf_b
+        missed.append(float(mass[(low > a - b) | (high < a - b)].sum()))
     assert max(missed) <= p
     assert max(missed) > 0.5 * p  # no wider than it has to be
 
@@ -323,10 +312,7 @@ def test_seeds_to_decide_decides_in_four_cases_of_five():
     assert n is not None
     rng, decided = np.random.default_rng(0), []
     for seeds in (n, n - 4):
-        a, b = (
-            truth + sd * rng.standard_normal((4000, seeds)),
-            sd * rng.standard_normal((4000, seeds)),
-        )
+        a, b = (mean + sd * rng.standard_normal((4000, seeds)) for mean in (truth, 0))
         estimate, error, df = welch(a, b)
         half = half_width(error, df, 0.0, p)
         words = [word(e - h, e + h, margin, 1) for e, h in zip(estimate, half, strict=True)]
