@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,19 @@ preset: smoke
 """
 
 
-def write(folder: Path, body: str, head: str = HEAD) -> Path:
+def write(folder: Path, body: str) -> Path:
     path = folder / "some.yaml"
-    path.write_text(head + textwrap.dedent(body))
+    path.write_text(HEAD + textwrap.dedent(body))
     return path
 
 
-def load(folder: Path, body: str, **about: str) -> Study:
-    return study.load(str(write(folder, body)), **about)
+Load = Callable[..., Study]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Load the study of this body, below `HEAD`."""
+    return lambda body, **about: study.load(str(write(tmp_path, body)), **about)
 
 
 def names(found: Study) -> list[str]:
@@ -38,22 +44,19 @@ def names(found: Study) -> list[str]:
 
 def refusal(folder: Path, body: str) -> str:
     with pytest.raises(UsageError) as caught:
-        load(folder, body)
+        study.load(str(write(folder, body)))
     return str(caught.value)
 
 
 # --------------------------------------------------------------------------- what is planned
 
 
-def test_a_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:
-    found = load(
-        tmp_path,
-        """\
+def test_a_grid_is_the_product_of_its_axes(load: Load) -> None:
+    found = load("""\
         variants: [cauchy, fixed-random]
         grid: {filter_size: [1, 5], grid: [original, centred]}
         seeds: 0-2
-        """,
-    )
+        """)
     expected = [
         f"{variant} filter_size={size} grid={grid}"
         for variant, size, grid in itertools.product(
@@ -70,16 +73,13 @@ def test_a_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:
     assert all(cell.baseline is None for cell in found.cells)
 
 
-def test_a_baseline_is_matched_and_planned_where_the_grid_does_not_hold_it(tmp_path: Path) -> None:
-    found = load(
-        tmp_path,
-        """\
+def test_a_baseline_is_matched_and_planned_where_the_grid_does_not_hold_it(load: Load) -> None:
+    found = load("""\
         baseline: {variant: cauchy, charge_weight: 1}
         variants: [hellinger, {variant: masked-progressive, rate: [0.5, 2]}]
         grid: {filter_size: [2, 5]}
         seeds: 0
-        """,
-    )
+        """)
     expected = {}
     for size in (2, 5):
         baseline = f"cauchy filter_size={size} charge_weight=1.0"
@@ -90,25 +90,20 @@ def test_a_baseline_is_matched_and_planned_where_the_grid_does_not_hold_it(tmp_p
     assert len(names(found)) == len(expected)
 
 
-def test_a_baseline_in_the_grid_is_planned_once(tmp_path: Path) -> None:
-    found = load(
-        tmp_path,
-        """\
+def test_a_baseline_in_the_grid_is_planned_once(load: Load) -> None:
+    found = load("""\
         baseline: {variant: cauchy, charge_weight: 1}
         variants: [cauchy, {variant: cauchy, charge_weight: 0.25}]
         seeds: 0
-        """,
-    )
+        """)
     assert {cell.name: cell.baseline for cell in found.cells} == {
         "cauchy": None,
         "cauchy charge_weight=0.25": "cauchy",
     }
 
 
-def test_skips(tmp_path: Path) -> None:
-    found = load(
-        tmp_path,
-        """\
+def test_skips(load: Load) -> None:
+    found = load("""\
         variants: [cauchy, content, gaussian]
         grid: {filter_size: [2, 5], grid: [original, centred]}
         skip:
@@ -116,8 +111,7 @@ def test_skips(tmp_path: Path) -> None:
           - {variant: content, axis: grid, reason: no grid}
           - {variant: gaussian, filter_size: 2, grid: centred, reason: too long}
         seeds: 0
-        """,
-    )
+        """)
     assert "content" in names(found)
     assert "gaussian filter_size=2 grid=centred" not in names(found)
     assert len(names(found)) == 4 + 1 + 3
@@ -128,38 +122,35 @@ def test_skips(tmp_path: Path) -> None:
     ]
 
 
-def test_another_preset_or_data_set_makes_another_study(tmp_path: Path) -> None:
+def test_another_preset_or_data_set_makes_another_study(load: Load) -> None:
     body = "variants: [cauchy, fixed-supervised]\nseeds: 0\n"
-    assert load(tmp_path, body).name == "some"
-    assert load(tmp_path, body, preset="smoke").name == "some"
-    assert load(tmp_path, body, dataset="mnist-5k").name == "some"
-    assert load(tmp_path, body, preset="laptop").name == "some@laptop"
-    both = load(tmp_path, body, preset="paper", dataset="omniglot")
+    assert load(body).name == "some"
+    assert load(body, preset="smoke").name == "some"
+    assert load(body, dataset="mnist-5k").name == "some"
+    assert load(body, preset="laptop").name == "some@laptop"
+    both = load(body, preset="paper", dataset="omniglot")
     assert both.name == "some@paper@omniglot"
     assert {cell.config.dataset for cell in both.cells} == {"omniglot"}
-    assert not load(tmp_path, body).verdicts
+    assert not load(body).verdicts
     assert both.verdicts
 
 
-def test_what_is_not_applicable_is_listed(tmp_path: Path) -> None:
-    found = load(tmp_path, "variants: [cauchy, fixed-supervised]\nseeds: 0\n", preset="laptop")
+def test_what_is_not_applicable_is_listed(load: Load) -> None:
+    found = load("variants: [cauchy, fixed-supervised]\nseeds: 0\n", preset="laptop")
     assert found.by_name["cauchy"].not_applicable is None
     assert "needs labels" in str(found.by_name["fixed-supervised"].not_applicable)
 
 
-def test_set_dataset_and_a_file_beside_the_study(tmp_path: Path) -> None:
+def test_set_dataset_and_a_file_beside_the_study(load: Load, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         '"""Mine."""\nfrom glas_bench.model import Glas\n\n\nclass Mine(Glas):\n    """Mine."""\n'
     )
-    found = load(
-        tmp_path,
-        """\
+    found = load("""\
         dataset: omniglot
         set: {steps: 2, learning_rate: 3e-4}
         variants: [./mine.py]
         seeds: [3, 1]
-        """,
-    )
+        """)
     (cell,) = found.cells
     assert cell.variant.path == (tmp_path / "mine.py").resolve()
     assert (cell.config.dataset, cell.config.learning_rate) == ("omniglot", 3e-4)
@@ -167,7 +158,7 @@ def test_set_dataset_and_a_file_beside_the_study(tmp_path: Path) -> None:
     assert (cell.name, cell.params, found.seeds) == ("mine", {}, [1, 3])
 
 
-def test_a_search(tmp_path: Path) -> None:
+def test_a_search(load: Load, tmp_path: Path) -> None:
     body = """\
     baseline: {variant: cauchy, latent_size: 9, filter_size: 5}
     variants: [cauchy, gaussian]
@@ -181,7 +172,7 @@ def test_a_search(tmp_path: Path) -> None:
       - {text: t, source: s, expect: nll(cauchy) < nll(gaussian)}
       - {text: t, source: s, expect: "nll(cauchy, latent_size=9, filter_size=5) > nll(cauchy)"}
     """
-    found = load(tmp_path, body)
+    found = load(body)
     assert {cell.name: cell.searched for cell in found.cells} == {
         "cauchy latent_size=9 filter_size=5": (),
         "cauchy": ("latent_size", "filter_size"),
@@ -198,16 +189,13 @@ def test_a_search(tmp_path: Path) -> None:
     assert (changed.searched, changed.key) == ((), "")
 
 
-def test_choices_alone_are_gone_through_once(tmp_path: Path) -> None:
-    found = load(
-        tmp_path,
-        """\
+def test_choices_alone_are_gone_through_once(load: Load) -> None:
+    found = load("""\
         variants: [cauchy]
         space: {learning_rate: {choices: [3e-4, 1e-3, 3e-3]}}
         tuning_seeds: 1000
         seeds: 0
-        """,
-    )
+        """)
     assert found.trials == 3
 
 
@@ -283,10 +271,8 @@ def test_no_study_of_that_name(reference: str, words: str) -> None:
 # --------------------------------------------------------------------------- claims
 
 
-def test_an_axis_left_out_is_gone_through_value_by_value(tmp_path: Path) -> None:
-    found = load(
-        tmp_path,
-        """\
+def test_an_axis_left_out_is_gone_through_value_by_value(load: Load) -> None:
+    found = load("""\
         variants: [cauchy, fixed-random, content]
         grid: {filter_size: [1, 2], grid: [original, centred]}
         skip:
@@ -303,8 +289,7 @@ def test_an_axis_left_out_is_gone_through_value_by_value(tmp_path: Path) -> None
           - text: a
             source: b
             expect: nll(cauchy, grid=centred) < nll(cauchy, grid=original)
-        """,
-    )
+        """)
     first, second, third, fourth = found.claims
     assert (first.metric, first.direction) == ("failed_share", -1)
     assert [(pair.left, pair.right, pair.at) for pair in first.pairs] == [

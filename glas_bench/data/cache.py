@@ -13,8 +13,6 @@ import json
 import os
 import secrets
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +37,6 @@ PINNED: dict[str, str] = {
 }
 """Digest of all arrays of a data set: it detects a package that ships other digits or draws other
 random numbers. Omniglot's is unknown; git's digest verifies its source file."""
-
-UNREADABLE: tuple[type[Exception], ...] = (
-    *(ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""What zipfile and numpy raise on a broken file, besides OSError."""
 
 
 class BrokenPackError(Exception):
@@ -136,7 +128,9 @@ def read(path: Path, names: list[str] | None = None, source: State | None = None
             if lacks := sorted(set(names or ()) - set(packed.digests)):
                 raise BrokenPackError(f"it holds {packed.name}, without {', '.join(lacks)}")
             arrays = {name: file[name] for name in names or packed.digests}
-    except UNREADABLE as error:
+    except (BrokenPackError, OSError):
+        raise
+    except Exception as error:  # zipfile and numpy raise many kinds on a broken file
         raise BrokenPackError(str(error) or type(error).__name__) from error
     for name, array in arrays.items():
         if array_digest(array) != packed.digests.get(name):
@@ -150,10 +144,7 @@ def read(path: Path, names: list[str] | None = None, source: State | None = None
 def published(name: str, names: list[str] | None = None, *, progress: bool = False) -> Packed:
     """Return a published data set from its packed file or its sources, fetching what is missing.
 
-    Args:
-        name: the data set.
-        names: the arrays to read; by default all.
-        progress: draw a bar on stderr while fetching.
+    Of its arrays `names` are read, by default all; `progress` draws a bar while fetching.
 
     Raises:
         DataError: the data is missing, broken, or cannot be fetched.
