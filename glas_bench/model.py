@@ -342,8 +342,8 @@ DESCRIPTIVE = ("citations", "least_kl_per_charge", "is_control", "figures")
 - `is_control`: whether the report compares runs by hand with this variant;
 - `figures`: figures of the report ("samples", "filter") that show this variant first.
 
-They describe one variant and are not inherited. `registry.code_alone` leaves out assignments of
-literals to them, so that editing one does not change the variant's `source_hash`.
+They are not inherited. `registry.code_alone` leaves out assignments of literals to them, so that
+editing one does not change the variant's `source_hash`.
 """
 
 
@@ -365,8 +365,7 @@ class Glas(nn.Module):
     - `latent_trained`: False keeps the latent matrix fixed as it was drawn, a buffer;
     - `write_up`: what the write-up says happened;
     - `published`: its numbers by data set, in nats;
-    - `citations`, `least_kl_per_charge`, `is_control`, `figures`: for pages alone, see
-      `DESCRIPTIVE`.
+    - those of `DESCRIPTIVE`.
 
     Args:
         settings: an instance of the variant's `Settings`.
@@ -516,11 +515,7 @@ class Glas(nn.Module):
     ) -> tuple[State, Step]:
         """Infer q_t, draw z_t from it and write on the canvas: one step of training.
 
-        Args:
-            context: the inputs.
-            state: the state after step t - 1.
-            noise_BZ: standard-normal noise.
-            t: the step, from 0, as an int64 tensor [].
+        `state` is that after step t - 1; t counts from 0, an int64 tensor [].
         """
         q, read, recognition = self.infer(context, state, t)
         p = self.prior()
@@ -657,10 +652,7 @@ class Glas(nn.Module):
     def charge(self, q: Any, p: Any, z: Tensor) -> Tensor:
         """Return the charge of q_t for its distance from the prior, [B] nats: KL(q || N(0, I)).
 
-        Args:
-            q: the posterior, with `q.mean` and `q.std` [B, Z] for a normal.
-            p: the prior.
-            z: the draw [B, Z].
+        q is the posterior, with `q.mean` and `q.std` [B, Z] for a normal, p the prior, z the draw.
         """
         del p, z
         return divergences.kl_normal(q.mean, q.std).sum(-1)

@@ -98,19 +98,16 @@ def test_one_that_is_not_finite_is_left_to_fail_alone(tmp_path):
 
 
 def test_a_stack_keeps_no_casts_from_step_to_step():
+    fits = [fit(SHORT, seed) for seed in SEEDS]
+    for one in fits:
+        one.config = one.config.model_copy(update={"precision": "bf16"})
     with linear.precision("bf16"):  # as in scoring
-        stack = StackedTraining([bf16_fit(seed) for seed in SEEDS])
+        stack = StackedTraining(fits)
         for _ in range(2):
             stack.step()
             assert stack.collect() == {}
             stack.end_epoch()
         assert linear._current.casts == {}
-
-
-def bf16_fit(seed):
-    one = fit(SHORT, seed)
-    one.config = one.config.model_copy(update={"precision": "bf16"})
-    return one
 
 
 def test_every_variants_decoder_can_be_fitted_under_vmap():

@@ -1,5 +1,6 @@
 """Noise by address: the published generator, its laws, and what it must not depend on."""
 
+import itertools
 import math
 
 import numpy as np
@@ -44,8 +45,7 @@ def test_normals_are_normal():
         values = noise**power
         error = float(values.std()) / math.sqrt(len(noise))
         assert abs(float(values.mean()) - moment) < 4 * error
-    lags = [1, 2, 3, 4, 1000]
-    for lag in lags:
+    for lag in (1, 2, 3, 4, 1000):
         assert abs(float((noise[lag:] * noise[:-lag]).mean())) < 4 / math.sqrt(len(noise))
 
 
@@ -73,10 +73,9 @@ def test_a_number_depends_on_its_address_alone(draw):
 def test_streams_of_other_names_are_apart():
     names = [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a", 1, 0)]
     found = [streams.normal((64,), *name) for name in names]
-    for i, one in enumerate(found):
-        for other in found[:i]:
-            assert not torch.equal(one, other)
-            assert abs(float((one * other).mean())) < 4.5 / 8
+    for one, other in itertools.combinations(found, 2):
+        assert not torch.equal(one, other)
+        assert abs(float((one * other).mean())) < 4.5 / 8
     assert torch.equal(streams.normal((4, 16), 0, "a", 1).flatten(), found[0])
 
 
