@@ -64,16 +64,23 @@ def cell(
     return folder
 
 
+def epoch(
+    seed: SeedFolder, number: int, value: float, validation: float | None, charge: float, at: float
+) -> None:
+    """Add the row of an epoch with this objective, which ended at a time."""
+    seed.path.mkdir(parents=True, exist_ok=True)
+    row: dict[str, Any] = {"epoch": number, "phase": "main", "step": 390 * number}
+    row |= {"objective": value, "recon": value - charge, "charge": charge, "aux": 0.0}
+    row |= {"validation": validation, "validation_kind": "elbo", "learning_rate": 1e-3}
+    row |= {"seconds": 2.0 * number, "images_per_second": 900.0, "time": at}
+    seed.append_metrics(row)
+
+
 def train(seed: SeedFolder, config: RunConfig, nll: float = 90.0) -> None:
     """Add the rows of all epochs, falling towards the end."""
-    seed.path.mkdir(parents=True, exist_ok=True)
-    same = {"phase": "main", "charge": 20.0, "aux": 0.0, "validation_kind": "elbo"}
-    same |= {"learning_rate": 1e-3, "images_per_second": 900.0}
-    for epoch in range(1, config.epochs + 1):
-        value = nll + 60 * 0.7**epoch + 0.2 * seed.seed
-        times = {"seconds": 2.0 * epoch, "time": BEGAN + 2.0 * epoch}
-        losses = {"objective": value, "recon": value - 20, "validation": value + 0.5}
-        seed.append_metrics({"epoch": epoch, "step": 390 * epoch, **losses, **same, **times})
+    for number in range(1, config.epochs + 1):
+        value, time = nll + 60 * 0.7**number + 0.2 * seed.seed, BEGAN + 2.0 * number
+        epoch(seed, number, value, value + 0.5, 20.0, time)
 
 
 def status(seed: SeedFolder, word: str, **about: Any) -> None:

@@ -1,7 +1,5 @@
 """The MLflow mirror, on real parts: sqlite files, an MLflow server, processes that are killed."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -11,26 +9,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from conftest import alive, until
+from fabricated import BEGAN, epoch
 from services import Server, free_port
 
 from glas_bench.config import RunConfig, protocol_key
 from glas_bench.errors import RunError
-from glas_bench.record import (
-    RunFolder,
-    SeedFolder,
-    find_runs,
-    load_run,
-    note_study,
-    runs_by_study,
-    write_json,
-)
+from glas_bench.record import RunFolder, find_runs, load_run, note_study, runs_by_study, write_json
 from glas_bench.report.records import runs_of
 from glas_bench.text import redact
 from glas_bench.tracking import entries
@@ -39,18 +29,16 @@ from glas_bench.tracking.address import experiment_name
 from glas_bench.tracking.mirror import Mirror
 from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync
 
-BEGAN = 1_760_000_000.0
-
 
 @pytest.fixture(autouse=True)
-def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_addresses(monkeypatch):
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tables(tmp_path_factory):
     """A store with tables and nothing in them: making it takes seconds."""
     place = tmp_path_factory.mktemp("tables")
     with store.quiet_mlflow(), pytest.MonkeyPatch.context() as patch:
@@ -60,7 +48,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def results(tables: Path, tmp_path: Path) -> Path:
+def results(tables, tmp_path):
     shutil.copy(tables, tmp_path)
     return tmp_path
 
@@ -68,7 +56,7 @@ def results(tables: Path, tmp_path: Path) -> Path:
 # --------------------------------------------------------------------------- fabricated runs
 
 
-def make_run(results: Path, variant: str = "cauchy", **settings: Any) -> RunFolder:
+def make_run(results, variant="cauchy", **settings):
     """Write a cell's folder with the record's own writers."""
     config = RunConfig(
         variant=variant,
@@ -86,31 +74,15 @@ def make_run(results: Path, variant: str = "cauchy", **settings: Any) -> RunFold
     return folder
 
 
-def train(seed: SeedFolder, epochs: range, at: float = BEGAN) -> None:
+def train(seed, epochs, at=BEGAN):
     """Add rows of these epochs, the first of which ends at a time."""
-    for index, epoch in enumerate(epochs):
-        seed.path.mkdir(parents=True, exist_ok=True)
-        seed.append_metrics(
-            {
-                "epoch": epoch,
-                "phase": "main",
-                "step": 31 * epoch,
-                "objective": 200.0 - epoch,
-                "recon": 190.0 - epoch,
-                "charge": 10.0,
-                "aux": 0.0,
-                "validation": None if epoch == 1 else 201.0 - epoch,
-                "validation_kind": "elbo",
-                "learning_rate": 1e-3,
-                "seconds": 2.0 * epoch,
-                "images_per_second": 900.0,
-                "time": at + 2.0 * index,
-            }
-        )
+    for i, e in enumerate(epochs):
+        validation = None if e == 1 else 201.0 - e
+        epoch(seed, e, 200.0 - e, validation, 10.0, at + 2.0 * i)
     seed.set_status("training", epoch=epochs[-1], step=31 * epochs[-1], seconds=2.0 * epochs[-1])
 
 
-def score(seed: SeedFolder, samples: int = 10, **scores: Any) -> str:
+def score(seed, samples=10, **scores):
     """Score a trained seed; return the protocol's key."""
     protocol = {"samples": samples}
     values = {"elbo": 150.0, "elbo_status": "finite", "iw": 148.5, "iw_status": "finite"}
@@ -124,7 +96,7 @@ def score(seed: SeedFolder, samples: int = 10, **scores: Any) -> str:
     return key
 
 
-def finished(results: Path, seeds: int = 1, variant: str = "cauchy", **settings: Any) -> RunFolder:
+def finished(results, seeds=1, variant="cauchy", **settings):
     """Write a trained and scored cell."""
     folder = make_run(results, variant, **settings)
     for seed in range(seeds):
@@ -136,23 +108,22 @@ def finished(results: Path, seeds: int = 1, variant: str = "cauchy", **settings:
 # --------------------------------------------------------------------------- reading the store
 
 
-def opened(results: Path) -> store.Store:
+def opened(results):
     with store.quiet_mlflow():
         found = store.Store(results)
         found.use(experiment_name())
     return found
 
 
-def runs(results: Path) -> dict[str, Any]:
+def runs(results):
     """All active runs of the store by name; two of one name fail."""
-    there = opened(results)
-    found = there.runs(experiment_name())
+    found = opened(results).runs(experiment_name())
     named = {run.info.run_name: run for run in found}
     assert len(named) == len(found), sorted(run.info.run_name for run in found)
     return named
 
 
-def histories(results: Path) -> dict[tuple[str, str], list[tuple[int, float, int]]]:
+def histories(results):
     """Everything ever logged, by run and metric."""
     client = opened(results).client
     return {
@@ -165,32 +136,37 @@ def histories(results: Path) -> dict[tuple[str, str], list[tuple[int, float, int
     }
 
 
-def seed_run(results: Path, folder: RunFolder, seed: int = 0) -> Any:
+def seed_run(results, folder, seed=0):
     return runs(results)[f"{folder.path.name} seed {seed}"]
 
 
-def epochs(results: Path, folder: RunFolder, seed: int = 0) -> list[tuple[int, float, int]]:
+def epochs(results, folder, seed=0):
     return histories(results)[f"{folder.path.name} seed {seed}", "train/objective"]
 
 
-def sync_all(results: Path) -> SyncReport:
+def synced(results):
+    """Write and mirror a trained and scored cell."""
+    folder = finished(results)
+    assert_ok(sync([folder.path], results), 1)
+    return folder
+
+
+def sync_all(results):
     return sync(find_runs(results), results)
 
 
-def sync_in_a_process(results: Path, limit: str = "") -> SyncReport:
+def sync_in_a_process(results, limit=""):
     """Sync as the command does, with nothing imported yet; nothing but the report is printed."""
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from test_tracking import as_line, sync_all\n"
-        f"{limit}\n"
-        "print(as_line(sync_all(Path(sys.argv[1]))))"
+    report = "print(as_line(sync_all(Path(sys.argv[1]))))"
+    return parsed(
+        run_script(f"from test_tracking import as_line, sync_all\n{limit}\n{report}", results)
     )
-    return parsed(run_script(script, results))
 
 
-def run_script(script: str, *arguments: object) -> str:
+def run_script(script, *arguments):
+    head = "import os, sys; from pathlib import Path\n"
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
+        [sys.executable, "-c", head + script, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=True,
@@ -200,16 +176,16 @@ def run_script(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-def as_line(report: SyncReport) -> str:
+def as_line(report):
     return json.dumps(asdict(report))
 
 
-def parsed(line: str) -> SyncReport:
+def parsed(line):
     value = json.loads(line)
     return SyncReport(**{**value, "failures": [tuple(each) for each in value["failures"]]})
 
 
-def assert_ok(report: SyncReport, runs: int) -> None:
+def assert_ok(report, runs):
     assert report.failures == []
     assert report.runs == runs
 
@@ -217,7 +193,7 @@ def assert_ok(report: SyncReport, runs: int) -> None:
 # --------------------------------------------------------------------------- sync to sqlite
 
 
-def test_a_folder_becomes_a_parent_and_its_seeds(results: Path) -> None:
+def test_a_folder_becomes_a_parent_and_its_seeds(results):
     folder = finished(results, seeds=2)
     assert_ok(sync([folder.path], results), 1)
     by_name = runs(results)
@@ -244,9 +220,8 @@ def test_a_folder_becomes_a_parent_and_its_seeds(results: Path) -> None:
     assert (results / "artifacts").is_dir()
 
 
-def test_twice_is_harmless(results: Path) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_twice_is_harmless(results):
+    folder = synced(results)
     before = histories(results)
     assert sync([folder.path], results) == SyncReport(1, [], 0)
     os.utime(folder.path / "config.yaml")  # looks new, is not
@@ -257,9 +232,8 @@ def test_twice_is_harmless(results: Path) -> None:
     assert fetch(results, "glas-bench") == Fetched([folder.path], [])
 
 
-def test_an_answer_that_was_lost_doubles_nothing(results: Path) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_an_answer_that_was_lost_doubles_nothing(results):
+    folder = synced(results)
     before = histories(results)
     path = folder.path / "tracking.json"
     document = json.loads(path.read_text())
@@ -271,7 +245,7 @@ def test_an_answer_that_was_lost_doubles_nothing(results: Path) -> None:
     assert histories(results) == before
 
 
-def test_a_resumed_training_logs_no_epoch_twice(results: Path) -> None:
+def test_a_resumed_training_logs_no_epoch_twice(results):
     folder = make_run(results)
     seed = folder.seed(0)
     train(seed, range(1, 3))
@@ -286,9 +260,8 @@ def test_a_resumed_training_logs_no_epoch_twice(results: Path) -> None:
     assert seed_run(results, folder).info.status == "FINISHED"
 
 
-def test_a_training_that_starts_over_is_another_run(results: Path) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_a_training_that_starts_over_is_another_run(results):
+    folder = synced(results)
     first = seed_run(results, folder).info.run_id
     shutil.rmtree(folder.seed(0).path)
     train(folder.seed(0), range(1, 2), at=BEGAN + 500)
@@ -298,9 +271,8 @@ def test_a_training_that_starts_over_is_another_run(results: Path) -> None:
     assert "iw" not in second.data.metrics
 
 
-def test_a_deleted_database_is_rebuilt(tmp_path: Path) -> None:
-    folder = finished(tmp_path)
-    sync([folder.path], tmp_path)
+def test_a_deleted_database_is_rebuilt(tmp_path):
+    folder = synced(tmp_path)
     before = histories(tmp_path)
     (tmp_path / "mlflow.db").unlink()
     assert sync([folder.path], tmp_path).changed == 1
@@ -309,9 +281,8 @@ def test_a_deleted_database_is_rebuilt(tmp_path: Path) -> None:
     assert rows == (2,)  # in the file that is there, not in the deleted one
 
 
-def test_a_deleted_run_is_created_again(results: Path) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_a_deleted_run_is_created_again(results):
+    folder = synced(results)
     gone = seed_run(results, folder).info.run_id
     opened(results).client.delete_run(gone)
     assert sync([folder.path], results).changed == 1
@@ -320,7 +291,7 @@ def test_a_deleted_run_is_created_again(results: Path) -> None:
     assert again.data.metrics["iw"] == 148.5
 
 
-def test_a_moved_results_folder_is_mirrored_again(tmp_path: Path) -> None:
+def test_a_moved_results_folder_is_mirrored_again(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     folder = finished(old)
     assert_ok(sync_in_a_process(old), 1)
@@ -335,9 +306,8 @@ def test_a_moved_results_folder_is_mirrored_again(tmp_path: Path) -> None:
     assert not old.exists()
 
 
-def test_the_newest_scoring_gives_the_numbers(results: Path) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_the_newest_scoring_gives_the_numbers(results):
+    folder = synced(results)
     key = score(folder.seed(0), samples=50, iw=147.0, elbo=None, elbo_status="undefined")
     assert_ok(sync([folder.path], results), 1)
     run = seed_run(results, folder).data
@@ -347,7 +317,7 @@ def test_the_newest_scoring_gives_the_numbers(results: Path) -> None:
     assert "elbo" not in numbers  # of the other scoring, and no number of this one
 
 
-def test_a_study_s_own_protocol_gives_its_numbers(results: Path) -> None:
+def test_a_study_s_own_protocol_gives_its_numbers(results):
     folder = finished(results)
     (own,) = [path.stem for path in (folder.seed(0).path / "eval").glob("*.json")]
     note_study(results, "mine", {folder.path: own}, file="x", preset="quick", seeds="0")
@@ -361,7 +331,7 @@ def test_a_study_s_own_protocol_gives_its_numbers(results: Path) -> None:
         assert (run.tags["protocol_key"], run.metrics["iw"]) == (key, iw)
 
 
-def test_seeds_of_a_cell_stay_together(results: Path) -> None:
+def test_seeds_of_a_cell_stay_together(results):
     folder = finished(results, seeds=2)
     before = shown(folder)[0]["iw"]
     key = score(folder.seed(0), samples=5000, iw=1.0)
@@ -371,9 +341,8 @@ def test_seeds_of_a_cell_stay_together(results: Path) -> None:
     assert shown(folder)[1]["protocol_key"] == key
 
 
-def test_a_complete_run_stands_for_a_seed_before_one_begun_later(results: Path) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_a_complete_run_stands_for_a_seed_before_one_begun_later(results):
+    folder = synced(results)
     half = make_run(results.parent / "elsewhere")
     train(half.seed(0), range(1, 2), at=BEGAN + 5000)
     half.seed(0).set_status("interrupted", step=31)
@@ -385,16 +354,14 @@ def test_a_complete_run_stands_for_a_seed_before_one_begun_later(results: Path) 
     assert run.seed.status == "complete"
 
 
-def shown(folder: RunFolder) -> tuple[dict[str, float], dict[str, str | None]]:
+def shown(folder):
     """Return the final numbers and tags of seed 0."""
     record = load_run(folder.path)
     entry = entries.of_seed(record, record.seeds[0])
     return {point.name: point.value for point in entry.numbers}, entry.tags
 
 
-def test_ais_stands_beside_a_run_s_own_scores_and_has_a_number_only_if_accepted(
-    results: Path,
-) -> None:
+def test_ais_stands_beside_a_run_s_own_scores_and_has_a_number_only_if_accepted(results):
     folder = finished(results)
     (own,) = folder.seed(0).all_scores()
     protocol = {"estimators": ["ais"], "chains": 16, "temperatures": 400}
@@ -415,36 +382,27 @@ def test_ais_stands_beside_a_run_s_own_scores_and_has_a_number_only_if_accepted(
 
 
 @pytest.mark.parametrize(
-    ("scored", "iw"),
+    ("others", "scored", "iw"),
     [
-        ([(5, 1.0, True)], 148.5),  # of fewer images
-        ([("all", 2.0, True)], 2.0),
-        ([("all", 2.0, False)], 2.0),
-        ([("all", 2.0, True), ("all", 3.0, False)], 2.0),  # one that ranks before one that does not
-        ([("all", 2.0, False), ("all", 3.0, False)], 3.0),
+        (True, [(5, 1.0, True)], 148.5),  # of fewer images
+        (True, [("all", 2.0, True)], 2.0),
+        (True, [("all", 2.0, False)], 2.0),
+        (True, [("all", 2.0, True), ("all", 3.0, False)], 2.0),  # one that ranks comes first
+        (True, [("all", 2.0, False), ("all", 3.0, False)], 3.0),
+        (False, [(2000, 2.0, True), (40, 3.0, True)], 2.0),  # none of all images: of most
     ],
 )
-def test_the_scores_that_represent_a_seed(
-    results: Path, scored: list[tuple[Any, float, bool]], iw: float
-) -> None:
+def test_the_scores_that_represent_a_seed(results, others, scored, iw):
     folder = finished(results)
+    if not others:
+        shutil.rmtree(folder.seed(0).path / "eval")
     for i, (images, value, ranks) in enumerate(scored):
         scores = {"protocol": {"images": images}, "iw": value, "nll": value if ranks else None}
         folder.seed(0).save_scores(str(i) * 12, scores, {})
     assert shown(folder)[0]["iw"] == iw
 
 
-def test_without_scores_of_all_images_those_of_most_represent_a_seed(results: Path) -> None:
-    folder = finished(results)
-    for own in (folder.seed(0).path / "eval").glob("*.json"):
-        own.unlink()
-    for images, iw in ((2000, 2.0), (40, 3.0)):
-        scores = {"protocol": {"images": images}, "iw": iw, "nll": iw}
-        folder.seed(0).save_scores(str(images) * 3, scores, {})
-    assert shown(folder)[0]["iw"] == 2.0
-
-
-def test_nothing_that_is_not_finite_is_logged(results: Path) -> None:
+def test_nothing_that_is_not_finite_is_logged(results):
     folder = finished(results)
     path = next((folder.seed(0).path / "eval").glob("*.json"))
     scores = json.loads(path.read_text()) | {"elbo": math.inf, "elbo_status": "infinite"}
@@ -462,15 +420,11 @@ def test_nothing_that_is_not_finite_is_logged(results: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "word"),
     [
-        ("complete", "FINISHED"),
-        ("diverged", "FAILED"),
-        ("failed", "FAILED"),
-        ("interrupted", "KILLED"),
-        ("scoring", "RUNNING"),
-        ("waiting", "SCHEDULED"),
+        *(("complete", "FINISHED"), ("diverged", "FAILED"), ("failed", "FAILED")),
+        *(("interrupted", "KILLED"), ("scoring", "RUNNING"), ("waiting", "SCHEDULED")),
     ],
 )
-def test_statuses(tmp_path: Path, status: str, word: str) -> None:
+def test_statuses(tmp_path, status, word):
     folder = make_run(tmp_path)
     folder.seed(0).set_status(status, step=7, reason="because " * 2000)
     record = load_run(folder.path)
@@ -483,7 +437,7 @@ def test_statuses(tmp_path: Path, status: str, word: str) -> None:
     assert entries.of_cell(record).status == word
 
 
-def test_a_broken_folder_does_not_hurt_the_others(results: Path) -> None:
+def test_a_broken_folder_does_not_hurt_the_others(results):
     good, bad = finished(results), finished(results, variant="hellinger")
     (bad.path / "config.yaml").write_text("schema: 1\n")
     report = sync_all(results)
@@ -495,9 +449,7 @@ def test_a_broken_folder_does_not_hurt_the_others(results: Path) -> None:
     assert "no run folder" in report.failures[0][1]
 
 
-def test_nothing_is_printed_and_the_environment_stays(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_printed_and_the_environment_stays(tmp_path, capfd):
     folder = finished(tmp_path)
     before = dict(os.environ)
     assert_ok(sync_in_a_process(tmp_path), 1)
@@ -507,7 +459,7 @@ def test_nothing_is_printed_and_the_environment_stays(
     assert (out, err) == ("", "")
 
 
-def test_timeouts_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeouts_of_the_user_win(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     with store.quiet_mlflow():
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
@@ -527,7 +479,7 @@ def test_timeouts_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
         "mssql+pyodbc:///?odbc_connect=PWD%3Ds3cret",
     ],
 )
-def test_no_password_is_shown(uri: str) -> None:
+def test_no_password_is_shown(uri):
     shown = redact(f"cannot reach '{uri}' now")
     assert "s3c" not in shown
     assert shown.startswith(f"cannot reach '{uri.partition(':')[0]}://")
@@ -535,9 +487,7 @@ def test_no_password_is_shown(uri: str) -> None:
     assert redact("sqlite:////a/b@c/mlflow.db").endswith("mlflow.db")
 
 
-def test_a_database_server_that_is_down_is_reported_in_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_server_that_is_down_is_reported_in_seconds(tmp_path, monkeypatch):
     folder = finished(tmp_path)
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:s3cret@127.0.0.1:{port}/db")
@@ -548,7 +498,7 @@ def test_a_database_server_that_is_down_is_reported_in_seconds(
     assert "s3cret" not in as_line(report)
 
 
-def test_a_database_that_the_disk_had_no_room_for_is_made_later(tmp_path: Path) -> None:
+def test_a_database_that_the_disk_had_no_room_for_is_made_later(tmp_path):
     folder = finished(tmp_path)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
     report = sync_in_a_process(tmp_path, limit)
@@ -560,10 +510,9 @@ def test_a_database_that_the_disk_had_no_room_for_is_made_later(tmp_path: Path) 
     assert len(runs(tmp_path)) == len(list(folder.path.glob("seed-*"))) + 1
 
 
-def test_ten_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
+def test_ten_processes_open_a_new_store_at_once(tmp_path):
     folders = [str(finished(tmp_path, filter_size=size).path) for size in range(1, 11)]
     script = (
-        "import os, sys; from pathlib import Path\n"
         "import mlflow.store.tracking.sqlalchemy_store\n"
         "from test_tracking import as_line, sync\n"
         "results, *folders = map(Path, sys.argv[1:])\n"
@@ -585,14 +534,14 @@ def test_ten_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- back to folders
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """The files of a run folder that sync uploads."""
     own = {"lock", "tracking.json", "tracking.lock"}
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in own]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_what_is_here_is_not_fetched(results: Path) -> None:
+def test_what_is_here_is_not_fetched(results):
     folder = finished(results, seeds=2)
     assert fetch(results, "glas-bench") == Fetched([], [])
     sync([folder.path], results)
@@ -601,9 +550,8 @@ def test_what_is_here_is_not_fetched(results: Path) -> None:
     assert not (results / "fetched").exists()
 
 
-def test_a_run_is_fetched_whole_or_not_at_all(results: Path, tmp_path: Path) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_a_run_is_fetched_whole_or_not_at_all(results, tmp_path):
+    folder = synced(results)
     origin = folder.path.rename(tmp_path / folder.path.name)
     (path,) = fetch(results, "glas-bench").folders
     assert path.name == origin.name
@@ -630,9 +578,8 @@ def test_a_run_is_fetched_whole_or_not_at_all(results: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["../status.json", "/etc/passwd", "eval/../../x", ""])
-def test_a_run_s_tags_name_no_file_outside_its_folder(results: Path, name: str) -> None:
-    folder = finished(results)
-    sync([folder.path], results)
+def test_a_run_s_tags_name_no_file_outside_its_folder(results, name):
+    folder = synced(results)
     shutil.rmtree(folder.path)
     run = seed_run(results, folder)
     opened(results).client.set_tag(run.info.run_id, FILES, json.dumps({name: "0"}))
@@ -641,7 +588,7 @@ def test_a_run_s_tags_name_no_file_outside_its_folder(results: Path, name: str) 
     assert "is broken: no file of a run folder is named" in found.left_out[0]
 
 
-def test_foreign_and_half_runs_are_left_out_by_name(results: Path) -> None:
+def test_foreign_and_half_runs_are_left_out_by_name(results):
     folder = finished(results)
     sync_all(results)
     there = opened(results)
@@ -667,7 +614,7 @@ def test_foreign_and_half_runs_are_left_out_by_name(results: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tables, tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("server"))
     shutil.copy(tables, server.place / "server.db")
     server.start()
@@ -675,9 +622,7 @@ def server(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     server.stop()
 
 
-def test_a_server_that_was_down_is_brought_up_to_date(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_was_down_is_brought_up_to_date(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "a study of mine")
     first, second = make_run(tmp_path), make_run(tmp_path, "hellinger")
@@ -713,7 +658,7 @@ def test_a_server_that_was_down_is_brought_up_to_date(
 
 
 @pytest.fixture
-def black_hole() -> Iterator[str]:
+def black_hole():
     """Listens and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -721,15 +666,12 @@ def black_hole() -> Iterator[str]:
         yield f"http://me:s3cret@127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_the_mirror_follows_a_training(results: Path) -> None:
+def test_the_mirror_follows_a_training(results):
     folder = make_run(results)
     missing = results / "runs" / "not-yet-there"
     with Mirror(results, [folder.path, missing], every=0.2) as mirror:
         train(folder.seed(0), range(1, 3))
-        until = time.monotonic() + 240
-        while time.monotonic() < until and not (folder.path / "tracking.json").exists():
-            time.sleep(0.1)
-        assert (folder.path / "tracking.json").exists(), "nothing is mirrored before the end"
+        until((folder.path / "tracking.json").exists, seconds=240, every=0.1)
         train(folder.seed(0), range(3, 4), at=BEGAN + 4)
         score(folder.seed(0))
         found = finished(results, variant="hellinger")  # what a search comes upon on its way
@@ -744,9 +686,7 @@ def test_the_mirror_follows_a_training(results: Path) -> None:
     assert os.environ.get("MLFLOW_DISABLE_TELEMETRY") is None
 
 
-def test_the_mirror_gives_up_on_a_black_hole(
-    tmp_path: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_mirror_gives_up_on_a_black_hole(tmp_path, black_hole, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", black_hole)
     folder = finished(tmp_path)
     mirror = Mirror(tmp_path, [folder.path])
@@ -766,9 +706,7 @@ def test_the_mirror_gives_up_on_a_black_hole(
     assert "s3cret" not in as_line(report) + (tmp_path / "mlflow.log").read_text()
 
 
-def test_a_black_hole_costs_a_sync_seconds(
-    tmp_path: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_black_hole_costs_a_sync_seconds(tmp_path, black_hole, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", black_hole)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     folders = [finished(tmp_path, filter_size=size).path for size in (1, 2, 3)]
@@ -781,7 +719,7 @@ def test_a_black_hole_costs_a_sync_seconds(
         fetch(tmp_path, "glas-bench")
 
 
-def test_the_mirror_dies_with_its_parent(tmp_path: Path) -> None:
+def test_the_mirror_dies_with_its_parent(tmp_path):
     folder = finished(tmp_path)
     script = (
         "import sys, time; from pathlib import Path\n"
@@ -798,23 +736,10 @@ def test_the_mirror_dies_with_its_parent(tmp_path: Path) -> None:
     assert alive(child)
     parent.kill()
     parent.communicate()
-    until = time.monotonic() + 10
-    while alive(child) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not alive(child)
+    until(lambda: not alive(child), seconds=10)
 
 
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def test_a_mirror_that_dies_or_cannot_start_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror_that_dies_or_cannot_start_is_reported(tmp_path, monkeypatch):
     folder = finished(tmp_path)
     mirror = Mirror(tmp_path, [folder.path])
     mirror.start()

@@ -9,10 +9,11 @@ of their cell's folder, which is free when the last of them has ended.
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from glas_bench import environment, signals
 from glas_bench.config import CORE_VERSION, check_settings
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.processes import Order, Pool
-from glas_bench.record import write_json
+from glas_bench.record import os_errors, write_json
 from glas_bench.runs.seed import SeedOrder, note_failure, run_seed
 
 if TYPE_CHECKING:
@@ -90,34 +91,29 @@ def run_cells(
     """
     with contextlib.ExitStack() as stack, signals.graceful():
         locks = {cell.key: stack.enter_context(cell.folder(results).locked()) for cell in cells}
-        outcomes: Outcomes = {}
+        data_file = data_file.resolve() if data_file else None
+        run = _Run(results, device, data_file, watch)
         left: list[Cell] = []
         for cell in cells:
-            folder = cell.folder(results)
             _describe(cell, splits, results, device, preset, data_file)
             for seed in cell.seeds if fresh else ():
-                _remove(folder.seed(seed).path)
+                path = cell.folder(results).seed(seed).path
+                # its remains must not pass for new results
+                with os_errors(f"remove {path}"), contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path)
             finished = cell.finished(results)
             for seed, status in finished.items():
                 if status:
-                    outcomes[cell.key, seed] = {"status": status}
-                    watch(cell, seed, {"event": "end", "status": status})
+                    run.end(cell, seed, {"status": status})
             if rest := [seed for seed, status in finished.items() if not status]:
                 left.append(cell.with_seeds(rest))
         if device.startswith("cuda"):
-            return outcomes | _run_stacked(left, splits.to(device), results, watch)
-        if sum(len(cell.seeds) for cell in left) == 1:
-            return outcomes | _run_here(left[0], splits.to(device), results, watch)
-        return outcomes | _run_side_by_side(left, results, locks, device, data_file, watch)
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        pass
-    except OSError as error:  # its remains must not pass for new results
-        raise RunError(f"cannot remove {folder}: {error.strerror or error}") from error
+            run.stacked(left, splits.to(device))
+        elif sum(len(cell.seeds) for cell in left) == 1:
+            run.here(left[0], splits.to(device))
+        else:
+            run.side_by_side(left, locks)
+        return run.outcomes
 
 
 def _describe(
@@ -133,7 +129,7 @@ def _describe(
     about = {
         "variant": cell.variant.name,
         "reference": cell.variant.reference,
-        "data_file": str(data_file.resolve()) if data_file else None,
+        "data_file": str(data_file) if data_file else None,
         "source_hash": cell.variant.source_hash,
         "data_hash": splits.hash,
         "data_origin": splits.origin,
@@ -149,79 +145,77 @@ def _describe(
         write_json(path, environment.describe(device))
 
 
-def _run_here(cell: Cell, splits: Splits, results: Path, watch: Watch) -> Outcomes:
-    """Run a cell's only seed in this process."""
-    (seed,) = cell.seeds
-    folder = cell.folder(results).seed(seed)
-    try:
-        status = run_seed(cell, folder, splits, lambda event: watch(cell, seed, event))
-        outcome: dict[str, Any] = {"status": status}
-    except Exception as error:  # one seed's failure is a status, as it is in a process of its own
-        outcome = note_failure(folder, error, cell.variant.reference)
-    watch(cell, seed, {"event": "end", **outcome})
-    return {(cell.key, seed): outcome}
+@dataclass
+class _Run:
+    """Runs seeds, and keeps their outcomes."""
 
+    results: Path
+    device: str
+    data_file: Path | None
+    watch: Watch
+    outcomes: Outcomes = field(default_factory=dict)
 
-def _run_stacked(cells: Sequence[Cell], splits: Splits, results: Path, watch: Watch) -> Outcomes:
-    """Run the seeds of each cell in this process, as one stack."""
-    from glas_bench.runs.stacked_seeds import run_stacked
+    def end(self, cell: Cell, seed: int, outcome: dict[str, Any]) -> None:
+        """Note and report the outcome of a seed."""
+        self.outcomes[cell.key, seed] = outcome
+        self.watch(cell, seed, {"event": "end", **outcome})
 
-    outcomes: Outcomes = {}
-    for cell in cells:
+    def here(self, cell: Cell, splits: Splits) -> None:
+        """Run a cell's only seed in this process."""
+        (seed,) = cell.seeds
+        folder = cell.folder(self.results).seed(seed)
+        try:
+            status = run_seed(cell, folder, splits, lambda event: self.watch(cell, seed, event))
+            outcome: dict[str, Any] = {"status": status}
+        except Exception as error:  # a seed's failure is a status, as in a process of its own
+            outcome = note_failure(folder, error, cell.variant.reference)
+        self.end(cell, seed, outcome)
 
-        def tell(seed: int, event: dict[str, Any], cell: Cell = cell) -> None:
-            watch(cell, seed, event)
+    def stacked(self, cells: Sequence[Cell], splits: Splits) -> None:
+        """Run the seeds of each cell in this process, as one stack."""
+        from glas_bench.runs.stacked_seeds import run_stacked
 
-        folders = [cell.folder(results).seed(seed) for seed in cell.seeds]
-        for seed, outcome in run_stacked(cell, folders, splits, tell).items():
-            outcomes[cell.key, seed] = outcome
-            tell(seed, {"event": "end", **outcome})
-    return outcomes
+        for cell in cells:
+            folders = [cell.folder(self.results).seed(seed) for seed in cell.seeds]
+            tell = functools.partial(self.watch, cell)
+            for seed, outcome in run_stacked(cell, folders, splits, tell).items():
+                self.end(cell, seed, outcome)
 
+    def side_by_side(self, cells: Sequence[Cell], locks: dict[str, int]) -> None:
+        """Run every seed in a child process."""
+        by_key = {cell.key: cell for cell in cells}
 
-def _run_side_by_side(
-    cells: Sequence[Cell],
-    results: Path,
-    locks: dict[str, int],
-    device: str,
-    data_file: Path | None,
-    watch: Watch,
-) -> Outcomes:
-    """Run every seed in a child process."""
-    by_key = {cell.key: cell for cell in cells}
-    outcomes: Outcomes = {}
+        def tell(place: tuple[str, int], event: dict[str, Any]) -> None:
+            if event["event"] == "end":
+                self.outcomes[place] = {name: event[name] for name in event if name != "event"}
+            self.watch(by_key[place[0]], place[1], event)
 
-    def tell(place: tuple[str, int], event: dict[str, Any]) -> None:
-        if event["event"] == "end":
-            outcomes[place] = {name: value for name, value in event.items() if name != "event"}
-        watch(by_key[place[0]], place[1], event)
+        def ended(place: tuple[str, int], how: str | None) -> None:
+            if place in self.outcomes:
+                return
+            outcome = {"status": "interrupted"}
+            if how is not None:
+                outcome = {"status": "failed", "reason": f"its process {how}"}
+            cell = by_key[place[0]]
+            with contextlib.suppress(GlasBenchError):
+                cell.folder(self.results).seed(place[1]).set_status(**outcome)
+            self.end(cell, place[1], outcome)
 
-    def ended(place: tuple[str, int], how: str | None) -> None:
-        if place in outcomes:
-            return
-        outcome = {"status": "interrupted"}
-        if how is not None:
-            outcome = {"status": "failed", "reason": f"its process {how}"}
-        with contextlib.suppress(GlasBenchError):
-            by_key[place[0]].folder(results).seed(place[1]).set_status(**outcome)
-        tell(place, {"event": "end", **outcome})
-
-    orders = {}
-    for cell in cells:
-        for seed in cell.seeds:
-            order = SeedOrder(
-                variant=cell.variant.reference,
-                config=cell.config.model_dump(),
-                results=str(results.resolve()),
-                key=cell.key,
-                seed=seed,
-                device=device,
-                data_file=str(data_file.resolve()) if data_file else None,
-            )
-            orders[cell.key, seed] = Order(
-                "glas_bench.runs.seed", asdict(order), pass_fds=[locks[cell.key]]
-            )
-    threads = max((cell.config.threads for cell in cells), default=1)
-    for place in Pool(tell, ended).run(orders, max(1, environment.cores() // threads)):
-        outcomes[place] = {"status": "interrupted", "reason": "not begun"}
-    return outcomes
+        orders = {}
+        for cell in cells:
+            for seed in cell.seeds:
+                order = SeedOrder(
+                    variant=cell.variant.reference,
+                    config=cell.config.model_dump(),
+                    results=str(self.results.resolve()),
+                    key=cell.key,
+                    seed=seed,
+                    device=self.device,
+                    data_file=str(self.data_file) if self.data_file else None,
+                )
+                orders[cell.key, seed] = Order(
+                    "glas_bench.runs.seed", asdict(order), pass_fds=[locks[cell.key]]
+                )
+        threads = max((cell.config.threads for cell in cells), default=1)
+        for place in Pool(tell, ended).run(orders, max(1, environment.cores() // threads)):
+            self.outcomes[place] = {"status": "interrupted", "reason": "not begun"}

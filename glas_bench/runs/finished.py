@@ -60,17 +60,16 @@ def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> l
             "check out the commit that made it (see its environment.json)"
         )
     splits = splits.to(device)
-    wanted = [n for n, s in record.seeds.items() if s.status == "complete" and seed in (None, n)]
-    if not wanted:
+    found = []
+    for number, one in record.seeds.items():
+        if one.status == "complete" and seed in (None, number):
+            training = Training(variant, record.config, splits, number)
+            state = one.folder.load_checkpoint(training.device)
+            if state is None:
+                raise RunError(f"{path}: seed {number} has no sound checkpoint")
+            training.load(state)
+            found.append(FinishedSeed(record, variant, splits, number, training.model))
+    if not found:
         have = ", ".join(f"{n} ({s.status})" for n, s in record.seeds.items()) or "none"
         raise UsageError(f"{path}: no finished seed{'' if seed is None else f' {seed}'}; {have}")
-    return [_load(record, variant, splits, each) for each in wanted]
-
-
-def _load(record: RunRecord, variant: Variant, splits: Splits, seed: int) -> FinishedSeed:
-    training = Training(variant, record.config, splits, seed)
-    state = record.seeds[seed].folder.load_checkpoint(training.device)
-    if state is None:
-        raise RunError(f"{record.path}: seed {seed} has no sound checkpoint")
-    training.load(state)
-    return FinishedSeed(record, variant, splits, seed, training.model)
+    return found

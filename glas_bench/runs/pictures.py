@@ -19,7 +19,7 @@ from glas_bench.config import RunConfig
 from glas_bench.core import rollout, streams
 from glas_bench.core.train import chosen, scoring
 from glas_bench.data import Splits
-from glas_bench.model import Generation, Glas, State, Step
+from glas_bench.model import Glas, State, Step
 from glas_bench.record import write_atomically
 
 if TYPE_CHECKING:
@@ -73,13 +73,8 @@ def _from_prior(subject: Subject, images: int) -> Tensor:
     shape = (model.steps, images, model.noise_size)
     noise = streams.normal(shape, subject.seed, "pictures-prior")
     canvases: list[Tensor] = []
-
-    def trace(t: int, generation: Generation) -> None:
-        del t
-        canvases.append(torch.sigmoid(generation.canvas))
-
     z_TBZ = rollout.sample_prior(model, noise.to(subject.splits.test.images.device))
-    rollout.generate(model, z_TBZ, trace)
+    rollout.generate(model, z_TBZ, lambda t, made: canvases.append(torch.sigmoid(made.canvas)))
     return torch.stack(canvases).float().cpu()
 
 
@@ -119,14 +114,11 @@ def _grid(
     title: str, canvases_TBP: Tensor, targets_BP: Tensor | None, shape: tuple[int, int]
 ) -> Figure:
     """Return a figure with a row an image and a column a time step; the targets stand last."""
-    steps = _columns(len(canvases_TBP))
-    names = [f"t={t + 1}" for t in steps]
-    columns = [canvases_TBP[t] for t in steps]
+    columns = {f"t={t + 1}": canvases_TBP[t] for t in _columns(len(canvases_TBP))}
     if targets_BP is not None:
-        names.append("image")
-        columns.append(targets_BP)
-    tiles = torch.stack(columns, 1).reshape(len(columns[0]), len(columns), *shape)
-    figure, axis = _mosaic(title, tiles.numpy(), names)
+        columns["image"] = targets_BP
+    tiles = torch.stack([*columns.values()], 1).reshape(-1, len(columns), *shape)
+    figure, axis = _mosaic(title, tiles.double().numpy(), [*columns])
     axis.images[0].set(cmap="gray_r", clim=(0, 1))
     axis.set_ylabel("images", fontsize=7)
     return figure
@@ -137,7 +129,7 @@ def _footprints(about: str, footprints_TLL: Tensor) -> Figure:
     steps = _columns(len(footprints_TLL))
     title = f"{about}:\nwhere the filter looks on the latent matrix"
     names = [f"t={t + 1}" for t in steps]
-    figure, axis = _mosaic(title, footprints_TLL[steps].numpy()[None], names)
+    figure, axis = _mosaic(title, footprints_TLL[steps].double().numpy()[None], names)
     axis.images[0].set(cmap="viridis", clim=(0, float(footprints_TLL.max())))
     bar = figure.colorbar(axis.images[0], ax=axis, fraction=0.03, pad=0.02)
     bar.set_label("share of the read", fontsize=6)
@@ -151,11 +143,8 @@ def _mosaic(title: str, tiles: np.ndarray, names: list[str]) -> tuple[Figure, An
 
     rows, columns, height, width = tiles.shape
     gap = max(1, width // 14)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
-    for i in range(rows):
-        for j in range(columns):
-            y, x = i * (height + gap), j * (width + gap)
-            sheet[y : y + height, x : x + width] = tiles[i, j]
+    apart = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    sheet = apart.swapaxes(1, 2).reshape(rows * (height + gap), -1)[:-gap, :-gap]
     figure = Figure(
         figsize=(max(4.5, 0.6 * columns + 0.6), max(1.5, 0.6 * rows + 0.7)), layout="constrained"
     )
@@ -164,8 +153,7 @@ def _mosaic(title: str, tiles: np.ndarray, names: list[str]) -> tuple[Figure, An
     axis.set_xticks([j * (width + gap) + width / 2 - 0.5 for j in range(columns)], names)
     axis.set_yticks([])
     axis.tick_params(length=0, labelsize=6)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=8)
     return figure, axis
 

@@ -15,16 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from glas_bench import processes, signals
-from glas_bench.environment import prepare_torch
+from glas_bench.config import RunConfig
+from glas_bench.environment import describe, peak_bytes, prepare_torch
 from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.processes import OnEvent
+from glas_bench.record import (
+    KEPT_CHECKPOINTS,
+    RunFolder,
+    SeedFolder,
+    finite,
+    read_json,
+    write_json,
+)
 from glas_bench.signals import Stopped
 
 if TYPE_CHECKING:
     from glas_bench.core.train import Diverged, Training
     from glas_bench.data import Splits
     from glas_bench.evaluate import Scorer
-    from glas_bench.record import SeedFolder
     from glas_bench.study import Cell
 
 TELL_EVERY = 0.2
@@ -73,18 +81,12 @@ def open_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: OnEvent) -> 
 
     folder.path.mkdir(parents=True, exist_ok=True)
     training = Training(cell.variant, cell.config, splits, folder.seed)
-    _note_environment(folder, str(training.device))
-    return SeedRun(folder, training, tell)
-
-
-def _note_environment(folder: SeedFolder, device: str) -> None:
-    """Write the environment of this seed where it differs from its cell's."""
-    from glas_bench import environment
-    from glas_bench.record import read_json, write_json
-
     of_cell = folder.path.parent / "environment.json"
-    if of_cell.is_file() and read_json(of_cell) != (here := environment.describe(device)):
-        write_json(folder.path / "environment.json", here)
+    if of_cell.is_file():
+        here = describe(str(training.device))
+        if read_json(of_cell) != here:
+            write_json(folder.path / "environment.json", here)
+    return SeedRun(folder, training, tell)
 
 
 class SeedRun:
@@ -125,20 +127,17 @@ class SeedRun:
 
     def set_status(self, status: str, **about: Any) -> None:
         """Write the status, with position, speed, the most memory held, and parameters."""
-        from glas_bench.environment import peak_bytes
-
-        at = self.training.at
+        at, device = self.training.at, str(self.training.device)
         about = {"step": at.step, **about, "epoch": at.epoch, "seconds": round(at.seconds, 3)}
-        about["device"] = str(self.training.device)
-        about["images_per_second"] = self._speed()
-        about["peak_memory_bytes"] = peak_bytes(str(self.training.device))
+        about |= {"device": device, "images_per_second": self._speed()}
+        about["peak_memory_bytes"] = peak_bytes(device)
         about["parameters"] = sum(each.numel() for each in self.training.model.parameters())
         self.folder.set_status(status, **about)
 
     def conclude(self) -> str:
         """Train what is left, score, and return the status."""
-        from glas_bench import evaluate
         from glas_bench.core.train import Diverged
+        from glas_bench.evaluate import NotFinite
 
         try:
             self.train()
@@ -149,7 +148,7 @@ class SeedRun:
         except Stopped:
             self.set_status("interrupted")
             return "interrupted"
-        except evaluate.NotFinite as error:
+        except NotFinite as error:
             self.set_status("failed", reason=str(error))
             return "failed"
         self.set_status("complete")
@@ -195,13 +194,12 @@ class SeedRun:
         kind, value = "none", math.nan  # a phase that generates nothing has nothing to validate
         if training.phase.generates:
             kind, value = validated or training.validate()
-        means = training.end_epoch()
+        means = training.end_epoch() | {"validation": value}
         row = {
             "epoch": training.at.epoch,
             "phase": phase,
             "step": training.at.step,
-            **{name: value if math.isfinite(value) else None for name, value in means.items()},
-            "validation": value if math.isfinite(value) else None,
+            **{name: finite(value) for name, value in means.items()},
             "validation_kind": kind,
             "learning_rate": rate,
             "seconds": round(training.at.seconds, 3),
@@ -214,8 +212,6 @@ class SeedRun:
 
     def checkpoint(self) -> None:
         """Save the training; the last checkpoint holds only what scoring needs."""
-        from glas_bench.record import KEPT_CHECKPOINTS
-
         state = self.training.state()
         if self.training.finished:
             state.pop("optimiser")
@@ -234,42 +230,42 @@ class SeedRun:
             taken: steps taken on the device that the position does not count yet.
         """
         training = self.training
-        if not self._is_due() and not training.finished:
+        if not self._is_due(training.finished):
             return
-        self.reported = time.monotonic()
         done = training.at.step + taken
         left = training.total_steps - done
-        self.tell(
-            {
-                "event": "train",
-                "done": done,
-                "total": training.total_steps,
-                "epoch": min(training.at.epoch + 1, training.config.epochs),
-                "epochs": training.config.epochs,
-                "images_per_second": self._speed(),
-                "seconds_left": left * training.at.seconds / max(training.at.step, 1),
-                **self.last,
-            }
-        )
+        event = {
+            "event": "train",
+            "done": done,
+            "total": training.total_steps,
+            "epoch": min(training.at.epoch + 1, training.config.epochs),
+            "epochs": training.config.epochs,
+            "images_per_second": self._speed(),
+            "seconds_left": left * training.at.seconds / max(training.at.step, 1),
+        }
+        self.tell(event | self.last)
 
-    def _is_due(self) -> bool:
-        return time.monotonic() - self.reported >= TELL_EVERY
+    def _is_due(self, at_once: bool) -> bool:
+        """Return whether to report progress, at once or every so often."""
+        if due := at_once or time.monotonic() - self.reported >= TELL_EVERY:
+            self.reported = time.monotonic()
+        return due
 
     # ---- scoring
 
     def score(self) -> None:
         """Score the last epoch's parameters and store the numbers, last of all."""
-        from glas_bench import evaluate
+        from glas_bench.evaluate import score_into
 
         self.set_status("scoring")
-        evaluate.score_into(self.folder, self.scorer(), self.tell_scoring, self.every)
+        score_into(self.folder, self.scorer(), self.tell_scoring, self.every)
 
     def scorer(self) -> Scorer:
         """Return the scorer of the parameters."""
-        from glas_bench import evaluate
+        from glas_bench.evaluate import Scorer
 
         training = self.training
-        return evaluate.Scorer(training.model, training.config, training.splits, training.seed)
+        return Scorer(training.model, training.config, training.splits, training.seed)
 
     def tell_scoring(self, stage: str, done: int, total: int) -> None:
         """Report the progress of scoring, now and then.
@@ -278,8 +274,7 @@ class SeedRun:
             Stopped: the process was asked to stop.
         """
         signals.check()
-        if self._is_due() or done == total:
-            self.reported = time.monotonic()
+        if self._is_due(done == total):
             self.tell({"event": "score", "stage": stage, "done": done, "total": total})
 
     def draw(self) -> None:
@@ -332,8 +327,7 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: OnEvent, inbox: object) -> int:
-    del inbox
+def _serve(order: dict[str, Any], tell: OnEvent, _inbox: object) -> int:
     tell({"event": "end", **carry_out(SeedOrder(**order), tell)})
     return 0
 
@@ -341,8 +335,6 @@ def _serve(order: dict[str, Any], tell: OnEvent, inbox: object) -> int:
 def carry_out(order: SeedOrder, tell: OnEvent) -> dict[str, Any]:
     """Run a seed from names alone; return its status, with a reason where there is one."""
     from glas_bench import data, registry
-    from glas_bench.config import RunConfig
-    from glas_bench.record import RunFolder
     from glas_bench.study import Cell
 
     config = RunConfig(**order.config)

@@ -140,7 +140,7 @@ class _Seeds:
         except torch.OutOfMemoryError:
             if len(group) == 1:
                 raise
-        # out of `except`, whose traceback holds what the next attempt releases
+        # outside of `except`, whose traceback holds what the next attempt releases
         self.at_once = len(group) // 2
         self.note(f"out of memory with {len(group)} seeds together: {self.at_once} at a time")
         for run in group:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.record import os_errors
 from glas_bench.text import redact
 
 EXPERIMENT = "glas-bench"
@@ -78,16 +79,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    try:
-        lock = FileLock(path, timeout=LOCK_SECONDS)
-        lock.acquire()
-    except Timeout:
-        raise RunError(
-            f"another process has been writing {what} for {LOCK_SECONDS:.0f} s ({path})"
-        ) from None
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
+    with contextlib.ExitStack() as held:
+        with os_errors(f"write {path}"):
+            try:
+                held.enter_context(FileLock(path, timeout=LOCK_SECONDS))
+            except Timeout:
+                raise RunError(
+                    f"another process has been writing {what} for {LOCK_SECONDS:.0f} s ({path})"
+                ) from None
         yield
-    finally:
-        lock.release()

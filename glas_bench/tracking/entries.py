@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +56,9 @@ class Entry:
     end: int | None  # the same; None while it goes on
     params: dict[str, str]
     tags: dict[str, str | None]  # None: no such tag
-    rows: list[list[Point]] = field(default_factory=list)  # one list an epoch, by epoch
-    numbers: list[Point] = field(default_factory=list)  # final numbers and sweeps
-    files: list[tuple[Path, str | None]] = field(default_factory=list)  # with their artifact folder
+    files: list[tuple[Path, str | None]]  # with their artifact folder
+    rows: Sequence[list[Point]] = ()  # one list an epoch, by epoch
+    numbers: Sequence[Point] = ()  # final numbers and sweeps
     began: float | None = None
     """When the first epoch ended, Unix seconds; another time means another training."""
 
@@ -66,14 +66,9 @@ class Entry:
 def of_cell(record: RunRecord) -> Entry:
     """Return the parent run of a cell."""
     statuses = [seed.status for seed in record.seeds.values()]
-    times = [_span(record, seed) for seed in record.seeds.values()]
-    status = RUN_STATUS[join_statuses(statuses)]
-    ends = [end for _, end in times]
     return Entry(
-        name=record.path.name,
-        status=status,
-        start=min((start for start, _ in times), default=_modified(record.path / "config.yaml")),
-        end=max(ends) if ends and status not in ("RUNNING", "SCHEDULED") else None,
+        record.path.name,
+        *_span(record, [*record.seeds.values()]),
         params=_params(record),
         tags={
             **_common_tags(record, record.environment),
@@ -86,15 +81,7 @@ def of_cell(record: RunRecord) -> Entry:
 
 
 def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> Entry:
-    """Return the child run of a seed.
-
-    Args:
-        record: of the cell.
-        seed: of it.
-        wanted: key of the protocol that a study scores by, see `RunRecord.protocol_of`.
-    """
-    start, end = _span(record, seed)
-    status = RUN_STATUS[seed.status]
+    """Return the child run of a seed of a cell; `wanted` as in `RunRecord.protocol_of`."""
     protocol = record.protocol_of(seed.seed, wanted)
     epoch = int(seed.about.get("epoch") or (seed.metrics[-1]["epoch"] if seed.metrics else 0))
     numbers = [
@@ -103,10 +90,8 @@ def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> E
     ]
     folder = seed.folder.path
     return Entry(
-        name=f"{record.path.name} seed {seed.seed}",
-        status=status,
-        start=start,
-        end=None if status in ("RUNNING", "SCHEDULED") else end,
+        f"{record.path.name} seed {seed.seed}",
+        *_span(record, [seed]),
         params={**_params(record), "seed": str(seed.seed)},
         tags={
             **{name: _text(value) for name, value in seed.words(protocol).items()},
@@ -126,9 +111,6 @@ def of_seed(record: RunRecord, seed: SeedRecord, wanted: str | None = None) -> E
         ],
         began=seed.metrics[0]["time"] if seed.metrics else None,
     )
-
-
-# --------------------------------------------------------------------------- parameters and tags
 
 
 def _params(record: RunRecord) -> dict[str, str]:
@@ -161,11 +143,8 @@ def _text(value: Any) -> str | None:
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
 
 
-# --------------------------------------------------------------------------- numbers
-
-
 def _points(row: Mapping[str, Any]) -> list[Point]:
-    """Return the points of an epoch; with its own time, so that logging them twice is harmless."""
+    """Return the points of an epoch, with its own time: logging them twice is harmless."""
     named = {
         (name if name in ("learning_rate", "images_per_second") else f"train/{name}"): value
         for name, value in row.items()
@@ -178,17 +157,13 @@ def _points(row: Mapping[str, Any]) -> list[Point]:
     ]
 
 
-# --------------------------------------------------------------------------- times and files
-
-
-def _span(record: RunRecord, seed: SeedRecord) -> tuple[int, int]:
-    """Return when a seed began and was last written, Unix milliseconds."""
-    waiting = _modified(record.path / "config.yaml")
-    return round(1000 * seed.began) or waiting, round(1000 * seed.ended) or waiting
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns // 1_000_000
+def _span(record: RunRecord, seeds: Sequence[SeedRecord]) -> tuple[str, int, int | None]:
+    """Return status, start and end of seeds, as an `Entry` has them."""
+    status = RUN_STATUS[join_statuses(seed.status for seed in seeds)]
+    waiting = (record.path / "config.yaml").stat().st_mtime_ns // 1_000_000
+    start = min((round(1000 * seed.began) or waiting for seed in seeds), default=waiting)
+    ends = [round(1000 * seed.ended) or waiting for seed in seeds]
+    return status, start, None if status in ("RUNNING", "SCHEDULED") else max(ends)
 
 
 def _there(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from glas_bench import processes, signals
 from glas_bench.processes import ChildProcess, OnEvent, Order
@@ -54,12 +54,7 @@ class Mirror:
     ) -> None:
         self.results = results.resolve()
         self.folders = [folder.resolve() for folder in folders]
-        self.order = {
-            "results": str(self.results),
-            "folders": [str(folder) for folder in self.folders],
-            "experiment": experiment,
-            "every": every,
-        }
+        self.about = {"experiment": experiment, "every": every}
         self.child: ChildProcess | None = None
         self.reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.problem = "it was not started"
@@ -72,13 +67,18 @@ class Mirror:
         self.close()
 
     def start(self) -> None:
-        """Start the child process."""
+        """Start the child process; a log that has grown too large starts over."""
+        log = self.results / "mlflow.log"
+        folders = [str(folder) for folder in self.folders]
+        order = {"results": str(self.results), "folders": folders, **self.about}
         try:
             self.results.mkdir(parents=True, exist_ok=True)
+            if log.is_file() and log.stat().st_size > LOG_BYTES:
+                log.unlink()
             self.child = ChildProcess(
-                Order("glas_bench.tracking.mirror", self.order),
+                Order("glas_bench.tracking.mirror", order),
                 self.reports.put,
-                _open_log(self.results / "mlflow.log"),
+                open(log, "ab"),  # noqa: SIM115
             )
         except OSError as error:
             self.problem = f"it could not be started: {error}"
@@ -101,29 +101,20 @@ class Mirror:
         if timeout is None:
             timeout = PATIENCE_WHEN_STOPPED if signals.requested() else PATIENCE
         try:
-            if report := self._last_report(timeout):
-                return SyncReport(**report)
+            if self.child is not None:
+                self.child.send("finish")
+                if report := self.reports.get(timeout=timeout):
+                    return SyncReport(**report)
+                self.problem = f"its process died, see {self.results / 'mlflow.log'}"
+        except queue.Empty:
+            self.problem = f"no answer within {timeout:.0f} s"
         finally:
             self.close()
         message = (
             f"not mirrored to MLflow: {self.problem}; the run folder has everything; "
             "run `glas-bench sync` later"
         )
-        there = [folder for folder in self.folders if (folder / "config.yaml").is_file()]
-        return SyncReport(0, [(str(folder), message) for folder in there])
-
-    def _last_report(self, timeout: float) -> dict[str, Any] | None:
-        if self.child is None:
-            return None
-        self.child.send("finish")
-        try:
-            report = self.reports.get(timeout=timeout)
-        except queue.Empty:
-            self.problem = f"no answer within {timeout:.0f} s"
-            return None
-        if report is None:
-            self.problem = f"its process died, see {self.results / 'mlflow.log'}"
-        return report
+        return SyncReport(0, [(str(folder), message) for folder in _that_exist(self.folders)])
 
     def close(self) -> None:
         """End the process at once."""
@@ -132,11 +123,8 @@ class Mirror:
             child.close()
 
 
-def _open_log(path: Path) -> IO[bytes]:
-    """Open the log to append to; one that has grown too large starts over."""
-    if path.is_file() and path.stat().st_size > LOG_BYTES:
-        path.unlink()
-    return open(path, "ab")
+def _that_exist(folders: Sequence[Path]) -> list[Path]:
+    return [folder for folder in folders if (folder / "config.yaml").is_file()]
 
 
 # --------------------------------------------------------------------------- the child's side
@@ -157,8 +145,8 @@ def _serve(order: dict[str, Any], tell: OnEvent, inbox: queue.Queue[Any]) -> int
         os.nice(10)
     folders, last = [Path(folder) for folder in order["folders"]], False
     while True:
-        there = [folder for folder in folders if (folder / "config.yaml").is_file()]
-        report = sync(there, Path(order["results"]), experiment=order["experiment"], debug=True)
+        there, results = _that_exist(folders), Path(order["results"])
+        report = sync(there, results, experiment=order["experiment"], debug=True)
         for failed, message in report.failures:
             print(f"{time.strftime('%F %T')} {failed}: {message}", flush=True)
         if last:
@@ -170,9 +158,8 @@ def _serve(order: dict[str, Any], tell: OnEvent, inbox: queue.Queue[Any]) -> int
         with contextlib.suppress(queue.Empty):
             while not last:
                 message = inbox.get(timeout=max(0.0, due - time.monotonic()))
-                if message == "finish":
-                    last = True
-                else:
+                last = message == "finish"
+                if not last:
                     folders.append(Path(message["folder"]))
 
 

@@ -51,9 +51,6 @@ _SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 """The same for an sqlite file: a pooled connection would go on writing to a deleted one."""
 
 
-# --------------------------------------------------------------------------- calling mlflow
-
-
 class _RedactedStream(io.TextIOBase):
     """Passes text on with passwords masked, or drops it."""
 
@@ -73,8 +70,8 @@ class _RedactedStream(io.TextIOBase):
 @contextlib.contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables that the user has not set, and remove them again."""
-    ours = [name for name in values if name not in os.environ]
-    os.environ.update({name: values[name] for name in ours})
+    ours = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
         yield
     finally:
@@ -85,19 +82,12 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_mlflow(debug: bool = False) -> Iterator[None]:
     """Call mlflow with short timeouts and without output; with `debug`, its output to stderr."""
-    stream = _RedactedStream(sys.stderr if debug else None)
-    with (
-        _variables(_VARIABLES),
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(stream),
-        contextlib.redirect_stderr(stream),
-    ):
+    out = _RedactedStream(sys.stderr if debug else None)
+    with _variables(_VARIABLES), warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")
-        yield
-
-
-# --------------------------------------------------------------------------- the store
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            yield
 
 
 class Store:
@@ -159,10 +149,9 @@ class Store:
             if there is not None and there.lifecycle_stage == "deleted":
                 self.client.restore_experiment(there.experiment_id)
             if there is not None and self._is_elsewhere(str(there.artifact_location)):
-                self.client.rename_experiment(
-                    there.experiment_id, f"{name} (moved, {there.experiment_id})"
-                )
-                self.client.delete_experiment(there.experiment_id)
+                id = there.experiment_id
+                self.client.rename_experiment(id, f"{name} (moved, {id})")
+                self.client.delete_experiment(id)
                 there = None
             there = there or self._create_experiment(name)
         self.experiment_id = str(there.experiment_id)
@@ -240,19 +229,13 @@ class Store:
         if there is None:
             return []
         ids = [str(there.experiment_id)]
-        was_enabled = gc.isenabled()
         gc.disable()  # it takes half the time of reading thousands of runs
         try:
             return _all_pages(
                 lambda token: self.client.search_runs(ids, max_results=PAGE, page_token=token)
             )
         finally:
-            if was_enabled:
-                gc.enable()
-
-    def download(self, run_id: str, artifact: str, folder: str) -> str:
-        """Download an artifact below a folder; return its path."""
-        return str(self.client.download_artifacts(run_id, artifact, folder))
+            gc.enable()
 
 
 def _all_pages(page: Callable[[str | None], PagedList[T]]) -> list[T]:
@@ -262,9 +245,6 @@ def _all_pages(page: Callable[[str | None], PagedList[T]]) -> list[T]:
         some = page(some.token)
         items += some
     return items
-
-
-# --------------------------------------------------------------------------- reading
 
 
 @contextlib.contextmanager

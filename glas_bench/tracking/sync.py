@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glas_bench.errors import GlasBenchError, RunError
-from glas_bench.record import RunFolder, load_run, noted_protocols, read_json, write_json
+from glas_bench.record import SeedFolder, load_run, noted_protocols, read_json, write_json
 from glas_bench.tracking import entries
 from glas_bench.tracking.address import error_line, experiment_name, locked
 from glas_bench.tracking.entries import Entry, Point
@@ -99,7 +99,7 @@ def _sync_folder(
         stamp = _stamp(folder, wanted)
         if ledger.kept.get("stamp") == stamp and all(
             store.run(run_id) is not None if known is None else run_id in known
-            for run_id in ledger.run_ids
+            for run_id in ledger.run_ids()
         ):
             return False
         record = load_run(folder)
@@ -143,10 +143,10 @@ def _about(path: Path) -> list[int]:
 
 
 class _Ledger:
-    """A folder's `tracking.json`: which runs mirror it in a store, and how far.
+    """A folder's `tracking.json`: which runs mirror it in a store.
 
-    Each slot (`cell`, or a seed's number) keeps the run's id, the number of its epochs, and size,
-    time and digest of the files it was given.
+    Each slot (`cell`, or a seed's number) keeps the run's id, and size, time and digest of the
+    files it was given.
     """
 
     def __init__(self, folder: Path, store: Store) -> None:
@@ -165,9 +165,8 @@ class _Ledger:
         if self.is_new:
             self.save()  # before any run is created: the id finds a run whose creation was cut
 
-    @property
     def run_ids(self) -> list[str]:
-        """The ids of the folder's runs."""
+        """Return the ids of the folder's runs."""
         return [slot["run"] for slot in self.kept["slots"].values() if "run" in slot]
 
     def slot(self, name: str) -> dict[str, Any]:
@@ -190,41 +189,34 @@ class _Put:
         self.entry = entry
         self.slot = ledger.slot(name)
         self.identity = f"{ledger.id}/{name}"
-        self.tags = {**entry.tags, "glas_bench.id": self.identity, "mlflow.parentRunId": parent}
-        self.tags["glas_bench.began"] = None if entry.began is None else repr(entry.began)
-        run = self._existing(ledger)
-        self.created = run is None
-        self.run = run or self._create(ledger)
+        began = None if entry.began is None else repr(entry.began)
+        self.tags = {**entry.tags, "glas_bench.id": self.identity, "glas_bench.began": began}
+        self.tags["mlflow.parentRunId"] = parent
+        self.run = self._open(ledger)
         self.run_id = str(self.run.info.run_id)
         self._log()
         self._files()
         self._status()
 
-    def _existing(self, ledger: _Ledger) -> Run | None:
-        """Return the run of the entry; delete it if training has started over since."""
+    def _open(self, ledger: _Ledger) -> Run:
+        """Return the entry's run; create it where there is none of this training."""
         run = self.store.run(self.slot["run"]) if "run" in self.slot else None
         if run is None and not ledger.is_new:
             run = self.store.find(self.identity)
-        if run is None or run.info.run_id != self.slot.get("run"):
-            self.slot.clear()
         began = run and run.data.tags.get("glas_bench.began")
-        if run and began and began != self.tags["glas_bench.began"]:
+        if run and began and began != self.tags["glas_bench.began"]:  # it started over since
             self.client.delete_run(run.info.run_id)
-            self.slot.clear()
-            return None
-        if run:
-            self.slot["run"] = run.info.run_id
-        return run
-
-    def _create(self, ledger: _Ledger) -> Run:
-        run = self.client.create_run(
+            run = None
+        run = run or self.client.create_run(
             self.store.experiment_id,
             start_time=self.entry.start,
             tags={key: value for key, value in self.tags.items() if value is not None},
             run_name=self.entry.name,
         )
-        self.slot["run"] = run.info.run_id
-        ledger.save()
+        if self.slot.get("run") != run.info.run_id:
+            self.slot.clear()
+            self.slot["run"] = run.info.run_id
+            ledger.save()
         return run
 
     def _log(self) -> None:
@@ -239,8 +231,6 @@ class _Put:
         for start in range(0, len(rows), size):  # an epoch is logged in one call
             chunk = rows[start : start + size]
             self.store.log(self.run_id, [point for row in chunk for point in row])
-        if rows:
-            self.slot["epochs"] = max(point.step for row in rows for point in row)
         self.store.log(self.run_id, self._new_numbers())
 
     def _new_rows(self) -> list[list[Point]]:
@@ -249,12 +239,9 @@ class _Put:
         The store is asked: the answer to a call may have been lost, and a resumed training writes
         epochs again, with other times.
         """
-        have = self.slot.get("epochs", 0)
-        rows = [row for row in self.entry.rows if row and row[0].step > have]
-        if rows and not self.created:
-            history = self.client.get_metric_history(self.run_id, rows[0][0].name)
-            have = max([have, *(point.step for point in history)])
-            self.slot["epochs"] = have
+        rows = [row for row in self.entry.rows if row]
+        history = self.client.get_metric_history(self.run_id, rows[0][0].name) if rows else []
+        have = max((point.step for point in history), default=0)
         return [row for row in rows if row[0].step > have]
 
     def _new_numbers(self) -> list[Point]:
@@ -362,7 +349,7 @@ def _seed_of(run: Run) -> int | None:
 
 def _is_here(folder: Path, number: int, run: Run) -> bool:
     """Return whether a run folder has the training that a run mirrors."""
-    seed = RunFolder.at(folder).seed(number)
+    seed = SeedFolder(folder / f"seed-{number}", number)
     try:
         began = next((repr(row["time"]) for row in seed.metrics()), None)
     except RunError:
@@ -392,7 +379,7 @@ def _copy(store: Store, target: Path, runs: Mapping[str, Run]) -> None:
                 if _digest(target / path) == digest:
                     shutil.copy2(target / path, copy)
                     continue
-                shutil.move(store.download(run_id, artifact, scratch), copy)
+                shutil.move(store.client.download_artifacts(run_id, artifact, scratch), copy)
                 if _digest(copy) != digest:
                     raise RunError(f"is being written: {artifact} has changed; report it again")
             shutil.rmtree(target, ignore_errors=True)
