@@ -85,13 +85,8 @@ def postgres() -> Iterator[Postgres]:
     server.remove()
 
 
-QUICKLY = {
-    "PYTHONPATH": os.pathsep.join(
-        path
-        for path in (str(Path(__file__).parent / "quick"), os.environ.get("PYTHONPATH"))
-        if path
-    )
-}
+_PATHS = str(Path(__file__).parent / "quick"), os.environ.get("PYTHONPATH")
+QUICKLY = {"PYTHONPATH": os.pathsep.join(filter(None, _PATHS))}
 """Environment of a sweep that scores in a moment, in all its processes."""
 
 
@@ -184,19 +179,17 @@ class Glas:
 
 
 @pytest.fixture
-def glas(tmp_path: Path, packed: Any) -> Iterator[Glas]:
-    """The command with data at hand."""
+def bare_glas(tmp_path: Path) -> Iterator[Glas]:
+    """The command where no data is wanted."""
     command = Glas(tmp_path)
     yield command
     command.close()
 
 
 @pytest.fixture
-def bare_glas(tmp_path: Path) -> Iterator[Glas]:
-    """The command where no data is wanted."""
-    command = Glas(tmp_path)
-    yield command
-    command.close()
+def glas(bare_glas: Glas, packed: Any) -> Glas:
+    """The command with data at hand."""
+    return bare_glas
 
 
 def until(

@@ -10,17 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Ended, Glas, alive, answers, children, sets, until
+from conftest import Glas, alive, answers, children, sets, until
 
 from glas_bench import data, registry, study
-from glas_bench.config import RunConfig
 from glas_bench.core import train
 from glas_bench.environment import cores
 from glas_bench.record import RunFolder, SeedFolder, load_run, read_checkpoint
@@ -29,10 +27,15 @@ from glas_bench.runs import seed as seed_process
 SIZES = {"steps": 2, "hidden": 16, "samples": 40}
 
 
-def cell(variant: object = "cauchy", **changes: object) -> list[str]:
+def cell(variant="cauchy", **changes):
     """Return the command that runs a tiny cell."""
     values = sets(**{**SIZES, **changes})
     return ["run", "--variant", str(variant), "--preset", "smoke", *values, "--no-mirror", "--json"]
+
+
+def shown(command):
+    """Return the command that prints a table in place of the document."""
+    return [part for part in command if part != "--json"]
 
 
 CELL = cell()
@@ -45,46 +48,45 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="watches
 # --------------------------------------------------------------------------- what is compared
 
 
-def run_folder(results: Path) -> Path:
+def run_folder(results):
     """Return the only run folder below a results folder."""
     (folder,) = (results / "runs").iterdir()
     return folder
 
 
-def seed_folder(results: Path, seed: int = 0) -> SeedFolder:
+def seed_folder(results, seed=0):
     return SeedFolder(run_folder(results) / f"seed-{seed}", seed)
 
 
-def same_place(results: Path, other: Path, seed: int = 0) -> SeedFolder:
+def same_place(results, other, seed=0):
     """Return where a seed will lie below `results`, as one of the same cell does elsewhere."""
     return SeedFolder(results / "runs" / run_folder(other).name / f"seed-{seed}", seed)
 
 
-def found_in(folder: SeedFolder) -> dict[str, object]:
+def found_in(folder):
     """Return all that a seed's folder says, clocks left out."""
     (checkpoint,) = folder.checkpoints()
     state = read_checkpoint(checkpoint)
     assert state is not None
     clocks = {"seconds", "seconds_by", "time", "images_per_second"}
+
+    def timeless(row):
+        return {name: value for name, value in row.items() if name not in clocks}
+
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
     return {
         "model": state["model"],
         "step": state["position"]["step"],
-        "metrics": [{k: v for k, v in row.items() if k not in clocks} for row in folder.metrics()],
-        "scores": {
-            key: {k: v for k, v in scores.items() if k not in clocks}
-            for key, scores in folder.all_scores().items()
-        },
+        "metrics": [timeless(row) for row in folder.metrics()],
+        "scores": {key: timeless(scores) for key, scores in folder.all_scores().items()},
         "per_image": folder.per_image(),
         "status": folder.status()["status"],
-        "files": sorted(
-            str(path.relative_to(folder.path))
-            for path in folder.path.rglob("*")
-            if path.is_file() and path.suffix != ".png"  # drawn where there is matplotlib
-        ),
+        # pictures are drawn where there is matplotlib
+        "files": {str(path.relative_to(folder.path)) for path in files if path.suffix != ".png"},
     }
 
 
-def assert_same(folder: SeedFolder, other: SeedFolder) -> None:
+def assert_same(folder, other):
     """Hold two seeds' folders to be equal to the bit, clocks left out."""
     got, expected = found_in(folder), found_in(other)
     for name in ("model", "per_image"):
@@ -93,8 +95,7 @@ def assert_same(folder: SeedFolder, other: SeedFolder) -> None:
         assert len(a) > 5
         for key in a:
             x, y = np.asarray(a[key]), np.asarray(b[key])
-            assert x.dtype == y.dtype
-            assert x.shape == y.shape
+            assert (x.dtype, x.shape) == (y.dtype, y.shape)
             assert x.tobytes() == y.tobytes(), f"{name} {key}"
     assert got == expected
     assert got["status"] == "complete"
@@ -102,13 +103,13 @@ def assert_same(folder: SeedFolder, other: SeedFolder) -> None:
     assert [row["epoch"] for row in got["metrics"]] == [1, 2]
 
 
-def times(folder: Path) -> dict[str, int]:
+def times(folder):
     """Return when each file below a folder was last written."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, packed: data.Splits) -> Path:
+def undisturbed(tmp_path_factory, packed):
     """The results folder of seeds 0 and 1, run side by side and never disturbed."""
     command = Glas(tmp_path_factory.mktemp("undisturbed"))
     ended = command(*CELL, "--seeds", "0-1")
@@ -118,7 +119,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, packed: data.Splits) -
 
 
 @pytest.fixture
-def finished(glas: Glas, undisturbed: Path) -> Path:
+def finished(glas, undisturbed):
     """The run folder of a copy of it, in the place where `glas` looks."""
     shutil.copytree(undisturbed, glas.results)
     return run_folder(glas.results)
@@ -128,15 +129,15 @@ def finished(glas: Glas, undisturbed: Path) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_killed_at_any_moment_it_ends_at_the_same_numbers(glas: Glas, undisturbed: Path) -> None:
+def test_killed_at_any_moment_it_ends_at_the_same_numbers(glas, undisturbed):
     chance = random.Random(0)
     seed = same_place(glas.results, undisturbed)
 
-    def step() -> int:
+    def step():
         saved = seed.checkpoints()
         return int(saved[0].stem.partition("-")[2]) if saved else 0
 
-    def written(pattern: str) -> bool:
+    def written(pattern):
         return any(seed.path.glob(pattern))
 
     early, late = chance.randrange(2, 20), chance.randrange(40, 55)
@@ -164,13 +165,13 @@ def test_killed_at_any_moment_it_ends_at_the_same_numbers(glas: Glas, undisturbe
 @linux
 @pytest.mark.skipif(cores() < 2, reason="seeds run one after another on one processor")
 @pytest.mark.timeout(300)
-def test_seeds_side_by_side_stopped_and_killed(glas: Glas, undisturbed: Path) -> None:
+def test_seeds_side_by_side_stopped_and_killed(glas, undisturbed):
     command = [*CELL, "--seeds", "0-1"]
 
-    def young() -> list[int]:
+    def young():
         return [pid for pid in children(process.pid) if "runs.seed" in line_of(pid)]
 
-    def lock_is_free() -> bool:
+    def lock_is_free():
         with open(run_folder(glas.results) / "lock") as lock, contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -190,7 +191,7 @@ def test_seeds_side_by_side_stopped_and_killed(glas: Glas, undisturbed: Path) ->
     pids = until(lambda: len(young()) == 2 and young(), process)
     held: set[int] = set()
 
-    def all_held() -> bool:
+    def all_held():
         for pid, seed in zip(pids, seeds, strict=True):
             begun = seed.status()["status"] == "training" and seed.checkpoints()
             if pid not in held and begun:
@@ -229,31 +230,26 @@ def test_seeds_side_by_side_stopped_and_killed(glas: Glas, undisturbed: Path) ->
         assert_same(seeds[seed], seed_folder(undisturbed, seed))
 
 
-def line_of(pid: int) -> str:
+def line_of(pid):
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     return ""
 
 
-def test_a_seed_s_process_ends_when_its_stdin_closes(
-    glas: Glas, undisturbed: Path, packed: data.Splits
-) -> None:
+def test_a_seed_s_process_ends_when_its_stdin_closes(glas, undisturbed, packed):
     record = load_run(run_folder(undisturbed))
     order = seed_process.SeedOrder(
         "cauchy", record.config.model_dump(), str(glas.results), record.config_key, 0, "cpu"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "glas_bench.runs.seed"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    out, _ = process.communicate(json.dumps(asdict(order)).encode() + b"\n", timeout=60)
-    assert (process.returncode, out) == (1, b"")
+    command = [sys.executable, "-m", "glas_bench.runs.seed"]
+    line = json.dumps(asdict(order)).encode() + b"\n"
+    done = subprocess.run(command, input=line, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
     assert not (glas.results / "runs").exists()
 
 
 @pytest.mark.timeout(300)
-def test_sigterm_ctrl_c_and_a_second_process(glas: Glas, undisturbed: Path) -> None:
+def test_sigterm_ctrl_c_and_a_second_process(glas, undisturbed):
     process = glas.start(*CELL)
     seed = same_place(glas.results, undisturbed)
     until(lambda: seed.status()["status"] == "training", process)
@@ -280,6 +276,13 @@ def test_sigterm_ctrl_c_and_a_second_process(glas: Glas, undisturbed: Path) -> N
     assert_same(seed, seed_folder(undisturbed))
 
 
+def site(glas, code):
+    """Return a folder whose code every Python with it on its path runs first."""
+    (folder := glas.folder / "site").mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return folder
+
+
 NOTE = """
 import signal
 import sys
@@ -295,36 +298,29 @@ sys.meta_path.insert(0, Note)
 """
 
 
-def test_signals_are_answered_before_anything_heavy_is_imported(glas: Glas) -> None:
-    site, place = glas.folder / "site", glas.folder / "handlers"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(f"PLACE = {str(place)!r}\n{NOTE}")
-    assert glas("variants", PYTHONPATH=site).code == 0
+def test_signals_are_answered_before_anything_heavy_is_imported(glas):
+    place = glas.folder / "handlers"
+    noting = site(glas, f"PLACE = {str(place)!r}\n{NOTE}")
+    assert glas("variants", PYTHONPATH=noting).code == 0
     handlers = place.read_text()
     assert handlers.count("function _handle") == 2, handlers  # of `signals`, for both
 
 
 @linux
 @pytest.mark.parametrize(
-    ("delay", "number", "code"),
+    ("delay", "number"),
     [
-        (0.0, signal.SIGTERM, 75),
-        (0.0, signal.SIGINT, 130),
-        (0.05, signal.SIGTERM, 75),
-        (0.3, signal.SIGINT, 130),
-        (1.0, signal.SIGTERM, 75),
-        (2.5, signal.SIGINT, 130),
+        *((delay, signal.SIGTERM) for delay in (0.0, 0.05, 1.0)),
+        *((delay, signal.SIGINT) for delay in (0.0, 0.3, 2.5)),
     ],
 )
-def test_a_signal_in_the_first_moments(
-    glas: Glas, delay: float, number: signal.Signals, code: int
-) -> None:
+def test_a_signal_in_the_first_moments(glas, delay, number):
     process = glas.start(*cell(epochs=1000))
     until(lambda: answers(process, signal.SIGTERM), process)
     time.sleep(delay)
     process.send_signal(number)
     ended = glas.ended(process)
-    assert ended.code == code
+    assert ended.code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert "Traceback" not in ended.err
     assert ended.out == "" or ended.seeds[0]["status"] == "interrupted"
 
@@ -332,7 +328,7 @@ def test_a_signal_in_the_first_moments(
 # --------------------------------------------------------------------------- the same again
 
 
-def test_finished_work_is_shown_and_not_repeated(glas: Glas, finished: Path) -> None:
+def test_finished_work_is_shown_and_not_repeated(glas, finished):
     before = times(finished / "seed-0"), times(finished / "seed-1")
     shown = glas.here(*CELL, "--seeds", "0-1")
     assert shown.code == 0
@@ -340,30 +336,28 @@ def test_finished_work_is_shown_and_not_repeated(glas: Glas, finished: Path) -> 
     (scores,) = seed_folder(glas.results, 1).all_scores().values()
     assert shown.seeds[1]["elbo"] == scores["elbo"]
     assert shown.seeds[1]["iw"] == scores["iw"]
-    table = glas.here(*(part for part in CELL if part != "--json"))
+    table = glas.here(*shown(CELL))
     assert f"{shown.seeds[0]['elbo']:.2f}" in table.out
 
 
-def test_one_seed_alone_is_that_seed_among_others(glas: Glas, undisturbed: Path) -> None:
+def test_one_seed_alone_is_that_seed_among_others(glas, undisturbed):
     assert glas.here(*CELL, "--seeds", "1").code == 0
     assert_same(seed_folder(glas.results, 1), seed_folder(undisturbed, 1))
 
 
-def test_more_seeds_add_to_the_cell(glas: Glas, finished: Path) -> None:
+def test_more_seeds_add_to_the_cell(glas, finished):
     before = times(finished / "seed-0")
     ended = glas.here(*CELL, "--seeds", "0,2")
     assert ended.code == 0
     assert [row["seed"] for row in ended.json["seeds"]] == [0, 2]
     assert Path(ended.json["folder"]) == finished
     assert times(finished / "seed-0") == before
-    record = load_run(finished)
-    assert {seed: one.status for seed, one in record.seeds.items()} == dict.fromkeys(
-        (0, 1, 2), "complete"
-    )
+    seeds = load_run(finished).seeds
+    assert {seed: one.status for seed, one in seeds.items()} == dict.fromkeys(range(3), "complete")
     assert ended.seeds[2]["elbo"] != ended.seeds[0]["elbo"]
 
 
-def test_another_k_scores_again_without_training(glas: Glas, finished: Path) -> None:
+def test_another_k_scores_again_without_training(glas, finished):
     seed = seed_folder(glas.results)
     (checkpoint,) = seed.checkpoints()
     trained = checkpoint.stat().st_mtime_ns
@@ -381,7 +375,7 @@ def test_another_k_scores_again_without_training(glas: Glas, finished: Path) -> 
     assert glas.here(*CELL).seeds == before.seeds
 
 
-def test_fresh_starts_over(glas: Glas, finished: Path, undisturbed: Path) -> None:
+def test_fresh_starts_over(glas, finished, undisturbed):
     (finished / "seed-0" / "stale").write_text("of a run before")
     before, other = times(finished / "seed-0"), times(finished / "seed-1")
     assert glas.here(*CELL, "--fresh").code == 0
@@ -392,7 +386,7 @@ def test_fresh_starts_over(glas: Glas, finished: Path, undisturbed: Path) -> Non
     assert_same(seed_folder(glas.results), seed_folder(undisturbed))
 
 
-def cauchy(config: RunConfig) -> study.Cell:
+def cauchy(config):
     return study.Cell("cauchy", registry.find("cauchy"), {}, config, (0,))
 
 
@@ -401,16 +395,14 @@ class Crash(BaseException):
 
 
 @pytest.fixture(scope="session")
-def crashed_once(
-    tmp_path_factory: pytest.TempPathFactory, packed: data.Splits, undisturbed: Path
-) -> Path:
+def crashed_once(tmp_path_factory, packed, undisturbed):
     """The results folder of a seed whose process died at step 45, having saved each step."""
     results = tmp_path_factory.mktemp("crashed")
     record = load_run(run_folder(undisturbed))
     seed = same_place(results, undisturbed)
     RunFolder(results, "cauchy", record.config_key).prepare(record.config, record.about)
 
-    def tell(event: dict[str, object]) -> None:
+    def tell(event):
         if event.get("done") == 45:
             raise Crash
 
@@ -420,7 +412,7 @@ def crashed_once(
 
 
 @contextlib.contextmanager
-def seed_in_this_process() -> Iterator[pytest.MonkeyPatch]:
+def seed_in_this_process():
     """Let a seed save and report at each step, and leave torch as it was."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -432,29 +424,22 @@ def seed_in_this_process() -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture
-def crashed(glas: Glas, crashed_once: Path) -> SeedFolder:
+def crashed(glas, crashed_once):
     """A copy of it, in the place where `glas` looks."""
     shutil.copytree(crashed_once, glas.results)
     seed = seed_folder(glas.results)
-    assert [path.name for path in seed.checkpoints()] == [
-        "checkpoint-00000045.pt",
-        "checkpoint-00000044.pt",
-    ]
+    assert [path.stem[-2:] for path in seed.checkpoints()] == ["45", "44"]
     return seed
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "emptied"])
-def test_a_damaged_checkpoint_is_passed_over(
-    glas: Glas, crashed: SeedFolder, undisturbed: Path, damage: str
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over(glas, crashed, undisturbed, damage):
     newest, older = crashed.checkpoints()
     content = bytearray(newest.read_bytes())
-    if damage == "cut short":
-        content = content[: len(content) // 2]
-    elif damage == "a bit flipped":
+    if damage == "a bit flipped":
         content[len(content) // 2] ^= 1
     else:
-        content = bytearray()
+        del content[0 if damage == "emptied" else len(content) // 2 :]
     newest.write_bytes(content)
     state = crashed.load_checkpoint()
     assert state is not None
@@ -464,7 +449,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert_same(crashed, seed_folder(undisturbed))
 
 
-def test_torn_files_are_made_good(glas: Glas, crashed: SeedFolder, undisturbed: Path) -> None:
+def test_torn_files_are_made_good(glas, crashed, undisturbed):
     with open(crashed.path / "metrics.jsonl", "a") as metrics:
         metrics.write('{"epoch": 2, "objec')
     (crashed.path / ".status.json.x1y2z3.tmp").write_text('{"sta')
@@ -474,10 +459,8 @@ def test_torn_files_are_made_good(glas: Glas, crashed: SeedFolder, undisturbed: 
     assert_same(crashed, seed_folder(undisturbed))
 
 
-def test_killed_between_the_last_weight_and_the_scores(
-    glas: Glas, crashed: SeedFolder, undisturbed: Path, packed: data.Splits
-) -> None:
-    def die(*_: object) -> None:
+def test_killed_between_the_last_weight_and_the_scores(glas, crashed, undisturbed, packed):
+    def die(*_):
         raise Crash
 
     found = load_run(crashed.path.parent).config
@@ -494,7 +477,7 @@ def test_killed_between_the_last_weight_and_the_scores(
 # --------------------------------------------------------------------------- diverging
 
 
-def test_a_seed_that_diverges_is_a_status(glas: Glas, packed: data.Splits) -> None:
+def test_a_seed_that_diverges_is_a_status(glas, packed):
     command = cell(learning_rate="1e30")
     ended = glas.here(*command)
     assert ended.code == 1
@@ -510,7 +493,7 @@ def test_a_seed_that_diverges_is_a_status(glas: Glas, packed: data.Splits) -> No
     again = glas.here(*command)
     assert (again.code, again.seeds) == (1, ended.seeds)
     assert times(seed.path) == before
-    table = glas.here(*(part for part in command if part != "--json"))
+    table = glas.here(*shown(command))
     assert f"diverged at step {row['step']}, {row['reason']}" in table.out
 
     found = load_run(seed.path.parent).config
@@ -544,18 +527,18 @@ class Half(Glas):
 
 
 @pytest.mark.timeout(300)
-def test_one_of_two_seeds_diverges_beside_a_baseline(glas: Glas) -> None:
+def test_one_of_two_seeds_diverges_beside_a_baseline(glas):
     elsewhere = glas.folder / "a place of mine"
     elsewhere.mkdir()
     (elsewhere / "half.py").write_text(HALF_DIVERGES)
-    command = [part for part in cell("./half.py", epochs=1) if part != "--json"]
-    alone = glas(*command, "--json", cwd=elsewhere)
+    command = cell("./half.py", epochs=1)
+    alone = glas(*command, cwd=elsewhere)
     assert alone.code == 0, alone.err
     assert_document(alone)
     assert "a word on stdout" in alone.err
     assert "below Python" in alone.err
 
-    ended = glas(*command, "--seeds", "0-1", "--baseline", "vae", "--json", cwd=elsewhere)
+    ended = glas(*command, "--seeds", "0-1", "--baseline", "vae", cwd=elsewhere)
     assert ended.code == 3, ended.err
     assert_document(ended)
     assert ended.seeds[0] == alone.seeds[0]
@@ -575,12 +558,12 @@ def test_one_of_two_seeds_diverges_beside_a_baseline(glas: Glas) -> None:
         assert difference["resolvable"] is None
         assert "1 diverged" in difference["label"]
 
-    table = glas.here(*(part if part != "./half.py" else elsewhere / "half.py" for part in command))
+    table = glas.here(*shown(cell(elsewhere / "half.py", epochs=1)))
     assert "half minus" not in table.out
     assert f"{alone.seeds[0]['iw']:.2f}" in table.out
 
 
-def assert_document(ended: Ended) -> None:
+def assert_document(ended):
     """Hold stdout to be one JSON document with all that README and scripts rely on."""
     assert len(ended.out.splitlines()) == 1
     document = json.loads(ended.out)
@@ -595,9 +578,7 @@ def assert_document(ended: Ended) -> None:
     assert Path(document["folder"]).name == folder.path.name
 
 
-def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(
-    glas: Glas, packed: data.Splits
-) -> None:
+def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(glas, packed):
     path = glas.folder / "half.py"
     path.write_text(HALF_DIVERGES)
     variant = registry.find(str(path))
@@ -619,7 +600,7 @@ def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(
 
 
 @pytest.mark.parametrize("where", ["file/below", "/proc/below"])
-def test_a_folder_that_cannot_be_written_is_said_first(glas: Glas, where: str) -> None:
+def test_a_folder_that_cannot_be_written_is_said_first(glas, where):
     if where.startswith("/proc") and not Path("/proc").exists():
         pytest.skip("no /proc here to refuse a new folder")
     (glas.folder / "file").write_text("")
@@ -631,7 +612,7 @@ def test_a_folder_that_cannot_be_written_is_said_first(glas: Glas, where: str) -
     assert "epoch" not in ended.err
 
 
-def test_a_full_disk_is_said_first(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_first(glas, monkeypatch):
     full = shutil.disk_usage(glas.folder)._replace(free=5 * 2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     ended = glas.here(*CELL)
@@ -655,13 +636,13 @@ class MyIdea(Glas):
 '''
 
 
-def broken(glas: Glas, text: str) -> Path:
+def broken(glas, text):
     path = glas.folder / "broken.py"
     path.write_text(text)
     return path
 
 
-def test_a_file_of_ten_lines(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_ten_lines(glas, monkeypatch):
     (glas.folder / "my_idea.py").write_text(MY_IDEA)
     assert len(MY_IDEA.splitlines()) == 10
     monkeypatch.chdir(glas.folder)
@@ -690,7 +671,7 @@ def test_a_file_of_ten_lines(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> Non
     ],
     ids=lambda value: None if "\n" in value else value[:24],
 )
-def test_a_broken_file_is_refused_with_its_error(glas: Glas, text: str, message: str) -> None:
+def test_a_broken_file_is_refused_with_its_error(glas, text, message):
     path = broken(glas, text)
     for command in (cell(path), ["check", path]):
         ended = glas.here(*command)
@@ -701,7 +682,7 @@ def test_a_broken_file_is_refused_with_its_error(glas: Glas, text: str, message:
     assert not glas.results.exists()
 
 
-def test_a_charge_of_the_wrong_shape(glas: Glas) -> None:
+def test_a_charge_of_the_wrong_shape(glas):
     path = broken(glas, MY_IDEA.replace("2 * super().charge(q, p, z)", "q.mean.square()"))
     checked = glas.here("check", path)
     assert checked.code == 1
@@ -730,20 +711,13 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
 
 
-def test_a_bare_machine_trains_and_scores(
-    glas: Glas, undisturbed: Path, packed: data.Splits
-) -> None:
+def test_a_bare_machine_trains_and_scores(glas, undisturbed, packed):
     lacking = "mlflow optuna pandas seaborn matplotlib scipy mlxtend rich pooch requests filelock"
-    lacking += " psutil threadpoolctl"
-    site = glas.folder / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(f"NAMES = {lacking.split()}\n{BLOCK}")
-    carried = glas.folder / "carried"
-    carried.mkdir()
+    bare = site(glas, f"NAMES = {f'{lacking} psutil threadpoolctl'.split()}\n{BLOCK}")
+    (carried := glas.folder / "carried").mkdir()
     data.pack("mnist-5k", carried)
-    ended = glas(
-        *CELL, PYTHONPATH=site, GLAS_BENCH_DATA=carried, XDG_CACHE_HOME=glas.folder / "cache"
-    )
+    cache = glas.folder / "cache"
+    ended = glas(*CELL, PYTHONPATH=bare, GLAS_BENCH_DATA=carried, XDG_CACHE_HOME=cache)
     assert ended.code == 0, ended.err
     assert "epoch 2/2" in ended.err
     assert_same(seed_folder(glas.results), seed_folder(undisturbed))

@@ -51,20 +51,21 @@ def rows(folder, seed):
     return [{k: v for k, v in row.items() if k not in timed} for row in folder.seed(seed).metrics()]
 
 
-def assert_same_seed(one, other, seed):
-    for got, want in zip(rows(one, seed), rows(other, seed), strict=True):
-        for key, value in want.items():
-            assert got[key] == (
-                pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
-            )
-    scores = [next(iter(f.seed(seed).all_scores().values())) for f in (one, other)]
-    for name in ("iw", "refit_iw", "validation_refit_iw", "nll"):
-        assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-4), name
-    assert scores[0]["refit_steps"] == scores[1]["refit_steps"] > 0
-    statuses = [f.seed(seed).status() for f in (one, other)]
-    assert statuses[0]["status"] == statuses[1]["status"] == "complete"
-    assert statuses[0]["step"] == statuses[1]["step"]
-    assert statuses[0]["peak_memory_bytes"] > 2**20
+def assert_same(one, other, seeds=(0, 1, 2)):
+    for seed in seeds:
+        for got, want in zip(rows(one, seed), rows(other, seed), strict=True):
+            assert got.keys() == want.keys()
+            for key, value in want.items():
+                close = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+                assert got[key] == close, key
+        scores = [next(iter(f.seed(seed).all_scores().values())) for f in (one, other)]
+        for name in ("iw", "refit_iw", "validation_refit_iw", "nll"):
+            assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-4), name
+        assert scores[0]["refit_steps"] == scores[1]["refit_steps"] > 0
+        statuses = [f.seed(seed).status() for f in (one, other)]
+        assert statuses[0]["status"] == statuses[1]["status"] == "complete"
+        assert statuses[0]["step"] == statuses[1]["step"]
+        assert statuses[0]["peak_memory_bytes"] > 2**20
 
 
 @pytest.fixture
@@ -82,8 +83,8 @@ def alone(folders):
 def test_every_seed_leaves_what_it_would_alone(folders, alone):
     found, events = run(folders[0], [0, 1, 2])
     assert found == {seed: {"status": "complete"} for seed in (0, 1, 2)}
+    assert_same(folders[0], alone)
     for seed in (0, 1, 2):
-        assert_same_seed(folders[0], alone, seed)
         heard = [event["event"] for who, event in events if who == seed]
         assert heard.count("epoch") == EPOCHS
     assert run(folders[0], [0, 1, 2])[0] == found  # nothing left to do
@@ -108,8 +109,7 @@ def test_seeds_that_stand_apart_catch_up(folders, alone, monkeypatch, checkpoint
     monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", checkpoint_seconds)
     found, _ = run(folders[0], [0, 1, 2])
     assert {one["status"] for one in found.values()} == {"complete"}
-    for seed in (0, 1, 2):
-        assert_same_seed(folders[0], alone, seed)
+    assert_same(folders[0], alone)
 
 
 def test_a_seed_that_diverges_has_its_own_status(folders, monkeypatch):
@@ -128,40 +128,32 @@ def test_a_seed_that_diverges_has_its_own_status(folders, monkeypatch):
     assert "not finite" in status["reason"]
 
 
-@pytest.mark.parametrize("stage", ["training", "fitting"])
+@pytest.mark.parametrize("stage", ["training", "validating", "fitting"])
 def test_out_of_memory_halves_the_stack(folders, alone, monkeypatch, stage):
-    """Three seeds, then one at a time, at the numbers of each alone."""
-    whole = stacked_seeds.StackedTraining.step
+    """Three seeds, then one at a time from the start, at the numbers of each alone."""
+    stack = stacked_seeds.StackedTraining
+    step, validate = stack.step, stack.validate
 
-    def step(self):
-        fits = isinstance(self.first, refit.Fit)
-        if len(self.trainings) > 1 and fits == (stage == "fitting") and self.steps_done == 1:
+    def fill(self, now):
+        if now == stage and len(self.trainings) > 1:
             raise torch.OutOfMemoryError("no room")
-        whole(self)
 
-    monkeypatch.setattr(stacked_seeds.StackedTraining, "step", step)
+    def tight_step(self):
+        if self.steps_done == 1:
+            fill(self, "fitting" if isinstance(self.first, refit.Fit) else "training")
+        step(self)
+
+    def tight_validate(self):
+        fill(self, "validating")  # an epoch is over, and there is no checkpoint
+        return validate(self)
+
+    monkeypatch.setattr(stack, "step", tight_step)
+    monkeypatch.setattr(stack, "validate", tight_validate)
     found, events = run(folders[0], [0, 1, 2])
     assert {one["status"] for one in found.values()} == {"complete"}
     notes = [event["text"] for _, event in events if event["event"] == "note"]
     assert notes == ["out of memory with 3 seeds together: 1 at a time"]
-    for seed in (0, 1, 2):
-        assert_same_seed(folders[0], alone, seed)
-
-
-def test_out_of_memory_after_an_epoch_without_a_checkpoint_starts_over(folders, monkeypatch):
-    whole = stacked_seeds.StackedTraining.validate
-
-    def validate(self):
-        if len(self.trainings) > 1:
-            raise torch.OutOfMemoryError("no room")
-        return whole(self)
-
-    monkeypatch.setattr(stacked_seeds.StackedTraining, "validate", validate)
-    found, _ = run(folders[0], [0, 1])
-    assert {one["status"] for one in found.values()} == {"complete"}
-    for seed in (0, 1):
-        run_alone(folders[1], seed)
-        assert_same_seed(folders[0], folders[1], seed)
+    assert_same(folders[0], alone)
 
 
 @pytest.mark.parametrize("trouble", ["asked to stop", "not finite", "killed"])

@@ -221,7 +221,9 @@ def test_a_folder_becomes_a_parent_and_its_seeds(results):
 
 
 def test_twice_is_harmless(results):
-    folder = synced(results)
+    folder = finished(results, seeds=2)
+    assert fetch(results, "glas-bench") == Fetched([], [])
+    assert_ok(sync([folder.path], results), 1)
     before = histories(results)
     assert sync([folder.path], results) == SyncReport(1, [], 0)
     os.utime(folder.path / "config.yaml")  # looks new, is not
@@ -230,6 +232,8 @@ def test_twice_is_harmless(results):
     (folder.path / "tracking.json").unlink()  # its runs are created again, and count once
     assert_ok(sync([folder.path], results), 1)
     assert fetch(results, "glas-bench") == Fetched([folder.path], [])
+    assert fetch(results, "elsewhere") == Fetched([], [])
+    assert not (results / "fetched").exists()  # what is here is not fetched
 
 
 def test_an_answer_that_was_lost_doubles_nothing(results):
@@ -539,15 +543,6 @@ def contents(folder):
     own = {"lock", "tracking.json", "tracking.lock"}
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in own]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def test_what_is_here_is_not_fetched(results):
-    folder = finished(results, seeds=2)
-    assert fetch(results, "glas-bench") == Fetched([], [])
-    sync([folder.path], results)
-    assert fetch(results, "glas-bench") == Fetched([folder.path], [])
-    assert fetch(results, "elsewhere") == Fetched([], [])
-    assert not (results / "fetched").exists()
 
 
 def test_a_run_is_fetched_whole_or_not_at_all(results, tmp_path):

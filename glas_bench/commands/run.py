@@ -45,13 +45,7 @@ def request(
     threads: int | None,
     **given: Any,
 ) -> Request:
-    """Return the request of a command line.
-
-    Args:
-        pairs: of `--set`.
-        seeds: as text.
-        dataset: a setting that has an option of its own, as `precision` and `threads`.
-        given: fields of the request.
+    """Return the request of a command line; `pairs` are those of `--set`.
 
     Raises:
         UsageError: a pair or the seeds cannot be parsed, or a setting is given twice.
@@ -67,6 +61,8 @@ def request(
 
 def carry_out(request: Request) -> Answer:
     """Run what is missing of a variant, and of its baseline beside it.
+
+    The exit code is that of a signal, 1 if no seed is complete, 3 if one is not or is not mirrored.
 
     Raises:
         UsageError: something of the request cannot be used; nothing was trained.
@@ -92,24 +88,13 @@ def carry_out(request: Request) -> Answer:
     cells = [cell.on(splits) for cell in cells]
     outcomes, problem = _run_watched(cells, splits, device, request)
     documents = [table.document(cell, request.results, outcomes) for cell in cells]
-    difference = None
+    document, difference = documents[0] | {}, None
     if len(cells) == 2:
         difference = table.differences(cells[0], cells[1], request.results)
-    return _answer(documents, difference, problem)
-
-
-def _answer(
-    documents: list[dict[str, Any]], difference: dict[str, Any] | None, problem: str | None
-) -> Answer:
-    """Return the variant's rows, the baseline's after them if there is one.
-
-    The exit code is that of a signal, 1 if no seed is complete, 3 if one is not or is not mirrored.
-    """
-    document = {**documents[0]}
-    if len(documents) == 2:
         document |= {"baseline": documents[1], "difference": difference}
     document["mirror_problem"] = problem
     records = [f"record: {each['folder']}" for each in documents]
+    text = "\n".join([table.text(documents, difference), *records])
     complete = [row["status"] == "complete" for each in documents for row in each["seeds"]]
     if signals.requested():
         code = signals.exit_code()
@@ -117,7 +102,6 @@ def _answer(
         code = 1
     else:
         code = 0 if all(complete) and not problem else 3
-    text = "\n".join([table.text(documents, difference), *records])
     return Answer(text, document, code, [problem] if problem else [])
 
 

@@ -227,9 +227,6 @@ def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: 
         study: its name.
         folders: its run folders, each with the key of the protocol that the study scores by.
         about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`.
-
-    Raises:
-        RunError: the note cannot be written.
     """
     protocols = noted_protocols(results, study) | {path.name: key for path, key in folders.items()}
     document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
@@ -250,17 +247,16 @@ def noted_protocols(results: Path, study: str) -> dict[str, str]:
 def runs_by_study(
     results: Path, folders: Sequence[Path] | None = None
 ) -> dict[str | None, list[Path]]:
-    """Return run folders by the studies that noted them; under None those of no study.
+    """Return run folders by the studies that `results` notes; under None those of no study.
 
     Args:
-        results: the results folder, which has the notes.
+        results: the results folder.
         folders: run folders anywhere; by default, all of the results folder.
     """
-    runs = find_runs(results) if folders is None else list(folders)
+    runs = {run: run.resolve().name for run in (find_runs(results) if folders is None else folders)}
     by_study: dict[str | None, list[Path]] = {}
-    noted: set[str] = set()
     for path in sorted((results / "studies").glob("*.json")):
         note = read_json(path)
-        by_study[note["study"]] = [run for run in runs if run.resolve().name in note["folders"]]
-        noted |= set(note["folders"])
-    return {**by_study, None: [run for run in runs if run.resolve().name not in noted]}
+        by_study[note["study"]] = [run for run, name in runs.items() if name in note["folders"]]
+    noted = {run for some in by_study.values() for run in some}
+    return {**by_study, None: [run for run in runs if run not in noted]}

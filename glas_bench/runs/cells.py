@@ -83,8 +83,7 @@ def run_cells(
         watch: called with every event.
 
     Returns:
-        The outcome of every seed. One that was not begun because the process was asked to stop is
-        `interrupted`.
+        The outcome of every seed, `interrupted` if the process was asked to stop before it began.
 
     Raises:
         RunError: another process works in a folder, or a folder cannot be written.

@@ -61,13 +61,13 @@ def run_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: OnEvent) -> s
     """Train and score one seed from wherever its folder left it; return its status.
 
     Args:
-        cell: what to run.
-        folder: the seed's folder; its cell's lock is held by this process or its parent.
+        cell: what to run; this process or its parent holds its lock.
+        folder: the seed's folder.
         splits: the data, on the device to train on.
         tell: called with events for a display: `{"event": "train" | "epoch" | "score", ...}`.
 
     Raises:
-        GlasBenchError: the folder cannot be written, or the like.
+        GlasBenchError: the folder cannot be written, for example.
     """
     prepare_torch(cell.config.threads, cell.config.precision)
     if status := folder.finished(cell.protocol):
@@ -184,11 +184,7 @@ class SeedRun:
             self.tell_training()
 
     def end_epoch(self, validated: tuple[str, float] | None = None) -> None:
-        """Validate and close a finished epoch, and write its row.
-
-        Args:
-            validated: the kind and value of its validation, where it is known already.
-        """
+        """Close an epoch and write its row; `validated` is its validation where it is known."""
         training = self.training
         phase, rate = training.phase.name, training.learning_rate
         kind, value = "none", math.nan  # a phase that generates nothing has nothing to validate
@@ -224,11 +220,7 @@ class SeedRun:
         return round(at.step * self.training.config.batch / max(at.seconds, 1e-9), 1)
 
     def tell_training(self, taken: int = 0) -> None:
-        """Report the progress of training, now and then.
-
-        Args:
-            taken: steps taken on the device that the position does not count yet.
-        """
+        """Report the progress of training, now and then; `taken` steps are not counted yet."""
         training = self.training
         if not self._is_due(training.finished):
             return

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +36,8 @@ def run_stacked(
     """Train and score seeds of one cell from wherever their folders left them.
 
     Args:
-        cell: what to run.
-        folders: of the seeds; their cell's lock is held by this process.
+        cell: what to run; this process holds its lock.
+        folders: of the seeds.
         splits: the data, on the device to train on.
         tell: called with a seed and an event, as in `seed.run_seed`.
         ways: ways to run a program, in the order they are tried; see `ops.programs`.
@@ -46,36 +46,34 @@ def run_stacked(
         The outcome of every seed: its status, with a reason where there is one.
     """
     prepare_torch(cell.config.threads, cell.config.precision)
-    runs: dict[int, SeedRun] = {}
+    runs: list[SeedRun] = []
     outcomes: dict[int, dict[str, Any]] = {}
 
-    def failed(folder: SeedFolder, error: Exception) -> None:
-        outcomes[folder.seed] = note_failure(folder, error, cell.variant.reference)
+    @contextlib.contextmanager
+    def failing(*folders: SeedFolder) -> Iterator[None]:
+        """Let an error be the outcome of these seeds."""
+        try:
+            yield
+        except Exception as error:
+            for folder in folders:
+                outcomes[folder.seed] = note_failure(folder, error, cell.variant.reference)
 
     for folder in folders:
-        if status := folder.finished(cell.protocol):
-            outcomes[folder.seed] = {"status": status}
-            continue
-        try:
-            heard = functools.partial(tell, folder.seed)
-            runs[folder.seed] = open_seed(cell, folder, splits, heard)
-        except Exception as error:
-            failed(folder, error)
-    try:
-        seeds = _Seeds(list(runs.values()), ways)
+        with failing(folder):
+            if status := folder.finished(cell.protocol):
+                outcomes[folder.seed] = {"status": status}
+            else:
+                heard = functools.partial(tell, folder.seed)
+                runs.append(open_seed(cell, folder, splits, heard))
+    # where it is stopped every seed has its checkpoint; `conclude` notes that it is interrupted
+    with failing(*(run.folder for run in runs)), contextlib.suppress(Stopped):
+        seeds = _Seeds(runs, ways)
         seeds.train()
         seeds.fit()
-    except Stopped:
-        pass  # every seed has its checkpoint; `conclude` notes that it is interrupted
-    except Exception as error:
-        for run in runs.values():
-            failed(run.folder, error)
-        return outcomes
-    for seed, run in runs.items():
-        try:
-            outcomes[seed] = {"status": run.conclude()}
-        except Exception as error:  # one seed's failure is its own
-            failed(run.folder, error)
+    for run in runs:
+        if run.folder.seed not in outcomes:
+            with failing(run.folder):
+                outcomes[run.folder.seed] = {"status": run.conclude()}
     return outcomes
 
 

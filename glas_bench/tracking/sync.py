@@ -40,12 +40,9 @@ MANY = 10
 class SyncReport:
     """What a sync did."""
 
-    runs: int = 0
-    """Run folders that MLflow now holds."""
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    """Run folders that could not be mirrored, each with the error."""
-    changed: int = 0
-    """Of `runs`, those with something new."""
+    runs: int = 0  # run folders that MLflow now holds
+    failures: list[tuple[str, str]] = field(default_factory=list)  # run folders with the error
+    changed: int = 0  # of `runs`, those with something new
 
 
 def sync(
@@ -288,23 +285,16 @@ class _Put:
 class Fetched:
     """Run folders of an experiment."""
 
-    folders: list[Path]
-    """For `record.load_run`. A cell may have several, with different seeds or with the same."""
-    left_out: list[str]
-    """Runs without a folder, each with the reason."""
+    folders: list[Path]  # a cell may have several, with different seeds or with the same
+    left_out: list[str]  # runs without a folder, each with the reason
 
 
 def fetch(results: Path, experiment: str, *, debug: bool = False) -> Fetched:
     """Return the run folders of an experiment's runs, with copies of those that are elsewhere.
 
     A seed whose run folder is not in the results folder is downloaded from its run's artifacts to
-    `<results>/fetched/<run id>/<variant>-<config_key>`: whole or not at all, and only the files
-    whose content has changed since. Checkpoints are not among them.
-
-    Args:
-        results: the results folder.
-        experiment: name of the MLflow experiment; nothing is returned where it does not exist.
-        debug: let mlflow's own messages through to stderr.
+    `<results>/fetched/<run id>/<variant>-<config_key>`: whole or not at all, only the files whose
+    content has changed since, and no checkpoints. With `debug`, mlflow's messages go to stderr.
 
     Raises:
         RunError: the store cannot be read.
