@@ -520,7 +520,7 @@ def test_what_was_published_is_set_against_what_is_alike() -> None:
     alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot", "as_published": "yes"}
 
     def last(variant: str, binarisation: str) -> tuple[str, str]:
-        citations = [each.as_json() for each in registry.find(variant).citations]
+        citations = [dataclasses.asdict(each) for each in registry.find(variant).citations]
         text = render(
             row(variant, binarisation=binarisation, published=json.dumps(citations), **alike)
         )
