@@ -1,8 +1,8 @@
-"""Child processes that run a module of this package, and die with their parent.
+"""Child processes that run a module of this package, and die with their parent; loops in threads.
 
-A child reads an order, one line of JSON on stdin, and reports events as JSON lines on stdout. Its
-stdin stays open while it is wanted and closes when the parent dies, however that is; the child ends
-then. `ChildProcess` and `Pool` are the parent's side, `serve` is the child's.
+A child reads an order, one line of JSON on stdin, and reports events as JSON lines on stdout. It
+ends when its stdin closes: when it is no longer wanted, or its parent has died, however that is.
+`ChildProcess` and `Pool` are the parent's side, `serve` is the child's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Generic, NoReturn, TypeVar
@@ -52,15 +52,15 @@ class ChildProcess:
 
     Args:
         order: what it runs.
-        tell: called with its events, from a thread of its own; with None once it has ended.
-        log: file for its stderr, which is else kept for `how_it_ended`.
+        on_event: called with its events, from a thread of its own; with None once it has ended.
+        log: file for its stderr, which is otherwise kept for `how_it_ended`.
 
     Raises:
         OSError: it cannot be started.
     """
 
     def __init__(
-        self, order: Order, tell: Callable[[Event | None], None], log: IO[bytes] | None = None
+        self, order: Order, on_event: Callable[[Event | None], None], log: IO[bytes] | None = None
     ) -> None:
         self.errors = log or tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -79,7 +79,7 @@ class ChildProcess:
             self.errors.close()
             raise
         self.send(order.content)
-        self.listener = threading.Thread(target=self._listen, args=(tell,), daemon=True)
+        self.listener = threading.Thread(target=self._listen, args=(on_event,), daemon=True)
         self.listener.start()
 
     def send(self, message: Any) -> None:
@@ -89,17 +89,13 @@ class ChildProcess:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
-    def _listen(self, tell: Callable[[Event | None], None]) -> None:
+    def _listen(self, on_event: Callable[[Event | None], None]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with contextlib.suppress(ValueError):
-                tell(json.loads(line))
+                on_event(json.loads(line))
         self.process.wait()
-        tell(None)
-
-    def stop(self) -> None:
-        """Ask it to checkpoint and end."""
-        self.process.terminate()
+        on_event(None)
 
     def how_it_ended(self) -> str:
         """Return the exit code or signal of a child that has ended, and its last line of stderr."""
@@ -126,21 +122,21 @@ class Pool(Generic[Key]):
     """Runs child processes side by side, and stops them when this process is asked to stop.
 
     Args:
-        tell: called with the key and event of a child, in the thread that calls `run`.
-        ended: called with the key of a child that has ended and with how, as words that follow its
+        on_event: called with the key and event of a child, in the thread that calls `run`.
+        on_end: called with the key of a child that has ended and with how, as words that follow its
             name; with None where SIGTERM ended it before it could answer.
     """
 
     def __init__(
-        self, tell: Callable[[Key, Event], None], ended: Callable[[Key, str | None], None]
+        self, on_event: Callable[[Key, Event], None], on_end: Callable[[Key, str | None], None]
     ) -> None:
-        self.tell = tell
-        self.ended = ended
+        self.on_event = on_event
+        self.on_end = on_end
         self.running: dict[Key, ChildProcess] = {}
         self.events: queue.Queue[tuple[Key, Event | None]] = queue.Queue()
 
     def run(self, orders: Mapping[Key, Order], places: int) -> list[Key]:
-        """Run orders, so many at a time; return those not begun when the process was stopped.
+        """Run orders, `places` at a time; return those not begun when the process was stopped.
 
         Raises:
             OSError: a child cannot be started; the others are killed.
@@ -151,7 +147,7 @@ class Pool(Generic[Key]):
                 if signals.requested() and not stopped:
                     stopped = True
                     for child in self.running.values():
-                        child.stop()
+                        child.process.terminate()  # it checkpoints first
                 while waiting and not stopped and len(self.running) < places:
                     self._start(key := next(iter(waiting)), waiting.pop(key))
                 with contextlib.suppress(queue.Empty):
@@ -166,11 +162,11 @@ class Pool(Generic[Key]):
 
     def _take(self, key: Key, event: Event | None) -> None:
         if event is not None:
-            self.tell(key, event)
+            self.on_event(key, event)
             return
         child = self.running.pop(key)
         too_young = signals.requested() and child.process.returncode == -signal.SIGTERM
-        self.ended(key, None if too_young else child.how_it_ended())
+        self.on_end(key, None if too_young else child.how_it_ended())
         child.close()
 
 
@@ -181,8 +177,8 @@ def serve(work: Callable[[dict[str, Any], OnEvent, queue.Queue[Any]], int]) -> N
     """Do an order as a child process, and end with the exit code that `work` returns.
 
     Args:
-        work: called with the order, with what to call with events, from any thread, and with the
-            queue of what the parent sends later. SIGTERM and Ctrl-C are noted in `signals`.
+        work: called with the order, a function to call with events, from any thread, and the queue
+            of what the parent sends later. SIGTERM and Ctrl-C are noted in `signals`.
     """
     signals.install()
     with signals.graceful():
@@ -193,14 +189,14 @@ def serve(work: Callable[[dict[str, Any], OnEvent, queue.Queue[Any]], int]) -> N
         os.dup2(2, 1)  # whatever else prints goes to stderr
         lock = threading.Lock()
 
-        def tell(event: Event) -> None:
+        def report(event: Event) -> None:
             try:
                 with lock:
                     out.write(json.dumps(event) + "\n")
             except OSError:  # the parent is gone, which is no failure of the work
                 os._exit(1)
 
-        code = work(order, tell, inbox)
+        code = work(order, report, inbox)
         out.flush()
         os._exit(code)
 
@@ -210,3 +206,29 @@ def _receive(inbox: queue.Queue[Any]) -> None:
     for line in sys.stdin.buffer:
         inbox.put(json.loads(line))
     os._exit(1)
+
+
+# --------------------------------------------------------------------------- a loop in a thread
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call an action every so many seconds, in a thread; after an error within a second."""
+    over = threading.Event()
+
+    def loop() -> None:
+        pause = 0.0
+        while not over.wait(pause):
+            pause = seconds
+            try:
+                action()
+            except Exception:  # what it needs is away, and may be back the next time
+                pause = min(1.0, seconds)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)

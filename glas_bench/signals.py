@@ -1,8 +1,8 @@
 """SIGTERM and Ctrl-C: end at once, or at the next step where there is work to save.
 
-Installed before anything heavy is imported, so that signals are handled from the start. Outside a
-`graceful` block the process ends with the signal's exit code; inside one the request is noted, the
-work checkpoints, and the command ends with the same code. A second signal ends at once.
+Installed before anything heavy is imported. Outside a `graceful` block the process ends with the
+signal's exit code; inside one the request is noted, the work checkpoints, and the command ends with
+the same code. A second signal ends at once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from types import FrameType
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 class Stopped(Exception):  # noqa: N818 - a request, not an error
@@ -30,11 +29,10 @@ def install() -> None:
         signal.signal(number, _handle)
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def _handle(number: int, _frame: object) -> None:
     global _requested
-    del frame
     if _graceful == 0 or _requested is not None:
-        os._exit(EXIT_CODES[signal.Signals(number)])
+        os._exit(EXIT_CODES[number])
     _requested = number
 
 
@@ -52,7 +50,7 @@ def check() -> None:
 def exit_code() -> int:
     """Return the exit code that belongs to the signal received."""
     assert _requested is not None
-    return EXIT_CODES[signal.Signals(_requested)]
+    return EXIT_CODES[_requested]
 
 
 @contextlib.contextmanager

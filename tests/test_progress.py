@@ -18,11 +18,11 @@ EVENTS = [
 
 @pytest.fixture
 def always_due(monkeypatch):
-    monkeypatch.setattr(progress.Lines, "EVERY", -1.0)
+    monkeypatch.setattr(progress.Display, "EVERY", -1.0)
 
 
 def test_lines(always_due, capsys):
-    with progress.Lines() as display:
+    with progress.Display() as display:
         for event in EVENTS:
             display.show("cauchy seed 0", event)
     lines = [line.removeprefix("cauchy seed 0: ") for line in capsys.readouterr().err.splitlines()]

@@ -7,10 +7,10 @@ including those that other machines run.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from typing import Any
 
+from glas_bench.display import Shown, on_terminal
 from glas_bench.sweep import status
 from glas_bench.text import duration, number
 
@@ -18,32 +18,19 @@ STYLES = {"running": "bold", "failed": "red", "waiting": "dim", "not_applicable"
 
 
 def make_view() -> View:
-    """Return a table where stderr is a terminal and rich is installed, plain lines otherwise."""
-    if sys.stderr.isatty():
-        try:
-            return Table()
-        except ImportError:
-            pass
-    return View()
+    """Return a table or plain lines."""
+    return on_terminal(Table, View)
 
 
-class View:
+class View(Shown):
     """Plain lines: one when a cell begins, one when it ends, and a count now and then."""
 
     EVERY = 30.0
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.counted = time.monotonic()
-        self.counts = ""  # when they were shown last, and which
+        self.counted, self.counts = time.monotonic(), ""  # when they were shown last, and which
         self.cells: list[dict[str, Any]] = []
         self.caption = ""
-
-    def __enter__(self) -> View:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def show(self, event: dict[str, Any]) -> None:
         """Show a worker's event."""
@@ -57,7 +44,9 @@ class View:
         self._say_note(event)
 
     def _say_note(self, event: dict[str, Any]) -> None:
-        if event["event"] == "seed" and event["of"]["event"] == "note":
+        if event["event"] == "lost":
+            self.say(event["reason"])
+        elif event["event"] == "seed" and event["of"]["event"] == "note":
             self.say(f"{event['name']}: {event['of']['text']}")
 
     def refresh(self, document: dict[str, Any], left: float | None) -> None:
@@ -76,9 +65,8 @@ class View:
             self.say(self.caption)
 
     def say(self, text: str) -> None:
-        """Show a line, whatever else is shown."""
-        with self.lock:
-            print(text, file=sys.stderr, flush=True)
+        """Show a line; from any thread."""
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 class Table(View):
@@ -94,13 +82,6 @@ class Table(View):
         self.live = Live(
             console=self.console, get_renderable=self.render, refresh_per_second=4, transient=True
         )
-
-    def __enter__(self) -> Table:
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
 
     def show(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -120,7 +101,7 @@ class Table(View):
         """Return the table as it is now; of a long study, failed and running cells first."""
         from rich.table import Table as Grid
 
-        grid = Grid(box=None, pad_edge=False)
+        grid = Grid(box=None, pad_edge=False, caption=self.caption or None, caption_justify="left")
         for column in ("cell", "status", "seeds", "nll"):
             grid.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
         grid.add_column("", no_wrap=True, overflow="ellipsis")
@@ -129,8 +110,6 @@ class Table(View):
             shown = {**cell, "status": "running"} if here else cell
             note = here or (cell["status"] == "running" and cell.get("worker")) or cell["reason"]
             grid.add_row(*status.row(shown), note or "", style=STYLES.get(shown["status"]))
-        grid.caption = self.caption or None
-        grid.caption_justify = "left"
         return grid
 
 
@@ -155,10 +134,7 @@ def _progress(event: dict[str, Any]) -> str | None:
 
 def ending(event: dict[str, Any]) -> str:
     """Return how a cell ended: status, nll (else iw), duration, reason."""
-    text = str(event["status"])
-    for name in ("nll", "iw"):
-        if name in event["numbers"]:
-            text += f", {name} {number(event['numbers'][name])}"
-            break
-    text += f", {duration(event['seconds'])}"
+    numbers = event["numbers"]
+    scores = [f"{name} {number(numbers[name])}" for name in ("nll", "iw") if name in numbers]
+    text = ", ".join([event["status"], *scores[:1], duration(event["seconds"])])
     return f"{text}; {event['reason']}" if event["reason"] else text
