@@ -198,7 +198,7 @@ def sweep(as_json: bool, dry_run: bool, **given: Any) -> None:
     from glas_bench.commands import sweep as command
 
     act = command.dry_run if dry_run else command.carry_out
-    show(lambda: act(command.request(**given)), as_json)
+    show(lambda: act(command.Request(**given)), as_json)
 
 
 @cli.command(short_help="Show the status of every cell of a study.")

@@ -77,6 +77,13 @@ def job_for(path: Path, glas: Glas, key: str) -> worker.Job:
     )
 
 
+def command(queue: Queue, plan: Plan) -> sweeping.Sweep:
+    """Return the sweep of a planned study on a CPU."""
+    about: dict[str, Any] = dict.fromkeys(("preset", "dataset", "storage"))
+    request = sweeping.Request(study=str(plan.study.path), results=plan.results, **about)
+    return sweeping.Sweep(request, "cpu", plan, queue)
+
+
 def cells(ended: Ended) -> dict[str, dict[str, Any]]:
     return {cell["cell"]: cell for cell in ended.json["cells"]}
 
@@ -277,10 +284,10 @@ def test_a_cell_left_by_a_dead_worker_counts_for_how_many_are_wanted(
     queue, plan = planned(glas, TINY)
     trial = claimed(queue, plan)
     queue.settle(plan, lambda _: None)
-    assert sweeping._workers(plan, queue, "cpu") == 1  # this process is there and runs it
+    assert command(queue, plan).workers() == 1  # this process is there and runs it
     abandon(queue, trial, gone=True)
     queue.settle(plan, lambda _: None)
-    assert sweeping._workers(plan, queue, "cpu") == 2
+    assert command(queue, plan).workers() == 2
 
 
 @pytest.mark.parametrize("trouble", ["workers die", "cuda no longer answers"])
@@ -320,14 +327,14 @@ def test_of_a_shared_database_another_machine_may_have_the_results(glas: Glas) -
     queue, plan = planned(glas, TINY.replace(", gaussian", ""))
     trial = claimed(queue, plan)
     queue.finish(replace(trial, status="complete", value=1.0))
-    assert sweeping._is_gone(plan, queue, trial)
+    assert command(queue, plan).is_gone(trial)
     queue.database.file = None  # as on PostgreSQL
-    assert not sweeping._is_gone(plan, queue, trial)
+    assert not command(queue, plan).is_gone(trial)
     folder = plan.cells["cauchy"].folder(glas.results)
     folder.prepare(plan.cells["cauchy"].config, {})  # `run --fresh`, which was killed
-    assert sweeping._is_gone(plan, queue, trial)
+    assert command(queue, plan).is_gone(trial)
     with folder.locked():
-        assert not sweeping._is_gone(plan, queue, trial)
+        assert not command(queue, plan).is_gone(trial)
 
 
 @quick
@@ -359,8 +366,8 @@ def test_cells_left_by_workers_that_died_are_no_success(glas: Glas) -> None:
     queue, _ = planned(glas, TINY)
     counts = status_of(queue)["counts"]
     lost = [(1, "worker 0 was killed by signal 9")]
-    assert sweeping._exit_code(counts, lost, 4) == 1
-    assert sweeping._exit_code(counts, [], 4) == 0  # as many trials as were asked for
+    assert sweeping.exit_code(counts, lost, 4) == 1
+    assert sweeping.exit_code(counts, [], 4) == 0  # as many trials as were asked for
 
 
 # --------------------------------------------------------------------------- changed studies

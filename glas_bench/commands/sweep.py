@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from glas_bench import config, environment, signals, study
 from glas_bench.commands import Answer
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
-from glas_bench.processes import OnEvent
+from glas_bench.processes import OnEvent, repeating
 from glas_bench.record import note_study
 from glas_bench.runs.cells import check_results
 from glas_bench.runs.seed import checkpoint_seconds
@@ -23,9 +22,9 @@ from glas_bench.sweep.plan import Document, Plan, digest, plan_document
 from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.status import seconds_left, skipped_line, status_document, table
 from glas_bench.sweep.trial import Trial
-from glas_bench.sweep.view import View, make_view
+from glas_bench.sweep.view import make_view
 from glas_bench.sweep.worker import Job, finished, work
-from glas_bench.sweep.workers import default_workers, run_workers
+from glas_bench.sweep.workers import Problem, default_workers, run_workers
 from glas_bench.text import seed_ranges
 from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
@@ -43,30 +42,19 @@ class Request:
     dataset: str | None
     storage: str | None
     results: Path
-    seeds: list[int] | None = None
+    seeds: str | None = None
     workers: int | None = None
-    most: int | None = None
-    """Trials of the study's whole life."""
+    max_trials: int | None = None
+    """Of the study's whole life."""
     extend: bool = False
-    retry_failed: bool = False
+    retry: str | None = None
     device: str = "cpu"
     mirror: bool = False
 
-
-def request(
-    *, seeds: str | None, max_trials: int | None, retry: str | None, **given: Any
-) -> Request:
-    """Return the request of a command line; `given` are further fields of it.
-
-    Raises:
-        UsageError: the seeds cannot be parsed.
-    """
-    return Request(
-        seeds=None if seeds is None else config.parse_seeds(seeds),
-        most=max_trials,
-        retry_failed=retry == "failed",
-        **given,
-    )
+    def load(self, precision: str | None = None) -> Study:
+        """Lay the study out; `precision` is of cells for which it names none."""
+        seeds = None if self.seeds is None else config.parse_seeds(self.seeds)
+        return study.load(self.study, self.preset, self.dataset, seeds=seeds, precision=precision)
 
 
 # --------------------------------------------------------------------------- sweep
@@ -86,12 +74,10 @@ def carry_out(request: Request) -> Answer:
     loaded = _load(request, device)
     check_results(request.results)
     with signals.graceful(), contextlib.closing(Database(url)) as database:
-        queue, plan = Queue(database), Plan(loaded, request.results)
-        queue.plan(plan, extend=request.extend, retry_failed=request.retry_failed)
-        queue.settle(plan, lambda trial: finished(plan, trial))
-        gone = queue.renew(plan, lambda trial: _is_gone(plan, queue, trial))
-        problems = _run(plan, queue, request, device, url, gone)
-        return _answer(plan, queue, problems, request.most)
+        plan = Plan(loaded, request.results)
+        sweep = Sweep(request, device, plan, Queue(database))
+        sweep.enqueue()
+        return sweep.answer(sweep.run())
 
 
 def _load(request: Request, device: str) -> Study:
@@ -100,10 +86,7 @@ def _load(request: Request, device: str) -> Study:
     Raises:
         UsageError: it names one that the device does not have.
     """
-    precision = environment.default_precision(device)
-    loaded = study.load(
-        request.study, request.preset, request.dataset, seeds=request.seeds, precision=precision
-    )
+    loaded = request.load(environment.default_precision(device))
     searched = loaded.space.get("precision")
     choices = (searched.choices if searched else None) or ()
     for precision in {cell.config.precision for cell in loaded.cells} | set(map(str, choices)):
@@ -111,161 +94,150 @@ def _load(request: Request, device: str) -> Study:
     return loaded
 
 
-def _is_gone(plan: Plan, queue: Queue, trial: Trial) -> bool:
-    """Return whether a finished trial's results ought to be in this results folder and are not.
+@dataclass
+class Sweep:
+    """A study, its queue, and how this command works on it: `enqueue`, `run`, `answer`."""
 
-    Of a database that machines share, another may have them: a folder must be there, unfinished.
-    """
-    if finished(plan, trial) is not None:
-        return False
-    folder = plan.cell_of(trial).folder(plan.results)
-    if not (folder.path / "config.yaml").is_file():
-        return queue.database.file is not None
-    try:
-        with folder.locked():
-            return True
-    except AlreadyRunning:  # another process makes it again
-        return False
+    request: Request
+    device: str
+    plan: Plan
+    queue: Queue
+    lost: Sequence[str] = ()
+    """Cells that were complete and whose results are gone."""
+    mirror: Mirror | None = None
 
+    def enqueue(self) -> None:
+        """Store the plan and its trials; end those whose results are there, repeat lost ones.
 
-def _run(
-    plan: Plan, queue: Queue, request: Request, device: str, url: str, gone: Sequence[str]
-) -> list[tuple[int, str]]:
-    """Run workers with a view and a mirror; return exit codes and reasons of what went wrong."""
-    problems: list[tuple[int, str]] = []
-    with contextlib.ExitStack() as stack:
-        mirror = None
-        folders = _note(plan, queue)
-        if request.mirror:
-            mirror = stack.enter_context(Mirror(plan.results, folders, experiment=plan.name))
-        with make_view() as view, _refreshing(plan, queue, view):
-            for name in gone:
-                view.say(f"{name}: was complete, and its results are gone from {plan.results}")
+        Raises:
+            UsageError: the study has another plan and is not to be extended.
+        """
+        plan, retry = self.plan, self.request.retry == "failed"
+        self.queue.plan(plan, extend=self.request.extend, retry_failed=retry)
+        self.queue.settle(plan, lambda trial: finished(plan, trial))
+        self.lost = self.queue.renew(plan, self.is_gone)
 
-            def on_event(event: dict[str, Any]) -> None:
-                if event["event"] == "lost":
-                    view.say(str(event["reason"]))
-                if event["event"] == "begin" and plan.cells[event["cell"]].searched:
-                    with contextlib.suppress(RunError):  # it is noted again at the end
-                        _follow(plan, queue, mirror)
-                view.show(event)
+    def is_gone(self, trial: Trial) -> bool:
+        """Return whether a finished trial's results ought to be in the results folder and are not.
 
-            try:
-                problems += _work(plan, queue, request, device, url, on_event)
-            except StorageDown as error:
-                problems.append((3, f"{error}; the run folders have everything: sweep again"))
-        _follow(plan, queue, mirror)
-        if mirror is not None:
-            report = mirror.finish()
-            problems += [(3, message) for _, message in report.failures[:1]]
-    return problems
+        Of a database that machines share, another may have them: a folder must be there,
+        unfinished.
+        """
+        if finished(self.plan, trial) is not None:
+            return False
+        folder = self.plan.cell_of(trial).folder(self.plan.results)
+        if not (folder.path / "config.yaml").is_file():
+            return self.queue.database.file is not None
+        try:
+            with folder.locked():
+                return True
+        except AlreadyRunning:  # another process makes it again
+            return False
 
+    def run(self) -> list[Problem]:
+        """Run workers with a view and a mirror; return what went wrong."""
+        problems: list[Problem] = []
+        with contextlib.ExitStack() as stack:
+            folders = self.note()
+            if self.request.mirror:
+                mirror = Mirror(self.plan.results, folders, experiment=self.plan.name)
+                self.mirror = stack.enter_context(mirror)
+            with make_view() as view, repeating(lambda: view.refresh(*self.status()), REFRESH):
+                for name in self.lost:
+                    where = self.plan.results
+                    view.say(f"{name}: was complete, and its results are gone from {where}")
 
-def _work(
-    plan: Plan, queue: Queue, request: Request, device: str, url: str, on_event: OnEvent
-) -> list[tuple[int, str]]:
-    """Work in this process, or have several do it; return what went wrong with those."""
-    workers = request.workers or _workers(plan, queue, device)
-    if workers == 1:
-        work(plan, queue, device, request.most, on_event)
-        return []
-    job = Job(
-        study=str(plan.study.path.resolve()),
-        preset=request.preset,
-        dataset=request.dataset,
-        seeds=request.seeds,
-        results=str(request.results.resolve()),
-        device=device,
-        digest=digest(plan.document),
-        most=request.most,
-    )
-    return run_workers(job, workers, url, on_event)
+                def on_event(event: dict[str, Any]) -> None:
+                    if event["event"] == "begin" and self.plan.cells[event["cell"]].searched:
+                        with contextlib.suppress(RunError):  # it is noted again at the end
+                            self.note()
+                    view.show(event)
 
+                try:
+                    problems += self.work(on_event)
+                except StorageDown as error:
+                    problems.append((3, f"{error}; the run folders have everything: sweep again"))
+            if self.plan.searches:
+                self.note()
+            if self.mirror is not None:
+                failures = self.mirror.finish().failures
+                problems += [(3, message) for _, message in failures[:1]]
+        return problems
 
-def _workers(plan: Plan, queue: Queue, device: str) -> int:
-    """Return how many workers this machine gets for the cells that wait."""
-    left = 0
-    for cell in _status(plan, queue)[0]["cells"]:
-        if cell["status"] == "waiting":  # a search has many trials to share
-            left += plan.study.trials if plan.cells[cell["cell"]].searched else 1
-    threads = max(cell.config.threads for cell in plan.study.cells)
-    return default_workers(device, left, threads)
+    def work(self, on_event: OnEvent) -> list[Problem]:
+        """Work in this process, or have several do it; return what went wrong with those."""
+        request, plan = self.request, self.plan
+        workers = request.workers or self.workers()
+        if workers == 1:
+            work(plan, self.queue, self.device, request.max_trials, on_event)
+            return []
+        job = Job(
+            study=str(plan.study.path.resolve()),
+            preset=request.preset,
+            dataset=request.dataset,
+            seeds=list(plan.study.seeds) if request.seeds else None,
+            results=str(plan.results.resolve()),
+            device=self.device,
+            digest=digest(plan.document),
+            most=request.max_trials,
+        )
+        return run_workers(job, workers, self.queue.database.url, on_event)
 
+    def workers(self) -> int:
+        """Return how many workers this machine gets for the cells that wait."""
+        left = 0
+        for cell in self.status()[0]["cells"]:
+            if cell["status"] == "waiting":  # a search has many trials to share
+                left += self.plan.study.trials if self.plan.cells[cell["cell"]].searched else 1
+        threads = max(cell.config.threads for cell in self.plan.study.cells)
+        return default_workers(self.device, left, threads)
 
-def _status(plan: Plan, queue: Queue) -> tuple[Document, float | None]:
-    """Return the status document of a planned study, and the seconds left."""
-    read = queue.read(plan.name)
-    assert read is not None
-    document = status_document(*read)
-    return document, seconds_left(*read, document)
+    def status(self) -> tuple[Document, float | None]:
+        """Return the status document of the planned study, and the seconds left."""
+        read = self.queue.read(self.plan.name)
+        assert read is not None
+        document = status_document(*read)
+        return document, seconds_left(*read, document)
 
+    def note(self) -> list[Path]:
+        """Write down what the study is and which run folders are its own; mirror and return them.
 
-@contextlib.contextmanager
-def _refreshing(plan: Plan, queue: Queue, view: View) -> Iterator[None]:
-    """Show the status of all cells now and then."""
-    stop = threading.Event()
+        Searches add folders as they go.
+        """
+        loaded, results = self.plan.study, self.plan.results
+        about = {"file": str(loaded.path.resolve()), "preset": loaded.preset}
+        about |= {"dataset": loaded.dataset, "seeds": seed_ranges(loaded.seeds)}
+        cells = {cell.folder(results).path: cell.protocol for cell in self._cells()}
+        note_study(results, self.plan.name, cells, **about)
+        if self.mirror is not None:
+            for folder in cells:
+                self.mirror.add(folder)
+        return list(cells)
 
-    def refresh() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(Exception):  # the database is away: it is tried again
-                view.refresh(*_status(plan, queue))
-            stop.wait(REFRESH)
+    def _cells(self) -> Iterator[Cell]:
+        """Return the cells known from the start, and those that searches have run so far."""
+        yield from (cell for cell in self.plan.cells.values() if cell.key and not cell.searched)
+        with contextlib.suppress(StorageDown):
+            read = self.queue.read(self.plan.name) if self.plan.searches else None
+            for trial in read[1] if read else ():
+                if trial.values and trial.begun and trial.cell in self.plan.cells:
+                    yield self.plan.cell_of(trial)
 
-    thread = threading.Thread(target=refresh, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-
-
-def _follow(plan: Plan, queue: Queue, mirror: Mirror | None) -> None:
-    """Note and mirror the run folders that searches have added by now."""
-    for folder in _note(plan, queue) if plan.searches else ():
-        if mirror is not None:
-            mirror.add(folder)
-
-
-def _note(plan: Plan, queue: Queue) -> list[Path]:
-    """Write down what the study is and which run folders are its own; return them."""
-    loaded = plan.study
-    about = {"file": str(loaded.path.resolve()), "preset": loaded.preset}
-    about |= {"dataset": loaded.dataset, "seeds": seed_ranges(loaded.seeds)}
-    cells = {cell.folder(plan.results).path: cell.protocol for cell in _cells(plan, queue)}
-    note_study(plan.results, plan.name, cells, **about)
-    return list(cells)
-
-
-def _cells(plan: Plan, queue: Queue) -> Iterator[Cell]:
-    """Return the cells known from the start, and those that searches have run so far."""
-    yield from (cell for cell in plan.cells.values() if cell.key and not cell.searched)
-    if not plan.searches:
-        return
-    with contextlib.suppress(StorageDown):
-        read = queue.read(plan.name)
-        for trial in read[1] if read else ():
-            if trial.values and trial.begun and trial.cell in plan.cells:
-                yield plan.cell_of(trial)
-
-
-def _answer(
-    plan: Plan, queue: Queue, problems: Sequence[tuple[int, str]], most: int | None
-) -> Answer:
-    reasons = [reason for _, reason in problems]
-    try:
-        document, _ = _status(plan, queue)
-    except StorageDown as error:
-        code = signals.exit_code() if signals.requested() else 3
-        document = {"study": plan.name, "cells": []}
-        return Answer(plan.name, document, code, reasons or [str(error)])
-    code = _exit_code(document["counts"], problems, most)
-    return Answer(table(document), {**document, "problems": reasons}, code, reasons)
+    def answer(self, problems: Sequence[Problem]) -> Answer:
+        """Return the status of all cells, and what went wrong."""
+        reasons = [reason for _, reason in problems]
+        try:
+            document, _ = self.status()
+        except StorageDown as error:
+            code = signals.exit_code() if signals.requested() else 3
+            document = {"study": self.plan.name, "cells": []}
+            return Answer(self.plan.name, document, code, reasons or [str(error)])
+        code = exit_code(document["counts"], problems, self.request.max_trials)
+        return Answer(table(document), {**document, "problems": reasons}, code, reasons)
 
 
-def _exit_code(
-    counts: Mapping[str, int], problems: Sequence[tuple[int, str]], most: int | None
-) -> int:
+def exit_code(counts: Mapping[str, int], problems: Sequence[Problem], most: int | None) -> int:
+    """Return the exit code of a sweep of so many cells by status, limited to `most` trials."""
     if signals.requested():
         return signals.exit_code()
     left = counts.get("waiting", 0) + counts.get("running", 0)
@@ -280,7 +252,7 @@ def _exit_code(
 def dry_run(request: Request) -> Answer:
     """Lay a study out and run nothing; neither data nor database is opened."""
     storage.refuse_password(request.storage)
-    loaded = study.load(request.study, request.preset, request.dataset, seeds=request.seeds)
+    loaded = request.load()
     rows = []
     for cell in loaded.cells:
         about = cell.not_applicable and f"not applicable: {cell.not_applicable}"
@@ -318,7 +290,14 @@ def status(request: Request) -> Answer:
         UsageError: there is no such study, neither there nor as a file.
     """
     url = storage.storage_url(request.storage, request.results)
-    name, loaded = _named(request)
+    name, loaded = request.study, None
+    try:
+        study.find(name)
+    except UsageError:
+        pass
+    else:
+        loaded = request.load()
+        name = loaded.name
     file = sqlite_file(url)
     read: tuple[Document, list[Trial]] | None = None
     known: list[str] = []
@@ -333,13 +312,3 @@ def status(request: Request) -> Answer:
         read = plan_document(loaded, loaded.cells), []
     document = status_document(*read)
     return Answer(table(document), document)
-
-
-def _named(request: Request) -> tuple[str, Study | None]:
-    """Return a study's name and, where its file is there, the study."""
-    try:
-        study.find(request.study)
-    except UsageError:
-        return request.study, None
-    loaded = study.load(request.study, request.preset, request.dataset, seeds=request.seeds)
-    return loaded.name, loaded

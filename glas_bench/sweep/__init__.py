@@ -8,6 +8,5 @@ a trial.
 
 Bare Optuna runs cells twice: on sqlite `enqueue_trial` and `ask` race, first use crashes on table
 creation, and `study.optimize` with a heartbeat loses a live trial when the database restarts. So
-there is one lock (a file beside sqlite, `pg_advisory_lock` on PostgreSQL) around schema creation,
-planning, claiming and ending, and the loop is our own.
+one lock is held around schema creation, planning, claiming and ending, and the loop is our own.
 """

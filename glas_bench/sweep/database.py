@@ -1,8 +1,7 @@
 """The database of studies: opened, locked, called again after an outage; its rows as `Trial`s.
 
-One lock is held while the schema is made and while a study is planned or a trial claimed or ended:
-a file beside sqlite, `pg_advisory_lock` on PostgreSQL. Both are free once their holder has ended,
-however it ended.
+Its lock is a file beside sqlite, `pg_advisory_lock` on PostgreSQL. Both are free once their holder
+has ended, however it ended.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from glas_bench import signals
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
-    from sqlalchemy import Connection
 
 T = TypeVar("T")
 
@@ -39,7 +38,6 @@ ABOUT = "glas_bench:about"
 OWNER = "glas_bench:owner"
 LOST = "glas_bench:lost"
 BEGUN = "glas_bench:begun"
-WITHDRAWN = "glas_bench:withdrawn"
 
 PATIENCE = 600.0
 """Seconds that a worker waits for a database that does not answer."""
@@ -99,6 +97,9 @@ class Database:
     """
 
     def __init__(self, url: str, *, patience: float = PATIENCE_AT_FIRST) -> None:
+        import sqlalchemy
+        from sqlalchemy.pool import NullPool
+
         self.url = url
         self.file = sqlite_file(url)
         self.owner = worker_id.own_id()
@@ -108,30 +109,22 @@ class Database:
         self._errors = _prepare_optuna()
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_engine = self._engine()
-        self._errors += (self._lock_engine.dialect.dbapi.Error,)  # some reach us unwrapped
-        self.storage: RDBStorage = self.through(self._open, patience)
-
-    def _arguments(self) -> dict[str, Any]:
-        """Return arguments of SQLAlchemy's create_engine: a dead server is noticed in seconds."""
-        if self.file is not None:
-            return {"connect_args": {"timeout": 60}}
-        connect = {"connect_timeout": 5, "keepalives_idle": 10, "tcp_user_timeout": 20_000}
-        return {"pool_pre_ping": True, "connect_args": connect}
-
-    def _engine(self) -> Any:
-        import sqlalchemy
-        from sqlalchemy.pool import NullPool
-
+        self._arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
+        if self.file is None:  # a dead server is noticed in seconds
+            connect = {"connect_timeout": 5, "keepalives_idle": 10, "tcp_user_timeout": 20_000}
+            self._arguments = {"pool_pre_ping": True, "connect_args": connect}
         try:
-            return sqlalchemy.create_engine(self.url, poolclass=NullPool, **self._arguments())
+            engine: Any = sqlalchemy.create_engine(url, poolclass=NullPool, **self._arguments)
         except ModuleNotFoundError as error:
             raise UsageError(
-                f"--storage {redact(self.url)}: {error.name} is not installed; "
+                f"--storage {redact(url)}: {error.name} is not installed; "
                 "pip install -e '.[postgres]' in the checkout"
             ) from error
         except Exception as error:
-            raise UsageError(f"--storage {redact(self.url)}: {error_line(error)}") from error
+            raise UsageError(f"--storage {redact(url)}: {error_line(error)}") from error
+        self._lock_engine = engine
+        self._errors += (engine.dialect.dbapi.Error,)  # some reach us unwrapped
+        self.storage: RDBStorage = self.through(self._open, patience)
 
     def _open(self) -> RDBStorage:
         from optuna.storages import RDBStorage
@@ -139,7 +132,7 @@ class Database:
         with self.locked():
             return RDBStorage(
                 self.url,
-                engine_kwargs=self._arguments(),
+                engine_kwargs=self._arguments,
                 heartbeat_interval=max(1, math.ceil(self.beat)),
                 grace_period=max(1, math.ceil(GRACE_BEATS * self.beat)),
             )
@@ -156,7 +149,12 @@ class Database:
         """Hold the lock."""
         if self.file is None:
             with self._lock_engine.connect() as connection:
-                yield from self._hold_advisory(connection)
+                ask = connection.exec_driver_sql
+                ask(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+                ask(f"SELECT pg_advisory_lock({ADVISORY_KEY})")
+                yield
+                if not ask(f"SELECT pg_advisory_unlock({ADVISORY_KEY})").scalar():
+                    raise _LockLost
             return
         from filelock import FileLock, Timeout
 
@@ -167,16 +165,6 @@ class Database:
             raise _LockLost from error
         except PermissionError as error:
             raise RunError(f"cannot write {self.file}.lock: {error.strerror}") from error
-
-    def _hold_advisory(self, connection: Connection) -> Iterator[None]:
-        from sqlalchemy import text
-
-        connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_KEY})
-        yield
-        unlock = text("SELECT pg_advisory_unlock(:key)")
-        if not connection.execute(unlock, {"key": ADVISORY_KEY}).scalar():
-            raise _LockLost
 
     def through(self, action: Callable[[], T], patience: float = PATIENCE) -> T:
         """Return what an action returns; while the database is away, try again, ever slower.
@@ -231,12 +219,11 @@ class Database:
         return sorted(each.study_name for each in studies if PLAN in each.system_attrs)
 
     def plan(self, name: str) -> dict[str, Any] | None:
-        """Return the plan's document stored with a study, if any.
-
-        Raises:
-            KeyError: there is no such study.
-        """
-        attributes: dict[str, Any] = self.storage.get_study_system_attrs(self.study_id(name))
+        """Return the plan's document stored with a study, or None."""
+        try:
+            attributes: dict[str, Any] = self.storage.get_study_system_attrs(self.study_id(name))
+        except KeyError:
+            return None
         return attributes.get(PLAN)
 
     def store_plan(self, document: Mapping[str, Any]) -> None:
@@ -297,13 +284,18 @@ class Database:
             ),
         )
 
+    def add_missing(self, trial: Trial, others: Iterable[Trial]) -> None:
+        """Store a new trial with those of its seeds that no other trial has, if any."""
+        covered = {seed for other in others for seed in other.seeds}
+        if missing := [seed for seed in trial.seeds if seed not in covered]:
+            self.add(replace(trial, seeds=missing))
+
     def adopt(self, trial: Trial) -> Trial:
         """Describe a running trial that optuna has just made; return it, run by this process."""
         shown, about = _attributes(trial)
-        self._hide(trial, {ABOUT: about})
-        self._show(trial, shown)
+        self._write(trial, {ABOUT: about}, **shown)
         self.storage.record_heartbeat(trial.id)
-        self._hide(trial, {BEGUN: True})
+        self._write(trial, {BEGUN: True})
         return self._signed(trial)
 
     def take(self, trial: Trial) -> Trial | None:
@@ -312,12 +304,11 @@ class Database:
         Its heart beats before it runs.
         """
         self.storage.record_heartbeat(trial.id)
-        self._hide(trial, {BEGUN: True})
+        self._write(trial, {BEGUN: True})
         return self._signed(trial) if self._set_state(trial, "RUNNING") else None
 
     def _signed(self, trial: Trial) -> Trial:
-        self._hide(trial, {OWNER: self.owner})
-        self._show(trial, {"worker": worker_id.described(self.owner)})
+        self._write(trial, {OWNER: self.owner}, worker=worker_id.described(self.owner))
         return self.current(trial)
 
     def heartbeat(self, trial: Trial) -> None:
@@ -332,37 +323,31 @@ class Database:
 
     def set_waiting(self, trial: Trial, lost: int | None = None) -> None:
         """Set a running trial waiting; `lost` is how many workers have died over it by now."""
-        self._hide(trial, {OWNER: None} if lost is None else {OWNER: None, LOST: lost})
+        self._write(trial, {OWNER: None} if lost is None else {OWNER: None, LOST: lost})
         self._set_state(trial, "WAITING")
 
     def withdraw(self, trial: Trial) -> None:
         """End a waiting trial that the study no longer wants."""
-        self._hide(trial, {WITHDRAWN: True})
-        self._show(trial, {"status": "withdrawn"})
+        self._write(trial, {}, status="withdrawn")
         self._set_state(trial, "PRUNED")
 
     def end(self, trial: Trial) -> None:
         """Write how a running trial ended, its state last."""
-        optional = {key: getattr(trial, key) for key in ("worked", "reason", "outcomes")}
-        shown = {
-            "status": trial.status,
-            "seconds": round(trial.seconds, 3),
-            **{key: value for key, value in optional.items() if value},
-            **{name: round(value, 4) for name, value in trial.numbers.items()},
-        }
-        self._show(trial, shown)
+        optional = {"worked": trial.worked, "reason": trial.reason, "outcomes": trial.outcomes}
+        shown: dict[str, Any] = {key: value for key, value in optional.items() if value}
+        shown |= {name: round(value, 4) for name, value in trial.numbers.items()}
+        self._write(trial, {}, status=trial.status, seconds=round(trial.seconds, 3), **shown)
         if trial.status == "failed":
             self._set_state(trial, "FAIL")
         else:  # seeds that all diverged have no number: the worst there is
             self._set_state(trial, "COMPLETE", math.inf if trial.value is None else trial.value)
 
-    def _show(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(trial.id, key, value)
-
-    def _hide(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
-        for key, value in attributes.items():
+    def _write(self, trial: Trial, hidden: Mapping[str, Any], **shown: Any) -> None:
+        """Set system attributes, then those that a dashboard shows."""
+        for key, value in hidden.items():
             self.storage.set_trial_system_attr(trial.id, key, value)
+        for key, value in shown.items():
+            self.storage.set_trial_user_attr(trial.id, key, value)
 
     def _set_state(self, trial: Trial, name: str, value: float | None = None) -> bool:
         from optuna.trial import TrialState
@@ -372,54 +357,46 @@ class Database:
 
 
 def _trial(study: str, row: FrozenTrial) -> Trial:
-    """Return a row of optuna's as a trial."""
+    """Return a row of optuna's as a trial; one killed while its values were drawn has no cell."""
     statuses = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}
     status = statuses.get(row.state.name, row.state.name.lower())
-    shown, about = row.user_attrs, row.system_attrs.get(ABOUT, {})
+    shown, hidden = row.user_attrs, row.system_attrs
+    about = {"key": None, "protocol": None, "seeds": [], **hidden.get(ABOUT, {})}
+    about["best_of"] = about.pop("of", None)
+    about["values"] = {**about.get("values", {}), **row.params}
+    known = ("reason", "outcomes", "seconds", "worked")
     value = row.values[0] if row.values else None
     return Trial(
         study=study,
-        cell=str(shown.get("cell", "")),
-        variant=str(shown.get("variant", "")),
-        settings=str(shown.get("settings", "")),
-        key=about.get("key"),
-        protocol=about.get("protocol"),
-        seeds=list(about.get("seeds", [])),
-        values={**(about.get("values") or {}), **row.params},
-        is_search=bool(about.get("is_search")),
-        retry_of=about.get("retry_of"),
-        best_of=about.get("of"),
         id=row._trial_id,
         number=row.number,
-        status=str(shown.get("status", status)) if status == "pruned" else status,
-        begun=bool(row.system_attrs.get(BEGUN)),
-        lost=int(row.system_attrs.get(LOST, 0)),
-        owner=row.system_attrs.get(OWNER),
+        status=shown.get("status", status) if status == "pruned" else status,
+        begun=bool(hidden.get(BEGUN)),
+        lost=hidden.get(LOST, 0),
+        owner=hidden.get(OWNER),
         value=value if value is not None and math.isfinite(value) else None,
-        reason=shown.get("reason"),
-        outcomes=dict(shown.get("outcomes", {})),
         numbers={name: shown[name] for name in NUMBERS if name in shown},
-        seconds=float(shown.get("seconds") or 0.0),
-        worked=int(shown.get("worked", 0)),
+        **{key: shown.get(key, "") for key in ("cell", "variant", "settings")},
+        **{key: shown[key] for key in known if key in shown},
+        **about,
     )
 
 
 def _attributes(trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a dashboard shows of a trial, and the rest of what it is about."""
-    shown = {
-        "cell": trial.cell,
-        "variant": trial.variant,
-        "settings": trial.settings,
-        "seeds": seed_ranges(trial.seeds),
-    }
-    about: dict[str, Any] = {"seeds": trial.seeds, "key": trial.key, "protocol": trial.protocol}
+    shown = {key: getattr(trial, key) for key in ("cell", "variant", "settings")}
     optional = {
         "retry_of": trial.retry_of,
         "is_search": trial.is_search or None,
         "values": None if trial.is_search else trial.values or None,  # those have `params`
         "of": trial.best_of,
     }
-    return shown, about | {key: value for key, value in optional.items() if value is not None}
+    return shown | {"seeds": seed_ranges(trial.seeds)}, {
+        "seeds": trial.seeds,
+        "key": trial.key,
+        "protocol": trial.protocol,
+        **{key: value for key, value in optional.items() if value is not None},
+    }
 
 
 def _prepare_optuna() -> tuple[type[Exception], ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,12 @@ class Plan:
 
     def cell_of(self, trial: Trial) -> Cell:
         """Return the cell that a trial runs, with the trial's values and seeds."""
-        cell = self.with_values(trial.cell, trial.values)
-        return replace(cell, seeds=tuple(trial.seeds))
+        return self.with_values(trial.cell, trial.values).with_seeds(trial.seeds)
+
+    def wants(self, trial: Trial) -> bool:
+        """Return whether a trial is about what one of the cells now is."""
+        entry = self.entries.get(trial.cell)
+        return entry is not None and trial.belongs(entry)
 
 
 def plan_document(study: Study, cells: Iterable[Cell]) -> Document:
@@ -84,21 +88,14 @@ def plan_document(study: Study, cells: Iterable[Cell]) -> Document:
         study: as loaded.
         cells: its cells; those without a key, whose data is not known, have null for both keys.
     """
-    space = {key: each.model_dump(exclude_none=True) for key, each in study.space.items()}
+    as_they_are = ("name", "question", "version", "preset", "dataset", "seeds", "tuning_seeds")
     document = {
-        "name": study.name,
-        "question": study.question,
-        "version": study.version,
-        "preset": study.preset,
-        "dataset": study.dataset,
-        "seeds": study.seeds,
-        "tuning_seeds": study.tuning_seeds,
-        "trials": study.trials,
-        "space": space,
+        **{key: getattr(study, key) for key in (*as_they_are, "trials")},
+        "space": {key: each.model_dump(exclude_none=True) for key, each in study.space.items()},
         "cells": [_entry(cell) for cell in cells],
         "skipped": [asdict(each) for each in study.skipped],
         "claims": [
-            {"text": each.text, "source": each.source, "expect": each.expect}
+            {key: getattr(each, key) for key in ("text", "source", "expect")}
             for each in study.claims
         ],
     }
@@ -134,22 +131,19 @@ def differences(old: Document, new: Document) -> list[str]:
     before = {each["cell"]: each for each in old["cells"]}
     after = {each["cell"]: each for each in new["cells"]}
 
-    def changed(key: str) -> list[str]:
+    lists = {
+        "new cells": [name for name in after if name not in before],
+        "cells that are gone": [name for name in before if name not in after],
+    }
+    for what, key in (
+        ("cells that train otherwise", "key"),
+        ("cells that are scored otherwise", "protocol"),
+        ("cells with other seeds", "seeds"),
+        ("cells with another baseline", "baseline"),
+    ):
         both = [name for name in after if name in before]
-        return [name for name in both if before[name][key] != after[name][key]]
-
-    lines = [
-        f"{what}: {_some(names)}"
-        for what, names in (
-            ("new cells", [name for name in after if name not in before]),
-            ("cells that are gone", [name for name in before if name not in after]),
-            ("cells that train otherwise", changed("key")),
-            ("cells that are scored otherwise", changed("protocol")),
-            ("cells with other seeds", changed("seeds")),
-            ("cells with another baseline", changed("baseline")),
-        )
-        if names
-    ]
+        lists[what] = [name for name in both if before[name][key] != after[name][key]]
+    lines = [f"{what}: {_some(names)}" for what, names in lists.items() if names]
     expected = [[each["expect"] for each in plan["claims"]] for plan in (old, new)]
     if expected[0] != expected[1]:
         lines.append("other claims")

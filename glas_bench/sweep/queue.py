@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from glas_bench.errors import UsageError
+from glas_bench.processes import repeating
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database
 from glas_bench.sweep.plan import Document, Plan, differences, digest
@@ -34,9 +34,7 @@ MOST_LOST = 5
 """Workers that may die over one cell before it counts as failed."""
 
 
-def _exclusive(
-    method: Callable[Concatenate[Queue, P], T],
-) -> Callable[Concatenate[Queue, P], T]:
+def _exclusive(method: Callable[Concatenate[Queue, P], T]) -> Callable[Concatenate[Queue, P], T]:
     """Run a method under the database's lock, and again after an outage."""
 
     @functools.wraps(method)
@@ -89,14 +87,12 @@ class Queue:
         """Add trials of the seeds that no trial has; withdraw waiting ones that are not wanted."""
         trials = self.database.trials(plan.name)
         for trial in trials:
-            if trial.status == "waiting" and not _is_wanted(trial, plan):
+            if trial.status == "waiting" and not plan.wants(trial):
                 self.database.withdraw(trial)
         for entry in plan.entries.values():
-            if entry["searched"]:
-                continue
-            covered = {seed for each in trials if each.belongs(entry) for seed in each.seeds}
-            if missing := [seed for seed in entry["seeds"] if seed not in covered]:
-                self.database.add(Trial.planned(plan.name, entry, missing))
+            if not entry["searched"]:
+                own = [trial for trial in trials if trial.belongs(entry)]
+                self.database.add_missing(Trial.planned(plan.name, entry, entry["seeds"]), own)
 
     def _repeat(self, study: str, chosen: Callable[[Trial], bool]) -> list[str]:
         """Add trials that take the place of those chosen, which are over; return their cells."""
@@ -110,9 +106,7 @@ class Queue:
 
     @_exclusive
     def settle(self, plan: Plan, ended: Callable[[Trial], Trial | None]) -> None:
-        """End waiting trials whose results are there already.
-
-        Trials of workers that have died are set waiting before that.
+        """End waiting trials, and those of workers that died, whose results are there already.
 
         Args:
             plan: the study.
@@ -120,23 +114,18 @@ class Queue:
         """
         self._revive(self.database.trials(plan.name))
         for trial in self.database.trials(plan.name):
-            if trial.status == "waiting" and _is_wanted(trial, plan):
-                end = ended(trial)
-                if end is not None and self.database.take(trial) is not None:
-                    self.database.end(end)
+            end = ended(trial) if trial.status == "waiting" and plan.wants(trial) else None
+            if end and self.database.take(trial):
+                self.database.end(end)
 
     @_exclusive
     def renew(self, plan: Plan, is_gone: Callable[[Trial], bool]) -> list[str]:
-        """Repeat complete trials whose results are no longer there; return their cells.
+        """Repeat complete trials whose results are gone; return their cells.
 
-        Trials of searches are not repeated: their values are all that is wanted of them.
-
-        Args:
-            plan: the study.
-            is_gone: returns whether a trial's results are missing.
+        Trials of searches are not repeated: only their values are used.
         """
         return self._repeat(
-            plan.name, lambda t: t.status == "complete" and _is_wanted(t, plan) and is_gone(t)
+            plan.name, lambda t: t.status == "complete" and plan.wants(t) and is_gone(t)
         )
 
     # ---- claiming
@@ -152,7 +141,6 @@ class Queue:
             most: trials of the study's whole life; more are not begun.
             last: cells to leave to others as long as there is something else.
         """
-        searches = [Search(self.database, plan, cell) for cell in plan.searches]
         trials = {study: self.database.trials(study) for study in plan.studies}
         for trial in itertools.chain(*trials.values()):
             if self.database.is_own(trial):
@@ -160,15 +148,15 @@ class Queue:
         busy = False
         for each in trials.values():
             busy |= self._revive(each)
-        taken = self._take_waiting(plan, most, last)
-        if taken is not None:
+        if taken := self._take_waiting(plan, most, last):
             return taken, busy
+        searches = [Search(self.database, plan, cell) for cell in plan.searches]
         for search in sorted(searches, key=lambda each: count_begun(trials[each.name])):
             taken = search.next_trial(most)
             if taken is None:
                 search.add_best()
                 taken = self._take_waiting(plan, most)
-            if taken is not None:
+            if taken:
                 return taken, busy
         return None, busy
 
@@ -176,23 +164,18 @@ class Queue:
         """Return the first of the study's own trials that waits, now this worker's."""
         trials = self.database.trials(plan.name)
         full = most is not None and count_begun(trials) >= most
-        waiting = [
-            trial
+        trials.sort(key=lambda each: (each.cell in last, each.number))
+        taken = (
+            self.database.take(trial)
             for trial in trials
-            if trial.status == "waiting" and _is_wanted(trial, plan) and (trial.begun or not full)
-        ]
-        waiting.sort(key=lambda each: (each.cell in last, each.number))
-        taken = (self.database.take(trial) for trial in waiting)
-        return next((trial for trial in taken if trial is not None), None)
+            if trial.status == "waiting" and plan.wants(trial) and (trial.begun or not full)
+        )
+        return next(filter(None, taken), None)
 
     # ---- workers that died
 
     def _revive(self, trials: Sequence[Trial]) -> bool:
-        """Set trials waiting whose workers are gone; return whether others still run some.
-
-        Args:
-            trials: all of one study.
-        """
+        """Set a study's trials waiting whose workers are gone; return whether others still run."""
         running = [trial for trial in trials if trial.status == "running"]
         silent = self.database.silent(running[0].study) if running else set()
         busy = False
@@ -218,41 +201,16 @@ class Queue:
         return now - self._watched.setdefault(watch, now) >= WATCHED_BEATS * self.database.beat
 
     def _lose(self, trial: Trial, last: str) -> None:
-        """Set a trial waiting whose worker died over it; fail it where too many did.
-
-        Args:
-            trial: which ran.
-            last: about the last of them, for the reason.
-        """
-        lost = trial.lost + 1
-        if lost >= MOST_LOST:
+        """Set a trial waiting whose worker died over it; fail it, with `last`, if too many did."""
+        if (lost := trial.lost + 1) >= MOST_LOST:
             reason = f"{lost} workers died over it, {last}"
             self.database.end(replace(trial, status="failed", reason=reason))
         else:
             self.database.set_waiting(trial, lost)
 
-    @contextlib.contextmanager
-    def beating(self, trial: Trial) -> Iterator[None]:
-        """Record heartbeats of a trial, through any outage of the database."""
-        stop = threading.Event()
-        pause = self.database.beat
-
-        def beat() -> None:
-            while not stop.is_set():
-                try:
-                    self.database.heartbeat(trial)
-                except Exception:  # the database is away: the next heartbeat may reach it
-                    stop.wait(min(1.0, pause))
-                else:
-                    stop.wait(pause)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join(timeout=5)
+    def beating(self, trial: Trial) -> contextlib.AbstractContextManager[None]:
+        """Record heartbeats of a trial meanwhile, through any outage of the database."""
+        return repeating(lambda: self.database.heartbeat(trial), self.database.beat)
 
     # ---- ending
 
@@ -264,18 +222,12 @@ class Queue:
 
     @_exclusive
     def give_back(self, trial: Trial, trouble: str | None = None) -> None:
-        """Set a trial of this worker waiting again.
-
-        Args:
-            trial: as it was claimed.
-            trouble: what broke the machine over it; a cell that does so again and again fails.
-        """
-        if not self.database.is_own(self.database.current(trial)):
-            return
-        if trouble is None:
-            self.database.set_waiting(trial)
-        else:
-            self._lose(trial, trouble)
+        """Set a trial of this worker waiting again; a cell that meets `trouble` often fails."""
+        if self.database.is_own(self.database.current(trial)):
+            if trouble is None:
+                self.database.set_waiting(trial)
+            else:
+                self._lose(trial, trouble)
 
     # ---- reading
 
@@ -285,26 +237,18 @@ class Queue:
 
     def read(self, name: str) -> tuple[Document, list[Trial]] | None:
         """Return a study's plan and its trials with those of its searches; None: no such study."""
+
+        def read() -> tuple[Document, list[Trial]] | None:
+            if (document := self.database.plan(name)) is None:
+                return None
+            trials = self.database.trials(name)
+            for entry in document["cells"]:
+                if entry["searched"]:
+                    with contextlib.suppress(KeyError):  # it is planned at this moment
+                        trials += self.database.trials(search_name(name, entry["cell"]))
+            return document, trials
+
         try:
-            return self.database.through(lambda: self._read(name), PATIENCE_AT_FIRST)
+            return self.database.through(read, PATIENCE_AT_FIRST)
         finally:  # it may be called from a thread that ends
             self.database.storage.remove_session()
-
-    def _read(self, name: str) -> tuple[Document, list[Trial]] | None:
-        try:
-            document = self.database.plan(name)
-        except KeyError:
-            return None
-        if document is None:
-            return None
-        trials = self.database.trials(name)
-        for entry in document["cells"]:
-            if entry["searched"]:
-                with contextlib.suppress(KeyError):
-                    trials += self.database.trials(search_name(name, entry["cell"]))
-        return document, trials
-
-
-def _is_wanted(trial: Trial, plan: Plan) -> bool:
-    entry = plan.entries.get(trial.cell)
-    return entry is not None and trial.belongs(entry)

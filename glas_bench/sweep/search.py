@@ -68,10 +68,9 @@ class Search:
         if most is not None:
             wanted = min(wanted, most // len(self.plan.searches))
         for trial in trials:
-            if trial.status == "waiting" and (trial.begun or begun < wanted):
-                taken = self.database.take(trial)
-                if taken is not None:
-                    return taken
+            free = trial.status == "waiting" and (trial.begun or begun < wanted)
+            if free and (taken := self.database.take(trial)):
+                return taken
         planned = sum(trial.retry_of is None for trial in trials)
         return self._ask() if planned < self.wanted and begun < wanted else None
 
@@ -81,27 +80,24 @@ class Search:
         first = [trial for trial in trials if trial.retry_of is None]
         if len(first) < self.wanted or any(t.status in ("waiting", "running") for t in trials):
             return
-        ranked = [
-            (trial.value, trial.number, trial.values)
-            for trial in trials
-            if trial.status == "complete" and trial.value is not None
-        ]
+        done = [trial for trial in trials if trial.status == "complete"]
+        ranked = [(t.value, t.number, t.values) for t in done if t.value is not None]
         if not ranked:
             return
         values = min(ranked, key=lambda each: each[:2])[2]
         best = self.plan.with_values(self.cell.name, values)
         about = {"key": best.key, "protocol": best.protocol, "best_of": self.entry["key"]}
-        covered: set[int] = set()
+        own = []
         for trial in self.database.trials(self.plan.name):
             if trial.cell != best.name or trial.status == "withdrawn":
                 continue
             if all(getattr(trial, name) == value for name, value in about.items()):
-                covered |= set(trial.seeds)
+                own.append(trial)
             elif trial.status == "waiting":
                 self.database.withdraw(trial)
-        if missing := [seed for seed in self.entry["seeds"] if seed not in covered]:
-            trial = Trial.planned(self.plan.name, self.entry, missing, values=values, **about)
-            self.database.add(trial)
+        seeds = self.entry["seeds"]
+        new = Trial.planned(self.plan.name, self.entry, seeds, values=values, **about)
+        self.database.add_missing(new, own)
 
     def _trial(self, values: dict[str, Any], **about: Any) -> Trial:
         seeds = self.plan.study.tuning_seeds
@@ -111,14 +107,13 @@ class Search:
         """Return the distributions of axes that are choices, with values as a config has them."""
         from optuna.distributions import CategoricalDistribution
 
-        distributions = {}
-        for axis, dimension in self.space.items():
-            if dimension.choices is not None:
-                configs = [self.cell.with_values({axis: each}).config for each in dimension.choices]
-                distributions[axis] = CategoricalDistribution(
-                    [each.flat()[axis] for each in configs]
-                )
-        return distributions
+        return {
+            axis: CategoricalDistribution(
+                [self.cell.with_values({axis: each}).config.flat()[axis] for each in choices]
+            )
+            for axis, dimension in self.space.items()
+            if (choices := dimension.choices) is not None
+        }
 
     def _ask(self) -> Trial:
         """Return a trial with values drawn by TPE, counting running trials as bad ones."""
@@ -136,11 +131,10 @@ class Search:
         return self.database.adopt(trial)
 
     def _draw(self, trial: OptunaTrial) -> dict[str, Any]:
+        """Return values drawn for all axes, those of the free ones before those `at_most` them."""
         choices = self._choices()
         values: dict[str, Any] = {}
-        for axis, dimension in sorted(
-            self.space.items(), key=lambda each: each[1].at_most is not None
-        ):
+        for axis, dimension in sorted(self.space.items(), key=lambda each: bool(each[1].at_most)):
             if axis in choices:
                 values[axis] = trial.suggest_categorical(axis, choices[axis].choices)
                 continue

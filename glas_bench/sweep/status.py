@@ -26,10 +26,7 @@ def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
     count = Counter(cell["status"] for cell in cells)
     return {
         "study": plan["name"],
-        "question": plan["question"],
-        "version": plan["version"],
-        "preset": plan["preset"],
-        "dataset": plan["dataset"],
+        **{key: plan[key] for key in ("question", "version", "preset", "dataset")},
         "cells": cells,
         "skipped": plan["skipped"],
         "counts": {status: count[status] for status in STATUSES if count[status]},
@@ -54,9 +51,7 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
         status, reasons, running = _search(plan, entry, trials)
     workers = [worker_id.described(trial.owner) for trial in running if trial.owner]
     return {
-        "cell": entry["cell"],
-        "variant": entry["variant"],
-        "params": entry["params"],
+        **{key: entry[key] for key in ("cell", "variant", "params")},
         "status": status,
         "seeds": [{"seed": seed, "status": status} for seed, status in seeds.items()],
         "reason": "; ".join(reasons) or None,
@@ -85,8 +80,7 @@ def _search(
 def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> float | None:
     """Return about how long the rest takes, or None where nothing is known yet.
 
-    From the seconds that finished trials took for each unit of the cost of the seeds that they had
-    to run, shared by as many workers as run something now.
+    From the seconds that finished trials took for each unit of cost, and the workers of now.
     """
     entries = {entry["cell"]: entry for entry in plan["cells"]}
     spent = work = 0.0
@@ -114,8 +108,8 @@ def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> f
 
 def summary(status: Document) -> str:
     """Return how many cells have each status, in one line."""
-    counts = [f"{count} {name.replace('_', ' ')}" for name, count in status["counts"].items()]
-    return f"{len(status['cells'])} cells: {', '.join(counts)}"
+    counts = ", ".join(f"{count} {name}" for name, count in status["counts"].items())
+    return f"{len(status['cells'])} cells: {counts.replace('_', ' ')}"
 
 
 def row(cell: Document) -> list[str]:
@@ -134,23 +128,13 @@ def table(status: Document) -> str:
     rows = [[*row(cell), number(cell.get("elbo"))] for cell in status["cells"]]
     notes = [f"{cell['cell']}: {cell['reason']}" for cell in status["cells"] if cell["reason"]]
     notes += [skipped_line(skip) for skip in status["skipped"]]
-    return "\n".join(
-        [
-            f"{status['study']}: {status['question']}",
-            "",
-            *aligned([["cell", "status", "seeds", "nll", "elbo"], *rows]),
-            "",
-            *notes,
-            *([""] if notes else []),
-            summary(status),
-        ]
-    )
+    lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows])
+    parts = [[f"{status['study']}: {status['question']}"], lines, notes, [summary(status)]]
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def skipped_line(skip: Mapping[str, Any]) -> str:
     """Return a combination that is not planned, with the reason."""
-    if skip["axis"]:
-        where = f" without {skip['axis']}"
-    else:
-        where = "".join(f" {key}={value}" for key, value in skip["params"].items())
+    params = "".join(f" {key}={value}" for key, value in skip["params"].items())
+    where = f" without {skip['axis']}" if skip["axis"] else params
     return f"skipped: {skip['variant']}{where}: {skip['reason']}"

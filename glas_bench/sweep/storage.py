@@ -57,12 +57,12 @@ def file_system(path: Path) -> str | None:
     """Return the type of the file system that an absolute path lies on, or None if unknown."""
     import psutil
 
-    above = [
-        each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)
-    ]
-    # of two at one mount point the later one is seen
-    depths = [(len(Path(each.mountpoint).parts), index) for index, each in enumerate(above)]
-    return above[max(depths)[1]].fstype if depths else None
+    deepest, kind = 0, None
+    for each in psutil.disk_partitions(all=True):  # of two at one mount point the later one is seen
+        depth = len(Path(each.mountpoint).parts)
+        if depth >= deepest and path.is_relative_to(each.mountpoint):
+            deepest, kind = depth, each.fstype
+    return kind
 
 
 def refuse_password(given: str | None) -> None:

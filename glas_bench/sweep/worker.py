@@ -62,6 +62,11 @@ def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEv
         RunError: the results folder cannot be written.
     """
     elsewhere: list[str] = []  # cells that a process outside of this study runs
+
+    def give_back(trial: Trial, reason: str) -> None:
+        queue.give_back(trial)
+        on_event({"event": "back", "cell": trial.cell, "reason": reason})
+
     while not signals.requested():
         cells.check_results(plan.results)
         trial, others = queue.claim(plan, most, elsewhere)
@@ -77,23 +82,20 @@ def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEv
             with queue.beating(trial):
                 ended = run_trial(plan, trial, device, on_event)
         except AlreadyRunning as error:
-            queue.give_back(trial)
+            give_back(trial, str(error))
             elsewhere.append(trial.cell)
-            on_event({"event": "back", "cell": trial.cell, "reason": str(error)})
             _rest(1.0)
             continue
-        except (RunError, DataError):  # this machine's trouble: another may do better
+        except (RunError, DataError, OSError) as error:  # this machine's: another may do better
             queue.give_back(trial)
+            if isinstance(error, OSError):  # no process, no temporary file
+                raise RunError(f"this machine cannot run cells: {error}") from error
             raise
-        except OSError as error:  # no process, no temporary file: this machine's as well
-            queue.give_back(trial)
-            raise RunError(f"this machine cannot run cells: {error}") from error
         except Exception as error:
             traceback.print_exc()
             ended = replace(trial, status="failed", reason=f"{type(error).__name__}: {error}")
         if ended.status == "interrupted":
-            queue.give_back(trial)
-            on_event({"event": "back", "cell": trial.cell, "reason": "asked to stop"})
+            give_back(trial, "asked to stop")
             continue
         if ended.status == "failed":
             try:  # where all that is left would fail as well, it was hardly the cell's fault
@@ -125,15 +127,13 @@ def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial
     """
     cell = plan.cell_of(trial)
     began = time.monotonic()
-    statuses = cell.finished(plan.results)
-    worked = sum(status is None for status in statuses.values())
+    worked = list(cell.finished(plan.results).values()).count(None)
 
     def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
         about = {"cell": trial.cell, "name": trial.name, "seed": seed}
         on_event({"event": "seed", **about, "of": event})
 
-    # A worker that has no processors for two seeds at once runs one after another in its own
-    # process, which saves each the start of a process of its own.
+    # A worker without processors for two seeds at once runs one after another in its own process.
     apart = device == "cpu" and environment.cores() < 2 * cell.config.threads
     outcomes: dict[tuple[str, int], dict[str, Any]] = {}
     for seeds in [(seed,) for seed in cell.seeds] if apart else [cell.seeds]:
@@ -156,8 +156,7 @@ def finished(plan: Plan, trial: Trial) -> Trial | None:
     statuses = cell.finished(plan.results)
     if None in statuses.values():
         return None
-    by_seed = {seed: {"status": status} for seed, status in statuses.items()}
-    return end_of(trial, cell, plan.results, by_seed)
+    return end_of(trial, cell, plan.results, {seed: {"status": s} for seed, s in statuses.items()})
 
 
 def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[str, Any]]) -> Trial:
@@ -167,34 +166,35 @@ def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[s
 
     Args:
         trial: as it was claimed.
-        cell: what it runs.
-        results: where the run folders are.
-        by_seed: statuses, with reasons, by seed.
+        cell: which it runs.
+        results: folder of the run folders.
+        by_seed: statuses, with reasons.
     """
-    folders = {seed: cell.folder(results).seed(seed) for seed in by_seed}
-    statuses = {seed: str(each["status"]) for seed, each in by_seed.items()}
-    scores: dict[int, Mapping[str, Any]] = {}
+    values: dict[str, list[float]] = {"validation": []}
     reasons = []
-    for seed, status in statuses.items():
+    for seed, outcome in by_seed.items():
+        folder, status = cell.folder(results).seed(seed), outcome["status"]
         if status == "complete":
-            scores[seed] = folders[seed].scores(cell.protocol) or {}
+            scores = folder.scores(cell.protocol) or {}
+            known: dict[str, Any] = {name: scores.get(name) for name in NUMBERS}
+            known["validation"] = _validation(folder, scores)
+            for name, value in known.items():
+                if value is not None:
+                    values.setdefault(name, []).append(value)
         else:
-            reason = by_seed[seed].get("reason") or folders[seed].status().get("reason")
+            reason = outcome.get("reason") or folder.status().get("reason")
             reasons.append(f"seed {seed} {status}: {reason or 'no reason given'}")
-    known = {
-        name: [each[name] for each in scores.values() if each.get(name) is not None]
-        for name in NUMBERS
-    }
-    validation = [_validation(folders[seed], each) for seed, each in scores.items()]
-    values = [value for value in validation if value is not None]
-    enough = len(values) == len(by_seed) if trial.is_search else bool(values)
+    outcomes = {str(seed): str(outcome["status"]) for seed, outcome in by_seed.items()}
+    means = {name: sum(each) / len(each) for name, each in values.items() if each}
+    if trial.is_search and len(values["validation"]) < len(by_seed):
+        means.pop("validation", None)
     return replace(
         trial,
-        status=next((s for s in ("interrupted", "failed") if s in statuses.values()), "complete"),
-        value=sum(values) / len(values) if enough else None,
+        status=next((s for s in ("interrupted", "failed") if s in outcomes.values()), "complete"),
+        value=means.pop("validation", None),
         reason="; ".join(reasons) or None,
-        outcomes={str(seed): status for seed, status in statuses.items()},
-        numbers={name: sum(each) / len(each) for name, each in known.items() if each},
+        outcomes=outcomes,
+        numbers=means,
     )
 
 

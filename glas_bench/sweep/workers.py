@@ -10,58 +10,51 @@ from glas_bench.processes import OnEvent, Order, Pool
 from glas_bench.sweep import storage
 from glas_bench.sweep.worker import Job
 
+Problem = tuple[int, str]
+"""Exit code and reason of what went wrong."""
 
-def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[tuple[int, str]]:
-    """Run worker processes until the last has ended.
+
+def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[Problem]:
+    """Run worker processes until the last has ended; return the problems of those that failed.
 
     Args:
         job: of each; with `cuda` they take the GPUs in turn.
         workers: how many.
         url: the database's.
         on_event: called with their events.
-
-    Returns:
-        Exit code and reason of every worker that ended before its time.
     """
-    problems: list[tuple[int, str]] = []
+    problems: list[Problem] = []
     doing: dict[int, str] = {}
     reported: set[int] = set()  # workers that said how they ended
 
     def heard(index: int, event: dict[str, Any]) -> None:
-        if event["event"] == "begin":
+        kind = event["event"]
+        if kind == "begin":
             doing[index] = event["name"]
-        elif event["event"] in ("end", "back", "wait", "done"):
+        elif kind in ("end", "back", "wait", "done"):
             doing.pop(index, None)
-        if event["event"] in ("stopped", "done"):
+        if kind in ("stopped", "done"):
             reported.add(index)
-        if event["event"] == "stopped":
+        if kind == "stopped":
             problems.append((event["code"], event["reason"]))
-        on_event({**event, "worker": index})
+        on_event(event)
 
     def ended(index: int, how: str | None) -> None:
         if how is None or index in reported:
             return
-        reason = f"worker {index} {how}"
-        if index in doing:
-            reason += f"; others take over {doing[index]}"
-        problems.append((1, reason))
-        on_event({"event": "lost", "worker": index, "reason": reason})
+        left = f"; others take over {doing[index]}" if index in doing else ""
+        problems.append((1, f"worker {index} {how}{left}"))
+        on_event({"event": "lost", "reason": problems[-1][1]})
 
     cores = max(1, environment.cores() // workers)
     shared = {storage.VARIABLE: url, "GLAS_BENCH_CORES": str(cores)}
-    orders = {
-        index: Order("glas_bench.sweep.worker", asdict(replace(job, device=device)), shared)
-        for index, device in enumerate(_devices(job.device, workers))
-    }
+    orders = {}
+    for index in range(workers):
+        device = f"cuda:{index % environment.gpus()}" if job.device == "cuda" else job.device
+        content = asdict(replace(job, device=device))
+        orders[index] = Order("glas_bench.sweep.worker", content, shared)
     Pool(heard, ended).run(orders, places=workers)
     return problems
-
-
-def _devices(device: str, workers: int) -> list[str]:
-    if device != "cuda":
-        return [device] * workers
-    gpus = environment.gpus()
-    return [f"cuda:{index % gpus}" for index in range(workers)]
 
 
 def default_workers(device: str, cells: int, threads: int) -> int:
