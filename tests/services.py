@@ -43,12 +43,9 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=env, start_new_session=True
             )
-        until = time.monotonic() + 240
+        until, health = time.monotonic() + 240, f"{self.uri}/health"
         while time.monotonic() < until:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5),
-            ):
+            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=5):
                 return
             assert self.process.poll() is None, (self.place / "server.log").read_text()
             time.sleep(0.1)
@@ -117,10 +114,6 @@ class Postgres:
     def _do(self, command: str, *arguments: str) -> None:
         subprocess.run(
             [str(self.server.bin_path / command), *arguments],
-            user=self.server.system_user,
-            cwd=self.place,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-            timeout=240,
-        )
+            user=self.server.system_user, cwd=self.place, check=True, timeout=240,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip

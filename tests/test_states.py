@@ -15,54 +15,25 @@ from glas_bench.sweep.trial import Trial
 Document = dict[str, Any]
 
 
+ALIKE: Document = {"variant": "cauchy", "key": "k", "protocol": "p", "seeds": [0, 1]}
+
+
 def entry(cell: str = "cauchy", **about: Any) -> Document:
-    return {
-        "cell": cell,
-        "variant": cell.split()[0],
-        "params": {},
-        "key": "k",
-        "protocol": "p",
-        "seeds": [0, 1],
-        "baseline": None,
-        "not_applicable": None,
-        "searched": [],
-        "cost": 10.0,
-        **about,
-    }
+    more = {"params": {}, "baseline": None, "not_applicable": None, "searched": [], "cost": 10.0}
+    return {"cell": cell, **ALIKE, **more, **about}
 
 
 def plan_of(*entries: Document, **about: Any) -> Document:
-    return {
-        "name": "some",
-        "question": "Which?",
-        "version": 1,
-        "preset": "quick",
-        "dataset": "mnist-5k",
-        "seeds": [0, 1],
-        "tuning_seeds": [7, 8],
-        "trials": 3,
-        "space": {},
-        "skipped": [{"variant": "content", "params": {}, "axis": "grid", "reason": "has none"}],
-        "claims": [],
-        "cells": list(entries),
-        **about,
-    }
+    plan: Document = {"name": "some", "question": "Which?", "version": 1, "preset": "quick"}
+    plan |= {"dataset": "mnist-5k", "seeds": [0, 1], "tuning_seeds": [7, 8], "trials": 3}
+    skipped = [{"variant": "content", "params": {}, "axis": "grid", "reason": "has none"}]
+    plan |= {"skipped": skipped, "space": {}, "claims": [], "cells": list(entries)}
+    return {**plan, **about}
 
 
 def trial(state: str = "complete", number: int = 0, **about: Any) -> Trial:
-    values: Document = {
-        "study": "some",
-        "number": number,
-        "status": state,
-        "cell": "cauchy",
-        "variant": "cauchy",
-        "settings": "",
-        "key": "k",
-        "protocol": "p",
-        "seeds": [0, 1],
-        "begun": True,
-    }
-    return Trial(**{**values, **about})
+    more = {"study": "some", "cell": "cauchy", "settings": "", "begun": True}
+    return Trial(**{**ALIKE, **more, "status": state, "number": number, **about})
 
 
 def cell_of(*trials: Trial, **about: Any) -> Document:
@@ -103,8 +74,7 @@ DONE: Document = {"outcomes": {"0": "complete", "1": "diverged"}}
         # what the cell was before it changed, and what the study no longer wants
         ([trial(key="old", **DONE)], "waiting", ["waiting", "waiting"]),
         ([trial("withdrawn")], "waiting", ["waiting", "waiting"]),
-        ([trial("not_applicable")], "not_applicable",
-         ["not_applicable"] * 2),
+        ([trial("not_applicable")], "not_applicable", ["not_applicable"] * 2),
     ],
 )  # fmt: skip
 def test_a_cells_status_is_joined_from_its_trials(
@@ -116,9 +86,8 @@ def test_a_cells_status_is_joined_from_its_trials(
 
 def test_a_search_until_its_best_is_known() -> None:
     tried = [
-        trial(is_search=True, seeds=[7, 8]),
-        trial("failed", 1, is_search=True, seeds=[7, 8]),
-        trial("running", 2, is_search=True, seeds=[7, 8]),
+        trial(state, number, is_search=True, seeds=[7, 8])
+        for number, state in enumerate(("complete", "failed", "running"))
     ]
     cell = cell_of(*tried, searched=["steps"])
     assert (cell["status"], cell["reason"]) == ("running", "search: 2 of 3 trials, 1 failed")

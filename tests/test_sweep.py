@@ -46,6 +46,7 @@ preset: smoke
 set: {steps: 1, hidden: 8, samples: 5}
 """
 TINY = HEAD + "variants: [cauchy, gaussian]\nseeds: 0\n"
+ALONE = TINY.replace(", gaussian", "")
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="watches /proc")
 
@@ -56,25 +57,26 @@ def write(glas: Glas, text: str) -> Path:
     return path
 
 
-def sweep(glas: Glas, text: str | None = None, *arguments: object) -> Ended:
-    """Sweep inside this process, without a mirror; print JSON."""
+def sweep(glas: Glas, text: str | None = None, *arguments: object, code: int = 0) -> Ended:
+    """Sweep inside this process, without a mirror; print JSON, and exit with this code."""
     if text is not None:
         write(glas, text)
-    return glas.here("sweep", glas.folder / "tiny.yaml", "--json", "--no-mirror", *arguments)
+    ended = glas.here("sweep", glas.folder / "tiny.yaml", "--json", "--no-mirror", *arguments)
+    assert ended.code == code, ended.err
+    return ended
 
 
-def job_for(path: Path, glas: Glas, key: str) -> worker.Job:
-    """Return the job of a worker on a CPU."""
-    return worker.Job(
-        study=str(path),
-        preset=None,
-        dataset=None,
-        seeds=None,
-        results=str(glas.results),
-        device="cpu",
-        digest=key,
-        most=None,
-    )
+def start(glas: Glas, workers: int, text: str, **environment: object) -> subprocess.Popen[str]:
+    """Start a sweep in a process of its own, scored in a moment."""
+    write(glas, text)
+    command = ("sweep", "tiny.yaml", "--workers", workers, "--no-mirror")
+    return glas.start(*command, **environment, **QUICKLY)
+
+
+def run_job(path: Path, glas: Glas, key: str) -> None:
+    """Do the job of a worker process on a CPU."""
+    job = worker.Job(str(path), None, None, None, str(glas.results), "cpu", key, None)
+    worker.run_job(job, lambda event: None)
 
 
 def command(queue: Queue, plan: Plan) -> sweeping.Sweep:
@@ -145,7 +147,6 @@ def _close_queues() -> Iterator[None]:
 @quick
 def test_a_study_is_run_to_its_last_cell_and_then_nothing_is_left(glas: Glas) -> None:
     ended = sweep(glas, TINY)
-    assert ended.code == 0, ended.err
     assert ended.json["study"] == "tiny"
     assert ended.json["counts"] == {"complete": 2}
     first = cells(ended)["cauchy"]
@@ -155,7 +156,6 @@ def test_a_study_is_run_to_its_last_cell_and_then_nothing_is_left(glas: Glas) ->
     assert "gaussian: running" in ended.err
     before = times(glas)
     again = sweep(glas)
-    assert again.code == 0
     assert "running" not in again.err
     assert times(glas) == before
     assert cells(again) == cells(ended)
@@ -202,24 +202,19 @@ def test_what_run_has_made_counts_at_once(glas: Glas) -> None:
     assert made.code == 0
     before = times(glas)
     ended = sweep(glas, TINY)
-    assert ended.code == 0
     assert "cauchy: running" not in ended.err
     assert before.items() <= times(glas).items()
     assert cells(ended)["cauchy"]["config_key"] == made.json["config_key"]
     other = sweep(glas, TINY.replace("name: tiny", "name: other"))  # nor is another study's run
-    assert other.code == 0
     assert "running" not in other.err
-    more = sweep(glas, TINY.replace("name: tiny", "name: more").replace("seeds: 0", "seeds: 0-1"))
-    assert more.code == 0
+    sweep(glas, TINY.replace("name: tiny", "name: more").replace("seeds: 0", "seeds: 0-1"))
     worked = [trial.user_attrs["worked"] for trial in trials(glas, "more")]
     assert worked == [1, 1]  # of two seeds each: the other was there
 
 
 def test_not_applicable_is_listed_and_complete(glas: Glas) -> None:
     text = TINY.replace("[cauchy, gaussian]", "[fixed-supervised]") + "dataset: mnist-static\n"
-    ended = sweep(glas, text)
-    assert ended.code == 0, ended.err
-    (cell,) = ended.json["cells"]
+    (cell,) = sweep(glas, text).json["cells"]
     assert cell["status"] == "not_applicable"
     assert "needs labels" in cell["reason"]
 
@@ -227,7 +222,6 @@ def test_not_applicable_is_listed_and_complete(glas: Glas) -> None:
 @quick
 def test_a_diverged_seed_counts_as_finished(glas: Glas) -> None:
     ended = sweep(glas, TINY.replace("gaussian]", "{variant: gaussian, learning_rate: 1e30}]"))
-    assert ended.code == 0, ended.err
     cell = cells(ended)["gaussian learning_rate=1e+30"]
     assert (cell["status"], seeds_of(cell)) == ("complete", {0: "diverged"})
     assert "seed 0 diverged" in cell["reason"]
@@ -261,18 +255,16 @@ def test_a_failed_cell_keeps_its_reason_and_is_run_again_when_asked(glas: Glas) 
     broken = glas.folder / "broken"
     broken.touch()
     (glas.folder / "fragile.py").write_text(FRAGILE.format(path=str(broken)))
-    ended = sweep(glas, TINY.replace("cauchy,", "./fragile.py,"))
-    assert ended.code == 3
+    ended = sweep(glas, TINY.replace("cauchy,", "./fragile.py,"), code=3)
     assert statuses(ended) == {"fragile": "failed", "gaussian": "complete"}
     assert "a cable is loose" in cells(ended)["fragile"]["reason"]
     broken.unlink()
-    again = sweep(glas)
-    assert (again.code, statuses(again)["fragile"]) == (3, "failed")  # not without being asked
+    assert statuses(sweep(glas, code=3))["fragile"] == "failed"  # not without being asked
     retried = sweep(glas, None, "--retry", "failed")
-    assert (retried.code, statuses(retried)["fragile"]) == (0, "complete")
+    assert statuses(retried)["fragile"] == "complete"
     assert cells(retried)["fragile"]["reason"] is None
     assert Counter(t.state.name for t in trials(glas)) == {"COMPLETE": 2, "FAIL": 1}
-    assert sweep(glas, None, "--retry", "failed").code == 0
+    sweep(glas, None, "--retry", "failed")
     assert len(trials(glas)) == 3
 
 
@@ -292,7 +284,7 @@ def test_a_cell_left_by_a_dead_worker_counts_for_how_many_are_wanted(
 
 @pytest.mark.parametrize("trouble", ["workers die", "cuda no longer answers"])
 def test_a_cell_that_breaks_worker_after_worker_fails_at_last(glas: Glas, trouble: str) -> None:
-    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
+    queue, plan = planned(glas, ALONE)
     for _ in range(MOST_LOST):
         trial = claimed(queue, plan)
         if trouble == "workers die":
@@ -309,12 +301,10 @@ def test_a_cell_that_breaks_worker_after_worker_fails_at_last(glas: Glas, troubl
 @quick
 def test_what_is_gone_from_the_results_is_run_again(glas: Glas) -> None:
     ended = sweep(glas, TINY)
-    assert ended.code == 0
     folder = glas.results / "runs" / f"gaussian-{cells(ended)['gaussian']['config_key']}"
     before = times(glas)
     shutil.rmtree(folder)
     again = sweep(glas)
-    assert again.code == 0, again.err
     assert "gaussian: was complete, and its results are gone" in again.err
     assert "cauchy: running" not in again.err
     assert sorted(times(glas)) == sorted(before)
@@ -324,7 +314,7 @@ def test_what_is_gone_from_the_results_is_run_again(glas: Glas) -> None:
 
 
 def test_of_a_shared_database_another_machine_may_have_the_results(glas: Glas) -> None:
-    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
+    queue, plan = planned(glas, ALONE)
     trial = claimed(queue, plan)
     queue.finish(replace(trial, status="complete", value=1.0))
     assert command(queue, plan).is_gone(trial)
@@ -354,12 +344,10 @@ def test_a_machine_in_trouble_does_not_fail_the_study(
         patch.setattr(worker, "run_trial", run_trial)
         patch.setattr(environment, "check_answers", lost)
         for _ in range(2):
-            ended = sweep(glas, TINY)
-            assert ended.code == 1
-            assert trouble in ended.err
+            assert trouble in sweep(glas, TINY, code=1).err
         waiting = glas.here("status", glas.folder / "tiny.yaml", "--json")
         assert statuses(waiting) == {"cauchy": "waiting", "gaussian": "waiting"}
-    assert sweep(glas).code == 0
+    sweep(glas)
 
 
 def test_cells_left_by_workers_that_died_are_no_success(glas: Glas) -> None:
@@ -375,17 +363,14 @@ def test_cells_left_by_workers_that_died_are_no_success(glas: Glas) -> None:
 
 @quick
 def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> None:
-    assert sweep(glas, TINY).code == 0
+    sweep(glas, TINY)
     before = times(glas)
     wider = TINY.replace("gaussian]", "gaussian, hellinger]")
-    refused = sweep(glas, wider, "--seeds", "0-1")
-    assert refused.code == 2
-    assert "new cells: hellinger" in refused.err
-    assert "cells with other seeds: cauchy, gaussian" in refused.err
-    assert "--extend" in refused.err
+    refused = sweep(glas, wider, "--seeds", "0-1", code=2).err
+    for part in ("new cells: hellinger", "cells with other seeds: cauchy, gaussian", "--extend"):
+        assert part in refused
     assert times(glas) == before
     extended = sweep(glas, wider, "--seeds", "0-1", "--extend")
-    assert extended.code == 0, extended.err
     assert list(cells(extended)) == ["cauchy", "gaussian", "hellinger"]
     assert all(
         seeds_of(cell) == {0: "complete", 1: "complete"} for cell in cells(extended).values()
@@ -397,25 +382,23 @@ def test_a_changed_study_is_refused_and_extended_only_when_asked(glas: Glas) -> 
         ("cauchy", "0"): 1, ("cauchy", "1"): 1, ("gaussian", "0"): 1, ("gaussian", "1"): 1,
         ("hellinger", "0,1"): 1,
     }  # fmt: skip
-    assert sweep(glas, None, "--seeds", "0-1").code == 0
-    assert "planned already" in sweep(glas, TINY).err
+    sweep(glas, None, "--seeds", "0-1")
+    assert "planned already" in sweep(glas, TINY, code=2).err
 
 
 @quick
 def test_texts_may_change_and_claims_may_not(glas: Glas) -> None:
     claim = "claims: [{text: a, source: b, expect: nll(cauchy) < nll(gaussian)}]\n"
-    assert sweep(glas, TINY + claim, "--max-trials", 1).code == 0
-    assert sweep(glas, TINY.replace("Does it?", "Well?") + claim, "--max-trials", 1).code == 0
-    turned = sweep(glas, TINY + claim.replace("<", ">"))
-    assert turned.code == 2
-    assert "other claims" in turned.err
+    sweep(glas, TINY + claim, "--max-trials", 1)
+    sweep(glas, TINY.replace("Does it?", "Well?") + claim, "--max-trials", 1)
+    assert "other claims" in sweep(glas, TINY + claim.replace("<", ">"), code=2).err
 
 
 @quick
 def test_what_is_no_longer_wanted_is_not_run(glas: Glas) -> None:
-    assert sweep(glas, TINY, "--max-trials", 1).code == 0
-    fewer = sweep(glas, TINY.replace(", gaussian", ""), "--extend")
-    assert (fewer.code, list(cells(fewer))) == (0, ["cauchy"])
+    sweep(glas, TINY, "--max-trials", 1)
+    fewer = sweep(glas, ALONE, "--extend")
+    assert list(cells(fewer)) == ["cauchy"]
     assert len(times(glas)) == 1
     back = sweep(glas, TINY, "--extend")
     assert statuses(back) == {"cauchy": "complete", "gaussian": "complete"}
@@ -426,7 +409,6 @@ def test_max_trials_is_the_total_of_the_study(glas: Glas) -> None:
     text = TINY.replace("gaussian]", "gaussian, hellinger]")
     for most, expected in ((1, 1), (1, 1), (2, 2), (3, 3)):
         ended = sweep(glas, text, "--max-trials", most)
-        assert ended.code == 0
         assert ended.json["counts"].get("complete") == expected
 
 
@@ -452,13 +434,10 @@ def test_a_search_gives_each_variant_the_same_and_reports_the_best_on_other_seed
     glas: Glas,
 ) -> None:
     some = sweep(glas, SEARCH, "--max-trials", 4)
-    assert some.code == 0, some.err
     assert [len(trials(glas, f"tiny/{name}")) for name in ("cauchy", "gaussian")] == [2, 2]
     assert statuses(some)["cauchy"] == "waiting"
     assert cells(some)["cauchy"]["reason"] == "search: 2 of 3 trials"
-    ended = sweep(glas)
-    assert ended.code == 0, ended.err
-    assert set(statuses(ended).values()) == {"complete"}
+    assert set(statuses(sweep(glas)).values()) == {"complete"}
     for name in ("cauchy", "gaussian"):
         tried = trials(glas, f"tiny/{name}")
         assert [trial.state for trial in tried] == [TrialState.COMPLETE] * 3
@@ -492,7 +471,7 @@ def test_what_a_search_runs_is_noted_however_it_ends(
         raise RunError("no room")
 
     monkeypatch.setattr(worker, "run_trial", once)
-    assert sweep(glas, SEARCH).code == 1
+    sweep(glas, SEARCH, code=1)
     noted = json.loads((glas.results / "studies" / "tiny.json").read_text())["folders"]
     made = {path.name for path in (glas.results / "runs").iterdir()}
     assert len(made) == 1
@@ -524,24 +503,18 @@ def test_an_edited_variant_is_searched_again(glas: Glas) -> None:
     variant = glas.folder / "mine.py"
     variant.write_text(registry.find("gaussian").path.read_text())
     text = SEARCH.replace("trials: 3", "trials: 1").replace("gaussian]", "./mine.py]")
-    ended = sweep(glas, text)
-    assert ended.code == 0, ended.err
-    assert cells(ended)["mine"]["nll"] > 0
+    assert cells(sweep(glas, text))["mine"]["nll"] > 0
     variant.write_text(variant.read_text() + "EDITED = True\n")
     extended = sweep(glas, None, "--max-trials", 1, "--extend")  # no trial for either search
     assert statuses(extended)["mine"] == "waiting"
     assert "nll" not in cells(extended)["mine"]
-    assert sweep(glas).code == 0
+    sweep(glas)
 
 
 @quick
 def test_choices_alone_are_each_tried_once(glas: Glas) -> None:
-    ended = sweep(
-        glas,
-        HEAD + "variants: [cauchy]\nspace: {learning_rate: {choices: [3e-4, 3e-3]}}\n"
-        "tuning_seeds: 1000\nseeds: 0\n",
-    )
-    assert ended.code == 0, ended.err
+    choices = "space: {learning_rate: {choices: [3e-4, 3e-3]}}\ntuning_seeds: 1000\n"
+    sweep(glas, ALONE + choices)
     tried = trials(glas, "tiny/cauchy")
     assert [trial.params["learning_rate"] for trial in tried] == [3e-4, 3e-3]
     assert trials(glas)[0].user_attrs["settings"] == "learning_rate=0.003"
@@ -560,9 +533,7 @@ def is_training(glas: Glas) -> Callable[[], bool]:
 @linux
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_gives_cells_back_and_they_go_on(glas: Glas, workers: int) -> None:
-    write(glas, SLOW)
-    command = ("sweep", "tiny.yaml", "--workers", workers, "--no-mirror")
-    first = glas.start(*command, GLAS_BENCH_CHECKPOINT_SECONDS=0, **QUICKLY)
+    first = start(glas, workers, SLOW, GLAS_BENCH_CHECKPOINT_SECONDS=0)
     until(is_training(glas), first)
     first.terminate()
     ended = glas.ended(first)
@@ -574,23 +545,19 @@ def test_sigterm_gives_cells_back_and_they_go_on(glas: Glas, workers: int) -> No
     stopped = json.loads(path.read_text())
     assert stopped["status"] == "interrupted"
     assert stopped["step"] > 0
-    again = sweep(glas)
-    assert again.code == 0, again.err
+    sweep(glas)
     assert Counter(trial.state.name for trial in trials(glas)) == {"COMPLETE": 2}
 
 
 @quick
 @linux
 def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
-    write(glas, SLOW)
-    command = ("sweep", "tiny.yaml", "--workers", 1, "--no-mirror")
-    first = glas.start(*command, GLAS_BENCH_CHECKPOINT_SECONDS=0, **QUICKLY)
+    first = start(glas, 1, SLOW, GLAS_BENCH_CHECKPOINT_SECONDS=0)
     until(is_training(glas), first)
     first.kill()
     first.wait()
     assert [t.state.name for t in trials(glas)] == ["RUNNING", "WAITING"]
-    again = sweep(glas)
-    assert again.code == 0, again.err
+    sweep(glas)
     assert [t.system_attrs.get("glas_bench:lost", 0) for t in trials(glas)] == [1, 0]
     assert len(trials(glas)) == 2
     (folder,) = glas.results.glob("runs/cauchy-*")
@@ -600,11 +567,9 @@ def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
 
 @linux
 def test_a_worker_that_is_killed_is_reported_and_the_others_go_on(glas: Glas) -> None:
-    write(glas, SLOW)
-    running = glas.start("sweep", "tiny.yaml", "--workers", 2, "--no-mirror", **QUICKLY)
+    running = start(glas, 2, SLOW)
     until(is_training(glas), running)
-    (victim, *_) = (pid for pid in children(running.pid))
-    os.kill(victim, signal.SIGKILL)
+    os.kill(children(running.pid)[0], signal.SIGKILL)
     ended = glas.ended(running)
     assert ended.code == 0, ended.err
     assert "was killed by signal 9" in ended.err
@@ -614,24 +579,24 @@ def test_a_worker_that_is_killed_is_reported_and_the_others_go_on(glas: Glas) ->
 def test_a_cell_that_another_command_runs_is_left_to_it(glas: Glas) -> None:
     plan = Plan(study.load(str(write(glas, TINY))), glas.results)
     with plan.cells["cauchy"].folder(glas.results).locked():
-        running = glas.start("sweep", "tiny.yaml", "--workers", 1, "--no-mirror", **QUICKLY)
+        running = start(glas, 1, TINY)
         until(lambda: len(times(glas)) == 1, running)  # gaussian, meanwhile
     ended = glas.ended(running)
     assert ended.code == 0, ended.err
     assert "cauchy: given back, already running" in ended.err
 
 
-def test_a_cpu_gets_as_many_workers_as_it_has_cores_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLAS_BENCH_CORES", "1")
+    assert environment.cores() == 1
+    monkeypatch.setenv("GLAS_BENCH_CORES", "100000")
+    assert environment.cores() == len(os.sched_getaffinity(0))
     monkeypatch.setattr(environment, "cores", lambda: 8)
-    assert workers.default_workers("cpu", cells=24, threads=1) == 8
-    assert workers.default_workers("cpu", cells=24, threads=3) == 2
-    assert workers.default_workers("cpu", cells=3, threads=1) == 3
-    assert workers.default_workers("cpu", cells=0, threads=16) == 1
+    for cells, threads, expected in ((24, 1, 8), (24, 3, 2), (3, 1, 3), (0, 16, 1)):
+        assert workers.default_workers("cpu", cells, threads) == expected
 
 
-def test_a_precision_that_the_device_has_not_is_refused_before_anything_is_planned(
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_planned(
     glas: Glas,
 ) -> None:
     for text in (
@@ -639,9 +604,7 @@ def test_a_precision_that_the_device_has_not_is_refused_before_anything_is_plann
         TINY + "grid: {precision: [fp32, tf32]}\n",
         TINY + "space: {precision: {choices: [fp32, tf32]}}\ntuning_seeds: 1000\n",
     ):
-        ended = sweep(glas, text)
-        assert ended.code == 2
-        assert "precision tf32: for GPUs only" in ended.err
+        assert "precision tf32: for GPUs only" in sweep(glas, text, code=2).err
     assert not glas.results.exists()
 
 
@@ -650,13 +613,6 @@ def test_cells_take_the_precision_of_the_device_unless_the_study_names_one(glas:
     loaded = study.load(path, precision="tf32").by_name.values()
     assert [cell.config.precision for cell in loaded] == ["tf32", "bf16"]
     assert {cell.config.precision for cell in study.load(path).cells} == {"fp32", "bf16"}
-
-
-def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLAS_BENCH_CORES", "1")
-    assert environment.cores() == 1
-    monkeypatch.setenv("GLAS_BENCH_CORES", "100000")
-    assert environment.cores() == len(os.sched_getaffinity(0))
 
 
 # --------------------------------------------------------------------------- the queue itself
@@ -752,7 +708,7 @@ def test_a_trial_of_another_machine_is_watched_before_it_is_taken_over(
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr("glas_bench.sweep.queue.time", clock)
-    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
+    queue, plan = planned(glas, ALONE)
     trial = claimed(queue, plan)
     abandon(queue, trial, 0)
     assert queue.claim(plan) == (None, True)
@@ -797,12 +753,10 @@ def test_a_claim_whose_answer_got_lost_is_taken_up(glas: Glas) -> None:
 
 
 def test_a_claim_cut_short_is_free_again(glas: Glas) -> None:
-    queue, plan = planned(glas, TINY.replace(", gaussian", ""))
+    queue, plan = planned(glas, ALONE)
     (trial,) = trials(glas)
-    queue.database.storage.set_trial_state_values(
-        trial._trial_id, TrialState.RUNNING
-    )  # and then killed
-    trial = claimed(queue, plan)
+    queue.database.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # and killed
+    claimed(queue, plan)
 
 
 def test_beating_goes_on_through_an_outage(
@@ -852,18 +806,16 @@ def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
     postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its parent has just seen it; a worker that gave up would be one fewer to the end."""
-    queue, plan = planned(glas, TINY.replace(", gaussian", ""), url := postgres.fresh())
+    queue, plan = planned(glas, ALONE, url := postgres.fresh())
     trial = claimed(queue, plan)
     queue.finish(replace(trial, status="complete", value=1.0))  # so there is nothing left to do
-    key = digest(plan.document)
-    job = job_for(plan.study.path, glas, key)
     monkeypatch.setenv("OPTUNA_STORAGE", url)
     monkeypatch.setitem(Database.__init__.__kwdefaults__, "patience", 0.2)
     postgres.stop()
     back = threading.Timer(1.5, postgres.start)
     back.start()
     try:
-        worker.run_job(job, lambda event: None)
+        run_job(plan.study.path, glas, digest(plan.document))
     finally:
         back.join()
 
@@ -889,12 +841,7 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql://me:s3same@host/db",
-        "postgresql://me@host/db?password=s3same",
-        "postgresql://me:s3[same@host/db",
-    ],
+    "url", [f"postgresql://me{x}" for x in (":s3s@h/d", "@h/d?password=s3s", ":s3[s@h/d")]
 )
 @pytest.mark.parametrize("command", ["sweep", "sweep --dry-run", "status"])
 def test_a_password_on_the_command_line_is_refused(glas: Glas, command: str, url: str) -> None:
@@ -906,52 +853,21 @@ def test_a_password_on_the_command_line_is_refused(glas: Glas, command: str, url
     assert ("%5B" in ended.err) == ("[" in url)
 
 
-MOUNTS = {
-    "/": "ext4",
-    "/home": "nfs4",
-    "/home/local": "xfs",
-    "/media/two words": "cifs",
-}
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
+def test_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [("/home", "ext3"), ("/", "ext4"), ("/home", "nfs4"), ("/home/local", "xfs")]
+    named = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: named)
+    for path, kind in (
         ("/var/optuna.db", "ext4"),
-        ("/home/me/results/optuna.db", "nfs4"),
+        ("/home/me/results/optuna.db", "nfs4"),  # mounted over ext3, and later
         ("/home/local/optuna.db", "xfs"),
         ("/homework/optuna.db", "ext4"),
-        ("/media/two words/optuna.db", "cifs"),
-    ],
-)
-def test_file_systems(monkeypatch: pytest.MonkeyPatch, path: str, kind: str) -> None:
-    mounts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in MOUNTS.items()]
-    hidden = SimpleNamespace(mountpoint="/home", fstype="ext3")  # by what is mounted there later
-    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [hidden, *mounts])
-    assert storage.file_system(Path(path)) == kind
-
-
-def test_sqlite_on_a_network_file_system_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    ):
+        assert storage.file_system(Path(path)) == kind
     monkeypatch.setattr(storage, "file_system", lambda path: "nfs4")
     with pytest.raises(UsageError, match=r"network file system \(nfs4\).*--storage postgresql"):
         storage.storage_url(None, tmp_path)
     assert storage.storage_url("postgresql://h/d", tmp_path)
-
-
-def test_workers_show_no_password(postgres: Postgres, glas: Glas) -> None:
-    write(glas, SLOW)
-    command = ("sweep", "tiny.yaml", "--workers", 2, "--no-mirror")
-    running = glas.start(*command, OPTUNA_STORAGE=postgres.fresh(), **QUICKLY)
-    until(lambda: len(children(running.pid)) == 2, running)
-    for pid in (running.pid, *children(running.pid)):
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-        assert Postgres.PASSWORD.encode() not in line
-    running.terminate()
-    ended = glas.ended(running)
-    assert ended.code == 75
-    assert Postgres.PASSWORD not in ended.out + ended.err
 
 
 def test_a_wrong_password_is_reported_at_once_and_not_repeated(
@@ -959,20 +875,16 @@ def test_a_wrong_password_is_reported_at_once_and_not_repeated(
 ) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", postgres.url(password="s3same"))
     began = time.monotonic()
-    ended = glas.here("sweep", write(glas, TINY))
-    assert ended.code == 1
+    ended = sweep(glas, TINY, code=1)
     assert "authentication failed" in ended.err
     assert "s3same" not in ended.err + ended.out
     assert time.monotonic() - began < PATIENCE_AT_FIRST  # that long an outage is waited for
 
 
 def test_a_file_that_is_no_database(glas: Glas) -> None:
-    write(glas, TINY)
     glas.results.mkdir()
     (glas.results / "optuna.db").write_text("x" * 5000)
-    ended = sweep(glas)
-    assert ended.code == 1
-    assert "not a database" in ended.err
+    assert "not a database" in sweep(glas, TINY, code=1).err
 
 
 # --------------------------------------------------------------------------- small parts
@@ -988,23 +900,24 @@ def test_owners() -> None:
 
 def test_a_beat_that_is_no_number_is_refused(glas: Glas, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "often")
-    ended = sweep(glas, TINY)
-    assert ended.code == 2
-    assert "GLAS_BENCH_BEAT_SECONDS=often" in ended.err
+    assert "GLAS_BENCH_BEAT_SECONDS=often" in sweep(glas, TINY, code=2).err
 
 
 def test_a_study_edited_under_its_workers_is_noticed(glas: Glas) -> None:
-    path = write(glas, TINY)
-    job = job_for(path, glas, "of another plan")
     with pytest.raises(RunError, match="has changed since"):
-        worker.run_job(job, lambda event: None)
+        run_job(write(glas, TINY), glas, "of another plan")
+
+
+SCRIPT = Path(__file__).parents[1] / "slurm" / "sweep.sbatch"
 
 
 def test_the_batch_script() -> None:
-    script = Path(__file__).parents[1] / "slurm" / "sweep.sbatch"
-    lines = [line for line in script.read_text().splitlines() if line and line[0] != "#"]
-    assert len(lines) <= 12
-    done = subprocess.run([_tool("shellcheck"), script], capture_output=True, text=True)
+    assert len([line for line in SCRIPT.read_text().splitlines() if line and line[0] != "#"]) <= 12
+    beside = Path(sys.executable).parent / "shellcheck"
+    tool = beside if beside.is_file() else shutil.which("shellcheck")
+    if tool is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([tool, SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -1023,31 +936,14 @@ def test_the_batch_script_passes_the_signal_on_and_requeues_on_75(
     ):
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    script = Path(__file__).parents[1] / "slurm" / "sweep.sbatch"
+    slurm = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"}
     process = subprocess.Popen(
-        ["bash", script, "some-study", "--preset", "short"],
-        env={
-            **os.environ,
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "SLURM_JOB_ID": "12",
-            "SLURM_ARRAY_JOB_ID": "11",
-            "SLURM_ARRAY_TASK_ID": "3",
-        },
+        ["bash", SCRIPT, "some-study", "--preset", "short"],
+        env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
-    started = tmp_path / "started"
+    started, again = tmp_path / "started", tmp_path / "requeued"
     until(lambda: started.is_file() and started.read_text())
     assert started.read_text().strip() == "sweep some-study --preset short"
     process.terminate()
     assert process.wait(timeout=30) == code
-    assert (tmp_path / "requeued").is_file() == requeued
-    if requeued:
-        assert (tmp_path / "requeued").read_text().strip() == "requeue 11_3"
-
-
-def _tool(name: str) -> str:
-    """Return the path of a tool that a package of the test extra has installed."""
-    beside = Path(sys.executable).parent / name
-    path = str(beside) if beside.is_file() else shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
+    assert (again.read_text() if again.is_file() else "") == "requeue 11_3\n" * requeued
