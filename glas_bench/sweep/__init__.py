@@ -1,10 +1,9 @@
-"""Studies run to their last cell by any number of workers.
+"""Studies run to their last cell by any number of workers: plan, queue, worker, view.
 
-`plan` is what a study's cells are once the data is known, `trial` one row of the queue, `queue`
-what a worker asks of it, `database` where the rows are, `search` what draws values for axes.
-`worker` runs one trial after another, `workers` are several side by side; `status` is how far every
-cell is, and `view` shows it. `storage` knows the database's address, `worker_id` which process runs
-a trial.
+`plan` lays out a study's cells on their data. `queue` keeps a `trial` for each, in a `database` at
+an address of `storage`; `search` draws values for axes. `worker` claims and runs one trial after
+another, as the process of `worker_id`; `workers` are several side by side. `status` joins trials to
+cells, and `view` shows them and the workers' events. `commands.sweep.Sweep` is this line.
 
 Bare Optuna runs cells twice: on sqlite `enqueue_trial` and `ask` race, first use crashes on table
 creation, and `study.optimize` with a heartbeat loses a live trial when the database restarts. So

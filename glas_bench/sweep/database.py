@@ -46,7 +46,7 @@ PATIENCE_AT_FIRST = 15.0
 PATIENCE_WHEN_STOPPED = 20.0
 
 GRACE_BEATS = 6
-"""Missed heartbeats after which a trial's worker may be dead."""
+"""Missed heartbeats after which a trial is silent."""
 
 HOPELESS = re.compile(
     "authentication failed|no password supplied|does not exist|no pg_hba.conf entry"
@@ -263,9 +263,7 @@ class Database:
     ) -> None:
         """Store a new trial, which waits, or is over where its cell is not applicable.
 
-        Args:
-            trial: what it is about; how far the given one was does not matter.
-            distributions: of a search's trial: what its values are drawn from.
+        `distributions` are what the values of a search's trial are drawn from.
         """
         from optuna.trial import TrialState, create_trial
 

@@ -25,11 +25,7 @@ Document = dict[str, Any]
 
 
 class Plan:
-    """A study laid out on its data.
-
-    Args:
-        study: as loaded.
-        results: where run folders are.
+    """A study laid out on its data; `results` is where run folders are.
 
     Raises:
         DataError: its data cannot be had.
@@ -82,12 +78,7 @@ class Plan:
 
 
 def plan_document(study: Study, cells: Iterable[Cell]) -> Document:
-    """Return what is stored with a study, as plain JSON.
-
-    Args:
-        study: as loaded.
-        cells: its cells; those without a key, whose data is not known, have null for both keys.
-    """
+    """Return what is stored with a study, as plain JSON; keys are null where data is unknown."""
     as_they_are = ("name", "question", "version", "preset", "dataset", "seeds", "tuning_seeds")
     document = {
         **{key: getattr(study, key) for key in (*as_they_are, "trials")},

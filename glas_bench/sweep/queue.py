@@ -108,9 +108,7 @@ class Queue:
     def settle(self, plan: Plan, ended: Callable[[Trial], Trial | None]) -> None:
         """End waiting trials, and those of workers that died, whose results are there already.
 
-        Args:
-            plan: the study.
-            ended: returns a trial as its run folder on this machine ends it, or None.
+        `ended` returns a trial as its run folder on this machine ends it, or None.
         """
         self._revive(self.database.trials(plan.name))
         for trial in self.database.trials(plan.name):

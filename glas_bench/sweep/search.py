@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 
 class Search:
-    """The search of one cell's axes; all methods are called under the database's lock.
-
-    Args:
-        database: the study's.
-        plan: the study.
-        cell: name of the cell.
-    """
+    """The search of one cell's axes; all methods are called under the database's lock."""
 
     def __init__(self, database: Database, plan: Plan, cell: str) -> None:
         self.database = database
@@ -58,11 +52,7 @@ class Search:
                 self.database.add(self._trial(values), choices)
 
     def next_trial(self, most: int | None) -> Trial | None:
-        """Return a trial to run, or None where all that are wanted have begun.
-
-        Args:
-            most: trials of all searches together.
-        """
+        """Return a trial to run, or None where all have begun; `most` are of all searches."""
         trials = self.trials()
         begun, wanted = count_begun(trials), self.wanted
         if most is not None:

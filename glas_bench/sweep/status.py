@@ -16,12 +16,7 @@ STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicabl
 
 
 def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
-    """Return the JSON document of `status`, its cells in the order of the plan.
-
-    Args:
-        plan: as stored with the study.
-        trials: of the study and its searches.
-    """
+    """Return the JSON document of `status` from the stored plan and all trials, searches' too."""
     cells = [_cell(plan, entry, trials) for entry in plan["cells"]]
     count = Counter(cell["status"] for cell in cells)
     return {

@@ -18,7 +18,7 @@ NETWORK = {
 }  # fmt: skip
 """File systems whose locks sqlite cannot rely on (sqlite.org/faq.html, question 5)."""
 
-DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+POSTGRES = ("postgresql", "postgres")
 
 
 def storage_url(given: str | None, results: Path) -> str:
@@ -32,13 +32,13 @@ def storage_url(given: str | None, results: Path) -> str:
     text = given or os.environ.get(VARIABLE) or f"sqlite:///{results.resolve() / 'optuna.db'}"
     scheme, separator, rest = text.partition("://")
     base, _, driver = scheme.partition("+")
-    if not separator or base not in ("sqlite", *DRIVERS) or not rest.strip("/"):
+    if not separator or base not in ("sqlite", *POSTGRES) or not rest.strip("/"):
         raise UsageError(
             f"--storage {redact(text)}: write postgresql://user@host/database (a password in "
             f"{VARIABLE}, PGPASSWORD or ~/.pgpass) or sqlite:///path/optuna.db"
         )
-    if base in DRIVERS:
-        return f"{scheme if driver else DRIVERS[base]}://{rest}"
+    if base in POSTGRES:
+        return f"{scheme if driver else 'postgresql+psycopg'}://{rest}"
     path = sqlite_file(text)
     if path is None:
         raise UsageError(f"--storage {text}: a study needs a file, e.g. sqlite:///optuna.db")

@@ -50,12 +50,7 @@ class View(Shown):
             self.say(f"{event['name']}: {event['of']['text']}")
 
     def refresh(self, document: dict[str, Any], left: float | None) -> None:
-        """Show the status of all cells.
-
-        Args:
-            document: of `status.status_document`.
-            left: about how many seconds the rest takes, if known.
-        """
+        """Show the document of `status`, and about how many seconds are left, if known."""
         self.cells = document["cells"]
         self.caption = status.summary(document)
         if left:

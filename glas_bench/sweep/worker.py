@@ -1,7 +1,7 @@
 """A worker: claims a trial, runs it, ends it, and again, until nothing is left.
 
-It works in the command's own process where there is one worker, else in a process that is given a
-`Job`. The database's address comes in the environment, for it may hold a password.
+A single worker works in the command's own process, several each in a process that is given a `Job`.
+The database's address comes in the environment, for it may hold a password.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from glas_bench import environment, processes, signals, study
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
@@ -52,7 +52,7 @@ def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEv
 
     Args:
         plan: the study.
-        queue: its trials.
+        queue: where its trials are.
         device: where to train.
         most: trials of the study's whole life, if limited.
         on_event: called with `{"event": "begin" | "seed" | "end" | "back" | "wait", "cell", ...}`.
@@ -163,12 +163,7 @@ def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[s
     """Return a trial with what its seeds amount to; a diverged seed counts as finished.
 
     A trial of a search has a value only if every seed has one: no setting that diverges wins.
-
-    Args:
-        trial: as it was claimed.
-        cell: which it runs.
-        results: folder of the run folders.
-        by_seed: statuses, with reasons.
+    `by_seed` has their statuses, with reasons.
     """
     values: dict[str, list[float]] = {"validation": []}
     reasons = []
@@ -209,11 +204,6 @@ def _validation(folder: SeedFolder, scores: Mapping[str, Any]) -> float | None:
 # --------------------------------------------------------------------------- as a process
 
 
-def main() -> NoReturn:
-    """Do the job given on stdin."""
-    processes.serve(_serve)
-
-
 def _serve(order: dict[str, Any], on_event: OnEvent, _: object) -> int:
     try:
         run_job(Job(**order), on_event)
@@ -245,4 +235,4 @@ def run_job(job: Job, on_event: OnEvent) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    processes.serve(_serve)

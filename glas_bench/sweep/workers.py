@@ -15,13 +15,9 @@ Problem = tuple[int, str]
 
 
 def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[Problem]:
-    """Run worker processes until the last has ended; return the problems of those that failed.
+    """Run so many worker processes to their end; return the problems of those that failed.
 
-    Args:
-        job: of each; with `cuda` they take the GPUs in turn.
-        workers: how many.
-        url: the database's.
-        on_event: called with their events.
+    With device `cuda` they take the GPUs in turn.
     """
     problems: list[Problem] = []
     doing: dict[int, str] = {}
@@ -58,15 +54,10 @@ def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[Pro
 
 
 def default_workers(device: str, cells: int, threads: int) -> int:
-    """Return how many workers a machine gets by default.
+    """Return how many workers a machine gets by default for cells with so many threads a seed.
 
     One a GPU. On a CPU as many as it has processors for: a worker that has them for one seed alone
     runs seeds one after another, which saves each a process of its own and its imports of seconds.
-
-    Args:
-        device: as `environment.choose_device` returns it.
-        cells: that are to be run; more workers than cells would be idle.
-        threads: of a seed.
     """
     if device == "cpu":
         return max(1, min(environment.cores() // threads, cells))
