@@ -532,13 +532,21 @@ def is_training(glas: Glas) -> Callable[[], bool]:
 @quick
 @linux
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_gives_cells_back_and_they_go_on(glas: Glas, workers: int) -> None:
+def test_sigterm_gives_cells_back_and_they_go_on(
+    glas: Glas, workers: int, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone on sqlite; side by side on PostgreSQL, whose password nothing shows."""
+    if workers > 1:
+        monkeypatch.setenv("OPTUNA_STORAGE", postgres.fresh())
     first = start(glas, workers, SLOW, GLAS_BENCH_CHECKPOINT_SECONDS=0)
     until(is_training(glas), first)
+    for pid in (first.pid, *children(first.pid)):
+        assert Postgres.PASSWORD.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     first.terminate()
     ended = glas.ended(first)
     assert ended.code == 75, ended.err
     assert "given back" in ended.err
+    assert Postgres.PASSWORD not in ended.out + ended.err
     assert {trial.state for trial in trials(glas)} == {TrialState.WAITING}
     assert all(t.system_attrs.get("glas_bench:lost", 0) == 0 for t in trials(glas))
     (path, *_) = glas.results.glob("runs/*/seed-0/status.json")
@@ -855,6 +863,7 @@ def test_a_password_on_the_command_line_is_refused(glas: Glas, command: str, url
 
 def test_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = [("/home", "ext3"), ("/", "ext4"), ("/home", "nfs4"), ("/home/local", "xfs")]
+    mounts.append(("/media/two words", "cifs"))
     named = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: named)
     for path, kind in (
@@ -862,6 +871,7 @@ def test_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("/home/me/results/optuna.db", "nfs4"),  # mounted over ext3, and later
         ("/home/local/optuna.db", "xfs"),
         ("/homework/optuna.db", "ext4"),
+        ("/media/two words/optuna.db", "cifs"),
     ):
         assert storage.file_system(Path(path)) == kind
     monkeypatch.setattr(storage, "file_system", lambda path: "nfs4")
