@@ -684,7 +684,7 @@ def test_ten_first_starts_plan_and_claim_each_cell_once(
     processes = [several.Process(target=_start, args=(plan, url, gate, out)) for _ in range(10)]
     for each in processes:
         each.start()
-    answers = [out.get(timeout=120) for _ in processes]
+    answers = [out.get(timeout=300) for _ in processes]
     for each in processes:
         each.join()
     assert all(isinstance(each, list) for each in answers), answers
