@@ -549,10 +549,10 @@ def test_sigterm_gives_cells_back_and_they_go_on(
     assert Postgres.PASSWORD not in ended.out + ended.err
     assert {trial.state for trial in trials(glas)} == {TrialState.WAITING}
     assert all(t.system_attrs.get("glas_bench:lost", 0) == 0 for t in trials(glas))
-    (path, *_) = glas.results.glob("runs/*/seed-0/status.json")
-    stopped = json.loads(path.read_text())
-    assert stopped["status"] == "interrupted"
-    assert stopped["step"] > 0
+    paths = glas.results.glob("runs/*/seed-0/status.json")
+    stopped = [json.loads(path.read_text()) for path in paths]
+    assert {each["status"] for each in stopped} == {"interrupted"}
+    assert max(each["step"] for each in stopped) > 0  # a second worker may have just begun
     sweep(glas)
     assert Counter(trial.state.name for trial in trials(glas)) == {"COMPLETE": 2}
 
