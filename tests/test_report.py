@@ -426,9 +426,9 @@ def drawn(axis: Any) -> list[Any]:
     return [line for line in axis.get_lines() if len(line.get_xdata())]
 
 
-def panelled(some: list[TableRow], series: Any, alone: Any = ()) -> tuple[list[Any], str]:
+def panelled(some: list[TableRow], series: Any) -> tuple[list[Any], str]:
     """The panels of a figure of curves, and its caption."""
-    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series, alone)
+    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series)
     return [axis for axis in drawing.draw().axes if axis.lines], drawing.caption
 
 
@@ -452,18 +452,6 @@ def test_a_variant_s_lines_are_named_by_its_settings_or_itself() -> None:
     assert named == ["vae", *(f"draws={n}" for n in range(size))]
 
 
-def test_a_reconstruction_alone_has_no_elbo_beside_it() -> None:
-    some = table_rows([row("cauchy"), row("uniform-pit"), row("vae")])
-    series = {(f"key-{cell.name}", 0): [(1.0, 90.0), (2.0, 80.0)] for cell in some}
-    for alone, title, curves in [
-        ((), "uniform-pit", 2),
-        ({("key-uniform-pit", 0)}, "uniform-pit (recon alone)", 1),
-    ]:
-        axes, _ = panelled(some, series, alone)
-        found = {axis.get_title(): len(drawn(axis)) for axis in axes}
-        assert found == {"cauchy": 1, title: curves, "vae": 2}
-
-
 def record_of(path: Path, cell: str, seed: int = 0, **values: Any) -> SeedRecord:
     """A seed's record, with nothing in it but what is given."""
     empty: dict[str, Any] = {"about": {"status": "complete"}, "metrics": [], "scores": {}}
@@ -471,23 +459,25 @@ def record_of(path: Path, cell: str, seed: int = 0, **values: Any) -> SeedRecord
     return SeedRecord(folder=SeedFolder(path / cell, seed), **about)
 
 
-def test_curves_of_the_reconstruction_are_not_of_the_elbo(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "title", "curves"),
+    [("elbo", "uniform-pit", 2), ("recon", "uniform-pit (recon alone)", 1)],
+)
+def test_a_reconstruction_alone_has_no_elbo_beside_it(
+    tmp_path: Path, kind: str, title: str, curves: int
+) -> None:
     def metrics(kind: str) -> list[dict[str, Any]]:
-        values = (90.0, 80.0, None)  # the last was not finite
-        return [
-            {"epoch": epoch, "validation": value, "validation_kind": kind}
-            for epoch, value in enumerate(values, 1)
-        ]
+        values = enumerate((90.0, 80.0, None), 1)  # the last was not finite
+        return [{"epoch": i, "validation": x, "validation_kind": kind} for i, x in values]
 
-    some = table_rows([row("cauchy"), row("uniform-pit")])
+    kinds = {"cauchy": "elbo", "uniform-pit": kind, "vae": "elbo"}
     records = {
-        (f"key-{name}", 0): record_of(tmp_path, name, metrics=metrics(kind))
-        for name, kind in (("cauchy", "elbo"), ("uniform-pit", "recon"))
+        (f"key-{name}", 0): record_of(tmp_path, name, metrics=metrics(own))
+        for name, own in kinds.items()
     }
-    (drawing,) = record_figures.from_records(some, records, {})
-    axes = drawing.draw().axes
-    assert [axis.get_title() for axis in axes] == ["cauchy", "uniform-pit (recon alone)"]
-    assert [len(drawn(axis)) for axis in axes] == [1, 1]
+    (drawing,) = record_figures.from_records(table_rows(list(map(row, kinds))), records, {})
+    found = {axis.get_title(): len(drawn(axis)) for axis in drawing.draw().axes if axis.lines}
+    assert found == {"cauchy": 1, title: curves, "vae": 2}
 
 
 def test_pictures_that_are_left_out_are_counted(tmp_path: Path) -> None:

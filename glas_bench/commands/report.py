@@ -38,7 +38,6 @@ class Answer:
     """The pages that were written."""
 
     out: Path
-    pages: list[Path] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     """A line per page, and the conditions that tripped."""
     exit_code: int = 0
@@ -77,10 +76,10 @@ def carry_out(request: Request) -> Answer:
     ]
     answer = Answer(out)
     for each in made:
-        answer.pages.append(_write(each, out))
+        _write(each, out)
         cells = table_rows(each.rows)
-        line = f"{each.rows[0]['study']}: {coverage(cells)}; {page.verdicts(cells)}"
-        answer.lines.append(line)
+        study = each.rows[0]["study"]
+        answer.lines.append(f"{study}: {coverage(cells)}; {page.verdicts(cells)}")
         done, planned = complete(cells)
         if done < planned or any(row["status"] == "failed" for row in each.rows):
             answer.exit_code = 3
@@ -92,9 +91,6 @@ def carry_out(request: Request) -> Answer:
     if tripped or problems:
         answer.exit_code = 4 if tripped else 3
     return answer
-
-
-# --------------------------------------------------------------------------- from the record
 
 
 def _from_record(request: Request, names: Sequence[str], problems: list[str]) -> list[_Page]:
@@ -112,11 +108,10 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
         records, left_out = _records(request, plan.name, own, problems)
         for text in left_out:
             request.tell(f"{plan.name}: {text}")
-        one = _make(plan, runs_of(records), left_out, request)
-        if one is None:
-            request.tell(f"{plan.name}: no runs yet")
-        else:
+        if (one := _make(plan, runs_of(records), left_out)) is not None:
             made.append(one)
+        else:
+            request.tell(f"{plan.name}: no runs yet")
     return made
 
 
@@ -125,15 +120,14 @@ def _every_plan(
 ) -> list[Plan]:
     """Return the plans of all that has runs, here or in the MLflow store."""
     ours = [experiment_name(name) for name, some in folders.items() if some]
-    foreign: list[str] = []
     if _has_store(request.results):
         try:
             shared, foreign = mlflow_store.experiments(request.results, debug=request.debug)
             ours += shared
+            for name in foreign:
+                request.tell(f"experiment {name}: none of its runs is of glas-bench; left out")
         except RunError as error:
             problems.append(str(error))
-    for name in foreign:
-        request.tell(f"experiment {name}: none of its runs is of glas-bench; left out")
     wanted, unplanned = plans.everything(ours, request.results)
     problems += unplanned
     return wanted
@@ -142,10 +136,9 @@ def _every_plan(
 def _records(
     request: Request, experiment: str, own: Sequence[Path], problems: list[str]
 ) -> tuple[list[RunRecord], list[str]]:
-    """Return the records of run folders, of this machine and of others that share the MLflow store.
+    """Return the records of an experiment's runs, and why some of its runs have none.
 
-    Returns:
-        The records, and the runs of the experiment that have none, each with the reason.
+    They are of this machine, and of others that share its MLflow store.
     """
     folders = {folder.resolve(): None for folder in own}
     left_out: list[str] = []
@@ -171,9 +164,7 @@ def _has_store(results: Path) -> bool:
     return file is None or file.is_file()
 
 
-def _make(
-    plan: Plan, runs: Sequence[Run], left_out: Sequence[str], request: Request
-) -> _Page | None:
+def _make(plan: Plan, runs: Sequence[Run], left_out: Sequence[str]) -> _Page | None:
     """Return a page's rows, compared and judged; None where there are none."""
     rows, remarks = rows_of(plan, runs)
     if not rows:
@@ -195,25 +186,20 @@ def _make(
     return _Page(rows, drawings)
 
 
-# --------------------------------------------------------------------------- writing
-
-
-def _write(made: _Page, out: Path) -> Path:
-    """Write a page with its csv and figures; return the page's path."""
+def _write(made: _Page, out: Path) -> None:
+    """Write a page with its csv and figures."""
     study = made.rows[0]["study"]
     path = out / f"{study}.csv"
     _put(path, csv_file.write(made.rows))
     rows = csv_file.read(path)  # a page is made from its csv alone
     drawn = {each.file(study): each.png for each in (*figures.from_csv(rows), *made.drawings)}
-    wanted = [one["file"] for one in page.figures_of(rows)]
-    for name in wanted:
+    for name in (one["file"] for one in page.figures_of(rows)):
         target = out / "figures" / name
         if name in drawn:
             _put(target, drawn[name]())
         elif made.beside is not None and (kept := made.beside / "figures" / name).is_file():
             _put(target, kept.read_bytes())
     _put(out / f"{study}.md", page.render(rows).encode())
-    return out / f"{study}.md"
 
 
 def _put(path: Path, content: bytes) -> None:

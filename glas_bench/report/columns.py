@@ -286,14 +286,12 @@ def _still_gaining(cells: Sequence[TableRow]) -> list[str]:
     """Return a line where refits that nll comes from had not settled."""
     gains = [gain for cell in cells for gain in _gains(cell)]
     large = [gain for gain in gains if gain > STILL_GAINING]
-    if not large:
-        return []
-    return [
+    text = (
         f"{len(large)} of the {len(gains)} refits that nll comes from still gained more than "
-        f"{STILL_GAINING} nats in their last tenth, up to {max(large):.2f}: their nll is looser "
-        "by at least that much (the next table has the largest gain of each row).",
-        "",
-    ]
+        f"{STILL_GAINING} nats in their last tenth, up to {max(large, default=0):.2f}: their nll "
+        "is looser by at least that much (the next table has the largest gain of each row)."
+    )
+    return [text, ""] if large else []
 
 
 def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:

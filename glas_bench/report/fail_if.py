@@ -36,10 +36,6 @@ class Condition:
     above: bool
     limit: float
 
-    def holds(self, value: float) -> bool:
-        """Return whether a value is on the wrong side."""
-        return value > self.limit if self.above else value < self.limit
-
 
 def read(text: str) -> Condition:
     """Parse an expression.
@@ -49,13 +45,19 @@ def read(text: str) -> Condition:
     """
     match = re.fullmatch(rf"\s*([^<>()]*\([^<>()]*\))\s*([<>])\s*({_NUMBER})\s*", text)
     if match is None:
+        differences = ", ".join(f"nll_{part}" for part in DIFFERENCES)
         raise UsageError(
             f"--fail-if {text!r} cannot be read; write {FORM}, e.g. 'elbo(cauchy) > 90'. "
             f"Metrics: {', '.join(sorted(METRICS))}; of the difference from the baseline: "
-            f"{', '.join(f'nll_{part}' for part in DIFFERENCES)}, and so for each metric."
+            f"{differences}, and so for each metric."
         )
     side, sign, limit = match.groups()
-    side, part = _split(side)
+    name, _, settings = side.partition("(")
+    metric, _, part = name.strip().rpartition("_")
+    if part in DIFFERENCES:
+        side = f"{metric}({settings}"
+    else:
+        part = ""
     try:
         parsed = parse(f"{side} {sign} {side}")
     except UsageError as error:
@@ -64,13 +66,6 @@ def read(text: str) -> Condition:
     if part and parsed.metric in SHARES:
         raise UsageError(f"--fail-if {text!r}: shares of seeds have no interval; name a metric")
     return Condition(text, metric, parsed.left, sign == ">", float(limit))
-
-
-def _split(side: str) -> tuple[str, str]:
-    """Return a side without the suffix of its metric, and the suffix."""
-    name, bracket, rest = side.partition("(")
-    metric, _, part = name.strip().rpartition("_")
-    return (f"{metric}{bracket}{rest}", part) if part in DIFFERENCES else (side, "")
 
 
 def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
@@ -84,11 +79,8 @@ def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
     reference = condition.reference
     own = [cell for cell in cells if cell.variant == reference.variant]
     if not own:
-        names = {cell.variant for cell in cells}
-        raise UsageError(
-            f"--fail-if {condition.text!r}: "
-            f"{unknown('variant of these pages', reference.variant, names)}"
-        )
+        wrong = unknown("variant of these pages", reference.variant, {c.variant for c in cells})
+        raise UsageError(f"--fail-if {condition.text!r}: {wrong}")
     fits = [cell for cell in own if _fits(cell, reference)]
     if not fits:
         got = ", ".join(f"{key}={setting(value)}" for key, value in reference.settings.items())
@@ -102,7 +94,7 @@ def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
         value = _value(cell, condition.metric)
         if value is None:
             text = f"has no number{_why_none(cell, condition.metric)}"
-        elif condition.holds(value):
+        elif value > condition.limit if condition.above else value < condition.limit:
             text = "is infinite" if math.isinf(value) else f"is {value:.4g}"
         else:
             continue

@@ -110,9 +110,6 @@ def _difference(pairs: stats.Pairs | str, diverged: int) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------------------- as text
-
-
 def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None) -> str:
     """Return the table that `run` prints, with its footnotes."""
     settings = documents[0]["config"]
