@@ -31,6 +31,7 @@ from glas_bench.report import (
     plans,
     record_figures,
     records,
+    verdicts,
 )
 from glas_bench.report.table import Row, TableRow, table_rows
 from glas_bench.study.claims import Claim, Pair, parse
@@ -274,11 +275,11 @@ def test_a_page_explains_its_columns_and_intervals_with_or_without_claims() -> N
     about = {"nll_difference": 1.0, "nll_low": 0.5, "nll_high": 1.5, "nll_p_holm": 0.01}
     compared = {"compared_with": "cauchy", "nll_pairs": "3 seeds x 500 images", **about}
     text = render(row("cauchy"), row("vae", **compared))
-    assert text.count(page.DIFFERENCES) == 1
+    assert text.count(columns.DIFFERENCES) == 1
     assert "v: Var(log w)" in text
     assert "not 20 nats better than the pixel-wise Bernoulli" in text
-    assert page.DIFFERENCES in page.STATISTICS
-    assert page.DIFFERENCES not in render(row("cauchy"), row("vae"))
+    assert columns.DIFFERENCES in verdicts.STATISTICS
+    assert columns.DIFFERENCES not in render(row("cauchy"), row("vae"))
 
 
 def test_columns_and_remarks_are_there_only_where_they_say_something() -> None:
@@ -641,7 +642,7 @@ def judged(
         claim.metric, *table_rows([*(left or seeds_of("left")), *(right or seeds_of("right"))])
     )
     made.correct()
-    return compare.judge(study.load("smoke", preset), claim, comparison)
+    return verdicts.judge(study.load("smoke", preset), claim, comparison)
 
 
 def seeds_of(name: str, count: int = 5, **values: Any) -> list[Row]:
@@ -706,7 +707,7 @@ def test_a_claim_on_bounds_says_that_they_may_be_loose(metric: str, loose: bool)
     plan = dataclasses.replace(study.load("smoke", "laptop"), claims=(claim,))
     given = [*seeds_of("left"), *seeds_of("right", nll_bound_only=str(loose).lower())]
     made = compare.Comparisons({metric: arms(3.0, 0.1)["nll"]})
-    compare.write_verdicts(plan, table_rows(given), made)
+    verdicts.write(plan, table_rows(given), made)
     assert ("slack of the bounds" in render(*given)) == (loose and metric == "nll")
 
 
@@ -747,7 +748,7 @@ def test_shares_are_counted_over_the_seeds_of_both() -> None:
     left = [row("left", seed, failed="true" if seed < 2 else "false") for seed in range(3)]
     right = [row("right", seed, failed="true" if seed > 5 else "false") for seed in range(9)]
     right[0]["status"] = "diverged"
-    numbers = compare._numbers(compare.compare("failed_share", *table_rows([*left, *right]), {}))
+    numbers = verdicts._numbers(compare.compare("failed_share", *table_rows([*left, *right]), {}))
     assert numbers["estimate"] == 0.5
     assert numbers["pairs"] == "1 of 2 against 0 of 2 seeds; 1 diverged"
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import RunRecord, load_run, runs_by_study, write_atomically
-from glas_bench.report import compare, csv_file, fail_if, figures, page, plans, record_figures
+from glas_bench.report import (
+    compare,
+    csv_file,
+    fail_if,
+    figures,
+    page,
+    plans,
+    record_figures,
+    verdicts,
+)
 from glas_bench.report.plans import Plan
 from glas_bench.report.records import Run, per_image, rows_of, runs_of, variants_of
 from glas_bench.report.table import Row, complete, coverage, table_rows
@@ -79,7 +88,7 @@ def carry_out(request: Request) -> Answer:
         _write(each, out)
         cells = table_rows(each.rows)
         study = each.rows[0]["study"]
-        answer.lines.append(f"{study}: {coverage(cells)}; {page.verdicts(cells)}")
+        answer.lines.append(f"{study}: {coverage(cells)}; {verdicts.in_one_line(cells)}")
         done, planned = complete(cells)
         if done < planned or any(row["status"] == "failed" for row in each.rows):
             answer.exit_code = 3
@@ -173,11 +182,16 @@ def _make(plan: Plan, runs: Sequence[Run], left_out: Sequence[str]) -> _Page | N
     cells = table_rows(rows)
     done = {(row["config_key"], int(row["seed"])) for cell in cells for row in cell.finished}
     reported = {run.key: run.seed for run in runs if run.key in done}
-    metrics = {claim.metric for claim in plan.study.claims} if plan.study is not None else {"elbo"}
+    study = plan.study
+    metrics = {claim.metric for claim in study.claims} if study is not None else {"elbo"}
     metrics |= {compare.ranked_by(cells)}
     compared = sorted(metrics - SHARES)
     values = per_image(rows, reported, [*compared, "iw", "nll"])
-    compare.write_comparisons(plan.study, cells, values, compared)
+    claimed = verdicts.claimed(study, cells) if study is not None else ()
+    sides = [(claim.metric, left, right) for _, claim, _, left, right in claimed]
+    comparisons = compare.write_comparisons(cells, values, compared, sides)
+    if study is not None:
+        verdicts.write(study, cells, comparisons)
     drawings = list(record_figures.from_records(cells, reported, variants_of(plan, runs)))
     about = [each.about(plan.name) for each in (*figures.from_csv(rows), *drawings)]
     constant = {"figures": json.dumps(about), "remarks": json.dumps(remarks) if remarks else ""}

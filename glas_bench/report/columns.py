@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from glas_bench.report.table import COMPARED, NBSP, Table, TableRow, mean_of, value_of
+from glas_bench.report.table import COMPARED, NBSP, Row, Table, TableRow, mean_of, value_of
 from glas_bench.text import duration
 
 COLUMNS = (
@@ -15,6 +15,13 @@ COLUMNS = (
     "v: Var(log w) of the importance weights that {metric} comes from, mean over images, and the "
     "share of images above 10; failed: seeds with a validation recon not 20 nats better than the "
     "pixel-wise Bernoulli, or under 1 nat of KL."
+)
+
+DIFFERENCES = (
+    "Differences are paired by image and by seed. Interval and p come from the two-way (seed x "
+    "image) random-effects variance; with one seed, from images alone. Each interval is of one "
+    "comparison; p is adjusted by Holm over all comparisons of that metric on the page (rows with "
+    "their baselines, and claims), so an interval may exclude 0 although p is large."
 )
 
 GAP = "gap: nll minus an objective that is not shown to bound, which hides at most this much."
@@ -321,3 +328,12 @@ def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:
         for cell, device in zip(cells, devices, strict=True)
     ]
     return ["Means per seed:", "", *table(rows, () if mark else ("device",))]
+
+
+def budget(row: Row) -> str:
+    """Return the budget of a row: epochs, updates, sizes and precision."""
+    counts = (("params.epochs", "epochs"), ("updates", "updates"))
+    sizes = (("params.batch", "B"), ("params.steps", "T"), ("params.hidden", "H"))
+    parts = [f"{row[name]} {word}" for name, word in counts if row.get(name)]
+    parts += [f"{word} = {row[name]}" for name, word in sizes if row.get(name)]
+    return ", ".join([*parts, row.get("params.precision", "")]).rstrip(", ")

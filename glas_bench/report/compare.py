@@ -1,15 +1,14 @@
-"""Cells compared image by image: differences, Holm's correction, ranks, and verdicts on claims.
+"""Cells compared image by image: differences, Holm's correction, and ranks.
 
 Results are written into the rows, so that the csv has them: `nll_difference`, `nll_low`,
 `nll_high`, `nll_p`, `nll_p_holm`, `nll_pairs` (how many seeds and images) or `nll_apart` (why there
 is no difference), the same for every metric that the study compares by; `rank`, `rank_to` and
-`ranked_by`; and in `claims`, as JSON, the claims of which a cell is the left side.
+`ranked_by`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -20,22 +19,15 @@ from glas_bench.report.table import Row, TableRow, differing, tables
 from glas_bench.stats import (
     ALPHA,
     PairedDifference,
-    Verdict,
     holm,
     mcnemar_exact,
     pair_arms,
     paired_difference,
-    share_verdict,
-    verdict,
 )
-from glas_bench.study import Study
-from glas_bench.study.claims import SHARES, Claim, Pair
-from glas_bench.text import setting
+from glas_bench.study.claims import SHARES
 
 Values = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 """By metric and (config_key, seed): nats [images]."""
-
-NONE = "no verdict"
 
 
 @dataclass(frozen=True)
@@ -186,34 +178,38 @@ def _difference(
 
 
 def write_comparisons(
-    study: Study | None, cells: Sequence[TableRow], values: Values, metrics: Sequence[str]
-) -> None:
-    """Compare the cells of a page, judge the claims of its study, and write both into the rows.
+    cells: Sequence[TableRow],
+    values: Values,
+    metrics: Sequence[str],
+    claimed: Iterable[tuple[str, TableRow, TableRow]] = (),
+) -> Comparisons:
+    """Compare the cells of a page with their baselines, rank them, and write both into the rows.
 
-    Cells are compared with their baselines by the metrics given; runs by hand have no study.
+    Args:
+        cells: of the page.
+        values: per-image values of the metrics.
+        metrics: by which cells are compared with their baselines.
+        claimed: the comparisons that claims are about, which Holm's correction counts too.
+
+    Returns:
+        All comparisons, those of claims among them.
     """
     made = Comparisons(values)
     baselines = [(cell, other) for cell in cells if (other := baseline_of(cell, cells))]
     for cell, baseline in baselines:
         for metric in metrics:
             made.of(metric, cell, baseline)
-    for _, claim, _, left, right in _claimed(study, cells) if study is not None else ():
-        made.of(claim.metric, left, right)
+    for comparison in claimed:
+        made.of(*comparison)
     made.correct()
     for cell, baseline in baselines:
         columns = {"compared_with": baseline.name}
         for metric in metrics:
             about = _columns(made.of(metric, cell, baseline))
             columns |= {f"{metric}_{name}": value for name, value in about.items()}
-        _write(cell, columns)
+        cell.write(columns)
     write_ranks(cells, values)
-    if study is not None:
-        write_verdicts(study, cells, made)
-
-
-def _write(cell: TableRow, columns: Mapping[str, str]) -> None:
-    for row in cell.seeds:
-        row |= columns
+    return made
 
 
 def baseline_of(cell: TableRow, cells: Sequence[TableRow]) -> TableRow | None:
@@ -274,7 +270,7 @@ def write_ranks(cells: Sequence[TableRow], values: Values) -> None:
                 worse[j if sign > 0 else i] += 1
         for above, below, cell in zip(better, worse, order, strict=True):
             ranks = {"rank": str(1 + above), "rank_to": str(len(order) - below)}
-            _write(cell, ranks | {"ranked_by": metric})
+            cell.write(ranks | {"ranked_by": metric})
 
 
 def _shown(metric: str, a: TableRow, b: TableRow, values: Values) -> int:
@@ -289,97 +285,3 @@ def _shown(metric: str, a: TableRow, b: TableRow, values: Values) -> int:
     if result is None or result.seeds < 2 or result.p >= ALPHA:
         return 0
     return 1 if result.estimate > 0 else -1
-
-
-# --------------------------------------------------------------------------- verdicts
-
-
-def _claimed(
-    study: Study, cells: Sequence[TableRow]
-) -> Iterator[tuple[int, Claim, Pair, TableRow, TableRow]]:
-    """Yield every comparison that a claim is about, with the claim's number from 1."""
-    by_name: dict[str, list[TableRow]] = {}
-    for cell in cells:
-        by_name.setdefault(cell.name, []).append(cell)
-    for number, claim in enumerate(study.claims, 1):
-        for pair in claim.pairs:
-            for left in by_name[pair.left]:
-                rights = by_name[pair.right]
-                same = [cell for cell in rights if cell.common == left.common]
-                yield number, claim, pair, left, (same or rights)[0]
-
-
-def write_verdicts(study: Study, cells: Sequence[TableRow], made: Comparisons) -> None:
-    """Judge the claims and write the verdicts into the rows of their left sides."""
-    judged: dict[int, list[dict[str, Any]]] = {}
-    for number, claim, pair, left, right in _claimed(study, cells):
-        comparison = made.of(claim.metric, left, right)
-        answer = judge(study, claim, comparison)
-        word, why = (NONE, answer) if isinstance(answer, str) else answer
-        why = why.replace("seeds only in a", "seeds only on the left")
-        why = why.replace("only in b", "only on the right")
-        untuned = [each.label for each in (left, right) if not each.first.get("tuned")]
-        loose = any(
-            row.get("nll_bound_only") == "true" for each in (left, right) for row in each.finished
-        )
-        judged.setdefault(id(left), []).append(
-            {
-                "claim": number,
-                "text": " ".join(claim.text.split()),
-                "source": claim.source,
-                "expect": claim.expect,
-                "metric": claim.metric,
-                "at": {key: setting(value) for key, value in pair.at.items()},
-                "left": left.title,
-                "right": right.title,
-                "right_cell": right.name,
-                "verdict": word,
-                "why": why,
-                "untuned": "both arms are untuned"
-                if len(untuned) == 2
-                else "".join(f"{each} is untuned" for each in untuned),
-                "slack": claim.metric == "nll" and comparison.result is not None and loose,
-                **_numbers(comparison),
-            }
-        )
-    for cell in cells:
-        if id(cell) in judged:
-            _write(cell, {"claims": json.dumps(judged[id(cell)], sort_keys=True)})
-
-
-def judge(study: Study, claim: Claim, comparison: Comparison) -> Verdict | str:
-    """Return the verdict, or why a study of this preset gives none."""
-    if not study.verdicts:
-        return f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
-    result, p = comparison.result, comparison.p_holm
-    if result is None:
-        why = f"{comparison.why_not}: comparable numbers of both would decide it"
-        return Verdict("undecided", why)
-    if isinstance(result, Shares):
-        return share_verdict(
-            result.only_a,
-            result.only_b,
-            claim.direction,
-            seeds=result.seeds,
-            diverged=result.diverged,
-            adjusted_p=p,
-            comparisons=comparison.family,
-        )
-    answer = verdict(result, claim.direction, adjusted_p=p)
-    missing = comparison.seeds - result.seeds - result.diverged
-    if not missing:
-        return answer
-    metric = comparison.metric
-    lacks = f"{missing} of the {comparison.seeds} seeds that ended lack {metric} in an arm"
-    return answer._replace(why=f"{answer.why}; {lacks}")
-
-
-def _numbers(comparison: Comparison) -> dict[str, Any]:
-    """Return the numbers that a verdict rests on, null where there is none."""
-    result = comparison.result
-    names = ("estimate", "low", "high", "p")
-    if result is None:
-        return {**dict.fromkeys((*names, "p_holm")), "pairs": ""}
-    shown = (result.estimate, None, None, result.p) if isinstance(result, Shares) else result
-    about = {"p_holm": comparison.p_holm, "pairs": result.label}
-    return {**dict(zip(names, shown, strict=True)), **about}

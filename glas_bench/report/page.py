@@ -9,19 +9,18 @@ from typing import Any
 
 from glas_bench.errors import GlasBenchError
 from glas_bench.record import join_statuses
-from glas_bench.report import csv_file
+from glas_bench.report import csv_file, verdicts
 from glas_bench.report.columns import (
+    DIFFERENCES,
     Notes,
+    budget,
     compared,
     decimal,
-    interval,
     listed,
     measured,
-    p_value,
     results,
     table,
 )
-from glas_bench.report.compare import NONE
 from glas_bench.report.table import (
     KEYS,
     MOST_TABLES,
@@ -37,21 +36,6 @@ from glas_bench.report.table import (
     table_rows,
     tables,
     value_of,
-)
-
-DIFFERENCES = (
-    "Differences are paired by image and by seed. Interval and p come from the two-way (seed x "
-    "image) random-effects variance; with one seed, from images alone. Each interval is of one "
-    "comparison; p is adjusted by Holm over all comparisons of that metric on the page (rows with "
-    "their baselines, and claims), so an interval may exclude 0 although p is large."
-)
-
-STATISTICS = (
-    f"{DIFFERENCES} A claim is *reproduced* when that p is below .05 and the whole 95 % interval "
-    "lies more than 0.5 nats on the side that it predicts, *not reproduced* when the whole "
-    "interval lies short of that, and otherwise *undecided*. Shares of seeds are compared by "
-    "McNemar's exact test, without a margin. A verdict needs five seeds; at most one in five may "
-    "have diverged."
 )
 
 REFEREE = (
@@ -79,7 +63,7 @@ def render(rows: Sequence[Row]) -> str:
     cells = table_rows(rows)
     parts = [
         _head(rows, cells),
-        _claims(cells),
+        verdicts.section(cells),
         _tables(cells),
         _referee(cells),
         _figures(rows, cells),
@@ -152,87 +136,6 @@ def _estimators(rows: Sequence[Row]) -> str:
     return f"{text}; nll is the smaller of iw and refit_iw, chosen on validation images"
 
 
-def budget(row: Row) -> str:
-    """Return the budget of a row: epochs, updates, sizes and precision."""
-    counts = (("params.epochs", "epochs"), ("updates", "updates"))
-    sizes = (("params.batch", "B"), ("params.steps", "T"), ("params.hidden", "H"))
-    parts = [f"{row[name]} {word}" for name, word in counts if row.get(name)]
-    parts += [f"{word} = {row[name]}" for name, word in sizes if row.get(name)]
-    return ", ".join([*parts, row.get("params.precision", "")]).rstrip(", ")
-
-
-# --------------------------------------------------------------------------- claims
-
-
-def claims_of(cells: Sequence[TableRow]) -> list[dict[str, Any]]:
-    """Return all judged comparisons of a page, by claim."""
-    claims = [one for cell in cells for one in json.loads(cell.first.get("claims") or "[]")]
-    return sorted(claims, key=lambda one: one["claim"])
-
-
-def _claims(cells: Sequence[TableRow]) -> str:
-    claims = claims_of(cells)
-    if not claims:
-        return ""
-    by_name = {cell.name: cell for cell in cells}
-    notes = Notes("c")
-    rows = []
-    for before, one in zip([None, *claims], claims, strict=False):
-        is_new = before is None or one["claim"] != before["claim"]
-        rows.append(
-            {
-                "": str(one["claim"]) if is_new else "",
-                "claim": f"{one['text']} ({one['source']})" if is_new else "",
-                "as a comparison": f"{one['left']} {'>' if '>' in one['expect'] else '<'} "
-                f"{one['right']}",
-                "metric": one["metric"],
-                "left minus right [95 %]": _measured(one, notes),
-                "verdict": f"**{one['verdict']}**{notes.mark(_why(one))}",
-                "budget": budget(by_name[one["right_cell"]].first),
-            }
-        )
-    lines = ["## Claims", ""]
-    without = []
-    if len({row["budget"] for row in rows}) == 1:
-        lines += [f"At this budget: {rows[0]['budget']}.", ""]
-        without = ["budget"]
-    return "\n".join([*lines, *table(rows, without), STATISTICS, "", *notes.lines()])
-
-
-def _measured(one: Mapping[str, Any], notes: Notes) -> str:
-    if one["estimate"] is None:
-        return "–"
-    if one["low"] is None:
-        return f"{one['estimate']:+.2f} ({one['pairs']}), p = {p_value(one['p_holm'])}"
-    return interval(one["estimate"], one["low"], one["high"], one["p_holm"]) + notes.mark(
-        f"paired over {one['pairs']}"
-    )
-
-
-def _why(one: Mapping[str, Any]) -> str:
-    why = str(one["why"])
-    if one["verdict"] != NONE and one["untuned"]:
-        why += f"; {one['untuned']}"
-    if one.get("slack"):
-        why += "; part of the difference may be slack of the bounds"
-    return why
-
-
-def verdicts(cells: Sequence[TableRow]) -> str:
-    """Return the verdicts in one line."""
-    claims = claims_of(cells)
-    if not claims:
-        return "no claims"
-    if {one["verdict"] for one in claims} == {NONE}:
-        return f"no verdicts: {claims[0]['why'].partition(':')[0]}"
-    by_claim: dict[tuple[int, str], list[str]] = {}
-    for one in claims:
-        at = ", ".join(f"{key} = {value}" for key, value in one["at"].items())
-        word = one["verdict"] + (f" ({at})" if at else "")
-        by_claim.setdefault((one["claim"], one["expect"]), []).append(word)
-    return "; ".join(f"`{text}`: {', '.join(words)}" for (_, text), words in by_claim.items())
-
-
 # --------------------------------------------------------------------------- tables
 
 
@@ -249,7 +152,7 @@ def _tables(cells: Sequence[TableRow]) -> str:
             "so each group has its own.",
             "",
         ]
-    if not claims_of(cells) and any(compared(group.rows) for group in groups):
+    if not verdicts.claims_of(cells) and any(compared(group.rows) for group in groups):
         lines += [DIFFERENCES, ""]
     planned = {name: len(seeds) for name, seeds in statuses(cells).items()}
     counts = {name: len({group.common[name] for group in groups}) for name in KEYS}
@@ -473,11 +376,11 @@ def index(out: Path) -> tuple[str, list[str]]:
                 "question": rows[0].get("question") or "runs by hand",
                 "cells complete": " of ".join(map(str, complete(cells))),
                 "newest run": _newest(rows) or "–",
-                "verdicts": verdicts(cells),
+                "verdicts": verdicts.in_one_line(cells),
                 "data": f"[csv]({path.name})",
             }
         )
     if not entries:
         lines += ["No runs yet: `glas-bench run --variant hellinger`.", ""]
         return "\n".join(lines), problems
-    return "\n".join([*lines, *table(entries), STATISTICS, ""]), problems
+    return "\n".join([*lines, *table(entries), verdicts.STATISTICS, ""]), problems

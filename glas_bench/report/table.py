@@ -119,6 +119,11 @@ class TableRow:
         """Its settings, as plain text."""
         return ", ".join(f"{key}={short(value)}" for key, value in self.settings.items())
 
+    def write(self, columns: Mapping[str, str]) -> None:
+        """Write columns into the rows of all seeds."""
+        for row in self.seeds:
+            row |= columns
+
     def says(self, column: str) -> str:
         """Return a column's text of the first seed that has any."""
         return next((row[column] for row in self.seeds if row.get(column)), "")
