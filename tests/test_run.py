@@ -33,7 +33,7 @@ def cell(variant="cauchy", **changes):
     return ["run", "--variant", str(variant), "--preset", "smoke", *values, "--no-mirror", "--json"]
 
 
-def shown(command):
+def as_table(command):
     """Return the command that prints a table in place of the document."""
     return [part for part in command if part != "--json"]
 
@@ -336,7 +336,7 @@ def test_finished_work_is_shown_and_not_repeated(glas, finished):
     (scores,) = seed_folder(glas.results, 1).all_scores().values()
     assert shown.seeds[1]["elbo"] == scores["elbo"]
     assert shown.seeds[1]["iw"] == scores["iw"]
-    table = glas.here(*shown(CELL))
+    table = glas.here(*as_table(CELL))
     assert f"{shown.seeds[0]['elbo']:.2f}" in table.out
 
 
@@ -493,7 +493,7 @@ def test_a_seed_that_diverges_is_a_status(glas, packed):
     again = glas.here(*command)
     assert (again.code, again.seeds) == (1, ended.seeds)
     assert times(seed.path) == before
-    table = glas.here(*shown(command))
+    table = glas.here(*as_table(command))
     assert f"diverged at step {row['step']}, {row['reason']}" in table.out
 
     found = load_run(seed.path.parent).config
@@ -558,7 +558,7 @@ def test_one_of_two_seeds_diverges_beside_a_baseline(glas):
         assert difference["resolvable"] is None
         assert "1 diverged" in difference["label"]
 
-    table = glas.here(*shown(cell(elsewhere / "half.py", epochs=1)))
+    table = glas.here(*as_table(cell(elsewhere / "half.py", epochs=1)))
     assert "half minus" not in table.out
     assert f"{alone.seeds[0]['iw']:.2f}" in table.out
 
