@@ -183,6 +183,10 @@ def run(as_json: bool, **given: Any) -> None:
 )
 @click.option("--seeds", help="0-2 or 0,3,5-7, instead of the study's own.")
 @click.option("--max-trials", type=click.IntRange(min=1), help="Limit for the study's whole life.")
+@click.option("--decide", is_flag=True, help="Add seeds until each claim is decided or cannot be.")
+@click.option(
+    "--max-hours", type=click.FloatRange(min=0, min_open=True), help="Then begin no cell."
+)
 @click.option("--dry-run", is_flag=True, help="Print the planned cells, and run nothing.")
 @click.option("--extend", is_flag=True, help="Accept a changed study; run only the new cells.")
 @click.option("--retry", type=click.Choice(["failed"]), help="Run failed cells once more.")

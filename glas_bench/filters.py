@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glas_bench.errors import nearest
-from glas_bench.ops import elementwise, linear
 
 GRIDS = ("original", "slip-mended", "centred")
 FLOORS = ("1e-3", "logsumexp")
@@ -71,11 +70,6 @@ def grid_centres(
     else:
         first = half
         grid_R = index_R - (R + 1) / 2
-    if linear.is_recording():
-        made: Tensor = elementwise.GridCentres.apply(  # type: ignore[no-untyped-call]
-            offset, log_stride, span * grid_R, first, half
-        )
-        return made
     centre = first + half * offset
     stride = span * torch.exp(log_stride)
     return centre[..., None] + grid_R * stride[..., None]
@@ -88,12 +82,6 @@ def cauchy_log_kernel(centres: Tensor, matrix_size: int, log_scale: Tensor) -> T
     for tiny s. The original code clips s and pi s (1 + ..) at 1e-3; here nothing is clipped, so the
     two agree for s > 1e-3. Scales are in cells.
     """
-    if linear.is_recording():
-        cells_L = torch.arange(matrix_size, dtype=centres.dtype, device=centres.device)
-        made: Tensor = elementwise.CauchyLogKernel.apply(  # type: ignore[no-untyped-call]
-            centres, cells_L, log_scale
-        )
-        return made
     distance = _distances(centres, matrix_size)
     log_s = log_scale[..., None, None]
     return log_s - math.log(math.pi) - 2 * torch.log(torch.hypot(distance, torch.exp(log_s)))
@@ -123,11 +111,6 @@ def normalise_rows(log_kernel: Tensor, floor: str) -> Tensor:
     _check_name("floor", floor, FLOORS)
     if floor == "logsumexp":
         return torch.softmax(log_kernel, dim=-1)
-    if linear.is_recording():
-        rows: Tensor = elementwise.FlooredRows.apply(  # type: ignore[no-untyped-call]
-            log_kernel, ROW_SUM_FLOOR
-        )
-        return rows
     kernel = torch.exp(log_kernel)
     return kernel / kernel.sum(-1, keepdim=True).clamp(min=ROW_SUM_FLOOR)
 
@@ -153,11 +136,6 @@ def read_matrix(matrix: Tensor, rows_y: Tensor, rows_x: Tensor, log_gain: Tensor
     DRAW's section 3.3; F_y goes over the rows of M, F_x over its columns. M is [L, L], or
     [..., L, L] for one matrix (or image) per element.
     """
-    if linear.is_recording() and matrix.dim() == 2 and rows_y.dim() == 3:
-        read: Tensor = elementwise.ReadMatrix.apply(  # type: ignore[no-untyped-call]
-            matrix, rows_y, rows_x, log_gain
-        )
-        return read
     patch = rows_y @ matrix @ rows_x.mT
     return torch.exp(log_gain)[..., None] * patch.flatten(-2)
 
@@ -175,10 +153,17 @@ def content_read(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
         key: [..., L]; only its direction matters.
         strength: [...]; 0 gives all rows the same weight.
     """
-    rows = F.normalize(matrix, dim=-1)
-    cosine = (rows @ F.normalize(key, dim=-1)[..., None]).squeeze(-1)
-    weights = torch.softmax(strength[..., None] * cosine, dim=-1)
-    return (weights[..., None] * rows).flatten(-2)
+    weights = content_weights(matrix, key, strength)
+    return (weights[..., None] * F.normalize(matrix, dim=-1)).flatten(-2)
+
+
+def content_weights(matrix: Tensor, key: Tensor, strength: Tensor) -> Tensor:
+    """Return softmax(strength cos(key, row_l)), [..., L], of the rows of a matrix.
+
+    Args and source as for `content_read`.
+    """
+    cosine = (F.normalize(matrix, dim=-1) @ F.normalize(key, dim=-1)[..., None]).squeeze(-1)
+    return torch.softmax(strength[..., None] * cosine, dim=-1)
 
 
 def gated_read(matrix: Tensor, gates: Tensor, over: str = "columns") -> Tensor:

@@ -565,6 +565,14 @@ class Glas(nn.Module):
         rows_y, rows_x, log_gain = self.filter_rows(e_BH)
         return filters.read_matrix(self.latent, rows_y, rows_x, log_gain), memory
 
+    def gate_weights(self, e_BH: Tensor) -> Tensor | None:
+        """Return how much each cell of the latent matrix is read, [B, L * L]; None without gates.
+
+        For the diagnostics of a variant whose attention is no filter; only shares matter.
+        """
+        del e_BH
+        return None
+
     def filter_rows(self, e_BH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the filter's rows F_y and F_x, [B, R, L] each, and log_gain [B].
 

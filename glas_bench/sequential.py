@@ -217,6 +217,30 @@ class ShareDifference:
         return float(low[place]), float(high[place])
 
 
+@dataclass(frozen=True)
+class Share:
+    """Share of seeds with a property, less a constant."""
+
+    count: int
+    seeds: int
+    constant: float
+    sign: int = 1
+    """-1 for the constant less the share."""
+
+    @property
+    def estimate(self) -> float:
+        """Share less constant, or the reverse."""
+        return self.sign * (self.count / self.seeds - self.constant)
+
+    def interval(self, p: float) -> tuple[float, float]:
+        """Return the exact interval (Clopper and Pearson 1934) at the nominal p of a look."""
+        from scipy import stats
+
+        ends = stats.binomtest(self.count, self.seeds).proportion_ci(1 - p, "exact")
+        low, high = sorted(self.sign * (float(end) - self.constant) for end in ends)
+        return low, high
+
+
 def share_difference(a: tuple[int, int], b: tuple[int, int]) -> ShareDifference:
     """Return the difference of two shares, each as (count, seeds).
 

@@ -1,4 +1,4 @@
-"""Is arm a better than arm b? Paired intervals, Holm's correction, verdicts.
+"""Differences of two arms, paired by seed and image, for tables. Claims are judged by `sequential`.
 
 A difference is a - b in nats per image, so below zero means that a is better. The scores of S seeds
 on B images are two crossed samples, d_sb = mu + seed_s + image_b + rest_sb, and mu is estimated by
@@ -18,22 +18,18 @@ S seeds, B images, R any leading axes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-Word = Literal["reproduced", "not reproduced", "undecided"]
 
-VERDICT_SEEDS = 5  # below this many seeds a difference is shown and not judged
 ALPHA = 0.05
 POWER = 0.8
 ONE_SEED = "one seed"  # how a difference's label begins that knows of images alone
-MOST_SEEDS = 200  # beyond this many, "more seeds" is no advice
 
 
 class MeanSquares(NamedTuple):
@@ -75,13 +71,6 @@ class PairedDifference:
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.estimate, self.low, self.high, self.p))
-
-
-class Verdict(NamedTuple):
-    """The verdict on a claim, with its reason or what would decide it."""
-
-    word: Word
-    why: str
 
 
 class Resolution(NamedTuple):
@@ -230,38 +219,15 @@ def pair_arms(
     return Pairs(seeds, np.stack(rows[: len(seeds)]), np.stack(rows[len(seeds) :]))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values of one family of comparisons, adjusted by Holm (1979), in their order.
+def false_discovery_rate(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values of one family, adjusted by Benjamini and Hochberg (1995), in their order.
 
     Raises:
         ValueError: something that is no list of numbers in [0, 1].
     """
-    p_N = np.asarray(p_values, dtype=np.float64)
-    if p_N.ndim != 1 or not bool(((p_N >= 0) & (p_N <= 1)).all()):
-        raise ValueError(f"p-values are a list of numbers in [0, 1], got {p_values!r}")
-    order = np.argsort(p_N, kind="stable")
-    steps = np.maximum.accumulate(p_N[order] * np.arange(p_N.size, 0, -1))
-    adjusted_N = np.empty_like(p_N)
-    adjusted_N[order] = np.minimum(steps, 1.0)
-    return [float(p) for p in adjusted_N]
-
-
-def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Return the two-sided exact p of McNemar's test (1947).
-
-    ``only_a`` seeds fail in a and not in b, ``only_b`` the other way round.
-
-    Raises:
-        ValueError: a negative count.
-    """
     from scipy import stats
 
-    if only_a < 0 or only_b < 0:
-        raise ValueError(f"seeds are counted from 0, got {only_a} and {only_b}")
-    if only_a + only_b == 0:
-        return 1.0
-    tail = stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)
-    return min(1.0, 2 * float(tail))
+    return [float(p) for p in stats.false_discovery_control(p_values)] if p_values else []
 
 
 def _error_at(difference: PairedDifference, seeds_N: Array) -> tuple[Array, Array]:
@@ -295,121 +261,3 @@ def resolvable(difference: PairedDifference, seeds: int | None = None) -> Resolu
     error, df = _error_at(difference, np.array([float(n)]))
     nats = float(((stats.t.ppf(1 - ALPHA / 2, df) + stats.t.ppf(POWER, df)) * error)[0])
     return Resolution(nats, f"with {n} seeds you can resolve about {nats:.2g} nats")
-
-
-def _seeds_to_decide(difference: PairedDifference, distance: float) -> str:
-    """Say how many seeds would bring the half interval under ``distance``."""
-    from scipy import stats
-
-    seeds_N = np.arange(max(difference.seeds, 2) + 1, MOST_SEEDS + 1, dtype=np.float64)
-    error_N, df_N = _error_at(difference, seeds_N)
-    enough_N = stats.t.ppf(1 - ALPHA / 2, df_N) * error_N < distance
-    if enough_N.any():
-        return f"about {int(seeds_N[enough_N.argmax()])} seeds would, if the estimate holds"
-    if stats.norm.ppf(1 - ALPHA / 2) * _error_at(difference, np.array([1e9]))[0] > distance:
-        return "no number of seeds would, for the images' own spread is too wide: score more images"
-    return f"more than {MOST_SEEDS} seeds would: the difference lies too near the margin"
-
-
-def _too_few(seeds: int, diverged: int, divergence_is_the_claim: bool) -> str | None:
-    """Say why so many seeds give no verdict, or nothing."""
-    if diverged * VERDICT_SEEDS > seeds and not divergence_is_the_claim:
-        return (
-            f"{diverged} of {seeds} seeds diverged, and a verdict allows one in five: a setting "
-            "under which they train would decide it, or more seeds"
-        )
-    if seeds < VERDICT_SEEDS:
-        return f"a verdict takes {VERDICT_SEEDS} seeds and there are {seeds}: run more"
-    return None
-
-
-def verdict(
-    difference: PairedDifference,
-    predicted: int,
-    margin: float = 0.5,
-    *,
-    adjusted_p: float | None = None,
-    seeds: int | None = None,
-    diverged: int | None = None,
-    divergence_is_the_claim: bool = False,
-) -> Verdict:
-    """Judge a claim of a difference in nats.
-
-    ``predicted`` is the sign of a - b that the claim says: -1, a is better; +1, a is worse.
-    ``adjusted_p`` is Holm's over the study's comparisons of the metric; the difference's own p
-    stands for the only comparison. ``seeds`` are those run, the ``diverged`` among them; both
-    come from the difference by default.
-
-    Raises:
-        ValueError: a ``predicted`` that is no sign, a negative margin, or counts that do not agree.
-    """
-    if predicted not in (-1, 1):
-        raise ValueError(f"predicted is -1 (a is better) or 1 (a is worse), got {predicted!r}")
-    if not margin >= 0:
-        raise ValueError(f"the margin is in nats and not negative, got {margin!r}")
-    diverged = difference.diverged if diverged is None else diverged
-    seeds = difference.seeds + diverged if seeds is None else seeds
-    p = difference.p if adjusted_p is None else adjusted_p
-    if not 0 <= p <= 1:
-        raise ValueError(f"adjusted_p is a probability, got {p!r}")
-    low, high = sorted((predicted * difference.low, predicted * difference.high))
-    side = f"{predicted * margin:+g} nats"
-    span = f"[{difference.low:+.2f}, {difference.high:+.2f}]"
-    reason = _too_few(seeds, diverged, divergence_is_the_claim)
-    if reason or difference.seeds < 2:
-        return Verdict("undecided", reason or "one finished seed has no spread: run more")
-    if low > margin and p < ALPHA:
-        return Verdict("reproduced", f"the whole interval {span} lies beyond {side}, p = {p:.2g}")
-    if high < margin:
-        return Verdict("not reproduced", f"the whole interval {span} lies short of {side}")
-    if low > margin:
-        return Verdict(
-            "undecided",
-            f"the interval {span} lies beyond {side} but the adjusted p is {p:.2g}: more seeds "
-            "or fewer comparisons in the study would decide it",
-        )
-    distance = abs(predicted * difference.estimate - margin)
-    return Verdict(
-        "undecided",
-        f"the interval {span} holds the margin of {side}: {_seeds_to_decide(difference, distance)}",
-    )
-
-
-def share_verdict(
-    only_a: int,
-    only_b: int,
-    predicted: int,
-    *,
-    seeds: int,
-    diverged: int = 0,
-    adjusted_p: float | None = None,
-    comparisons: int = 1,
-) -> Verdict:
-    """Judge a claim about shares of seeds, by exact McNemar and without a margin.
-
-    ``predicted`` is the sign of a's share minus b's; ``seeds`` are those that both arms finished,
-    ``diverged`` those left out besides because an arm diverged. ``adjusted_p`` is Holm's over the
-    study's ``comparisons`` of shares.
-
-    Raises:
-        ValueError: a ``predicted`` that is no sign, or counts that do not agree.
-    """
-    if predicted not in (-1, 1):
-        raise ValueError(f"predicted is -1 (a's share is smaller) or 1, got {predicted!r}")
-    if only_a + only_b > seeds:
-        raise ValueError(f"{only_a} + {only_b} seeds tell the arms apart, of {seeds} run")
-    p = mcnemar_exact(only_a, only_b) if adjusted_p is None else adjusted_p
-    counts = f"{only_a} of {seeds} seeds only in a, {only_b} only in b, p = {p:.2g}"
-    if reason := _too_few(seeds + diverged, diverged, divergence_is_the_claim=False):
-        return Verdict("undecided", f"{counts}: {reason}")
-    if p < ALPHA:
-        right = predicted * (only_a - only_b) > 0
-        return Verdict("reproduced" if right else "not reproduced", counts)
-    if only_a + only_b == 0:
-        return Verdict("undecided", f"none of {seeds} seeds tells the arms apart")
-    enough = math.ceil(1 - math.log2(ALPHA / comparisons))  # 2^(1 - n) <= alpha / comparisons
-    family = f" ({comparisons} comparisons share alpha)" if comparisons > 1 else ""
-    return Verdict(
-        "undecided",
-        f"{counts}: {enough} that differ, all one way, would be enough{family}: run more",
-    )

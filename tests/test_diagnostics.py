@@ -42,6 +42,9 @@ def noise_of(seed, images=TEST_IMAGES, draws=DRAWS, steps=STEPS, size=SIZE):
     return streams.normals(keys, draws * steps * size).reshape(images, draws, steps, size).double()
 
 
+SQUARE = dataclasses.replace(tiny_splits(pixels=36), image_shape=(6, 6))
+
+
 # --------------------------------------------------------------------------- known posteriors
 
 
@@ -310,6 +313,121 @@ def test_activity_is_measured_in_the_priors_variance():
     assert wide.scores["kl_from"] == "draws"
 
 
+# --------------------------------------------------------------------------- effective dimensions
+
+ROTATION = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(3)))[0]
+
+
+class Rotated(LinearMean):
+    """`LinearMean` in other axes."""
+
+    def q(self, x, before, t):
+        q = super().q(x, before, t)
+        return Normal(q.mean @ ROTATION, q.std)
+
+
+class OneDirection(LinearMean):
+    """All units move together: one dimension, however many units are active."""
+
+    def q(self, x, before, t):
+        q = super().q(x, before, t)
+        mean = q.mean[:, :1].expand(-1, SIZE) + t  # every step around another centre
+        return Normal(mean, q.std)
+
+
+def participation_ratio(loading, images):
+    """(tr C)^2 / tr C^2 of the covariance of images @ loading."""
+    covariance = np.cov(images @ loading, rowvar=False, ddof=0)
+    return np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+
+
+def test_effective_dimensions_are_the_participation_ratio_in_any_axes():
+    found, run = diagnosed(local(LinearMean))
+    exact = participation_ratio(LOADING.double().numpy(), run.splits.test.images.double().numpy())
+    assert found.scores["effective_dimensions"] == pytest.approx(exact, rel=1e-5)
+    assert 1.05 < exact < 2
+    rotated = diagnosed(local(Rotated))[0].scores
+    assert rotated["effective_dimensions"] == pytest.approx(exact, rel=1e-5)
+    assert rotated["active_dimensions"] > found.scores["active_dimensions"]
+    one = diagnosed(local(OneDirection))[0].scores
+    assert one["effective_dimensions"] == pytest.approx(1, abs=1e-4)
+    assert one["active_dimensions"] == SIZE
+
+
+def test_a_collapsed_posterior_has_no_effective_dimension():
+    assert diagnosed(local(Fixed))[0].scores["effective_dimensions"] == 0
+
+
+def test_products_of_different_draws_against_a_plain_loop():
+    centre = torch.randn(DRAWS, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    pairs = [(j, k) for j in range(DRAWS) for k in range(DRAWS) if j != k]
+    expected = sum(centre[j, i, :, None] * centre[k, i] for i in range(5) for j, k in pairs)
+    found = diagnostics._products(centre)
+    torch.testing.assert_close(found, expected / len(pairs))
+
+
+# --------------------------------------------------------------------------- canvases, gates
+
+
+def test_recon_per_step_scores_the_canvas_of_every_step():
+    found, run = diagnosed("cauchy")
+    x = run.splits.test.images.float()
+    noise = noise_of(0).float().permute(2, 1, 0, 3)
+    canvases = []
+    with torch.inference_mode():
+        rollout.rollout(
+            run.model,
+            x,
+            x,
+            None,
+            noise,
+            trace=lambda t, state, step: canvases.append(state.generation.canvas),
+        )
+    targets = x.repeat(DRAWS, 1)
+    expected = [
+        float(
+            torch.nn.functional.binary_cross_entropy_with_logits(canvas, targets, reduction="sum")
+        )
+        / len(targets)
+        for canvas in canvases
+    ]
+    assert found.scores["recon_per_step"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings_"),
+    [
+        ("sigmoid", {}),
+        ("sigmoid", {"gates": "cells"}),
+        ("softmax", {}),
+        ("softmax", {"gates": "cells"}),
+        ("content", {}),
+    ],
+)
+def test_gate_perplexity_counts_the_cells_that_gates_read(name, settings_):
+    """Gates that are all alike read every cell, one gate that is far above the rest its own."""
+    run = training(name, splits=SQUARE, **settings_)
+    model, cells = run.model, run.model.latent.numel()
+    size = model.latent.shape[0]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    scores = diagnose(model, run.config, SQUARE, 0).scores
+    assert scores["gate_perplexity"] == pytest.approx(cells, rel=1e-5)
+    assert scores["footprint_perplexity"] is None
+    with torch.no_grad():
+        if name == "content":
+            model.latent.copy_(torch.eye(size))
+            model.key.bias[0] = 1.0
+            model.strength.bias.fill_(200.0)
+        else:
+            model.gates.bias.fill_(-30.0 if name == "sigmoid" else 0.0)
+            model.gates.bias[1] = 60.0
+    scores = diagnose(model, run.config, SQUARE, 0).scores
+    one = 1 if settings_ else size
+    assert scores["gate_perplexity"] == pytest.approx(one, rel=1e-5)
+
+
 # --------------------------------------------------------------------------- footprints
 
 
@@ -567,9 +685,8 @@ KEYS = {
     *("footprint_perplexity", "footprint_perplexity_per_step", "footprint_cells"),
     *("footprint_nowhere_share", "permuted_elbo", "permuted_elbo_change"),
     *("failed", "failed_reason", "validation_recon", "validation_kl", "validation_bernoulli"),
-    "canvas_variance",
+    *("canvas_variance", "effective_dimensions", "recon_per_step", "gate_perplexity"),
 }
-SQUARE = dataclasses.replace(tiny_splits(pixels=36), image_shape=(6, 6))
 
 
 @pytest.mark.parametrize("name", registry.names())

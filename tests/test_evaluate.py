@@ -62,6 +62,14 @@ class ExactPosterior(LinearGaussian):
         return Normal(mean, std), read, recognition
 
 
+class Careless(ExactPosterior):
+    """q is far from the posterior, so that a refitted recogniser is chosen."""
+
+    def infer(self, context, state, t):
+        q, read, recognition = super().infer(context, state, t)
+        return Normal(q.mean + 2, q.std), read, recognition
+
+
 def scorer(cls, samples=10, seed=0, rows=None, estimators=("iw",), precision="fp32", **sizes):
     variant = cls if not isinstance(cls, type) else local(cls)
     tiny = {"steps": 2, "hidden": 4, "sample_size": 2, "latent_size": 3, "filter_size": 2, **sizes}
@@ -317,15 +325,37 @@ def test_a_bf16_run_is_scored_in_bf16_from_its_elbo_to_its_refit():
         np.testing.assert_allclose(near, exact, rtol=3e-2)
 
 
-def test_v_is_the_variance_of_log_w_and_more_than_a_twentieth_above_ten_is_a_bound_only():
+def test_what_draws_still_gain_marks_a_bound_and_v_does_not():
     log_w_KB = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]], dtype=torch.float64)
     assert weights.variance(log_w_KB).tolist() == pytest.approx([4, 0])
-    for wide, bound_only in ((1, False), (2, True)):
-        v = np.array([10.01] * wide + [9.99] * (20 - wide))
-        found = evaluate._weight_health({"v": v, "ess": np.arange(20.0)})
-        assert found["v_over_10_share"] == wide / 20
+    for half, gain, bound_only in ((90.09, 0.09, False), (90.2, 0.2, True), (math.inf, None, True)):
+        values = {"iw_5": np.full(20, half), "iw_10": np.full(20, 90.0), "v": np.full(20, 25.0)}
+        found = evaluate._weight_health(values | {"ess": np.arange(20.0)}, samples=10)
+        assert found["doubling_gain"] == (None if gain is None else pytest.approx(gain))
         assert found["bound_only"] is bound_only
         assert found["ess_mean"] == found["ess_median"] == 9.5
+
+
+def test_the_own_q_gets_all_draws_only_where_it_is_chosen():
+    for cls, own in ((ExactPosterior, 40), (Careless, 10)):
+        found = scorer(cls, samples=40, steps=1, sample_size=1, estimators=("iw", "refit"))
+        scores, per_image = found.score()
+        assert scores["nll_from"] == ("iw" if own == 40 else "refit_iw")
+        assert scores["iw_samples"] == own
+        assert f"iw_{own}" in per_image
+        assert ("iw_40" in per_image) == (own == 40)
+        assert "refit_iw_40" in per_image
+    assert scorer(Careless, samples=40).score()[0]["iw_samples"] == 40
+
+
+def test_escape_is_the_first_epoch_well_below_the_mean_image():
+    def row(epoch, recon, kind="elbo"):
+        return {"epoch": epoch, "recon": recon, "validation_kind": kind}
+
+    rows = [row(1, 0.0, "none"), row(2, 199.0), row(3, None), row(4, 180.0), row(5, 150.0)]
+    assert evaluate.escape_epoch(rows, 200.0) == 4
+    assert evaluate.escape_epoch(rows[:3], 200.0) is None
+    assert evaluate.escape_epoch(rows, None) is None
 
 
 class Free(LinearGaussian):

@@ -24,7 +24,7 @@ LAYERS = (
     ("contract", "yardstick"),
     ("evaluate",),
     ("ais", "study"),
-    ("runs", "tracking"),
+    ("decide", "runs", "tracking"),
     ("report", "sweep"),
     ("commands",),
     ("cli",),

@@ -15,7 +15,7 @@ cost poorly.
 
 from torch import Tensor
 
-from glas_bench.filters import content_read
+from glas_bench.filters import content_read, content_weights
 from glas_bench.model import Glas, LatentSettings, Linear, Memory
 
 
@@ -35,3 +35,8 @@ class Content(Glas):
     def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
         strength = self.strength(e_BH).squeeze(-1)
         return content_read(self.latent, self.key(e_BH), strength), memory
+
+    def gate_weights(self, e_BH: Tensor) -> Tensor:
+        strength = self.strength(e_BH).squeeze(-1)
+        weights_BL = content_weights(self.latent, self.key(e_BH), strength)
+        return weights_BL.repeat_interleave(self.latent.shape[-1], dim=-1)

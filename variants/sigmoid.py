@@ -13,6 +13,7 @@ problem, since gates cannot focus on one portion of the latent space.
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -41,10 +42,15 @@ class Sigmoid(Glas):
         return size**2
 
     def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
+        return gated_read(self.latent, self.gate_values(e_BH), over=self.settings.gates), memory
+
+    def gate_values(self, e_BH: Tensor) -> Tensor:
+        """Return gates [B, L] over columns, or [B, L, L] over cells."""
         gates = self.squash(self.gates(e_BH))
-        if self.settings.gates == "cells":
-            gates = gates.view(-1, *self.latent.shape)
-        return gated_read(self.latent, gates, over=self.settings.gates), memory
+        return gates.view(-1, *self.latent.shape) if self.settings.gates == "cells" else gates
+
+    def gate_weights(self, e_BH: Tensor) -> Tensor:
+        return gated_read(torch.ones_like(self.latent), self.gate_values(e_BH), self.settings.gates)
 
     def squash(self, numbers: Tensor) -> Tensor:
         """Return gates in (0, 1)."""

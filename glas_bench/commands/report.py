@@ -21,8 +21,7 @@ from glas_bench.report import (
 )
 from glas_bench.report.plans import Plan
 from glas_bench.report.records import Run, per_image, rows_of, runs_of, variants_of
-from glas_bench.report.table import Row, complete, coverage, table_rows
-from glas_bench.study.claims import SHARES
+from glas_bench.report.table import COMPARED, Row, complete, coverage, table_rows
 from glas_bench.tracking import mlflow_store, sync
 from glas_bench.tracking.address import experiment_name, sqlite_file, tracking_uri
 
@@ -182,16 +181,13 @@ def _make(plan: Plan, runs: Sequence[Run], left_out: Sequence[str]) -> _Page | N
     cells = table_rows(rows)
     done = {(row["config_key"], int(row["seed"])) for cell in cells for row in cell.finished}
     reported = {run.key: run.seed for run in runs if run.key in done}
-    study = plan.study
-    metrics = {claim.metric for claim in study.claims} if study is not None else {"elbo"}
-    metrics |= {compare.ranked_by(cells)}
-    compared = sorted(metrics - SHARES)
+    claims = plan.study.claims if plan.study is not None else ()
+    metrics = {metric for claim in claims for metric in claim.expectation.metrics} & set(COMPARED)
+    compared = sorted(metrics | {compare.ranked_by(cells)} | ({"elbo"} if not claims else set()))
     values = per_image(rows, reported, [*compared, "iw", "nll"])
-    claimed = verdicts.claimed(study, cells) if study is not None else ()
-    sides = [(claim.metric, left, right) for _, claim, _, left, right in claimed]
-    comparisons = compare.write_comparisons(cells, values, compared, sides)
-    if study is not None:
-        verdicts.write(study, cells, comparisons)
+    compare.write_comparisons(cells, values, compared)
+    if plan.study is not None:
+        verdicts.write(plan.study, cells, {run.key: run.seed for run in runs})
     drawings = list(record_figures.from_records(cells, reported, variants_of(plan, runs)))
     about = [each.about(plan.name) for each in (*figures.from_csv(rows), *drawings)]
     constant = {"figures": json.dumps(about), "remarks": json.dumps(remarks) if remarks else ""}

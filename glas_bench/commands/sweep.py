@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glas_bench import config, environment, signals, study
+from glas_bench import config, decide, environment, signals, study
 from glas_bench.commands import Answer
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.processes import OnEvent, repeating
@@ -48,6 +49,10 @@ class Request:
     """Of the study's whole life."""
     extend: bool = False
     retry: str | None = None
+    decide: bool = False
+    """Whether to add seeds for undecided claims."""
+    max_hours: float | None = None
+    """After which no cell is begun."""
     device: str = "cpu"
     mirror: bool = False
 
@@ -72,6 +77,8 @@ def carry_out(request: Request) -> Answer:
     url = storage.storage_url(request.storage, request.results)
     device = environment.choose_device(request.device)
     loaded = _load(request, device)
+    if request.decide:
+        _check_decidable(request, loaded)
     check_results(request.results)
     with signals.graceful(), contextlib.closing(Database(url)) as database:
         plan = Plan(loaded, request.results)
@@ -94,6 +101,23 @@ def _load(request: Request, device: str) -> Study:
     return loaded
 
 
+def _check_decidable(request: Request, loaded: Study) -> None:
+    """Refuse to decide what has no claims, gives no verdicts, or has its seeds fixed.
+
+    Raises:
+        UsageError: one of these.
+    """
+    if not loaded.claims:
+        raise UsageError(f"--decide: {loaded.name} has no claims")
+    if not loaded.verdicts:
+        raise UsageError(
+            f"--decide: {loaded.preset} is a look at the harness and gives no verdicts; "
+            "use --preset laptop, or more"
+        )
+    if request.seeds is not None:
+        raise UsageError("--decide adds the seeds itself; leave --seeds out")
+
+
 @dataclass
 class Sweep:
     """A study, its queue, and how this command works on it: `enqueue`, `run`, `answer`."""
@@ -105,6 +129,14 @@ class Sweep:
     lost: Sequence[str] = ()
     """Cells that were complete and whose results are gone."""
     mirror: Mirror | None = None
+    until: float | None = None
+    """Unix time from which on no trial is begun."""
+    judged: list[Document] | None = None
+    """The verdicts on its claims; None where they are to be read again."""
+
+    def __post_init__(self) -> None:
+        if self.request.max_hours is not None:
+            self.until = time.time() + 3600 * self.request.max_hours
 
     def enqueue(self) -> None:
         """Store the plan and its trials; end those whose results are there, repeat lost ones.
@@ -112,8 +144,10 @@ class Sweep:
         Raises:
             UsageError: the study has another plan and is not to be extended.
         """
-        plan, retry = self.plan, self.request.retry == "failed"
-        self.queue.plan(plan, extend=self.request.extend, retry_failed=retry)
+        if self.request.decide:
+            self.plan = self.plan.with_seeds(self.seeds_to_run())
+        plan, retry, decides = self.plan, self.request.retry == "failed", self.request.decide
+        self.queue.plan(plan, extend=self.request.extend, retry_failed=retry, more_seeds=decides)
         self.queue.settle(plan, lambda trial: finished(plan, trial))
         self.lost = self.queue.renew(plan, self.is_gone)
 
@@ -151,10 +185,14 @@ class Sweep:
                     if event["event"] == "begin" and self.plan.cells[event["cell"]].searched:
                         with contextlib.suppress(RunError):  # it is noted again at the end
                             self.note()
+                    if event["event"] == "end":
+                        self.judged = None
                     view.show(event)
 
                 try:
                     problems += self.work(on_event)
+                    while not problems and self.add_seeds():
+                        problems += self.work(on_event)
                 except StorageDown as error:
                     problems.append((3, f"{error}; the run folders have everything: sweep again"))
             if self.plan.searches:
@@ -169,7 +207,7 @@ class Sweep:
         request, plan = self.request, self.plan
         workers = request.workers or self.workers()
         if workers == 1:
-            work(plan, self.queue, self.device, request.max_trials, on_event)
+            work(plan, self.queue, self.device, request.max_trials, on_event, self.until)
             return []
         job = Job(
             study=str(plan.study.path.resolve()),
@@ -180,6 +218,8 @@ class Sweep:
             device=self.device,
             digest=digest(plan.document),
             most=request.max_trials,
+            by_cell={cell.name: list(cell.seeds) for cell in plan.study.cells},
+            until=self.until,
         )
         return run_workers(job, workers, self.queue.database.url, on_event)
 
@@ -197,7 +237,32 @@ class Sweep:
         read = self.queue.read(self.plan.name)
         assert read is not None
         document = status_document(*read)
-        return document, seconds_left(*read, document)
+        if self.judged is None:
+            self.judged = verdicts(self.plan.study, document, self.plan.results)
+        return {**document, "claims": self.judged}, seconds_left(*read, document)
+
+    def seeds_to_run(self) -> dict[str, list[int]]:
+        """Return by cell the seeds that its claims' looks take, and those that are planned."""
+        study = self.plan.study
+        keys = {cell.name: cell.key for cell in self.plan.cells.values()}
+        judged = decide.judge(study, decide.arms_in(study, keys, self.plan.results))
+        seeds = decide.seeds_to_run(study, judged)
+        stored = self.queue.read(self.plan.name)
+        for entry in stored[0]["cells"] if stored else ():
+            if len(entry["seeds"]) > len(seeds.get(entry["cell"], ())):
+                seeds[entry["cell"]] = entry["seeds"]
+        return seeds
+
+    def add_seeds(self) -> bool:
+        """Plan the seeds of the next looks; return whether there are any."""
+        over = self.until is not None and time.time() >= self.until
+        if not self.request.decide or signals.requested() or over:
+            return False
+        seeds = self.seeds_to_run()
+        if seeds == {cell.name: list(cell.seeds) for cell in self.plan.study.cells}:
+            return False
+        self.enqueue()
+        return True
 
     def note(self) -> list[Path]:
         """Write down what the study is and which run folders are its own; mirror and return them.
@@ -232,16 +297,17 @@ class Sweep:
             code = signals.exit_code() if signals.requested() else 3
             document = {"study": self.plan.name, "cells": []}
             return Answer(self.plan.name, document, code, reasons or [str(error)])
-        code = exit_code(document["counts"], problems, self.request.max_trials)
+        limited = self.request.max_trials is not None or self.until is not None
+        code = exit_code(document["counts"], problems, limited)
         return Answer(table(document), {**document, "problems": reasons}, code, reasons)
 
 
-def exit_code(counts: Mapping[str, int], problems: Sequence[Problem], most: int | None) -> int:
-    """Return the exit code of a sweep of so many cells by status, limited to `most` trials."""
+def exit_code(counts: Mapping[str, int], problems: Sequence[Problem], limited: bool) -> int:
+    """Return the exit code of a sweep of so many cells by status; `limited` may leave some."""
     if signals.requested():
         return signals.exit_code()
     left = counts.get("waiting", 0) + counts.get("running", 0)
-    if left and (problems or most is None):
+    if left and (problems or not limited):
         return max((code for code, _ in problems), default=1)
     return 3 if counts.get("failed") or any(code == 3 for code, _ in problems) else 0
 
@@ -267,7 +333,7 @@ def dry_run(request: Request) -> Answer:
     lines = [
         *(f"{name.ljust(width)}  {about}".rstrip() for name, about in rows),
         *(skipped_line(skip) for skip in plan["skipped"]),
-        *(f"claim: {each.expect}  ({len(each.pairs)} comparisons)" for each in loaded.claims),
+        *(f"claim: {each.expect}  ({len(each.comparisons)} comparisons)" for each in loaded.claims),
         f"{loaded.name}: {len(loaded.cells)} cells, {runs} runs of a seed",
     ]
     shown = ("cell", "variant", "params", "seeds", "baseline", "searched", "not_applicable")
@@ -311,4 +377,12 @@ def status(request: Request) -> Answer:
             raise unknown("study", name, {*known, *study.shipped()})
         read = plan_document(loaded, loaded.cells), []
     document = status_document(*read)
+    if loaded is not None:
+        document["claims"] = verdicts(loaded, document, request.results)
     return Answer(table(document), document)
+
+
+def verdicts(loaded: Study, document: Document, results: Path) -> list[Document]:
+    """Return the verdicts on a study's claims, from the run folders of its cells."""
+    keys = {cell["cell"]: cell["config_key"] for cell in document["cells"]}
+    return [each.document() for each in decide.judge(loaded, decide.arms_in(loaded, keys, results))]

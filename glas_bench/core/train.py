@@ -4,9 +4,11 @@ A step's numbers depend on the parameters and on noise, order and binarisation a
 purpose, epoch or step), see `streams`. The loop knows neither clock nor files nor progress bars;
 its driver calls it for one step after another.
 
-Adam (Kingma & Ba 2015) with the original's schedule: learning rate x0.1 every `decay_epochs`
-epochs down to 1e-5, each gradient tensor clipped to norm 5 (`glas/model/` at 004c76f). The last
-partial batch of an epoch is dropped; the loss is the batch mean, nats per image.
+Adam (Kingma & Ba 2015), each gradient tensor clipped to norm 5, and one of two schedules of the
+learning rate: `steps`, the original's x0.1 every `decay_epochs` epochs down to 1e-5
+(`glas/model/` at 004c76f), or `linear`, which falls to 0 over the steps of a phase. Either may
+begin with a warm-up, over which the rate rises in proportion to the step. The last partial batch of
+an epoch is dropped; the loss is the batch mean, nats per image.
 """
 
 from __future__ import annotations
@@ -106,11 +108,13 @@ class Optimisation:
         return self.config.binarisation == "dynamic"
 
     def learning_rate_at(self, epoch: int, step: int) -> float:
-        """Return the learning rate of a step of an epoch; it decays from the phase's start."""
-        del step
-        rate = self.config.learning_rate
-        epochs_in_phase = epoch - self._phase_start(self.phase)
-        decayed = rate * 0.1 ** (epochs_in_phase // self.config.decay_epochs)
+        """Return the learning rate of a step of an epoch; every phase has the whole schedule."""
+        config, start = self.config, self._phase_start(self.phase)
+        done = step - start * self.steps_per_epoch
+        rate = config.learning_rate * min(1.0, (done + 1) / max(1, config.warmup_steps))
+        if config.schedule == "linear":
+            return rate * (1 - done / (self.phase.epochs * self.steps_per_epoch))
+        decayed = rate * 0.1 ** ((epoch - start) // config.decay_epochs)
         return max(decayed, min(rate, LOWEST_LEARNING_RATE))
 
     @property

@@ -35,8 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glas_bench.ops import elementwise
-
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -92,11 +90,6 @@ def best_for(tape: Tape | None, name: str | None = None) -> contextlib.AbstractC
     return precision(name) if tape is None else recording(tape, name)
 
 
-def is_recording() -> bool:
-    """Return whether a tape records: elementwise chains may then use hand-written gradients."""
-    return _current.tape is not None
-
-
 def tape_for(device: torch.device, steps: int) -> Tape | None:
     """Return a tape where recording pays: on a CPU."""
     return Tape(steps) if device.type == "cpu" else None
@@ -143,9 +136,6 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 
     Gates stand in the order input, forget, candidate, output.
     """
-    if _current.tape is not None:
-        hidden, cell = elementwise.Lstm.apply(gates, cell)  # type: ignore[no-untyped-call]
-        return hidden, cell
     enter, forget, candidate, leave = gates.chunk(4, dim=-1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
     return torch.sigmoid(leave) * torch.tanh(cell), cell
@@ -153,9 +143,6 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 
 def missing(x: Tensor, canvas: Tensor) -> Tensor:
     """Return the error image x - sigmoid(canvas), [B, P]."""
-    if _current.tape is not None:
-        error: Tensor = elementwise.Missing.apply(x, canvas)  # type: ignore[no-untyped-call]
-        return error
     return x - torch.sigmoid(canvas)
 
 

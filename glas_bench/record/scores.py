@@ -82,12 +82,15 @@ class Summary(TypedDict, total=False):
     failed: bool  # to reconstruct
     ais: float | None
     v_mean: float | None  # Var(log w), nats squared; mean over images
-    v_over_10_share: float | None  # share of images, 0 to 1
+    doubling_gain: float | None  # nats that all draws gain over half of them
     ess_mean: float | None  # effective sample size, weights
     refit_v_mean: float | None
-    refit_v_over_10_share: float | None
+    refit_doubling_gain: float | None
     refit_ess_mean: float | None
-    bound_only: bool  # whether v_over_10_share is above 5 %
+    bound_only: bool  # whether doubling_gain is above 0.1 nats
+    iw_samples: int | None  # draws of the variant's own q
+    effective_dimensions: float | None  # of E_q z_t over images
+    escape_epoch: int | None  # first epoch that paints more than the mean image
     iw_sweep: dict[str, float | None]  # by number of weights
     images: int
 
@@ -129,6 +132,8 @@ class Scores(Summary, total=False):
     footprint_perplexity_per_step: list[float | None]
     footprint_cells: int
     footprint_nowhere_share: float | None  # share of reads, 0 to 1
+    gate_perplexity: float | None  # cells of the latent matrix
+    recon_per_step: list[float | None]  # of the canvas after each step
     permuted_elbo: float | None
     permuted_elbo_change: float | None
     failed_reason: str

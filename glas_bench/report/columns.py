@@ -13,15 +13,16 @@ COLUMNS = (
     "with K draws from it; refit_iw: the same with a common q that was refitted to the frozen "
     "decoder; objective: what training minimised, struck through where it is not shown to bound; "
     "v: Var(log w) of the importance weights that {metric} comes from, mean over images, and the "
-    "share of images above 10; failed: seeds with a validation recon not 20 nats better than the "
-    "pixel-wise Bernoulli, or under 1 nat of KL."
+    "nats that all draws gained over half of them; failed: seeds with a validation recon not 20 "
+    "nats better than the pixel-wise Bernoulli, or under 1 nat of KL."
 )
 
 DIFFERENCES = (
-    "Differences are paired by image and by seed. Interval and p come from the two-way (seed x "
-    "image) random-effects variance; with one seed, from images alone. Each interval is of one "
-    "comparison; p is adjusted by Holm over all comparisons of that metric on the page (rows with "
-    "their baselines, and claims), so an interval may exclude 0 although p is large."
+    "Differences from a baseline are exploratory: no verdict rests on them. They are paired by "
+    "image and by seed. Interval and p come from the two-way (seed x image) random-effects "
+    "variance; with one seed, from images alone. Each interval is of one comparison; p is adjusted "
+    "for the false discovery rate over all comparisons of that metric on the page (Benjamini and "
+    "Hochberg 1995)."
 )
 
 GAP = "gap: nll minus an objective that is not shown to bound, which hides at most this much."
@@ -136,7 +137,7 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
             },
             "elbo": measured(cell, "elbo", notes),
             "iw": measured(cell, "iw", notes),
-            f"v of {metric} (over 10)": _v(cell, metric),
+            f"v of {metric} (gain)": _v(cell, metric),
             "objective": _objective(cell, notes),
             "gap": _gap(cell),
             "aux": decimal(cell.mean("aux") or None),
@@ -200,7 +201,7 @@ def _ranked(cell: TableRow, metric: str, notes: Notes) -> str:
         text += f" {' / '.join(sorted({row.get('nll_from', '') for row in cell.finished} - {''}))}"
     if not any(row.get(tag) == "true" for row in cell.finished):
         return f"**{text}**"
-    why = "only a bound: the log weights of over 5 % of the images have a variance above 10"
+    why = "only a bound: twice the draws lowered it by more than 0.1 nats"
     return f"**{text}**{notes.mark(why)}"
 
 
@@ -209,7 +210,7 @@ def _difference(cell: TableRow, metric: str, names: Mapping[str, str], notes: No
     if not first.get("compared_with"):
         return "baseline" if first.get("is_baseline") else "–"
     estimate, low, high, p = (
-        value_of(first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_holm")
+        value_of(first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_bh")
     )
     if estimate is None or low is None or high is None:
         why = first.get(f"{metric}_apart") if cell.finished else None
@@ -219,18 +220,18 @@ def _difference(cell: TableRow, metric: str, names: Mapping[str, str], notes: No
 
 
 def _v(cell: TableRow, metric: str) -> str:
-    """Return Var(log w) of the weights that the ranked number came from, and the share over 10."""
+    """Return Var(log w) of the weights that the ranked number came from, and their last gain."""
     refitted = [metric == "nll" and row.get("nll_from") == "refit_iw" for row in cell.finished]
-    mean, share = (
+    mean, gain = (
         mean_of(
             [
                 value_of(row, f"refit_{name}" if is_refitted else name)
                 for row, is_refitted in zip(cell.finished, refitted, strict=True)
             ]
         )
-        for name in ("v_mean", "v_over_10_share")
+        for name in ("v_mean", "doubling_gain")
     )
-    return decimal(mean) + (f"{NBSP}({100 * share:.0f}{NBSP}%)" if share else "")
+    return decimal(mean) + (f"{NBSP}({decimal(gain)})" if gain is not None else "")
 
 
 def _objective(cell: TableRow, notes: Notes) -> str:

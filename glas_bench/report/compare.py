@@ -1,14 +1,17 @@
-"""Cells compared image by image: differences, Holm's correction, and ranks.
+"""Cells compared image by image: differences and ranks.
+
+Differences from a baseline are exploratory: no claim is about them, their p-values are adjusted for
+the false discovery rate, and no verdict rests on them.
 
 Results are written into the rows, so that the csv has them: `nll_difference`, `nll_low`,
-`nll_high`, `nll_p`, `nll_p_holm`, `nll_pairs` (how many seeds and images) or `nll_apart` (why there
+`nll_high`, `nll_p`, `nll_p_bh`, `nll_pairs` (how many seeds and images) or `nll_apart` (why there
 is no difference), the same for every metric that the study compares by; `rank`, `rank_to` and
 `ranked_by`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -19,45 +22,13 @@ from glas_bench.report.table import Row, TableRow, differing, tables
 from glas_bench.stats import (
     ALPHA,
     PairedDifference,
-    holm,
-    mcnemar_exact,
+    false_discovery_rate,
     pair_arms,
     paired_difference,
 )
-from glas_bench.study.claims import SHARES
 
 Values = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 """By metric and (config_key, seed): nats [images]."""
-
-
-@dataclass(frozen=True)
-class Shares:
-    """The seeds of two cells that failed to reconstruct, paired by seed."""
-
-    failed: tuple[int, int]
-    """In a and in b."""
-    only_a: int
-    only_b: int
-    seeds: int
-    """Seeds that both finished."""
-    diverged: int
-    """Seeds left out because one diverged."""
-
-    @property
-    def estimate(self) -> float:
-        """a's share minus b's."""
-        return (self.only_a - self.only_b) / self.seeds
-
-    @property
-    def p(self) -> float:
-        """Two-sided p-value of equal shares."""
-        return mcnemar_exact(self.only_a, self.only_b)
-
-    @property
-    def label(self) -> str:
-        """How many seeds failed, of how many."""
-        counts = " against ".join(f"{some} of {self.seeds}" for some in self.failed)
-        return f"{counts} seeds" + (f"; {self.diverged} diverged" if self.diverged else "")
 
 
 @dataclass
@@ -65,13 +36,10 @@ class Comparison:
     """a minus b by one metric, or the reason why they cannot be compared."""
 
     metric: str
-    result: PairedDifference | Shares | None = None
+    result: PairedDifference | None = None
     why_not: str = ""
-    seeds: int = 0
-    """Seeds that ended in both, finished or diverged."""
-    p_holm: float | None = None
-    family: int = 1
-    """How many comparisons `p_holm` was adjusted over."""
+    p_bh: float | None = None
+    """p, adjusted for the false discovery rate over the comparisons of the metric."""
 
 
 @dataclass
@@ -89,16 +57,19 @@ class Comparisons:
         return self.made[identity]
 
     def correct(self) -> None:
-        """Adjust the p-values of each metric by Holm; a pair counts once, in either direction."""
+        """Adjust the p-values of each metric (Benjamini and Hochberg 1995).
+
+        A pair counts once, in either direction.
+        """
         families: dict[str, dict[frozenset[Any], list[Comparison]]] = {}
         for (metric, *pair), comparison in sorted(self.made.items(), key=lambda item: item[0]):
             if comparison.result is not None:
                 families.setdefault(metric, {}).setdefault(frozenset(pair), []).append(comparison)
         for family in families.values():
             p_values = [each[0].result.p for each in family.values() if each[0].result is not None]
-            for comparisons, p in zip(family.values(), holm(p_values), strict=True):
+            for comparisons, p in zip(family.values(), false_discovery_rate(p_values), strict=True):
                 for comparison in comparisons:
-                    comparison.p_holm, comparison.family = p, len(family)
+                    comparison.p_bh = p
 
 
 def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> Comparison:
@@ -113,32 +84,12 @@ def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> Comparison
     ]
     both = [(ended[0][seed], ended[1][seed]) for seed in sorted(ended[0].keys() & ended[1].keys())]
     done = [pair for pair in both if all(row["status"] == "complete" for row in pair)]
-    comparison.seeds = len(both)
-    diverged = len(both) - len(done)
-    result = (
-        _shares(done, diverged)
-        if metric in SHARES
-        else _difference(metric, a, b, done, diverged, values)
-    )
+    result = _difference(metric, a, b, done, len(both) - len(done), values)
     if isinstance(result, str):
         comparison.why_not = result
     else:
         comparison.result = result
     return comparison
-
-
-def _shares(done: Sequence[tuple[Row, Row]], diverged: int) -> Shares | str:
-    flags = [(x.get("failed", ""), y.get("failed", "")) for x, y in done]
-    flags = [pair for pair in flags if all(pair)]
-    if not flags:
-        return "no seed of both was checked"
-    return Shares(
-        failed=(sum(x == "true" for x, _ in flags), sum(y == "true" for _, y in flags)),
-        only_a=flags.count(("true", "false")),
-        only_b=flags.count(("false", "true")),
-        seeds=len(flags),
-        diverged=diverged,
-    )
 
 
 def _difference(
@@ -177,30 +128,19 @@ def _difference(
 # --------------------------------------------------------------------------- all of a page
 
 
-def write_comparisons(
-    cells: Sequence[TableRow],
-    values: Values,
-    metrics: Sequence[str],
-    claimed: Iterable[tuple[str, TableRow, TableRow]] = (),
-) -> Comparisons:
+def write_comparisons(cells: Sequence[TableRow], values: Values, metrics: Sequence[str]) -> None:
     """Compare the cells of a page with their baselines, rank them, and write both into the rows.
 
     Args:
         cells: of the page.
         values: per-image values of the metrics.
         metrics: by which cells are compared with their baselines.
-        claimed: the comparisons that claims are about, which Holm's correction counts too.
-
-    Returns:
-        All comparisons, those of claims among them.
     """
     made = Comparisons(values)
     baselines = [(cell, other) for cell in cells if (other := baseline_of(cell, cells))]
     for cell, baseline in baselines:
         for metric in metrics:
             made.of(metric, cell, baseline)
-    for comparison in claimed:
-        made.of(*comparison)
     made.correct()
     for cell, baseline in baselines:
         columns = {"compared_with": baseline.name}
@@ -209,7 +149,6 @@ def write_comparisons(
             columns |= {f"{metric}_{name}": value for name, value in about.items()}
         cell.write(columns)
     write_ranks(cells, values)
-    return made
 
 
 def baseline_of(cell: TableRow, cells: Sequence[TableRow]) -> TableRow | None:
@@ -237,10 +176,9 @@ def _columns(comparison: Comparison) -> Row:
     result = comparison.result
     if result is None:
         return {"apart": comparison.why_not}
-    assert isinstance(result, PairedDifference)
     estimate, low, high, p = result
     numbers = {"difference": estimate, "low": low, "high": high, "p": p}
-    numbers |= {} if comparison.p_holm is None else {"p_holm": comparison.p_holm}
+    numbers |= {} if comparison.p_bh is None else {"p_bh": comparison.p_bh}
     return {name: repr(float(value)) for name, value in numbers.items()} | {"pairs": result.label}
 
 

@@ -15,8 +15,8 @@ from glas_bench.report.table import Row
 FIRST = (
     *("study", "cell", "variant", "seed", "status", "reason", "diverged_step", "rank", "rank_to"),
     *("ranked_by", "nll", "nll_from", "nll_bound_only", "compared_with"),
-    *("nll_difference", "nll_low", "nll_high", "nll_p", "nll_p_holm", "nll_pairs", "nll_apart"),
-    *("elbo_difference", "elbo_low", "elbo_high", "elbo_p", "elbo_p_holm", "elbo_pairs"),
+    *("nll_difference", "nll_low", "nll_high", "nll_p", "nll_p_bh", "nll_pairs", "nll_apart"),
+    *("elbo_difference", "elbo_low", "elbo_high", "elbo_p", "elbo_p_bh", "elbo_pairs"),
     *("elbo_apart", "elbo", "elbo_status", "iw", "iw_status", "samples", "refit_iw", "v_mean"),
     *("objective", "objective_gap", "recon", "charge", "kl", "aux", "bounds_nll", "failed"),
     *("tuned", "seconds", "scoring_seconds", "images_per_second", "peak_memory_bytes"),

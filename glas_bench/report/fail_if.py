@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from glas_bench.errors import UsageError, nearest, unknown
-from glas_bench.report.table import TableRow
-from glas_bench.study.claims import METRICS, SHARES, Reference, parse
+from glas_bench.report.table import TableRow, value_of
+from glas_bench.study.claims import METRICS, SHARES, Term, parse
 from glas_bench.text import setting
 
 FORM = "METRIC(VARIANT, setting=value, ...) > NUMBER, or the same with <"
@@ -32,7 +32,7 @@ class Condition:
 
     text: str
     metric: str
-    reference: Reference
+    reference: Term
     above: bool
     limit: float
 
@@ -59,13 +59,13 @@ def read(text: str) -> Condition:
     else:
         part = ""
     try:
-        parsed = parse(f"{side} {sign} {side}")
+        (term,) = parse(f"{side} {sign} 0").terms
     except UsageError as error:
         raise UsageError(f"--fail-if {text!r}: {error}") from error
-    metric = f"{parsed.metric}_{part}" if part else parsed.metric
-    if part and parsed.metric in SHARES:
+    if part and term.metric in SHARES:
         raise UsageError(f"--fail-if {text!r}: shares of seeds have no interval; name a metric")
-    return Condition(text, metric, parsed.left, sign == ">", float(limit))
+    metric = f"{term.metric}_{part}" if part else term.metric
+    return Condition(text, metric, term, sign == ">", float(limit))
 
 
 def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
@@ -91,7 +91,7 @@ def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
         )
     lines = []
     for cell in fits:
-        value = _value(cell, condition.metric)
+        value = _value(cell, condition)
         if value is None:
             text = f"has no number{_why_none(cell, condition.metric)}"
         elif value > condition.limit if condition.above else value < condition.limit:
@@ -102,7 +102,7 @@ def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
     return lines
 
 
-def _fits(cell: TableRow, reference: Reference) -> bool:
+def _fits(cell: TableRow, reference: Term) -> bool:
     """Return whether a cell has the settings that a condition names."""
     for key, value in reference.settings.items():
         text = cell.settings.get(key, cell.first.get(f"params.{key}", ""))
@@ -128,10 +128,16 @@ def _why_none(cell: TableRow, metric: str) -> str:
     return f": {why}"
 
 
-def _value(cell: TableRow, metric: str) -> float | None:
+def _value(cell: TableRow, condition: Condition) -> float | None:
+    metric, asked = condition.metric, condition.reference.condition
+    if asked is not None:
+        values = [value_of(row, asked.metric) for row in cell.finished]
+        known = [asked.holds(value) for value in values if value is not None]
+        return sum(known) / len(known) if known else None
     if metric in SHARES:
-        failed, known = cell.failed_share()
-        return failed / known if known else None
+        failed, seeds = cell.failed_share()
+        share = failed / seeds if seeds else None
+        return 1 - share if share is not None and metric == "escaped_share" else share
     if cell.finished and cell.status(metric) == "infinite":
         return math.inf
     return cell.mean(metric)

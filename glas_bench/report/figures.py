@@ -38,8 +38,6 @@ NATS = "nats per image"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ((), (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1))
 DPI = 150
-MARGIN = 0.5
-"""Nats beyond which a whole interval must lie for a verdict."""
 MOST_ROWS = 60
 """Rows of a figure with one row a cell."""
 MOST_NAMES = 25
@@ -118,9 +116,11 @@ def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
         yield from _differences(cells)
         for key in axes:
             yield from _axis(key, cells)
+        yield from _modes(cells)
         yield from _objectives(cells)
         yield from _charges(cells)
 
+    yield from _looks(rows)
     yield from by_table(table_rows(rows), of_table)
 
 
@@ -162,7 +162,7 @@ class _Difference:
 
 def _difference(cell: TableRow, metric: str, cells: Sequence[TableRow]) -> _Difference | None:
     estimate, low, high, p = (
-        value_of(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_holm")
+        value_of(cell.first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_bh")
     )
     if estimate is None or low is None or high is None:
         return None
@@ -203,10 +203,9 @@ def _differences(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by seed "
         "and image. Left of zero is better than the baseline"
     )
-    if any(each.shows_margin for each in ranges.values()):
-        caption += "; the grey band is the margin of a verdict, 0.5 nats"
     caption += (
-        ". Hollow: Holm-adjusted p >= .05. A cross: one seed, with an interval over images alone."
+        ". Exploratory: no verdict rests on it. Hollow: p, adjusted for the false discovery rate, "
+        ">= .05. A cross: one seed, with an interval over images alone."
     )
     if any(one.seeds for own in shown.values() for one in own):
         caption += " Upright strokes: single seeds."
@@ -235,8 +234,6 @@ class _Range:
     cuts: bool
     linear: float
     """The scale is linear up to here and logarithmic beyond; infinite where it is linear."""
-    shows_margin: bool
-    """Whether the margin of a verdict is wide enough to be seen."""
 
 
 def _range(some: Sequence[_Difference]) -> _Range:
@@ -251,12 +248,10 @@ def _range(some: Sequence[_Difference]) -> _Range:
     cuts = reaches[-1] > 1.5 * limit
     limit = limit if cuts else reaches[-1]
     is_wide = len(reaches) > 2 and limit > 20 * max(median, 0.5)
-    low, high = min(one.low for one in some), max(one.high for one in some)
     return _Range(
         limit=limit,
         cuts=cuts,
         linear=max(2.0, 2 * median) if is_wide else math.inf,
-        shows_margin=is_wide or 0.01 * (min(high, limit) - max(low, -limit)) <= 2 * MARGIN,
     )
 
 
@@ -269,8 +264,6 @@ def _forest(
 ) -> None:
     """Draw differences with their intervals and seeds, cut where the picture ends."""
     limit = shown.limit
-    if shown.shows_margin:
-        axis.axvspan(-MARGIN, MARGIN, color="0.9", zorder=0)
     axis.axvline(0, color="0.3", linewidth=0.8)
     for one in some:
         y = places[one.cell.name]
@@ -294,6 +287,91 @@ def _forest(
 def _round(value: float, _: object) -> str:
     """Return the label of a tick of a logarithmic scale: of 1, 2, 5, 10, 20 and so on alone."""
     return f"{value:g}" if f"{abs(value):e}"[0] in "0125" else ""
+
+
+# --------------------------------------------------------------------------- claims
+
+
+def _looks(rows: Sequence[Row]) -> Iterator[Drawing]:
+    """Yield a figure of the claims' intervals, look after look, where a look was taken."""
+    first = {row["cell"]: row for row in reversed(rows)}
+    claims = [one for row in first.values() for one in json.loads(row.get("claims") or "[]")]
+    claims.sort(key=lambda one: one["claim"])
+    taken = {
+        index: looks
+        for index, one in enumerate(claims)
+        if (looks := [look for look in one["looks"] if look["low"] is not None])
+    }
+    if not taken:
+        return
+
+    def draw() -> Figure:
+        columns = min(3, len(taken))
+        lines = math.ceil(len(taken) / columns)
+        figure, axes = blank(3.4 * columns, 2.7 * lines, lines, columns)
+        places = [axis for row in axes for axis in row]
+        for axis, (index, looks) in zip(places, taken.items(), strict=False):
+            _interval_by_look(axis, claims[index], looks)
+        for axis in places[len(taken) :]:
+            axis.set_visible(False)
+        return figure
+
+    yield Drawing(
+        "looks",
+        "Claims, look after look",
+        "Left side less right side of each comparison with its repeated interval after each number "
+        "of seeds; all intervals hold together. Grey: the margin. Filled: the look that decided.",
+        draw,
+    )
+
+
+def _interval_by_look(
+    axis: Axes, one: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]
+) -> None:
+    """Draw the intervals of one comparison over its looks."""
+    colour = colours(1)[0]
+    if one["margin"]:
+        axis.axhspan(-one["margin"], one["margin"], color="0.9", zorder=0)
+    axis.axhline(0, color="0.3", linewidth=0.8)
+    for look in looks:
+        x, face = look["seeds"], "white" if look["word"] == "undecided" else colour
+        axis.plot([x, x], [look["low"], look["high"]], "-", color=colour, linewidth=1.4)
+        axis.plot([x], [look["estimate"]], "o", color=colour, markerfacecolor=face)
+    axis.set_xticks(one["planned"])
+    axis.set_xlim(one["planned"][0] - 1.5, one["planned"][-1] + 1.5)
+    at = "".join(f", {key} = {value}" for key, value in one["at"].items())
+    axis.set_title(f"claim {one['claim']}{at}\n{one['verdict']}", fontsize=8)
+    axis.set(xlabel="seeds of each arm", ylabel=one["unit"] if one["unit"] != "nats" else NATS)
+
+
+# --------------------------------------------------------------------------- modes
+
+
+def _modes(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+    """Yield a figure of nll against effective dimensions, a point a seed."""
+    frame = _frame(cells, "effective_dimensions", "nll")
+    if frame.empty:
+        return
+
+    def draw() -> Figure:
+        names = list(dict.fromkeys(frame["label"]))[:MOST_NAMES]
+        some = frame[frame["label"].isin(names)]
+        figure, axes = blank(7.4, 4.2)
+        about = styles(some, "label", names)
+        sns.scatterplot(
+            some, x="effective_dimensions", y="nll", ax=axes[0][0], s=28, alpha=0.75, **about
+        )
+        axes[0][0].set(xlabel="effective dimensions of E_q z", ylabel=f"nll, {NATS}")
+        _legend(figure, axes[0][0], "outside right upper", fontsize=7)
+        return figure
+
+    yield Drawing(
+        "modes",
+        "Effective dimensions and nll",
+        "Each seed's nll against the effective dimensions of E_q z_t over images (participation "
+        "ratio): seeds that let another direction through end lower.",
+        draw,
+    )
 
 
 # --------------------------------------------------------------------------- numeric axes

@@ -152,7 +152,7 @@ def _tables(cells: Sequence[TableRow]) -> str:
             "so each group has its own.",
             "",
         ]
-    if not verdicts.claims_of(cells) and any(compared(group.rows) for group in groups):
+    if any(compared(group.rows) for group in groups):
         lines += [DIFFERENCES, ""]
     planned = {name: len(seeds) for name, seeds in statuses(cells).items()}
     counts = {name: len({group.common[name] for group in groups}) for name in KEYS}
@@ -383,4 +383,4 @@ def index(out: Path) -> tuple[str, list[str]]:
     if not entries:
         lines += ["No runs yet: `glas-bench run --variant hellinger`.", ""]
         return "\n".join(lines), problems
-    return "\n".join([*lines, *table(entries), verdicts.STATISTICS, ""]), problems
+    return "\n".join([*lines, *table(entries), ""]), problems

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import registry
+from glas_bench import decide, registry
 from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, RunConfig, config_key
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
@@ -34,7 +34,7 @@ SCHEMA = "1"
 _SIZES = frozenset({"steps", "hidden"})
 """Settings that are budget: another value makes no other variant."""
 
-_TRAINING = ("batch", "learning_rate", "decay_epochs")
+_TRAINING = ("batch", "learning_rate", "decay_epochs", "schedule", "warmup_steps")
 """Settings of every run that the published one fixes; epochs belong to the budget."""
 
 _ABOUT = ("data_origin", "data_hash", "source_hash", "core_version", "bound_reason")
@@ -142,7 +142,7 @@ class _Planned:
         for cell in self.study.cells:
             about = constant | self._about(cell)
             for by_seed in self._places(cell) or [{}]:
-                for seed in self.study.seeds:
+                for seed in self._seeds(by_seed):
                     row = self._row(cell, by_seed.get(seed)) | about | {"seed": str(seed)}
                     yield row | _described(cell.variant, row, searched=bool(cell.searched))
 
@@ -162,6 +162,12 @@ class _Planned:
             "status": "not_applicable" if cell.not_applicable else "waiting",
             "reason": cell.not_applicable or "",
         }
+
+    def _seeds(self, by_seed: Mapping[int, Run]) -> list[int]:
+        """Return the planned seeds of a cell, and those that were run for a look."""
+        study = self.study
+        looks = decide.seeds_at(study, study.looks[-1]) if study.claims else []
+        return sorted({*study.seeds, *(by_seed.keys() & set(looks))})
 
     def _places(self, cell: Cell) -> list[dict[int, Run]]:
         """Return a planned cell's runs by seed, once for each data that it was run on."""

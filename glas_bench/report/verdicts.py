@@ -1,122 +1,76 @@
 """Claims: their verdicts, and how a page shows them.
 
-The rows of a cell hold, in `claims`, as JSON, the claims of which it is the left side.
+The rows of a cell hold, in `claims`, as JSON, the verdicts on claims whose first cell it is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from glas_bench.report.columns import DIFFERENCES, Notes, budget, interval, p_value, table
-from glas_bench.report.compare import Comparison, Comparisons, Shares
+from glas_bench import decide
+from glas_bench.decide import NO_VERDICT
+from glas_bench.record import SeedRecord
+from glas_bench.report.columns import Notes, budget, table
 from glas_bench.report.table import TableRow
-from glas_bench.stats import Verdict, share_verdict, verdict
-from glas_bench.study import Study
-from glas_bench.study.claims import Claim, Pair
+from glas_bench.study import Cell, Study
 from glas_bench.text import setting
 
-NONE = "no verdict"
-
-STATISTICS = (
-    f"{DIFFERENCES} A claim is *reproduced* when that p is below .05 and the whole 95 % interval "
-    "lies more than 0.5 nats on the side that it predicts, *not reproduced* when the whole "
-    "interval lies short of that, and otherwise *undecided*. Shares of seeds are compared by "
-    "McNemar's exact test, without a margin. A verdict needs five seeds; at most one in five may "
-    "have diverged."
+CLAIMS = (
+    "A claim is judged at looks, after fixed numbers of seeds. Its interval compares the arms' "
+    "means over seeds (Welch; the images' own error is added in quadrature) and is a repeated one: "
+    "all intervals of all {comparisons} comparisons of this page, over all looks, hold together "
+    "with probability .95 (Lan and DeMets 1983; Jennison and Turnbull 1989; alpha is divided by "
+    "the comparisons). *Reproduced*: the whole interval lies more than the margin on the side that "
+    "the claim predicts; *opposite*: on the other side; *no larger difference*: within the margin "
+    "on both sides; *not reproduced*: short of the margin; otherwise *undecided*. The first look "
+    "that decides is final. Means in nats are over seeds that left the mean image. Shares of seeds "
+    "have exact intervals (Chan and Zhang 1999; Clopper and Pearson 1934)."
 )
 
 
-def claimed(
-    study: Study, cells: Sequence[TableRow]
-) -> Iterator[tuple[int, Claim, Pair, TableRow, TableRow]]:
-    """Yield every comparison that a claim is about, with the claim's number from 1."""
-    by_name: dict[str, list[TableRow]] = {}
-    for cell in cells:
-        by_name.setdefault(cell.name, []).append(cell)
-    for number, claim in enumerate(study.claims, 1):
-        for pair in claim.pairs:
-            for left in by_name[pair.left]:
-                rights = by_name[pair.right]
-                same = [cell for cell in rights if cell.common == left.common]
-                yield number, claim, pair, left, (same or rights)[0]
+def write(
+    study: Study, cells: Sequence[TableRow], seeds: Mapping[tuple[str, int], SeedRecord]
+) -> None:
+    """Judge the claims and write the verdicts into the rows of their first cells.
 
-
-def write(study: Study, cells: Sequence[TableRow], made: Comparisons) -> None:
-    """Judge the claims and write the verdicts into the rows of their left sides."""
+    A cell that was run on two editions of its data has two table rows; each edition is judged.
+    """
     judged: dict[int, list[dict[str, Any]]] = {}
-    for number, claim, pair, left, right in claimed(study, cells):
-        comparison = made.of(claim.metric, left, right)
-        answer = judge(study, claim, comparison)
-        word, why = (NONE, answer) if isinstance(answer, str) else answer
-        why = why.replace("seeds only in a", "seeds only on the left")
-        why = why.replace("only in b", "only on the right")
-        untuned = [each.label for each in (left, right) if not each.first.get("tuned")]
-        loose = any(
-            row.get("nll_bound_only") == "true" for each in (left, right) for row in each.finished
-        )
-        judged.setdefault(id(left), []).append(
-            {
-                "claim": number,
-                "text": " ".join(claim.text.split()),
-                "source": claim.source,
-                "expect": claim.expect,
-                "metric": claim.metric,
-                "at": {key: setting(value) for key, value in pair.at.items()},
-                "left": left.title,
-                "right": right.title,
-                "right_cell": right.name,
-                "verdict": word,
-                "why": why,
-                "untuned": "both arms are untuned"
-                if len(untuned) == 2
-                else "".join(f"{each} is untuned" for each in untuned),
-                "slack": claim.metric == "nll" and comparison.result is not None and loose,
-                **_numbers(comparison),
+    for data in dict.fromkeys(cell.says("data_hash") for cell in cells):
+        there = {cell.name: cell for cell in cells if cell.says("data_hash") == data}
+        arms = {
+            cell.name: _arm(cell, there[cell.name], seeds)
+            for cell in study.cells
+            if cell.name in there
+        }
+        for verdict in decide.judge(study, arms):
+            names = verdict.comparison.cells
+            if names[0] not in there:
+                continue
+            own = [there[name] for name in dict.fromkeys(names) if name in there]
+            document = verdict.document() | {
+                "titles": [there[name].title if name in there else name for name in names],
+                "at": {key: setting(value) for key, value in verdict.comparison.at.items()},
+                "untuned": [each.label for each in own if not each.first.get("tuned")],
+                "slack": "nll" in verdict.claim.expectation.metrics
+                and any(
+                    row.get("nll_bound_only") == "true" for each in own for row in each.finished
+                ),
             }
-        )
+            judged.setdefault(id(there[names[0]]), []).append(document)
     for cell in cells:
         if id(cell) in judged:
             cell.write({"claims": json.dumps(judged[id(cell)], sort_keys=True)})
 
 
-def judge(study: Study, claim: Claim, comparison: Comparison) -> Verdict | str:
-    """Return the verdict, or why a study of this preset gives none."""
-    if not study.verdicts:
-        return f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
-    result, p = comparison.result, comparison.p_holm
-    if result is None:
-        why = f"{comparison.why_not}: comparable numbers of both would decide it"
-        return Verdict("undecided", why)
-    if isinstance(result, Shares):
-        return share_verdict(
-            result.only_a,
-            result.only_b,
-            claim.direction,
-            seeds=result.seeds,
-            diverged=result.diverged,
-            adjusted_p=p,
-            comparisons=comparison.family,
-        )
-    answer = verdict(result, claim.direction, adjusted_p=p)
-    missing = comparison.seeds - result.seeds - result.diverged
-    if not missing:
-        return answer
-    metric = comparison.metric
-    lacks = f"{missing} of the {comparison.seeds} seeds that ended lack {metric} in an arm"
-    return answer._replace(why=f"{answer.why}; {lacks}")
-
-
-def _numbers(comparison: Comparison) -> dict[str, Any]:
-    """Return the numbers that a verdict rests on, null where there is none."""
-    result = comparison.result
-    names = ("estimate", "low", "high", "p")
-    if result is None:
-        return {**dict.fromkeys((*names, "p_holm")), "pairs": ""}
-    shown = (result.estimate, None, None, result.p) if isinstance(result, Shares) else result
-    about = {"p_holm": comparison.p_holm, "pairs": result.label}
-    return {**dict(zip(names, shown, strict=True)), **about}
+def _arm(cell: Cell, row: TableRow, seeds: Mapping[tuple[str, int], SeedRecord]) -> decide.Arm:
+    """Return the records of a table row's seeds."""
+    key = row.first.get("config_key", "")
+    own = {seed: record for (other, seed), record in seeds.items() if other == key}
+    return decide.Arm(cell.name, replace(cell, key=key), own)
 
 
 # --------------------------------------------------------------------------- on a page
@@ -142,12 +96,11 @@ def section(cells: Sequence[TableRow]) -> str:
             {
                 "": str(one["claim"]) if is_new else "",
                 "claim": f"{one['text']} ({one['source']})" if is_new else "",
-                "as a comparison": f"{one['left']} {'>' if '>' in one['expect'] else '<'} "
-                f"{one['right']}",
-                "metric": one["metric"],
-                "left minus right [95 %]": _measured(one, notes),
+                "as a comparison": f"`{one['expect']}`" + _at(one),
+                "left less right": _measured(one),
+                "look": _look(one),
                 "verdict": f"**{one['verdict']}**{notes.mark(_why(one))}",
-                "budget": budget(by_name[one["right_cell"]].first),
+                "budget": budget(by_name[one["cells"][0]].first),
             }
         )
     lines = ["## Claims", ""]
@@ -155,26 +108,51 @@ def section(cells: Sequence[TableRow]) -> str:
     if len({row["budget"] for row in rows}) == 1:
         lines += [f"At this budget: {rows[0]['budget']}.", ""]
         without = ["budget"]
-    return "\n".join([*lines, *table(rows, without), STATISTICS, "", *notes.lines()])
+    about = CLAIMS.format(comparisons=len(claims))
+    return "\n".join([*lines, *table(rows, without), about, "", *notes.lines()])
 
 
-def _measured(one: Mapping[str, Any], notes: Notes) -> str:
+def _at(one: Mapping[str, Any]) -> str:
+    at = ", ".join(f"{key} = {value}" for key, value in one["at"].items())
+    return f" at {at}" if at else ""
+
+
+def _measured(one: Mapping[str, Any]) -> str:
+    """Return the estimate with its repeated interval, in the metric's unit."""
     if one["estimate"] is None:
         return "–"
-    if one["low"] is None:
-        return f"{one['estimate']:+.2f} ({one['pairs']}), p = {p_value(one['p_holm'])}"
-    return interval(one["estimate"], one["low"], one["high"], one["p_holm"]) + notes.mark(
-        f"paired over {one['pairs']}"
+    low, high = (f"{one[end]:+.2f}".replace("-", "−") for end in ("low", "high"))
+    unit = "" if one["unit"] == "share" else f" {one['unit']}"
+    return f"{one['estimate']:+.2f}".replace("-", "−") + f"{unit} [{low}, {high}]"
+
+
+def _look(one: Mapping[str, Any]) -> str:
+    """Return the last look taken, of how many, and its seeds."""
+    taken = [look for look in one["looks"] if look["low"] is not None]
+    if not taken:
+        return f"none of {len(one['planned'])}"
+    last = taken[-1]
+    return (
+        f"{last['number']} of {len(one['planned'])} ({last['seeds']} of at most "
+        f"{one['planned'][-1]} seeds)"
     )
 
 
 def _why(one: Mapping[str, Any]) -> str:
-    why = str(one["why"])
-    if one["verdict"] != NONE and one["untuned"]:
-        why += f"; {one['untuned']}"
+    parts = [one["why"]] if one["why"] else []
+    if one["unit"] == "nats" and one["escaped"]:
+        counts = dict(zip(one["titles"], one["escaped"], strict=True))
+        if any(some < seeds for some, seeds in counts.values()):
+            left = (f"{some} of {seeds} of {name}" for name, (some, seeds) in counts.items())
+            parts.append(f"among the seeds that left the mean image: {', '.join(left)}")
+    if one["margin"]:
+        parts.append(f"margin {one['margin']:g} {one['unit']}")
+    parts += [one["outlook"]] if one["outlook"] else []
+    if one["verdict"] != NO_VERDICT and one["untuned"]:
+        parts.append(f"untuned: {', '.join(one['untuned'])}")
     if one.get("slack"):
-        why += "; part of the difference may be slack of the bounds"
-    return why
+        parts.append("part of the difference may be slack of the bounds")
+    return "; ".join(parts)
 
 
 def in_one_line(cells: Sequence[TableRow]) -> str:
@@ -182,7 +160,7 @@ def in_one_line(cells: Sequence[TableRow]) -> str:
     claims = claims_of(cells)
     if not claims:
         return "no claims"
-    if {one["verdict"] for one in claims} == {NONE}:
+    if {one["verdict"] for one in claims} == {NO_VERDICT}:
         return f"no verdicts: {claims[0]['why'].partition(':')[0]}"
     by_claim: dict[tuple[int, str], list[str]] = {}
     for one in claims:

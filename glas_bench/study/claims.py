@@ -1,68 +1,140 @@
 """Claims: what a write-up says happened, as a comparison that a study can judge.
 
-    failed_share(fixed-random, filter_size=1) < failed_share(fixed-random, filter_size=5)
+    elbo(gaussian, grid=original) > elbo(cauchy, grid=original)
+    share(fixed-random, filter_size=1, escape_epoch <= 5) > escaped_share(cauchy, filter_size=1)
+    footprint_perplexity(cauchy) < 20.25 cells
+    objective(hellinger) < ais(hellinger)
+    elbo(gaussian, grid=original) - elbo(cauchy, grid=original)
+        > elbo(gaussian, grid=centred) - elbo(cauchy, grid=centred)
 
-Both sides name the same metric, a variant, and as many of its settings as they mean. An axis of the
-study that a side leaves out is gone through value by value, the same value on both sides.
+Each side is a signed sum of terms METRIC(VARIANT, setting=value, ...) and numbers, all in one unit.
+A term names as many settings as it means; an axis of the study that a term leaves out is gone
+through value by value, the same value in every term.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from glas_bench.errors import UsageError, nearest, unknown
 
+
+class Metric(NamedTuple):
+    """What a claim may be about."""
+
+    unit: str
+    about: str
+    per_image: bool = False
+
+
 METRICS = {
-    "nll": "the ranked upper bound of -log p(x)",
-    "elbo": "-ELBO with the variant's own q",
-    "iw": "importance-weighted bound with the variant's own q",
-    "refit_iw": "importance-weighted bound with the common recogniser",
-    "ais": "annealed importance sampling",
-    "failed_share": "share of seeds that could not reconstruct",
+    "nll": Metric("nats", "the ranked upper bound of -log p(x)", per_image=True),
+    "elbo": Metric("nats", "-ELBO with the variant's own q", per_image=True),
+    "iw": Metric("nats", "importance-weighted bound with the variant's own q", per_image=True),
+    "refit_iw": Metric("nats", "importance-weighted bound with the common q", per_image=True),
+    "ais": Metric("nats", "annealed importance sampling", per_image=True),
+    "objective": Metric(
+        "nats", "what training minimised, beside a bound of the same model", per_image=True
+    ),
+    "kl": Metric("nats", "KL(q || p), the sum over steps"),
+    "effective_dimensions": Metric("dimensions", "participation ratio of E_q z over images"),
+    "active_units": Metric("units", "units of z whose mean varies over images"),
+    "footprint_perplexity": Metric("cells", "cells of the latent matrix that a filter reads"),
+    "gate_perplexity": Metric("cells", "cells of the latent matrix that gates read"),
+    "early_canvas_variance": Metric(
+        "variance", "between samples' pixels, mean over the first quarter of steps"
+    ),
+    "escape_epoch": Metric(
+        "epochs", "first epoch that paints more than the mean image; never counts as one past all"
+    ),
+    "failed_share": Metric("share", "share of seeds that could not reconstruct"),
+    "escaped_share": Metric("share", "share of seeds that left the mean image"),
+    "share": Metric(
+        "share", "share of seeds that meet a condition, e.g. effective_dimensions >= 2"
+    ),
 }
-"""What a claim may be about: estimators in nats per image, and shares of seeds."""
+"""By name; `per_image` where each test image has a value."""
 
-SHARES = frozenset({"failed_share"})
-"""Those that are shares of seeds, judged without a margin."""
+SHARES = frozenset(name for name, metric in METRICS.items() if metric.unit == "share")
+"""Metrics that are shares of seeds."""
 
-FORM = "METRIC(VARIANT, setting=value, ...) < METRIC(VARIANT, ...), or the same with >"
-_SIDE = r"\s*([\w-]+)\s*\(([^()]*)\)\s*"
+BESIDE_OBJECTIVE = ("ais", "nll", "refit_iw", "iw", "elbo")
+"""Bounds of -log p(x) that an objective of the same model may be compared with."""
+
+FORM = (
+    "METRIC(VARIANT, setting=value, ...) < METRIC(VARIANT, ...), or with >, a number in place of a "
+    "side, or sums with + and -"
+)
+_ITEM = re.compile(
+    r"\s*(?P<sign>[+-]?)\s*(?:(?P<metric>[A-Za-z][\w-]*)\s*\((?P<inside>[^()]*)\)"
+    r"|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[a-z]*))\s*"
+)
+_CONDITION = re.compile(r"([\w-]+)\s*(>=|<=|>|<)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)")
 
 
 @dataclass(frozen=True)
-class Reference:
-    """One side of a claim."""
+class Condition:
+    """What a seed meets, for a share."""
 
-    variant: str
-    settings: dict[str, Any]
+    metric: str
+    sign: str
+    value: float
+
+    def holds(self, value: float) -> bool:
+        """Return whether a seed with this value meets it."""
+        if self.sign.startswith("<"):
+            return value < self.value or (self.sign == "<=" and value == self.value)
+        return value > self.value or (self.sign == ">=" and value == self.value)
 
     def __str__(self) -> str:
-        return ", ".join(
-            [self.variant, *(f"{key}={value}" for key, value in self.settings.items())]
-        )
+        return f"{self.metric} {self.sign} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Term:
+    """A metric of a variant with some settings."""
+
+    sign: int
+    metric: str
+    variant: str
+    settings: dict[str, Any]
+    condition: Condition | None = None
+
+    def __str__(self) -> str:
+        settings = [f"{key}={value}" for key, value in self.settings.items()]
+        condition = [str(self.condition)] if self.condition else []
+        return ", ".join([self.variant, *settings, *condition])
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A claim's `expect`, parsed."""
+    """A claim's `expect`, parsed: the sum of terms, less a constant, is above or below 0."""
 
-    metric: str
-    left: Reference
-    right: Reference
+    terms: tuple[Term, ...]
+    constant: float
     direction: int
-    """Sign of left minus right that the claim predicts: -1 or +1."""
+    """Sign that the claim predicts: -1 or +1."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that it names, each once."""
+        return tuple(dict.fromkeys(term.metric for term in self.terms))
+
+    @property
+    def unit(self) -> str:
+        """Of its terms."""
+        return METRICS[self.terms[0].metric].unit
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two cells that a claim compares, by name, and where: values of the axes gone through."""
+class Comparison:
+    """The cells that a claim is about, by name, one a term, and where: the axes gone through."""
 
-    left: str
-    right: str
+    cells: tuple[str, ...]
     at: dict[str, Any]
 
 
@@ -70,69 +142,139 @@ class Pair:
 class Claim:
     """A claim with the cells that decide it."""
 
+    number: int
+    """Its place in the study, from 1."""
     text: str
     source: str
     expect: str
+    margin: float
+    """The smallest difference that matters, in the unit of the metric."""
+    among_escaped: bool
+    """Whether it is about seeds that left the mean image even where arms' shares of them differ."""
     expectation: Expectation
-    pairs: tuple[Pair, ...]
-
-    @property
-    def metric(self) -> str:
-        """The metric that the claim is about, a key of `METRICS`."""
-        return self.expectation.metric
-
-    @property
-    def direction(self) -> int:
-        """Sign of left minus right that the claim predicts."""
-        return self.expectation.direction
+    comparisons: tuple[Comparison, ...]
 
 
 def parse(text: str) -> Expectation:
     """Parse an `expect`.
 
     Raises:
-        UsageError: it has not that form, or names a metric that no claim can be about.
+        UsageError: it has not that form, or compares what cannot be compared.
     """
-    match = re.fullmatch(f"{_SIDE}([<>]){_SIDE}", text)
-    if match is None:
+    sides = re.split(r"([<>])(?![^(]*\))", text)
+    if len(sides) != 3:
         raise UsageError(f"{text!r} cannot be read; write {FORM}")
-    metric, left, sign, other, right = match.groups()
-    for name in (metric, other):
-        if name == "objective":
-            raise UsageError(
-                "objectives are not comparable and no claim can be about them; "
-                f"name one of {', '.join(sorted(METRICS))}"
-            )
-        if name not in METRICS:
-            raise unknown("metric", name, METRICS)
-    if metric != other:
-        raise UsageError(f"{metric} and {other} cannot be compared; name one metric on both sides")
-    return Expectation(metric, _reference(left), _reference(right), -1 if sign == "<" else 1)
+    left, sign, right = sides
+    terms: list[Term] = []
+    constants: list[tuple[float, str]] = []
+    for side, factor in ((left, 1), (right, -1)):
+        _read_side(side, factor, terms, constants, text)
+    if not terms:
+        raise UsageError(f"{text!r} names no metric; write {FORM}")
+    expectation = Expectation(
+        tuple(terms), -sum(value for value, _ in constants) or 0.0, -1 if sign == "<" else 1
+    )
+    _check(expectation, [unit for _, unit in constants if unit], bool(constants))
+    return expectation
 
 
-def _reference(text: str) -> Reference:
-    variant, *pairs = (part.strip() for part in text.split(","))
+def _read_side(
+    side: str, factor: int, terms: list[Term], constants: list[tuple[float, str]], text: str
+) -> None:
+    """Add the terms and numbers of one side, with their signs."""
+    at = 0
+    while at < len(side) or at == 0:
+        match = _ITEM.match(side, at)
+        if match is None or (at and not match["sign"]):
+            raise UsageError(f"{text!r} cannot be read; write {FORM}")
+        sign = factor * (-1 if match["sign"] == "-" else 1)
+        if match["metric"]:
+            terms.append(_term(sign, match["metric"], match["inside"]))
+        else:
+            constants.append((sign * float(match["number"]), match["unit"]))
+        at = match.end()
+
+
+def _term(sign: int, metric: str, inside: str) -> Term:
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+    variant, *rest = (part.strip() for part in re.split(r",(?![^\[]*\])", inside))
     if not variant or "=" in variant:
-        raise UsageError(f"({text}) names no variant; write {FORM}")
+        raise UsageError(f"({inside}) names no variant; write {FORM}")
     settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = (part.strip() for part in pair.partition("="))
+    condition = None
+    for part in rest:
+        if metric == "share" and (match := _CONDITION.fullmatch(part)):
+            if condition is not None:
+                raise UsageError(f"share takes one condition, ({inside}) has two")
+            condition = _condition(*match.groups())
+            continue
+        key, equals, value = (each.strip() for each in part.partition("="))
         if not equals or not key or not value:
-            raise UsageError(f"{pair!r} is no setting=value; write {FORM}")
+            raise UsageError(f"{part!r} is no setting=value; write {FORM}")
         if key in settings:
-            raise UsageError(f"{key} is named twice in ({text})")
+            raise UsageError(f"{key} is named twice in ({inside})")
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError(f"{pair!r}: the value cannot be read") from error
-    return Reference(variant, settings)
+            raise UsageError(f"{part!r}: the value cannot be read") from error
+    if metric == "share" and condition is None:
+        raise UsageError(
+            f"share({inside}) has no condition; write share(VARIANT, effective_dimensions >= 2)"
+        )
+    return Term(sign, metric, variant, settings, condition)
 
 
-def no_such_cell(reference: Reference, cells: list[str]) -> UsageError:
-    """Return the error for a side that is no cell of the study."""
-    got = " ".join([reference.variant, *(f"{k}={v}" for k, v in reference.settings.items())])
-    own = [name for name in cells if name.split()[0] == reference.variant]
+def _condition(metric: str, sign: str, value: str) -> Condition:
+    allowed = [name for name in METRICS if name not in SHARES and name != "objective"]
+    if metric not in allowed:
+        raise unknown("metric", metric, allowed)
+    return Condition(metric, sign, float(value))
+
+
+def _check(expectation: Expectation, units: list[str], constant: bool) -> None:
+    """Refuse sums of different units, and objectives beside anything but their own model's bound.
+
+    Raises:
+        UsageError: what cannot be compared.
+    """
+    metrics, terms = expectation.metrics, expectation.terms
+    by_unit = {METRICS[name].unit: name for name in metrics}
+    if len(by_unit) > 1:
+        (unit, name), (other_unit, other) = list(by_unit.items())[:2]
+        raise UsageError(
+            f"{name} is in {unit} and {other} in {other_unit}: they cannot be compared"
+        )
+    for unit in units:
+        if unit != expectation.unit:
+            raise UsageError(f"{metrics[0]} is in {expectation.unit}, and the number in {unit}")
+    same = len({(term.variant, str(term.settings)) for term in terms}) == 1
+    if "objective" in metrics:
+        others = {term.metric for term in terms} - {"objective"}
+        if not (len(terms) == 2 and same and others <= {*BESIDE_OBJECTIVE} and others):
+            raise UsageError(
+                "an objective is comparable with a bound of the same model only, as in "
+                f"objective(V) < ais(V); bounds: {', '.join(BESIDE_OBJECTIVE)}"
+            )
+    if expectation.unit == "nats" and len(metrics) > 1 and not same:
+        raise UsageError(
+            f"{' and '.join(metrics)} of different models cannot be compared; name one metric"
+        )
+    number = expectation.constant * terms[0].sign
+    if expectation.unit == "share":
+        if len(terms) + constant != 2 or (not constant and terms[0].sign == terms[1].sign):
+            raise UsageError("shares are compared two at a time, or one with a number")
+        if constant and not 0 <= number <= 1:
+            raise UsageError(f"a share is between 0 and 1, got {number:g}")
+    elif constant and len(terms) == 1 and number < 0 and expectation.unit != "nats":
+        raise UsageError(f"{metrics[0]} is never below 0, got {number:g}")
+
+
+def no_such_cell(term: Term, settings: dict[str, Any], cells: list[str]) -> UsageError:
+    """Return the error for a term that is no cell of the study at these settings."""
+    got = " ".join([term.variant, *(f"{key}={value}" for key, value in settings.items())])
+    own = [name for name in cells if name.split()[0] == term.variant]
     return UsageError(
-        f"({reference}) is no cell of this study.{nearest(got, own or cells)} "
+        f"({got.replace(' ', ', ')}) is no cell of this study.{nearest(got, own or cells)} "
         f"There are: {', '.join(own or cells)}."
     )

@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from glas_bench import sequential
 from glas_bench.config import PRESETS, parse_seeds
 from glas_bench.errors import UsageError, nearest, unknown
 
@@ -33,7 +42,13 @@ def _seeds(value: object) -> object:
         raise ValueError(str(error).removeprefix("--seeds ")) from error
 
 
+def _looks(value: list[int]) -> list[int]:
+    sequential.check_looks(value)
+    return value
+
+
 Seeds = Annotated[list[int], BeforeValidator(_seeds)]
+Looks = Annotated[list[int], AfterValidator(_looks)]
 
 
 class _Strict(BaseModel):
@@ -75,6 +90,8 @@ class ClaimText(_Strict):
     text: str = Field(min_length=1)
     source: str = Field(min_length=1)
     expect: str = Field(min_length=1)
+    margin: Number | None = Field(None, ge=0)
+    among: Literal["escaped"] | None = None
 
 
 class StudyFile(_Strict):
@@ -95,6 +112,8 @@ class StudyFile(_Strict):
     tuning_seeds: Seeds | None = None
     skip: list[dict[str, Any]] = Field(default_factory=list)
     claims: list[ClaimText] = Field(default_factory=list)
+    looks: Looks = list(sequential.LOOKS)
+    margin: Number | None = Field(None, ge=0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@
     skip                      {variant, axis, reason}: planned without an axis it does not have;
                               {variant, setting: value, reason}: not planned
     seeds                     0-4
-    claims                    {text, source, expect}, see `claims`
+    claims                    {text, source, expect}, see `claims`; of each claim also `margin`, and
+                              `among: escaped` where it is about seeds that left the mean image
+    looks, margin             numbers of seeds at which claims are judged, and the smallest
+                              difference in nats that matters
 
 Loading a study checks all of it: every cell's config is resolved and every claim finds its cells,
 before any data is opened.
@@ -27,13 +30,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import config
+import torch
+
+from glas_bench import config, data
 from glas_bench.config import RunConfig
+from glas_bench.data.parse import PIXELS
 from glas_bench.errors import UsageError, nearest, unknown
 from glas_bench.study import claims
 from glas_bench.study import file as studyfile
 from glas_bench.study.cell import Cell, identity_of, keys_of
-from glas_bench.study.claims import Claim, Expectation, Pair, Reference
+from glas_bench.study.claims import Claim, Comparison, Expectation, Term
 from glas_bench.study.file import Dimension, Loc, Source, StudyFile
 from glas_bench.text import settings as settings_text
 
@@ -75,11 +81,19 @@ class Study:
     cells: list[Cell]
     skipped: list[Skipped]
     claims: list[Claim]
+    looks: tuple[int, ...]
+    """Seeds of each arm at which its claims are judged."""
 
     @property
     def verdicts(self) -> bool:
         """Whether its preset is one that gives verdicts."""
         return self.preset not in config.NO_VERDICTS
+
+    def with_seeds(self, seeds: Mapping[str, Sequence[int]]) -> Study:
+        """Return the study with other seeds for the cells that are named."""
+        return replace(
+            self, cells=[cell.with_seeds(seeds.get(cell.name, cell.seeds)) for cell in self.cells]
+        )
 
     @cached_property
     def by_name(self) -> dict[str, Cell]:
@@ -230,6 +244,7 @@ class _Planner:
             cells=cells,
             skipped=self.skipped,
             claims=claimed,
+            looks=tuple(self.file.looks),
         )
 
     def _name(self) -> str:
@@ -435,44 +450,71 @@ class _Planner:
         loc = ("claims", index, "expect")
         try:
             expectation = claims.parse(written.expect)
-            pairs = tuple(self._pairs(expectation))
+            comparisons = tuple(self._comparisons(expectation))
+            by_name = {cell.name: cell for cell in self.cells.values()}
+            for comparison in comparisons:
+                for cell, term in zip(comparison.cells, expectation.terms, strict=True):
+                    _check_has(by_name[cell], term)
         except UsageError as error:
             raise self.source.error(loc, error) from error
-        return Claim(written.text, written.source, written.expect, expectation, pairs)
+        return Claim(
+            number=index + 1,
+            text=written.text,
+            source=written.source,
+            expect=written.expect,
+            margin=self._margin(written.margin, expectation.unit),
+            among_escaped=written.among == "escaped",
+            expectation=expectation,
+            comparisons=comparisons,
+        )
 
-    def _pairs(self, expectation: Expectation) -> Iterator[Pair]:
+    def _margin(self, written: float | None, unit: str) -> float:
+        """Return a claim's margin: its own, else in nats the study's, or the preset's."""
+        if written is not None:
+            return written
+        if unit != "nats":
+            return 0.0
+        return (
+            self.file.margin
+            if self.file.margin is not None
+            else config.MARGINS.get(self.preset, 0.0)
+        )
+
+    def _comparisons(self, expectation: Expectation) -> Iterator[Comparison]:
         """Return the cells that a claim compares, once per value of every axis left out."""
-        left, right = expectation.left, expectation.right
         left_out = set[str]().union(
-            *(keys_of(self._variant_of(side)) - set(side.settings) for side in (left, right))
+            *(keys_of(self._variant_of(term)) - set(term.settings) for term in expectation.terms)
         )
         seen = set()
         for at in _product({k: v for k, v in self.file.grid.items() if k in left_out}):
-            one, other = (self._look_up(side, at) for side in (left, right))
-            if one is None or other is None:
+            cells = tuple(self._look_up(term, at) for term in expectation.terms)
+            if None in cells or cells in seen:
                 continue
-            if one == other:
-                raise UsageError(f"both sides are the same cell, {one}")
-            if (one, other) not in seen:
-                seen.add((one, other))
-                yield Pair(one, other, at)
+            metrics = [
+                (cell, t.metric, str(t.condition))
+                for cell, t in zip(cells, expectation.terms, strict=True)
+            ]
+            if len(set(metrics)) < len(metrics):
+                raise UsageError(f"both sides are the same cell, {cells[0]}")
+            seen.add(cells)
+            yield Comparison(tuple(str(cell) for cell in cells), at)
         if not seen:
             raise UsageError("all that it compares is skipped")
 
-    def _variant_of(self, side: Reference) -> Variant:
+    def _variant_of(self, term: Term) -> Variant:
         known = {cell.variant.name: cell.variant for cell in self.cells.values()}
-        if side.variant not in known:
-            raise unknown("variant of this study", side.variant, known)
-        return known[side.variant]
+        if term.variant not in known:
+            raise unknown("variant of this study", term.variant, known)
+        return known[term.variant]
 
-    def _look_up(self, side: Reference, at: dict[str, Any]) -> str | None:
-        """Return the name of the cell that a side means at these values; None if it is skipped."""
-        variant = self._variant_of(side)
+    def _look_up(self, term: Term, at: dict[str, Any]) -> str | None:
+        """Return the name of the cell that a term means at these values; None if it is skipped."""
+        variant = self._variant_of(term)
         own = keys_of(variant)
-        for key in side.settings:
+        for key in term.settings:
             if key not in own:
                 raise UsageError(_no_setting(variant, key))
-        values = {key: value for key, value in at.items() if key in own} | side.settings
+        values = {key: value for key, value in at.items() if key in own} | term.settings
         if any(
             skipped.variant == variant.name
             and skipped.axis is None
@@ -486,12 +528,38 @@ class _Planner:
             cell
             for cell in self.cells.values()
             if identity_of(variant, resolved, cell.searched) == cell.identity
-            and not set(cell.searched) & set(side.settings)
+            and not set(cell.searched) & set(term.settings)
         ]
         if not same:
             names = [cell.name for cell in self.cells.values()]
-            raise claims.no_such_cell(Reference(side.variant, values), names)
+            raise claims.no_such_cell(term, values, names)
         return max(same, key=lambda cell: len(cell.searched)).name
+
+
+def _check_has(cell: Cell, term: Term) -> None:
+    """Refuse a metric that no seed of a cell can have.
+
+    Raises:
+        UsageError: its recogniser has no density, no filter or no gates.
+    """
+    from glas_bench.core import rollout
+
+    metrics = {term.metric, term.condition.metric if term.condition else term.metric}
+    lacks = [(name, "density") for name in ("elbo", "iw", "kl") if not cell.variant.cls.has_density]
+    if metrics & {"footprint_perplexity", "gate_perplexity"}:
+        settings = config.check_settings(cell.variant, cell.config.settings)
+        classes = data.info(cell.config.dataset).classes
+        model = rollout.build(cell.variant.cls, settings, PIXELS, classes, seed=0)
+        if not model.has_filter:
+            lacks.append(("footprint_perplexity", "filter"))
+        if (
+            not hasattr(model, "latent")
+            or model.gate_weights(torch.zeros(1, model.settings.hidden)) is None
+        ):
+            lacks.append(("gate_perplexity", "gates"))
+    for metric, part in lacks:
+        if metric in metrics:
+            raise UsageError(f"{cell.variant.name} has no {part}: no seed of it has {metric}")
 
 
 def _no_setting(variant: Variant, key: str) -> str:

@@ -31,11 +31,16 @@ class Plan:
         DataError: its data cannot be had.
     """
 
-    def __init__(self, study: Study, results: Path) -> None:
+    def __init__(
+        self,
+        study: Study,
+        results: Path,
+        splits: dict[tuple[str, str], Splits] | None = None,
+    ) -> None:
         self.study = study
         self.name = study.name
         self.results = results
-        self._splits: dict[tuple[str, str], Splits] = {}
+        self._splits = {} if splits is None else splits
         self.cells = {
             cell.name: cell if cell.not_applicable else cell.on(self.splits(cell.config))
             for cell in study.cells
@@ -46,6 +51,10 @@ class Plan:
         """Names of the cells whose axes are searched."""
         self.studies = [self.name, *(search_name(self.name, cell) for cell in self.searches)]
         """Names of its optuna studies: its own, and one for each search."""
+
+    def with_seeds(self, seeds: Mapping[str, Sequence[int]]) -> Plan:
+        """Return the plan with other seeds for the cells that are named."""
+        return Plan(self.study.with_seeds(seeds), self.results, self._splits)
 
     def splits(self, config: RunConfig) -> Splits:
         """Return the data of a config, on the CPU."""
@@ -110,9 +119,14 @@ def _entry(cell: Cell) -> Document:
     }
 
 
-def digest(document: Document) -> str:
-    """Return the SHA-256 of a plan without the texts that change nothing of what is run."""
+def digest(document: Document, seeds: bool = True) -> str:
+    """Return the SHA-256 of a plan without the texts that change nothing of what is run.
+
+    Without `seeds` it is that of the plan with any number of seeds.
+    """
     hashed = {key: value for key, value in document.items() if key not in ("question", "skipped")}
+    if not seeds:
+        hashed["cells"] = [{**cell, "seeds": None} for cell in document["cells"]]
     hashed["claims"] = [each["expect"] for each in document["claims"]]
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 

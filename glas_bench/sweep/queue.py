@@ -59,15 +59,20 @@ class Queue:
     # ---- planning
 
     @_exclusive
-    def plan(self, plan: Plan, *, extend: bool, retry_failed: bool) -> None:
+    def plan(
+        self, plan: Plan, *, extend: bool, retry_failed: bool, more_seeds: bool = False
+    ) -> None:
         """Store the plan, and add the trials that it wants and the database has not.
+
+        With `more_seeds` it may differ from the stored plan in the seeds of its cells.
 
         Raises:
             UsageError: the study has another plan and is not to be extended.
         """
         self.database.make_study(plan.name)
         old = self.database.plan(plan.name)
-        if old is not None and digest(old) != digest(plan.document) and not extend:
+        seeds = not more_seeds
+        if old and digest(old, seeds) != digest(plan.document, seeds) and not extend:
             lines = "\n  ".join(differences(old, plan.document) or ["settings of its cells"])
             raise UsageError(
                 f"study {plan.name} is planned already, and not as {plan.study.path} says:\n"

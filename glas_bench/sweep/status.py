@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glas_bench import decide
 from glas_bench.record import FINISHED, join_statuses
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.plan import Document
-from glas_bench.sweep.trial import Trial
+from glas_bench.sweep.trial import NUMBERS, Trial
 from glas_bench.text import aligned, number
 
 STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
@@ -50,9 +51,24 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
         "status": status,
         "seeds": [{"seed": seed, "status": status} for seed, status in seeds.items()],
         "reason": "; ".join(reasons) or None,
-        "config_key": entry["key"],
+        "config_key": own[-1].key if own else entry["key"],
         **({"worker": workers[0]} if workers else {}),
-        **(own[0].numbers if len(own) == 1 else {}),
+        **_means(own),
+    }
+
+
+def _means(trials: Sequence[Trial]) -> dict[str, float]:
+    """Return the means over the complete seeds of all trials of a cell, nats per image.
+
+    A number that some trial with complete seeds lacks is left out.
+    """
+    counts = [list(trial.outcomes.values()).count("complete") for trial in trials]
+    scored = [(trial, count) for trial, count in zip(trials, counts, strict=True) if count]
+    return {
+        name: sum(trial.numbers[name] * count for trial, count in scored)
+        / sum(count for _, count in scored)
+        for name in NUMBERS
+        if scored and all(name in trial.numbers for trial, _ in scored)
     }
 
 
@@ -104,7 +120,8 @@ def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> f
 def summary(status: Document) -> str:
     """Return how many cells have each status, in one line."""
     counts = ", ".join(f"{count} {name}" for name, count in status["counts"].items())
-    return f"{len(status['cells'])} cells: {counts.replace('_', ' ')}"
+    text = f"{len(status['cells'])} cells: {counts.replace('_', ' ')}"
+    return f"{text}; {decide.summary(status['claims'])}" if status.get("claims") else text
 
 
 def row(cell: Document) -> list[str]:
@@ -124,7 +141,8 @@ def table(status: Document) -> str:
     notes = [f"{cell['cell']}: {cell['reason']}" for cell in status["cells"] if cell["reason"]]
     notes += [skipped_line(skip) for skip in status["skipped"]]
     lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows])
-    parts = [[f"{status['study']}: {status['question']}"], lines, notes, [summary(status)]]
+    claims = [decide.line(one) for one in status.get("claims", ())]
+    parts = [[f"{status['study']}: {status['question']}"], lines, notes, claims, [summary(status)]]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 

@@ -45,9 +45,20 @@ class Job:
     """Of the plan: a study file that was edited since is refused."""
     most: int | None
     """Trials of the study's whole life."""
+    by_cell: dict[str, list[int]]
+    """Seeds of each cell."""
+    until: float | None
+    """Unix time from which on no trial is begun."""
 
 
-def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEvent) -> None:
+def work(
+    plan: Plan,
+    queue: Queue,
+    device: str,
+    most: int | None,
+    on_event: OnEvent,
+    until: float | None = None,
+) -> None:
     """Run trials until nothing is left, or the process is asked to stop.
 
     Args:
@@ -55,6 +66,7 @@ def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEv
         queue: where its trials are.
         device: where to train.
         most: trials of the study's whole life, if limited.
+        until: Unix time from which on no trial is begun.
         on_event: called with `{"event": "begin" | "seed" | "end" | "back" | "wait", "cell", ...}`.
 
     Raises:
@@ -67,7 +79,7 @@ def work(plan: Plan, queue: Queue, device: str, most: int | None, on_event: OnEv
         queue.give_back(trial)
         on_event({"event": "back", "cell": trial.cell, "reason": reason})
 
-    while not signals.requested():
+    while not signals.requested() and (until is None or time.time() < until):
         cells.check_results(plan.results)
         trial, others = queue.claim(plan, most, elsewhere)
         if trial is None:
@@ -226,12 +238,12 @@ def run_job(job: Job, on_event: OnEvent) -> None:
     results = Path(job.results)
     precision = environment.default_precision(job.device)
     loaded = study.load(job.study, job.preset, job.dataset, seeds=job.seeds, precision=precision)
-    plan = Plan(loaded, results)
+    plan = Plan(loaded.with_seeds(job.by_cell), results)
     if digest(plan.document) != job.digest:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
     url = storage.storage_url(None, results)
     with contextlib.closing(Database(url, patience=PATIENCE)) as database:
-        work(plan, Queue(database), job.device, job.most, on_event)
+        work(plan, Queue(database), job.device, job.most, on_event, job.until)
 
 
 if __name__ == "__main__":

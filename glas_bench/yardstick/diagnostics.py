@@ -5,7 +5,10 @@ active units, footprints and the permuted latent matrix are about test images, `
 validation images, the canvas's variance about samples of the prior. Under soft binarisation images
 are grey, as in the objective. Noise is addressed by (seed, purpose, image), see `core.streams`.
 
-Burda et al. 2016 (arXiv 1509.00519), section 5.2, for active units. Shape suffixes: K draws, B
+Burda et al. 2016 (arXiv 1509.00519), section 5.2, for active units. These depend on the axes of z:
+a q whose means lie on one line that is no axis counts as many. `effective_dimensions` does not, it
+is the participation ratio of the eigenvalues of a covariance (Gao et al. 2017, bioRxiv 214262),
+here of E_q[z_t]. Shape suffixes: K draws, B
 images, T steps, Z sample size, P pixels, R side of the filter, L side of the latent matrix.
 """
 
@@ -87,8 +90,13 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
           undefined; `kl_from`: "closed form" or "draws", the sampled log q/p;
         - `active_units` among `active_units_of` = T * Z pairs of step and dimension,
           `active_dimensions`: dimensions of z that are active at some step; `active_units_rule`;
+        - `effective_dimensions`: (sum of eigenvalues)^2 / sum of their squares, of the covariance
+          over images of E_q[z_t], centred at each step and summed over steps; 0 where its trace is
+          under 0.01 of the prior's variance;
+        - `recon_per_step` [T]: -log p(x | canvas of step t), nats;
         - `footprint_perplexity`, `footprint_perplexity_per_step` [T], in cells, out of
           `footprint_cells`; `footprint_nowhere_share`: of reads whose filter misses the matrix;
+        - `gate_perplexity`: the same of gates, in cells;
         - `permuted_elbo`, `permuted_elbo_change`: nats, the latent matrix's cells being shuffled,
           and the difference to the elbo of the same images and noise;
         - `failed` with `failed_reason`; `validation_recon`, `validation_kl`,
@@ -104,6 +112,8 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
         for part in (_divergences(model, seen), _activity(model, seen, seed)):
             scores |= part.scores
             arrays |= part.arrays
+        scores["effective_dimensions"] = _effective_dimensions(model, seen, seed)
+        scores["recon_per_step"] = _numbers(seen.recon / (len(x) * DRAWS))
         scores |= _footprints(model, seen)
         scores |= _permuted(model, batches, seen)
         scores |= failure(model, splits, seed)
@@ -149,9 +159,11 @@ class Seen:
     mean: Tensor  # [T, Z] E_q[z_t]
     square: Tensor  # [T, Z] its square
     within: Tensor  # [T, Z] variance between draws of an image's E_q[z_t]
+    product: Tensor  # [T, Z, Z] products of two different draws' E_q[z_t], averaged over draws
+    recon: Tensor  # [T] of the canvas after step t, nats, over all draws
     means_from: str
-    cells: Tensor  # [T] perplexity of the footprint, over all draws
-    looks: Tensor  # [T] how many images and draws have a footprint
+    cells: Tensor  # [T] perplexity of the footprint, or of the gates, over all draws
+    looks: Tensor  # [T] how many images and draws have one
 
 
 def look(model: Glas, batches: Batches) -> Seen:
@@ -162,9 +174,11 @@ def look(model: Glas, batches: Batches) -> Seen:
     for x, labels, noise in batches.of(model, DRAWS):
         steps: list[dict[str, Tensor]] = []
 
-        def trace(t: int, state: State, step: Step, steps: list[Any] = steps) -> None:
+        def trace(
+            t: int, state: State, step: Step, x: Tensor = x, steps: list[Any] = steps
+        ) -> None:
             del t
-            steps.append(_step(model, p, state, step, sources))
+            steps.append(_step(model, p, x, state, step, sources))
 
         terms = rollout.rollout(model, x, x, labels, noise, trace=trace)
         values = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
@@ -179,7 +193,7 @@ def _elbo(terms: Terms) -> Tensor:
 
 
 def _step(
-    model: Glas, p: Any, state: State, step: Step, sources: dict[str, str]
+    model: Glas, p: Any, x: Tensor, state: State, step: Step, sources: dict[str, str]
 ) -> dict[str, Tensor]:
     """Return the sums over images of one step; note in `sources` where KL and means come from."""
     kl, sources["kl_from"] = divergence(model, p, step)
@@ -190,12 +204,16 @@ def _step(
     if model.has_filter:
         rows_y, rows_x, _ = model.filter_rows(state.recognition.hidden)
         cells = footprint_perplexity(rows_y, rows_x)
+    elif (weights := model.gate_weights(state.recognition.hidden)) is not None:
+        cells = perplexity(weights)
     there = cells.isfinite()
     return {
         "kl": kl.sum(0) / DRAWS,
         "mean": mean_BZ.sum(0),
         "square": mean_BZ.square().sum(0),
         "within": centre_KBZ.var(0).sum(0),
+        "product": _products(centre_KBZ),
+        "recon": -model.log_likelihood(state.generation.canvas, x.repeat(DRAWS, 1)).double().sum(),
         "cells": torch.where(there, cells.double(), 0.0).sum(),
         "looks": there.double().sum(),
     }
@@ -236,6 +254,14 @@ def posterior_mean(step: Step) -> tuple[Tensor, str]:
     return z, "draws"
 
 
+def _products(centre_KBZ: Tensor) -> Tensor:
+    """Return the sum over images of c_j c_k', [Z, Z], averaged over draws j and k that differ."""
+    total_BZ = centre_KBZ.sum(0)
+    rows = centre_KBZ.flatten(0, 1)
+    draws = len(centre_KBZ)
+    return (total_BZ.mT @ total_BZ - rows.mT @ rows) / (draws * (draws - 1))
+
+
 def footprint_perplexity(rows_y_BRL: Tensor, rows_x_BRL: Tensor) -> Tensor:
     """Return exp(entropy) of the footprint, [B] in cells: 1 for one cell, L * L for all alike.
 
@@ -244,11 +270,16 @@ def footprint_perplexity(rows_y_BRL: Tensor, rows_x_BRL: Tensor) -> Tensor:
     """
 
     def entropy(rows_BRL: Tensor) -> Tensor:
-        weight = rows_BRL.double().abs().sum(-2)
-        share = weight / weight.sum(-1, keepdim=True)
-        return -torch.xlogy(share, share).sum(-1)
+        return torch.log(perplexity(rows_BRL.double().abs().sum(-2)))
 
     return torch.exp(entropy(rows_y_BRL) + entropy(rows_x_BRL))
+
+
+def perplexity(weights: Tensor) -> Tensor:
+    """Return exp(entropy) of weights [..., N], scaled to sum to 1; nan where all are 0."""
+    weights = weights.double()
+    share = weights / weights.sum(-1, keepdim=True)
+    return torch.exp(-torch.xlogy(share, share).sum(-1))
 
 
 # --------------------------------------------------------------------------- findings
@@ -305,14 +336,26 @@ def prior_variance(model: Glas, seed: int) -> Tensor:
     return variance
 
 
+def _effective_dimensions(model: Glas, seen: Seen, seed: int) -> float | None:
+    """Return the participation ratio of the eigenvalues of Cov_x(E_q[z_t]), summed over steps."""
+    mean_TZ = seen.mean / seen.images
+    covariance = (seen.product / seen.images - mean_TZ[:, :, None] * mean_TZ[:, None, :]).sum(0)
+    trace = float(covariance.trace())
+    if trace < ACTIVE * float(prior_variance(model, seed).mean()):
+        return 0.0
+    return finite(trace**2 / float(covariance.square().sum()))
+
+
 def _footprints(model: Glas, seen: Seen) -> dict[str, Any]:
-    """Return how many cells the filter reads; null where there is no filter."""
+    """Return how many cells the filter or the gates read; null where there are none."""
+    cells_T, looks_T = seen.cells.cpu(), seen.looks.cpu()
+    gates = not model.has_filter and bool(looks_T.sum())
+    scores = {"gate_perplexity": finite(float(cells_T.sum() / looks_T.sum())) if gates else None}
     if not model.has_filter:
         names = ("perplexity", "perplexity_per_step", "cells", "nowhere_share")
-        return dict.fromkeys(f"footprint_{name}" for name in names)
-    cells_T, looks_T = seen.cells.cpu(), seen.looks.cpu()
+        return scores | dict.fromkeys(f"footprint_{name}" for name in names)
     reads = seen.images * DRAWS * len(looks_T)
-    return {
+    return scores | {
         "footprint_perplexity": finite(float(cells_T.sum() / looks_T.sum())),
         "footprint_perplexity_per_step": _numbers(cells_T / looks_T),
         "footprint_cells": int(model.latent.numel()),

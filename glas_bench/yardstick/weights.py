@@ -76,8 +76,8 @@ def variance(log_w_KB: Tensor) -> Tensor:
 
 
 def sweep_sizes(samples: int) -> list[int]:
-    """Return the numbers of weights that are reported beside K itself."""
-    return sorted({size for size in SWEEP if size < samples} | {samples})
+    """Return the numbers of weights that are reported beside K itself; half of it is among them."""
+    return sorted({size for size in SWEEP if size < samples} | {max(1, samples // 2), samples})
 
 
 @dataclass(frozen=True)

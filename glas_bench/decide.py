@@ -1,0 +1,467 @@
+"""Verdicts on the claims of a study: what its records show by now, and what would decide the rest.
+
+A verdict is a function of the study file and of the records of its first seeds, and of nothing
+else: every machine and every later call comes to the same one. At each look
+(`Study.looks`) the first so many seeds of all arms are compared (see `sequential`); the first look
+that decides is the verdict, and seeds that are added for other claims do not change it.
+
+The level .05 is divided by the comparisons of all claims of the study. In nats, means are over the
+seeds that left the mean image (`failed` is false); where the arms' shares of those differ clearly
+(Fisher's exact test at the level of the look), a verdict needs `among: escaped` in the claim. A
+diverged seed counts as one that did not leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glas_bench import sequential
+from glas_bench.data import DATASETS
+from glas_bench.errors import GlasBenchError
+from glas_bench.evaluate import scored_images
+from glas_bench.record import SeedRecord, load_run
+from glas_bench.sequential import Difference, Share, ShareDifference
+from glas_bench.study import Cell, Study
+from glas_bench.study.claims import METRICS, Claim, Comparison, Term
+
+Array = npt.NDArray[np.float64]
+Evidence = Difference | ShareDifference | Share
+
+ALPHA = 0.05
+"""Error rate of all claims of a study together."""
+
+POWER = 0.8
+
+NO_VERDICT = "no verdict"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The records of a cell's seeds."""
+
+    name: str
+    cell: Cell
+    seeds: Mapping[int, SeedRecord]
+
+    def ended(self, seed: int) -> bool:
+        """Return whether a seed diverged, or has its scores."""
+        record = self.seeds.get(seed)
+        if record is None:
+            return False
+        complete = record.status == "complete" and self.cell.protocol in record.scores
+        return complete or record.status == "diverged"
+
+    def scores(self, seed: int) -> Mapping[str, Any] | None:
+        """Return the scores of a seed; None where it diverged."""
+        record = self.seeds[seed]
+        return record.scores[self.cell.protocol] if record.status == "complete" else None
+
+    def escaped(self, seed: int) -> bool:
+        """Return whether a seed left the mean image."""
+        scores = self.scores(seed)
+        return scores is not None and not scores["failed"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first `seeds` seeds of each arm say."""
+
+    number: int
+    """From 1."""
+    seeds: int
+    word: str
+    estimate: float | None = None
+    """Left side less right side, in the metric's unit."""
+    low: float | None = None
+    """Of the repeated interval, which holds together over looks and claims."""
+    high: float | None = None
+    why: str = ""
+    """Why there is no interval, or no verdict from it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of one comparison of a claim."""
+
+    claim: Claim
+    comparison: Comparison
+    word: str
+    """Of `sequential.Word`, or "no verdict"."""
+    why: str
+    looks: tuple[Look, ...]
+    """Those taken, up to the first that decides."""
+    planned: tuple[int, ...]
+    """Seeds of each arm at every look that may be taken."""
+    level: float
+    """Two-sided error rate of the comparison over its looks."""
+    escaped: tuple[tuple[int, int], ...] = ()
+    """By arm, seeds that left the mean image, and seeds, at the last look taken."""
+    wanted: int | None = None
+    """Seeds of each arm that the next look takes; None where no more seeds would help."""
+    outlook: str = ""
+    """What more seeds would do."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is settled, either way."""
+        return self.word not in ("undecided", NO_VERDICT)
+
+    @property
+    def last(self) -> Look | None:
+        """The last look with an interval."""
+        return next((look for look in reversed(self.looks) if look.low is not None), None)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        metrics = self.claim.expectation.metrics
+        last = self.last
+        return {
+            "claim": self.claim.number,
+            "text": " ".join(self.claim.text.split()),
+            "source": self.claim.source,
+            "expect": self.claim.expect,
+            "metric": " and ".join(metrics),
+            "unit": self.claim.expectation.unit,
+            "margin": self.claim.margin,
+            "cells": list(self.comparison.cells),
+            "at": self.comparison.at,
+            "verdict": self.word,
+            "why": self.why,
+            "estimate": last.estimate if last else None,
+            "low": last.low if last else None,
+            "high": last.high if last else None,
+            "looks": [asdict(look) for look in self.looks],
+            "planned": list(self.planned),
+            "level": self.level,
+            "escaped": [list(pair) for pair in self.escaped],
+            "wanted": self.wanted,
+            "outlook": self.outlook,
+        }
+
+
+def arms_in(study: Study, keys: Mapping[str, str | None], results: Path) -> dict[str, Arm]:
+    """Return the arms of a study from its run folders below a results folder.
+
+    Args:
+        study: whose cells they are.
+        keys: config_key by name of the cell, which names its run folder; None where it has none.
+        results: the results folder.
+    """
+    cells = (replace(cell, key=keys.get(cell.name) or "") for cell in study.cells)
+    return {cell.name: Arm(cell.name, cell, _seeds(cell, results)) for cell in cells if cell.key}
+
+
+def _seeds(cell: Cell, results: Path) -> dict[int, SeedRecord]:
+    path = cell.folder(results).path
+    return load_run(path).seeds if (path / "config.yaml").is_file() else {}
+
+
+def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
+    """Return the verdict on every comparison of a study's claims, in their order.
+
+    Args:
+        study: whose claims are judged.
+        arms: by name of the cell; a cell without one has no seeds yet.
+    """
+    pairs = [(claim, each) for claim in study.claims for each in claim.comparisons]
+    level = ALPHA / max(1, len(pairs))
+    judged = []
+    for claim, comparison in pairs:
+        verdict = Verdict(claim, comparison, "undecided", "", (), study.looks, level)
+        if not study.verdicts:
+            why = f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
+            judged.append(replace(verdict, word=NO_VERDICT, why=why))
+        else:
+            cells = {cell.name: cell for cell in study.cells}
+            there = [arms.get(name) or Arm(name, cells[name], {}) for name in comparison.cells]
+            judged.append(_judged(verdict, study, there))
+    return judged
+
+
+def seeds_at(study: Study, seeds: int) -> list[int]:
+    """Return the first so many seeds: the study's, and the numbers that follow its last one."""
+    more = range(max(study.own_seeds) + 1, max(study.own_seeds) + 1 + seeds)
+    return [*study.own_seeds, *more][:seeds]
+
+
+def seeds_to_run(study: Study, verdicts: Sequence[Verdict]) -> dict[str, list[int]]:
+    """Return by cell the seeds of all looks taken so far and of the next one where it may decide.
+
+    A cell that no claim is about has the seeds of the first look.
+    """
+    counts = dict.fromkeys((cell.name for cell in study.cells), study.looks[0])
+    for verdict in verdicts:
+        taken = max((look.seeds for look in verdict.looks), default=0)
+        for cell in verdict.comparison.cells:
+            counts[cell] = max(counts[cell], taken, verdict.wanted or 0)
+    return {cell: seeds_at(study, count) for cell, count in counts.items()}
+
+
+def summary(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many of the comparisons are decided, in a few words; takes their documents."""
+    done = sum(one["verdict"] not in ("undecided", NO_VERDICT) for one in verdicts)
+    return f"{done} of {len(verdicts)} claims decided"
+
+
+def line(one: Mapping[str, Any]) -> str:
+    """Return a verdict's document as a line: what is claimed, the word, the look, the interval."""
+    at = "".join(f", {key}={value}" for key, value in one["at"].items())
+    text = f"{one['expect']}{at}: {one['verdict']}"
+    looks = [look for look in one["looks"] if look["low"] is not None]
+    if looks:
+        last, unit = looks[-1], "" if one["unit"] == "share" else f" {one['unit']}"
+        text += (
+            f" at look {last['number']} of {len(one['planned'])} ({last['seeds']} seeds): "
+            f"{last['estimate']:+.2f}{unit} [{last['low']:+.2f}, {last['high']:+.2f}]"
+        )
+    return "; ".join([text, *(part for part in (one["why"], one["outlook"]) if part)])
+
+
+# --------------------------------------------------------------------------- one comparison
+
+
+def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
+    """Take one look after another until one decides, or one's seeds are not there."""
+    claim, looks = verdict.claim, verdict.planned
+    levels = sequential.nominal_p(looks, verdict.level)
+    taken: list[Look] = []
+    difference: Evidence | None = None
+    escaped: tuple[tuple[int, int], ...] = ()
+    for number, (count, p) in enumerate(zip(looks, levels, strict=True), 1):
+        seeds = seeds_at(study, count)
+        if short := _short(arms, seeds):
+            why = f"look {number} of {len(looks)} takes {count} seeds of each arm: {short}"
+            verdict = replace(verdict, why=why, wanted=count)
+            break
+        escaped = tuple((sum(map(arm.escaped, seeds)), count) for arm in arms)
+        try:
+            difference = _compared(claim, arms, seeds)
+        except _NoNumber as error:
+            taken.append(Look(number, count, "undecided", why=str(error)))
+            verdict = replace(verdict, why=str(error))
+            continue
+        look = _look(claim, arms, seeds, number, difference, p, escaped)
+        taken.append(look)
+        if look.word != "undecided":
+            verdict = replace(verdict, word=look.word, why=look.why)
+            break
+        verdict = replace(verdict, why=look.why)
+    else:
+        verdict = replace(verdict, outlook="no look is left")
+    verdict = replace(verdict, looks=tuple(taken), escaped=escaped)
+    if verdict.decided or not isinstance(difference, Difference):
+        return verdict
+    return replace(verdict, outlook=_outlook(verdict, difference, levels))
+
+
+def _short(arms: Sequence[Arm], seeds: Sequence[int]) -> str:
+    """Return which arms lack ended seeds, and how many they have; empty where none does."""
+    missing = {
+        arm.name: sum(map(arm.ended, seeds)) for arm in arms if not all(map(arm.ended, seeds))
+    }
+    return ", ".join(f"{name} has {count}" for name, count in missing.items())
+
+
+def _look(
+    claim: Claim,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    number: int,
+    difference: Evidence,
+    p: float,
+    escaped: Sequence[tuple[int, int]],
+) -> Look:
+    low, high = difference.interval(p)
+    slack = _slack(claim, arms, seeds)
+    low, high = low - slack[0], high + slack[1]
+    word: str = sequential.word(low, high, claim.margin, claim.expectation.direction)
+    why = ""
+    if word != "undecided" and claim.expectation.unit == "nats" and not claim.among_escaped:
+        why = _hurdle(dict(zip([arm.name for arm in arms], escaped, strict=True)), p)
+        word = "undecided" if why else word
+    return Look(number, len(seeds), word, difference.estimate, low, high, why)
+
+
+def _hurdle(escaped: Mapping[str, tuple[int, int]], p: float) -> str:
+    """Return why means alone do not decide: shares that left the mean image differ; else empty."""
+    pairs = list(combinations(escaped.items(), 2))
+    for (name, a), (other, b) in pairs:
+        if sequential.share_difference(a, b).p * len(pairs) < p:
+            return (
+                f"{a[0]} of {a[1]} seeds of {name} and {b[0]} of {b[1]} of {other} left the mean "
+                "image: that differs clearly, so a claim about those that did says "
+                "`among: escaped`, and one about shares says escaped_share"
+            )
+    return ""
+
+
+# --------------------------------------------------------------------------- values
+
+
+class _NoNumber(Exception):  # noqa: N818 - a finding
+    """Why seeds cannot be compared."""
+
+
+def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Evidence:
+    """Return the sum of a claim's terms over these seeds, less its constant.
+
+    Raises:
+        _NoNumber: a metric is missing, or too few seeds have left the mean image.
+    """
+    expectation = claim.expectation
+    terms = list(zip(expectation.terms, arms, strict=True))
+    if expectation.unit == "share":
+        counts = [
+            (sum(_meets(term, arm, seed) for seed in seeds), len(seeds)) for term, arm in terms
+        ]
+        if len(counts) == 1:
+            sign = expectation.terms[0].sign
+            return Share(*counts[0], sign * expectation.constant, sign)
+        first, second = counts if expectation.terms[0].sign > 0 else counts[::-1]
+        return sequential.share_difference(first, second)
+    by_cell: dict[str, dict[int, Array]] = {}
+    for name in dict.fromkeys(arm.name for _, arm in terms):
+        own = [(term, arm) for term, arm in terms if arm.name == name]
+        arm = own[0][1]
+        used = [
+            s for s in seeds if arm.escaped(s) or (expectation.unit != "nats" and arm.scores(s))
+        ]
+        if len(used) < 2:
+            what = "left the mean image" if expectation.unit == "nats" else "did not diverge"
+            raise _NoNumber(f"{len(used)} of {len(seeds)} seeds of {name} {what}: a mean takes two")
+        by_cell[name] = {seed: _sum([t for t, _ in own], arm, seed) for seed in used}
+    try:
+        return sequential.contrast([(1, each) for each in by_cell.values()], expectation.constant)
+    except ValueError as error:
+        raise _NoNumber(str(error)) from error
+
+
+def _sum(terms: Sequence[Term], arm: Arm, seed: int) -> Array:
+    """Return the signed sum of a cell's terms for one seed, [B] or [1]."""
+    values = [_value(term.metric, arm, seed) for term in terms]
+    common = set.intersection(*(set(images) for images, _ in values))
+    order = [image for image in values[0][0] if image in common]
+    total = np.zeros(len(order))
+    for term, (images, each) in zip(terms, values, strict=True):
+        place = {image: index for index, image in enumerate(images)}
+        total += term.sign * each[[place[image] for image in order]]
+    return total
+
+
+def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
+    """Return the images and values [B] of a seed; image 0 alone where there is one value.
+
+    Raises:
+        _NoNumber: the seed has none.
+    """
+    record, scores = arm.seeds[seed], arm.scores(seed) or {}
+    if not METRICS[metric].per_image:
+        return [0], np.array([_scalar(metric, arm, seed)])
+    key, name = arm.cell.protocol, metric
+    if metric == "ais":
+        ais_key, ais = record.ais
+        if ais_key is None or ais.get("ais_status") != "accepted":
+            raise _NoNumber(
+                f"seed {seed} of {arm.name} has no accepted AIS: run `glas-bench evaluate "
+                f"{arm.cell.key} --seed {seed} --estimator ais`"
+            )
+        key = ais_key
+    try:
+        stored = record.per_image(key)
+    except GlasBenchError as error:
+        raise _NoNumber(f"seed {seed} of {arm.name}: {error}") from error
+    if name not in stored:
+        raise _NoNumber(f"seed {seed} of {arm.name} has no {metric}")
+    values = np.asarray(stored[name], np.float64)
+    if not np.isfinite(values).all():
+        raise _NoNumber(f"{metric} of {arm.name} is not finite on seed {seed}")
+    if metric == "ais":
+        return [int(image) for image in stored["image"]], values
+    total = DATASETS[arm.cell.config.dataset].sizes[2]
+    images = scored_images(total, scores["protocol"]["images"]).tolist()
+    return images[: len(values)], values
+
+
+def _scalar(metric: str, arm: Arm, seed: int) -> float:
+    value = (arm.scores(seed) or {}).get(metric)
+    if metric == "escape_epoch" and value is None:
+        return float(arm.cell.config.epochs + 1)
+    if value is None:
+        raise _NoNumber(f"seed {seed} of {arm.name} has no {metric}")
+    return float(value)
+
+
+def _meets(term: Term, arm: Arm, seed: int) -> bool:
+    """Return whether a seed counts in a share; one that diverged has failed and meets nothing."""
+    if term.metric == "escaped_share":
+        return arm.escaped(seed)
+    if term.metric == "failed_share":
+        return not arm.escaped(seed)
+    assert term.condition is not None
+    if arm.scores(seed) is None:
+        return False
+    metric = term.condition.metric
+    value = (
+        float(_value(metric, arm, seed)[1].mean())
+        if METRICS[metric].per_image
+        else _scalar(metric, arm, seed)
+    )
+    return term.condition.holds(value)
+
+
+def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[float, float]:
+    """Return by how much AIS's own gap widens an interval, below and above, nats.
+
+    log p(x) is at most that gap above the estimate (bidirectional Monte Carlo, Grosse, Ghahramani
+    and Adams 2015): the gap's mean over seeds, with two of its errors.
+    """
+    slack = [0.0, 0.0]
+    for term, arm in zip(claim.expectation.terms, arms, strict=True):
+        if term.metric == "ais":
+            scores = (arm.seeds[seed].ais[1] for seed in seeds if arm.escaped(seed))
+            gaps = [(each["gap"] or 0.0) + 2 * (each["gap_error"] or 0.0) for each in scores]
+            slack[0 if term.sign > 0 else 1] += sum(max(0.0, gap) for gap in gaps) / len(gaps)
+    return slack[0], slack[1]
+
+
+# --------------------------------------------------------------------------- planning
+
+
+def _outlook(verdict: Verdict, difference: Difference, levels: Sequence[float]) -> str:
+    """Return what more seeds would do if the estimate and the spreads held."""
+    margin, direction = verdict.claim.margin, verdict.claim.expectation.direction
+    p, most = levels[-1], verdict.planned[-1]
+    unit = verdict.claim.expectation.unit
+    half = float(
+        sequential.half_width(
+            difference.seed_error,
+            difference.df,
+            difference.image_error,
+            levels[len(verdict.looks) - 1],
+        )
+    )
+    told = f"by now it could have told a difference of {margin + 2 * half:.2g} {unit}"
+    if verdict.wanted is None:
+        return told
+    need = sequential.seeds_to_decide(difference, p, margin, direction, power=POWER)
+    if need is None:
+        return f"{told}; more than 1000 seeds would decide"
+    more = need - max(difference.seeds)
+    if need > most:
+        return f"{told}; {more} more seeds decide with probability .8 if the estimate holds"
+    chance = float(
+        sequential.chance_to_decide(
+            difference, verdict.wanted, levels[len(verdict.looks)], margin, direction
+        )
+    )
+    return (
+        f"{told}; the next look decides with probability {chance:.2f}, and {more} more seeds with "
+        ".8, if the estimate holds"
+    )
