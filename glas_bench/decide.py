@@ -326,6 +326,7 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
             return Share(*counts[0], sign * expectation.constant, sign)
         first, second = counts if expectation.terms[0].sign > 0 else counts[::-1]
         return sequential.share_difference(first, second)
+    _check_ais(terms, seeds)
     by_cell: dict[str, dict[int, Array]] = {}
     for name in dict.fromkeys(arm.name for _, arm in terms):
         own = [(term, arm) for term, arm in terms if arm.name == name]
@@ -341,6 +342,18 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
         return sequential.contrast([(1, each) for each in by_cell.values()], expectation.constant)
     except ValueError as error:
         raise _NoNumber(str(error)) from error
+
+
+def _check_ais(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> None:
+    """Refuse AIS by different protocols.
+
+    Raises:
+        _NoNumber: chains, temperatures or images differ between seeds.
+    """
+    asked = (arm for term, arm in terms if term.metric == "ais")
+    keys = {arm.seeds[seed].ais[0] for arm in asked for seed in seeds if arm.escaped(seed)}
+    if len(keys - {None}) > 1:
+        raise _NoNumber("they were scored by different protocols of AIS")
 
 
 def _sum(terms: Sequence[Term], arm: Arm, seed: int) -> Array:
