@@ -178,6 +178,9 @@ def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
         if not study.verdicts:
             why = f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
             judged.append(replace(verdict, word=NO_VERDICT, why=why))
+        elif claim.preset not in (None, study.preset):
+            why = f"it is about preset {claim.preset}"
+            judged.append(replace(verdict, word=NO_VERDICT, why=why))
         else:
             cells = {cell.name: cell for cell in study.cells}
             there = [arms.get(name) or Arm(name, cells[name], {}) for name in comparison.cells]
@@ -460,21 +463,21 @@ def _outlook(verdict: Verdict, difference: Difference, levels: Sequence[float]) 
             levels[len(verdict.looks) - 1],
         )
     )
-    told = f"by now it could have told a difference of {margin + 2 * half:.2g} {unit}"
+    resolved = f"differences of {margin + 2 * half:.2g} {unit} would be decided by now"
     if verdict.wanted is None:
-        return told
+        return resolved
     need = sequential.seeds_to_decide(difference, p, margin, direction, power=POWER)
     if need is None:
-        return f"{told}; more than 1000 seeds would decide"
+        return f"{resolved}; more than 1000 seeds would decide"
     more = need - max(difference.seeds)
     if need > most:
-        return f"{told}; {more} more seeds decide with probability .8 if the estimate holds"
+        return f"{resolved}; {more} more seeds decide with probability .8 if the estimate holds"
     chance = float(
         sequential.chance_to_decide(
             difference, verdict.wanted, levels[len(verdict.looks)], margin, direction
         )
     )
     return (
-        f"{told}; the next look decides with probability {chance:.2f}, and {more} more seeds with "
-        ".8, if the estimate holds"
+        f"{resolved}; the next look decides with probability {chance:.2f}, and {more} more seeds "
+        "with .8, if the estimate holds"
     )

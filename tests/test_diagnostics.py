@@ -685,7 +685,13 @@ KEYS = {
     *("footprint_perplexity", "footprint_perplexity_per_step", "footprint_cells"),
     *("footprint_nowhere_share", "permuted_elbo", "permuted_elbo_change"),
     *("failed", "failed_reason", "validation_recon", "validation_kl", "validation_bernoulli"),
-    *("canvas_variance", "effective_dimensions", "recon_per_step", "gate_perplexity"),
+    *(
+        "canvas_variance",
+        "early_canvas_variance",
+        "effective_dimensions",
+        "recon_per_step",
+        "gate_perplexity",
+    ),
 }
 
 

@@ -6,8 +6,8 @@ M_t = M_{t-1} + (1 - M_{t-1}) * min(1, rate * (L * L / T) * f_t). No gradient fl
 T uniform reads leave about exp(-rate) of each cell; a narrow filter empties its cells sooner.
 
 Source: Akoury 2017, README, unsuccessful approach 1. It is in no commit of the original code: this
-design follows its prose, read as: a used portion is removed; in `masked-canvas` it is fixed. M
-depends on x, so it belongs to the recogniser.
+design follows its prose, read as: a used portion is removed; in `masked-canvas` it is fixed, in
+`masked-gradient` it is no longer trained. M depends on x, so it belongs to the recogniser.
 
 What the write-up says happened: a mask makes the model much harder to optimise.
 """
@@ -40,9 +40,14 @@ class MaskedProgressive(Glas):
         mask = memory["mask"]
         rows_y, rows_x, log_gain = self.filter_rows(e_BH)
         read = read_matrix((1 - mask) * self.latent, rows_y, rows_x, log_gain)
+        return read, self.used(memory, rows_y, rows_x)
+
+    def used(self, memory: Memory, rows_y: Tensor, rows_x: Tensor) -> Memory:
+        """Return the mask after a read."""
+        mask = memory["mask"]
         cells_a_step = self.latent.numel() / self.steps
         removed = self.settings.rate * cells_a_step * footprint(rows_y, rows_x)
-        return read, {"mask": mask + (1 - mask) * removed.clamp(max=1)}
+        return {"mask": mask + (1 - mask) * removed.clamp(max=1)}
 
 
 def footprint(rows_y: Tensor, rows_x: Tensor) -> Tensor:

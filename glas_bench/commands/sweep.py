@@ -15,6 +15,7 @@ from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.processes import OnEvent, repeating
 from glas_bench.record import note_study
 from glas_bench.runs.cells import check_results
+from glas_bench.runs.cost import core_hours
 from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell, Study
 from glas_bench.sweep import storage
@@ -336,15 +337,33 @@ def dry_run(request: Request) -> Answer:
         *(f"claim: {each.expect}  ({len(each.comparisons)} comparisons)" for each in loaded.claims),
         f"{loaded.name}: {len(loaded.cells)} cells, {runs} runs of a seed",
     ]
+    prices = _prices(loaded) if loaded.verdicts and loaded.claims else {}
+    lines += [
+        f"with --decide {text}: {hours:.1f} core hours here" for text, hours in prices.items()
+    ]
     shown = ("cell", "variant", "params", "seeds", "baseline", "searched", "not_applicable")
     document = {
         "study": loaded.name,
         **{key: plan[key] for key in ("question", "version", "preset", "dataset")},
         "count": len(loaded.cells),
         "runs": runs,
+        "core_hours": list(prices.values()),
         "cells": [{key: cell[key] for key in shown} for cell in plan["cells"]],
     }
     return Answer("\n".join(lines), document)
+
+
+def _prices(loaded: Study) -> dict[str, float]:
+    """Return the core hours to the first and to the last look, by a text with their seeds."""
+    claimed = {name for claim in loaded.claims for each in claim.comparisons for name in each.cells}
+    hours = {cell.name: core_hours(cell) for cell in loaded.cells if not cell.not_applicable}
+    first, last = loaded.looks[0], loaded.looks[-1]
+    to_first = sum(first * each for each in hours.values())
+    more = sum((last - first) * each for name, each in hours.items() if name in claimed)
+    return {
+        f"to the first look ({first} seeds of each cell)": to_first,
+        f"to the last look (at most {last} seeds of the cells that claims name)": to_first + more,
+    }
 
 
 def status(request: Request) -> Answer:

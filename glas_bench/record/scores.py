@@ -141,6 +141,7 @@ class Scores(Summary, total=False):
     validation_kl: float | None
     validation_bernoulli: float | None
     canvas_variance: list[float | None]  # of sigmoid(o_t) between samples, by time step
+    early_canvas_variance: float | None  # its mean over the first quarter of steps
 
     ais_status: str  # accepted or refused
     ais_error: float | None

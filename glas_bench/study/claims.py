@@ -151,6 +151,8 @@ class Claim:
     """The smallest difference that matters, in the unit of the metric."""
     among_escaped: bool
     """Whether it is about seeds that left the mean image even where arms' shares of them differ."""
+    preset: str | None
+    """The only preset at which it is judged, if it is about a budget."""
     expectation: Expectation
     comparisons: tuple[Comparison, ...]
 

@@ -92,6 +92,7 @@ class ClaimText(_Strict):
     expect: str = Field(min_length=1)
     margin: Number | None = Field(None, ge=0)
     among: Literal["escaped"] | None = None
+    preset: str | None = Field(None, description="the only one at which it is judged")
 
 
 class StudyFile(_Strict):

@@ -30,8 +30,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from glas_bench import config, data
 from glas_bench.config import RunConfig
 from glas_bench.data.parse import PIXELS
@@ -447,7 +445,10 @@ class _Planner:
 
     def _claim(self, index: int) -> Claim:
         written = self.file.claims[index]
-        loc = ("claims", index, "expect")
+        loc: Loc = ("claims", index, "expect")
+        if written.preset is not None and written.preset not in config.PRESETS:
+            error = unknown("preset", written.preset, config.PRESETS)
+            raise self.source.error(("claims", index, "preset"), error)
         try:
             expectation = claims.parse(written.expect)
             comparisons = tuple(self._comparisons(expectation))
@@ -464,6 +465,7 @@ class _Planner:
             expect=written.expect,
             margin=self._margin(written.margin, expectation.unit),
             among_escaped=written.among == "escaped",
+            preset=written.preset,
             expectation=expectation,
             comparisons=comparisons,
         )
@@ -542,6 +544,8 @@ def _check_has(cell: Cell, term: Term) -> None:
     Raises:
         UsageError: its recogniser has no density, no filter or no gates.
     """
+    import torch
+
     from glas_bench.core import rollout
 
     metrics = {term.metric, term.condition.metric if term.condition else term.metric}

@@ -15,6 +15,7 @@ images, T steps, Z sample size, P pixels, R side of the filter, L side of the la
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,8 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
           and the difference to the elbo of the same images and noise;
         - `failed` with `failed_reason`; `validation_recon`, `validation_kl`,
           `validation_bernoulli` in nats;
-        - `canvas_variance` [T]: between samples of the prior, of sigmoid(o_t).
+        - `canvas_variance` [T]: between samples of the prior, of sigmoid(o_t);
+          `early_canvas_variance`, its mean over the first quarter of steps.
     """
     with torch.inference_mode(), scoring(model, config, splits):
         x, labels = chosen(splits, splits.test, IMAGES, "diagnostics")
@@ -117,7 +119,10 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
         scores |= _footprints(model, seen)
         scores |= _permuted(model, batches, seen)
         scores |= failure(model, splits, seed)
-        scores["canvas_variance"] = canvas_variance(model, seed, x.device)
+        variances = canvas_variance(model, seed, x.device)
+        early = [math.nan if v is None else v for v in variances[: -(-len(variances) // 4)]]
+        scores["canvas_variance"] = variances
+        scores["early_canvas_variance"] = finite(statistics.fmean(early))
     return Diagnosis(scores, arrays)
 
 

@@ -1,0 +1,40 @@
+"""What a seed of a cell costs on this machine, from a few steps on random pixels."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from glas_bench import environment
+from glas_bench.core.train import Training
+from glas_bench.data import DATASETS, Split, Splits
+from glas_bench.data.parse import PIXELS
+from glas_bench.study import Cell
+
+STEPS = 3
+"""Steps that are timed, after one that is not."""
+
+SCORING = 0.25
+"""Scoring's part of training's time, at most, at the sizes of `laptop`."""
+
+
+def core_hours(cell: Cell) -> float:
+    """Return about how many hours of one core a seed of a cell takes here, scoring included."""
+    config = cell.config
+    images = torch.randint(2, (config.batch, PIXELS), dtype=torch.uint8)
+    classes = DATASETS[config.dataset].classes
+    labels = torch.arange(config.batch) % classes if classes else None
+    split = Split(images, labels, None)
+    kind = (config.dataset, config.binarisation, "random pixels", "", classes, PIXELS, (28, 28))
+    environment.prepare_torch(1, "fp32")
+    training = Training(cell.variant, config, Splits(*kind, split, split, split), seed=0)
+    times = []
+    for _ in range(STEPS + 1):
+        began = time.perf_counter()
+        training.step()
+        times.append(time.perf_counter() - began)
+        if training.epoch_done:
+            training.end_epoch()
+    steps = DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
+    return min(times[1:]) * steps * (1 + SCORING) / 3600
