@@ -81,7 +81,7 @@ def test_presets_are_those_of_the_design() -> None:
     assert {name: list(values.values()) for name, values in PRESETS.items()} == {
         "smoke": ["mnist-5k", 4, 64, 2, 10],
         "quick": ["mnist-5k", 8, 128, 20, 100],
-        "laptop": ["mnist-static", 8, 256, 10, 100, 2000],
+        "laptop": ["mnist-static", 8, 128, 15, 3e-3, "linear", 1000, 100, 500],
         "short": ["mnist-static", 16, 256, 250, 1000],
         "paper": ["mnist-static", 64, 256, 250, 1000],
     }
@@ -213,6 +213,8 @@ def test_the_key_changes_with_all_that_is_trained(monkeypatch: pytest.MonkeyPatc
         "batch": 32,
         "epochs": 3,
         "learning_rate": 2e-3,
+        "schedule": "linear",
+        "warmup_steps": 10,
         "decay_epochs": 5,
         "precision": "bf16",
         "threads": 2,

@@ -31,7 +31,6 @@ from glas_bench.report import (
     plans,
     record_figures,
     records,
-    verdicts,
 )
 from glas_bench.report.table import Row, TableRow, table_rows
 from glas_bench.tracking import mlflow_store as store
@@ -156,17 +155,17 @@ def test_a_refit_that_still_gained_is_reported() -> None:
 
 
 def test_v_is_of_the_weights_that_the_ranked_number_came_from() -> None:
-    shares = {"v_over_10_share": 0.5, "refit_v_over_10_share": 0.1}
+    gains = {"doubling_gain": 0.5, "refit_doubling_gain": 0.1}
     text = render(
-        row("cauchy", 0, v_mean=25.0, refit_v_mean=14.0, **shares),
-        row("cauchy", 1, v_mean=5.0, refit_v_mean=14.0, nll_from="iw", **shares),
-        row("uniform-pit", v_mean=None, refit_v_mean=36.0, refit_v_over_10_share=1.0),
+        row("cauchy", 0, v_mean=25.0, refit_v_mean=14.0, **gains),
+        row("cauchy", 1, v_mean=5.0, refit_v_mean=14.0, nll_from="iw", **gains),
+        row("uniform-pit", v_mean=None, refit_v_mean=36.0, refit_doubling_gain=1.0),
     )
-    assert "| v of nll (over 10) |" in text
+    assert "| v of nll (gain) |" in text
     found = {cut[1]: cut[5] for cut in table_of(text)}
-    assert found == {"`cauchy`": "9.50 (30 %)", "`uniform-pit`": "36.00 (100 %)"}
+    assert found == {"`cauchy`": "9.50 (0.30)", "`uniform-pit`": "36.00 (1.00)"}
     by_iw = render(row("cauchy", nll=None, v_mean=25.0), row("vae", v_mean=5.0))
-    assert "| v of iw (over 10) |" in by_iw
+    assert "| v of iw (gain) |" in by_iw
     assert [cut[5] for cut in table_of(by_iw)] == ["25.00", "5.00"]
 
 
@@ -277,7 +276,6 @@ def test_a_page_explains_its_columns_and_intervals_with_or_without_claims() -> N
     assert text.count(columns.DIFFERENCES) == 1
     assert "v: Var(log w)" in text
     assert "not 20 nats better than the pixel-wise Bernoulli" in text
-    assert columns.DIFFERENCES in verdicts.STATISTICS
     assert columns.DIFFERENCES not in render(row("cauchy"), row("vae"))
 
 
@@ -356,13 +354,6 @@ def test_a_charge_is_drawn_as_its_objective_counts_it() -> None:
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["cauchy", "cauchy (charge_weight=0.25)", "min-chi2"]
     assert [each.name for each in figures.from_csv(given[1:])] == ["objective"]
-
-
-@pytest.mark.parametrize(("size", "seen"), [(1.0, True), (100.0, False)])
-def test_a_margin_too_narrow_to_be_seen_is_not_explained(size: float, seen: bool) -> None:
-    about = {"nll_low": -size, "nll_high": size, "nll_p_bh": 1.0, "nll_difference": 0.1 * size}
-    axis, caption = forest(row("vae", **about), row("chi2", **about))
-    assert ("the grey band" in caption) == (len(axis.patches) == 1) == seen
 
 
 def test_one_wide_interval_does_not_press_the_others_together() -> None:
@@ -749,8 +740,8 @@ def test_fail_if() -> None:
         ("elbo(cauchy) == 90", "write METRIC"),
         ("elbo(cauchy) > many", "write METRIC"),
         ("loss(cauchy) > 90", "unknown metric 'loss'"),
-        ("objective(cauchy) > 90", "objectives are not comparable"),
-        ("objective_low(cauchy) > 90", "objectives are not comparable"),
+        ("objective(cauchy) > 90", "a bound of the same model only"),
+        ("objective_low(cauchy) > 90", "a bound of the same model only"),
         ("nll(a) - nll(b) > 0", "write METRIC"),
         ("nll(a) > nll(b)", "nll_difference, nll_low, nll_high"),
         ("failed_share_low(cauchy) > 0", "have no interval"),

@@ -68,7 +68,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     if {row["schema"] for row in rows} != {SCHEMA}:
         raise UsageError(
             f"{path} was written by another version of glas-bench, and this one reads schema "
-            f"{SCHEMA}: report its study again"
+            f"{SCHEMA}: report its study again, or read the page beside it"
         )
     if len({row["study"] for row in rows}) > 1:
         raise UsageError(f"{path} holds more than one study; one page has one csv")

@@ -28,7 +28,7 @@ from glas_bench.text import seed_ranges, setting
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA = "1"
+SCHEMA = "2"
 """Version of the csv's columns."""
 
 _SIZES = frozenset({"steps", "hidden"})

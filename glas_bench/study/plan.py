@@ -30,9 +30,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import config, data
+from glas_bench import config
 from glas_bench.config import RunConfig
-from glas_bench.data.parse import PIXELS
 from glas_bench.errors import UsageError, nearest, unknown
 from glas_bench.study import claims
 from glas_bench.study import file as studyfile
@@ -544,13 +543,15 @@ def _check_has(cell: Cell, term: Term) -> None:
     Raises:
         UsageError: its recogniser has no density, no filter or no gates.
     """
-    import torch
-
-    from glas_bench.core import rollout
-
     metrics = {term.metric, term.condition.metric if term.condition else term.metric}
     lacks = [(name, "density") for name in ("elbo", "iw", "kl") if not cell.variant.cls.has_density]
     if metrics & {"footprint_perplexity", "gate_perplexity"}:
+        import torch
+
+        from glas_bench import data
+        from glas_bench.core import rollout
+        from glas_bench.data.parse import PIXELS
+
         settings = config.check_settings(cell.variant, cell.config.settings)
         classes = data.info(cell.config.dataset).classes
         model = rollout.build(cell.variant.cls, settings, PIXELS, classes, seed=0)
