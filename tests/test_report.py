@@ -696,7 +696,7 @@ def test_what_is_of_the_whole_page_is_written_once_and_read_everywhere(tmp_path:
         ('a,b\n"1,2\n', "cannot be read as csv"),
         ("schema,study,cell,variant,seed,status\n", "it has no rows"),
         ("schema,study,cell,variant,seed,status\n9,s,c,v,0,complete\n", "another version"),
-        ("schema,study,cell,variant,seed,status\n1,s,c,v,x,complete\n", ":2: seed 'x'"),
+        ("schema,study,cell,variant,seed,status\n2,s,c,v,x,complete\n", ":2: seed 'x'"),
     ],
 )
 def test_a_file_that_is_none_of_ours(tmp_path: Path, content: str, message: str) -> None:

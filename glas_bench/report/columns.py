@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from glas_bench.report.table import COMPARED, NBSP, Row, Table, TableRow, mean_of, value_of
+from glas_bench.stats import ONE_SEED
 from glas_bench.text import duration
 
 COLUMNS = (
@@ -81,14 +82,12 @@ def decimal(
     return f"{value:{'+' if signed else ''}.{digits}f}{more}"
 
 
-def p_value(p: float | None) -> str:
-    """Return a p-value with two significant digits."""
-    return "–" if p is None else "< 1e-16" if p < 1e-16 else f"{p:.2g}"
-
-
 def interval(estimate: float, low: float, high: float, p: float | None) -> str:
-    """Return a difference with its interval and p."""
-    return f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}], p{NBSP}={NBSP}{p_value(p)}"
+    """Return a difference with its interval, and with p where there is one."""
+    text = f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}]"
+    if p is None:
+        return text
+    return f"{text}, p{NBSP}<{NBSP}1e-16" if p < 1e-16 else f"{text}, p{NBSP}={NBSP}{p:.2g}"
 
 
 def listed(texts: Iterable[str]) -> str:
@@ -215,6 +214,8 @@ def _difference(cell: TableRow, metric: str, names: Mapping[str, str], notes: No
     if estimate is None or low is None or high is None:
         why = first.get(f"{metric}_apart") if cell.finished else None
         return "–" + (notes.mark(f"no difference in {metric}: {why}") if why else "")
+    if first[f"{metric}_pairs"].startswith(ONE_SEED):
+        p = None  # images alone say nothing of another seed
     pairs = f"paired over {first[f'{metric}_pairs']}, against {names[first['compared_with']]}"
     return interval(estimate, low, high, p) + notes.mark(pairs)
 

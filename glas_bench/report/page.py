@@ -383,4 +383,4 @@ def index(out: Path) -> tuple[str, list[str]]:
     if not entries:
         lines += ["No runs yet: `glas-bench run --variant hellinger`.", ""]
         return "\n".join(lines), problems
-    return "\n".join([*lines, *table(entries), ""]), problems
+    return "\n".join([*lines, *table(entries)]), problems

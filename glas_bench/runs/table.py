@@ -187,10 +187,10 @@ def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str,
         elif "low" not in about:
             lines.append(f"  {metric}: {about['estimate']:+.2f} ({about['reason']})")
         else:
+            p = f"  p = {about['p']:.2g}" if len(difference[metric]["seeds"]) > 1 else ""
             lines.append(
                 f"  {metric}: {about['estimate']:+.2f}  95 % interval "
-                f"[{about['low']:+.2f}, {about['high']:+.2f}]  p = {about['p']:.2g}  "
-                f"({about['label']})"
+                f"[{about['low']:+.2f}, {about['high']:+.2f}]{p}  ({about['label']})"
             )
     known = difference[METRICS[0]]
     if known.get("resolvable") is not None:
