@@ -13,6 +13,7 @@ diverged seed counts as one that did not leave it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -103,6 +104,8 @@ class Verdict:
     """Two-sided error rate of the comparison over its looks."""
     escaped: tuple[tuple[int, int], ...] = ()
     """By arm, seeds that left the mean image, and seeds, at the last look taken."""
+    escape_p: float | None = None
+    """Of a log-rank test that two arms leave the mean image at the same epochs; exploratory."""
     wanted: int | None = None
     """Seeds of each arm that the next look takes; None where no more seeds would help."""
     outlook: str = ""
@@ -141,6 +144,7 @@ class Verdict:
             "planned": list(self.planned),
             "level": self.level,
             "escaped": [list(pair) for pair in self.escaped],
+            "escape_p": self.escape_p,
             "wanted": self.wanted,
             "outlook": self.outlook,
         }
@@ -244,6 +248,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
             verdict = replace(verdict, why=why, wanted=count)
             break
         escaped = tuple((sum(map(arm.escaped, seeds)), count) for arm in arms)
+        verdict = replace(verdict, escape_p=_log_rank(arms, seeds))
         try:
             difference = _compared(claim, arms, seeds)
         except _NoNumber as error:
@@ -303,6 +308,26 @@ def _hurdle(escaped: Mapping[str, tuple[int, int]], p: float) -> str:
                 "`among: escaped`, and one about shares says escaped_share"
             )
     return ""
+
+
+def _log_rank(arms: Sequence[Arm], seeds: Sequence[int]) -> float | None:
+    """Return the p of a log-rank test of two arms' epochs of escape; None where all are alike."""
+    from scipy import stats
+
+    cells = {arm.name: arm for arm in arms}
+    if len(cells) != 2:
+        return None
+    samples, escaped = [], list[int]()
+    for arm in cells.values():
+        last = arm.cell.config.epochs
+        epochs = [(arm.scores(seed) or {}).get("escape_epoch") for seed in seeds]
+        escaped += [epoch for epoch in epochs if epoch is not None]
+        times = [last if epoch is None else epoch for epoch in epochs]
+        samples.append(stats.CensoredData.right_censored(times, [each is None for each in epochs]))
+    if not escaped:
+        return None
+    p = float(stats.logrank(samples[0], samples[1]).pvalue)
+    return p if math.isfinite(p) else None
 
 
 # --------------------------------------------------------------------------- values

@@ -13,6 +13,7 @@ import pytest
 from fabricated import Arm
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from glas_bench import decide, evaluate, sequential, study
 from glas_bench.config import protocol_key
@@ -291,6 +292,24 @@ def test_shares_that_differ_clearly_withhold_a_verdict_on_means(tmp_path: Path) 
     assert only(conditional, there).word == "reproduced"
     shares = CLAIM.replace("nll", "escaped_share").replace(">", "<")
     assert only(plan(tmp_path, shares, more=looks), there).word == "reproduced"
+
+
+def test_epochs_of_escape_are_compared_by_a_log_rank_test(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    given = {
+        f"cauchy {GRID}": [Arm(nll=90.0 + i, scores={"escape_epoch": 1}) for i in range(5)],
+        f"gaussian {GRID}": [
+            Arm(nll=91.0 + i, scores={"escape_epoch": epoch})
+            for i, epoch in enumerate((1, 2, 2, None, 2))
+        ],
+    }
+    verdict = only(planned, arms(planned, tmp_path, given))
+    last = planned.cells[0].config.epochs
+    censored = scipy_stats.CensoredData.right_censored([1, 2, 2, last, 2], [0, 0, 0, 1, 0])
+    expected = scipy_stats.logrank(x=censored, y=[1] * 5).pvalue
+    assert verdict.escape_p == pytest.approx(float(expected))
+    same = {f"cauchy {GRID}": collapsed(5), f"gaussian {GRID}": collapsed(5)}
+    assert only(planned, arms(planned, tmp_path / "same", same)).escape_p is None
 
 
 def test_a_diverged_seed_did_not_leave_the_mean_image(tmp_path: Path) -> None:

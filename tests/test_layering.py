@@ -41,7 +41,7 @@ OWNERS = {
     "PIL": {"report.figures"},
     "seaborn": {"report.figures", "report.record_figures"},
     "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},
-    "scipy": {"sequential", "stats", "data.parse"},
+    "scipy": {"decide", "sequential", "stats", "data.parse"},
     "mlxtend": {"data.parse"},
     "pooch": {"data.sources"},
     "requests": {"data.sources"},  # comes with pooch

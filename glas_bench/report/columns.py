@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from glas_bench.report.table import COMPARED, NBSP, Row, Table, TableRow, mean_of, value_of
@@ -24,6 +25,10 @@ DIFFERENCES = (
     "variance; with one seed, from images alone. Each interval is of one comparison; p is adjusted "
     "for the false discovery rate over all comparisons of that metric on the page (Benjamini and "
     "Hochberg 1995)."
+)
+
+DIMENSIONS = (
+    "dimensions: seeds by their effective dimensions of E_q z (participation ratio, rounded)."
 )
 
 GAP = "gap: nll minus an objective that is not shown to bound, which hides at most this much."
@@ -122,12 +127,12 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
     """
     common = group.common
     notes = Notes(str(place))
-    order = sorted(group.rows, key=_by_mean)
+    order = sorted(group.rows, key=lambda cell: (not cell.escaped, *_by_mean(cell)))
     metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
     names = {cell.name: cell.title for cell in order}
     rows = [
         {
-            "rank": _ranks(cell),
+            "rank": _ranks(cell, notes),
             "variant": cell.title,
             f"{metric} (K = {common['K']})": _ranked(cell, metric, notes),
             **{
@@ -142,6 +147,7 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
             "aux": decimal(cell.mean("aux") or None),
             "seeds": _seeds(cell, planned[cell.name], notes),
             "failed": _failed(cell),
+            "dimensions": _dimensions(cell),
             "tuned": _tuned(cell, notes),
         }
         for cell in order
@@ -152,8 +158,10 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
         lines += ["Every row is untuned: no learning rate was searched.", ""]
     all_bound = all(cell.says("bounds_nll") == "yes" for cell in order)
     empty = {"tuned": all_untuned, "gap": all_bound}
+    empty["dimensions"] = not any(row["dimensions"] for row in rows)
     empty["aux"] = not any(cell.mean("aux") for cell in order)
     about = [COLUMNS.format(metric=metric), *([] if all_bound else [GAP]), *_draws(order)]
+    about += [] if empty["dimensions"] else [DIMENSIONS]
     lines += [*table(rows, [name for name in empty if empty[name]]), " ".join(about), ""]
     if sum(bool(cell.first.get("rank")) for cell in order) > 1:
         lines += [RANKS.format(metric=metric), ""]
@@ -185,9 +193,18 @@ def _draws(cells: Sequence[TableRow]) -> list[str]:
     ]
 
 
-def _ranks(cell: TableRow) -> str:
+def _ranks(cell: TableRow, notes: Notes) -> str:
+    if not cell.escaped:
+        return "–" + notes.mark("not ranked: no seed left the mean image")
     first, last = cell.first.get("rank", ""), cell.first.get("rank_to", "")
     return first if first == last else f"{first}–{last}"
+
+
+def _dimensions(cell: TableRow) -> str:
+    """Return how many seeds have 0, 1, 2, ... effective dimensions, e.g. `1: 3, 2: 2`."""
+    values = [value_of(row, "effective_dimensions") for row in cell.finished]
+    count = Counter(round(value) for value in values if value is not None)
+    return ", ".join(f"{dimensions}: {seeds}" for dimensions, seeds in sorted(count.items()))
 
 
 def _ranked(cell: TableRow, metric: str, notes: Notes) -> str:

@@ -193,14 +193,14 @@ def ranked_by(cells: Sequence[TableRow]) -> str:
 
 def write_ranks(cells: Sequence[TableRow], values: Values) -> None:
     """Write into the rows which ranks they may have: after the rows shown to be better, and before
-    those shown to be worse.
+    those shown to be worse; none where no seed left the mean image.
 
     So Mogstad, Romano, Shaikh and Wilhelm 2024, section 3, form confidence sets of ranks; here
     each pair is tested at its own level, so a set holds of its row alone, not of all at once.
     """
     for table in tables(cells):
         metric = ranked_by(table.rows)
-        order = [cell for cell in table.rows if cell.mean(metric) is not None]
+        order = [cell for cell in table.rows if cell.mean(metric) is not None and cell.escaped]
         better, worse = [0] * len(order), [0] * len(order)
         for (i, a), (j, b) in combinations(enumerate(order), 2):
             if sign := _shown(metric, a, b, values):

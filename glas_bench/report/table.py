@@ -144,6 +144,11 @@ class TableRow:
         bad = (word for word in ("infinite", "undefined", "refused") if word in statuses)
         return next(bad, "finite")
 
+    @property
+    def escaped(self) -> bool:
+        """Whether any finished seed left the mean image, or is not known not to have."""
+        return not self.finished or any(row.get("failed") != "true" for row in self.finished)
+
     def failed_share(self) -> tuple[int, int]:
         """Return how many finished seeds failed to reconstruct, and how many were checked."""
         flags = [row.get("failed", "") for row in self.finished]

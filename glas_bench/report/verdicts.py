@@ -145,6 +145,8 @@ def _why(one: Mapping[str, Any]) -> str:
         if any(some < seeds for some, seeds in counts.values()):
             left = (f"{some} of {seeds} of {name}" for name, (some, seeds) in counts.items())
             parts.append(f"among the seeds that left the mean image: {', '.join(left)}")
+            if one["escape_p"] is not None:
+                parts.append(f"log-rank p of the epochs in which they did: {one['escape_p']:.2g}")
     if one["margin"]:
         parts.append(f"margin {one['margin']:g} {one['unit']}")
     parts += [one["outlook"]] if one["outlook"] else []
