@@ -341,10 +341,11 @@ def test_scores_come_last_and_side_by_side(seed, monkeypatch):
 
 
 def test_all_that_scoring_writes_is_typed_and_a_newer_score_survives(run, seed):
-    frozen = Path(__file__).parent / "frozen" / "results" / "runs"
-    (eval,) = frozen.glob("gaussian-*/seed-0/eval/*.json")
+    frozen = Path(__file__).parent / "frozen"
+    written = record.read_json(frozen / "golden.json")["scores"].values()
+    assert set().union(*(each["scores"] for each in written)) <= set(record.Scores.__annotations__)
+    (eval,) = frozen.glob("results/runs/gaussian-*/seed-0/eval/*.json")
     stored = record.read_json(eval)
-    assert set(stored) <= set(record.Scores.__annotations__)
     seed.save_scores("aaa", {**stored, "newer": 2.0, "newer_status": "finite"}, {})
     found = load_run(run.path).seeds[3]
     numbers = {each.name: each.value for each in found.numbers("aaa")}
