@@ -266,6 +266,8 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
     verdict = replace(verdict, looks=tuple(taken), escaped=escaped)
     if verdict.decided or not isinstance(difference, Difference):
         return verdict
+    if difference.estimate == difference.seed_error == difference.image_error == 0:
+        return replace(verdict, why="both sides are equal on every seed")
     return replace(verdict, outlook=_outlook(verdict, difference, levels))
 
 

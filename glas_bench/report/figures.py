@@ -362,6 +362,7 @@ def _modes(cells: Sequence[TableRow]) -> Iterator[Drawing]:
             some, x="effective_dimensions", y="nll", ax=axes[0][0], s=28, alpha=0.75, **about
         )
         axes[0][0].set(xlabel="effective dimensions of E_q z", ylabel=f"nll, {NATS}")
+        axes[0][0].ticklabel_format(useOffset=False)
         _legend(figure, axes[0][0], "outside right upper", fontsize=7)
         return figure
 
