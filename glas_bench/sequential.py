@@ -16,6 +16,11 @@ of variance estimates recovery, Zou and Donner 2008).
 Seeds that never leave the mean image (collapsed) are a hurdle: their share is compared by Fisher's
 exact test with an exact unconditional interval, and means are compared among seeds that escaped.
 
+No library does this whole: AdaStop (Mathieu et al. 2024) tests "different or not" by permutation,
+without a margin; confseq has intervals for every number of bounded or sub-Gaussian values, wider
+than those of a few looks; R's gsDesign has the same boundaries (`sfLDPocock`); R's seqbench has a
+margin, for paired losses and any number of them.
+
 Shapes: K looks, R repetitions, S seeds, B images.
 """
 
