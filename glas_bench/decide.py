@@ -254,6 +254,8 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         except _NoNumber as error:
             taken.append(Look(number, count, "undecided", why=str(error)))
             verdict = replace(verdict, why=str(error))
+            if isinstance(error, _Lacking):
+                break  # seeds that are added would lack it too
             continue
         look = _look(claim, arms, seeds, number, difference, p, escaped)
         taken.append(look)
@@ -339,6 +341,10 @@ class _NoNumber(Exception):  # noqa: N818 - a finding
     """Why seeds cannot be compared."""
 
 
+class _Lacking(_NoNumber):
+    """A seed lacks a metric."""
+
+
 def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Evidence:
     """Return the sum of a claim's terms over these seeds, less its constant.
 
@@ -383,7 +389,7 @@ def _check_ais(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> None:
     asked = (arm for term, arm in terms if term.metric == "ais")
     keys = {arm.seeds[seed].ais[0] for arm in asked for seed in seeds if arm.escaped(seed)}
     if len(keys - {None}) > 1:
-        raise _NoNumber("they were scored by different protocols of AIS")
+        raise _Lacking("they were scored by different protocols of AIS")
 
 
 def _sum(terms: Sequence[Term], arm: Arm, seed: int) -> Array:
@@ -411,7 +417,7 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
     if metric == "ais":
         ais_key, ais = record.ais
         if ais_key is None or ais.get("ais_status") != "accepted":
-            raise _NoNumber(
+            raise _Lacking(
                 f"seed {seed} of {arm.name} has no accepted AIS: run `glas-bench evaluate "
                 f"{arm.cell.key} --seed {seed} --estimator ais`"
             )
@@ -419,12 +425,12 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
     try:
         stored = record.per_image(key)
     except GlasBenchError as error:
-        raise _NoNumber(f"seed {seed} of {arm.name}: {error}") from error
+        raise _Lacking(f"seed {seed} of {arm.name}: {error}") from error
     if name not in stored:
-        raise _NoNumber(f"seed {seed} of {arm.name} has no {metric}")
+        raise _Lacking(f"seed {seed} of {arm.name} has no {metric}")
     values = np.asarray(stored[name], np.float64)
     if not np.isfinite(values).all():
-        raise _NoNumber(f"{metric} of {arm.name} is not finite on seed {seed}")
+        raise _Lacking(f"{metric} of {arm.name} is not finite on seed {seed}")
     if metric == "ais":
         return [int(image) for image in stored["image"]], values
     total = DATASETS[arm.cell.config.dataset].sizes[2]
@@ -437,7 +443,7 @@ def _scalar(metric: str, arm: Arm, seed: int) -> float:
     if metric == "escape_epoch" and value is None:
         return float(arm.cell.config.epochs + 1)
     if value is None:
-        raise _NoNumber(f"seed {seed} of {arm.name} has no {metric}")
+        raise _Lacking(f"seed {seed} of {arm.name} has no {metric}")
     return float(value)
 
 

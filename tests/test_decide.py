@@ -426,10 +426,10 @@ def test_an_objective_is_compared_with_ais_on_the_same_images_and_its_gap_is_sla
 
 def test_without_ais_a_claim_says_how_to_get_it(tmp_path: Path) -> None:
     planned = plan(tmp_path, "objective(cauchy, grid=original) < ais(cauchy, grid=original)")
-    verdict = only(planned, arms(planned, tmp_path, {f"cauchy {GRID}": seeds(90.0, count=20)}))
+    verdict = only(planned, arms(planned, tmp_path, {f"cauchy {GRID}": seeds(90.0)}))
     assert verdict.word == "undecided"
     assert "--estimator ais" in verdict.why
-    assert verdict.wanted is None
+    assert verdict.wanted is None  # more seeds would lack it too
 
 
 def test_smoke_and_quick_give_no_verdicts(tmp_path: Path) -> None:
