@@ -346,7 +346,7 @@ SHIPPED = {
     "smoke": 4,
     "unsuccessful": 10,
     "masks": 16,
-    "pilot": 12,
+    "pilot": 7,
     "attention": 13,
     "grid-slip": 4,
     "grid-parts": 10,
