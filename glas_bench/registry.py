@@ -59,7 +59,9 @@ class Citation:
     grey: bool = False
     """Whether its targets are grey, as those of binarisation `soft`."""
     is_elbo: bool = True
-    """Whether it is comparable with `elbo`; otherwise with `objective`."""
+    """Whether it is comparable with `elbo`; otherwise with `beside`."""
+    beside: str = "objective"
+    """Our number that it corresponds to where that is not `elbo`."""
     epochs: int | None = 250
     """Epochs of training in the original code; None where the source is another."""
     settings: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ image is an option that no configuration uses. Unlike DRAW, rows are divided by 
 
 What the write-up says happened: early canvases of GLAS look alike, where those of DRAW describe the
 whole distribution at every step; it gives no number. DRAW's own, a bound on static MNIST, is 80.97
-nats (87.40 without attention).
+nats; 87.40 without attention is unverified (`no-attention`).
 """
 
 import math

@@ -3,7 +3,8 @@
 This is DRAW without attention (Gregor et al. 2015, section 2): the read is e_t itself.
 
 Source: Akoury 2017, the value `none` of the attention option in `glas/model/attention.py`. The size
-of z is a setting: 25 as in every variant, 100 for DRAW's published number without attention.
+of z is a setting: 25 as in every variant, 100 for 87.40, a number given as DRAW's, unverified as
+one without attention.
 
 What the write-up says happened: nothing; it is a necessary baseline.
 """

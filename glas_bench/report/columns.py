@@ -314,8 +314,9 @@ def _still_gaining(cells: Sequence[TableRow]) -> list[str]:
     large = [gain for gain in gains if gain > STILL_GAINING]
     text = (
         f"{len(large)} of the {len(gains)} refits that nll comes from still gained more than "
-        f"{STILL_GAINING} nats in their last tenth, up to {max(large, default=0):.2f}: their nll "
-        "is looser by at least that much (the next table has the largest gain of each row)."
+        f"{STILL_GAINING} nats of elbo in their last tenth, up to {max(large, default=0):.2f} (the "
+        "next table has the largest gain of each row). That is before each image is fitted and "
+        "weighed, so it does not say how much looser nll is."
     )
     return [text, ""] if large else []
 

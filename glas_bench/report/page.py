@@ -54,6 +54,9 @@ NOT_COVERED = (
     "known; results at another budget neither confirm nor refute them.\n"
 )
 
+ARCHIVE = "archive/README.md"
+"""Where a folder of pages keeps those of earlier protocols."""
+
 INDEXED = ("question", "claims", "ended", *KEYS.values())
 """Columns of a csv that the index is made from."""
 
@@ -295,8 +298,8 @@ def _unlike(cell: TableRow, one: Mapping[str, Any]) -> Iterator[str]:
     if one["grey"] and first["binarisation"] != "soft":
         yield f"{first['binarisation']} targets here, grey ones there"
     if not one["is_elbo"]:
-        ours = decimal(cell.mean("objective"))
-        yield f"it corresponds to objective, which is {ours} here"
+        beside = one.get("beside", "objective")
+        yield f"it corresponds to {beside}, which is {decimal(cell.mean(beside))} here"
     if one["steps"] and first.get("params.steps") not in ("", None, str(one["steps"])):
         yield f"T = {first['params.steps']} here, {one['steps']} there"
     for key, value in one.get("departs", {}).items():
@@ -380,7 +383,8 @@ def index(out: Path) -> tuple[str, list[str]]:
                 "data": f"[csv]({path.name})",
             }
         )
-    if not entries:
-        lines += ["No runs yet: `glas-bench run --variant hellinger`.", ""]
-        return "\n".join(lines), problems
-    return "\n".join([*lines, *table(entries)]), problems
+    none = ["No runs yet: `glas-bench run --variant hellinger`.", ""]
+    lines += table(entries) if entries else none
+    if (out / ARCHIVE).is_file():
+        lines += [f"Pages of earlier protocols are in the [archive]({ARCHIVE}).", ""]
+    return "\n".join(lines), problems
