@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -79,6 +80,44 @@ _NAMES = {
 _SYNONYMS = {other: key for key, others in _NAMES.items() for other in others.split()}
 # Set by an option of that name, or by a key of a study file.
 _OPTIONS = {"seed": "seeds", "seeds": "seeds", "preset": "preset", "baseline": "baseline"}
+
+
+class AmbiguousNumberError(yaml.MarkedYAMLError):
+    """A number in base 60 or with a leading 0, which versions of YAML read differently."""
+
+
+class YamlLoader(yaml.SafeLoader):
+    """Reads what users write: 1e-3 is a number, 1:30 and 0100 raise, a date is text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own
+        first: [(tag, form) for tag, form in known if tag.endswith((":bool", ":null", ":merge"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def ambiguous(self, node: yaml.ScalarNode) -> NoReturn:
+        """Refuse a number.
+
+        Raises:
+            AmbiguousNumberError: with its line.
+        """
+        text = node.value
+        reads = "base 60" if ":" in text else "base 8"
+        raise AmbiguousNumberError(
+            problem=f"{text} would be a number in {reads} (YAML 1.1); write a decimal number "
+            f'without a leading 0 or a colon, a range as 0-2, or "{text}" in quotes for text',
+            problem_mark=node.start_mark,
+        )
+
+
+for _tag, _form in {
+    "!ambiguous": r"0[0-9_]+|[0-9][0-9_]*(:[0-9_]+)+(\.[0-9_]*)?",
+    "tag:yaml.org,2002:int": r"0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+",
+    "tag:yaml.org,2002:float": r"(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|\.inf|\.nan",
+}.items():
+    YamlLoader.add_implicit_resolver(
+        _tag, re.compile(rf"[-+]?(?:{_form})\Z"), list("-+.0123456789")
+    )
+YamlLoader.add_constructor("!ambiguous", YamlLoader.ambiguous)
 
 SCORING = frozenset({"samples", "images"})
 """Keys of a config that concern scoring only, not training."""
@@ -174,10 +213,28 @@ def check_settings(variant: Variant, values: Mapping[str, Any]) -> BaseSettings:
     Raises:
         UsageError: a value that is not allowed.
     """
+    fields = variant.cls.Settings.model_fields
+    named = {
+        key: _as_named(value, get_args(fields[key].annotation)) for key, value in values.items()
+    }
     try:
-        return variant.cls.Settings(**values)
+        return variant.cls.Settings(**named)
     except ValidationError as error:
         raise UsageError(f"{variant.name}: {explain(error, variant.cls.Settings)}") from error
+
+
+def _as_named(value: Any, names: Sequence[Any]) -> Any:
+    """Return the one of these names that writes a number: "1e-3" for 0.001."""
+    same = (name for name in names if isinstance(name, str) and same_value(name, value))
+    return value if isinstance(value, bool) else next(same, value)
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Return whether two values of a setting are the same: 1e-3, 0.001 and "1e-3" are."""
+    try:
+        return float(a) == float(b)
+    except (TypeError, ValueError):
+        return bool(a == b) or str(a) == str(b)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -195,8 +252,10 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         if key in values:
             raise UsageError(f"--set {key}: given twice")
         try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[key] = yaml.load(text, YamlLoader)
+        except AmbiguousNumberError as error:
+            raise UsageError(f"--set {pair!r}: {error.problem}") from error
+        except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"--set {pair!r}: the value is not valid YAML") from error
     return values
 

@@ -12,6 +12,7 @@ from glas_bench.config import PRESETS, SCORING, RunConfig, config_key, protocol_
 from glas_bench.errors import UsageError
 from glas_bench.model import FilterSettings, Glas
 from glas_bench.registry import Variant
+from glas_bench.study import claims
 from glas_bench.text import seed_ranges
 
 CAUCHY = registry.find("cauchy")
@@ -176,6 +177,23 @@ def test_settings_must_not_hide_a_run_s_keys() -> None:
 
     said = refusal(dataclasses.replace(CAUCHY, cls=Hiding), preset="smoke")
     assert "a setting of the name epochs" in said
+
+
+@pytest.mark.parametrize("text", ["1:30", "-1:30", "12:30:45", "1:30.5", "0100", "-07", "08", "00"])
+def test_numbers_in_base_60_and_base_8_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"{text} would be a number in base "):
+        config.parse_overrides((f"epochs={text}",))
+    with pytest.raises(UsageError, match=f"{text} would be a number in base "):
+        claims.parse(f"elbo(cauchy, epochs={text}) > 3")
+
+
+@pytest.mark.parametrize("text", ["1e-3", ".001", "0.001", "1.0E-3", "+0.001", "'1e-3'"])
+def test_a_number_is_the_same_however_it_is_written(text: str) -> None:
+    given = config.parse_overrides((f"learning_rate={text}", f"floor={text}"))
+    assert config.same_value(given["learning_rate"], 1e-3)
+    for name in ("cauchy", "draw", "grid"):
+        resolved = config.resolve(registry.find(name), overrides=given)
+        assert (resolved.learning_rate, resolved.settings["floor"]) == (1e-3, "1e-3")
 
 
 # --------------------------------------------------------------------------- seeds

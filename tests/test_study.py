@@ -122,6 +122,20 @@ def test_skips(load: Load) -> None:
     ]
 
 
+def test_a_skip_and_a_claim_know_a_number_however_it_is_written(load: Load) -> None:
+    found = load("""\
+        baseline: cauchy
+        variants: [cauchy, gaussian]
+        grid: {learning_rate: [1e-3, 1e-4], floor: [1e-3, logsumexp]}
+        skip: [{variant: gaussian, learning_rate: "0.001", reason: diverges}]
+        seeds: 0-1
+        claims:
+          - {text: t, source: s, expect: "elbo(gaussian, floor=.001) > elbo(cauchy, floor=1e-3)"}
+        """)
+    assert len(found.cells) == 6
+    assert len(found.claims[0].comparisons) == 1
+
+
 def test_another_preset_or_data_set_makes_another_study(load: Load) -> None:
     body = "variants: [cauchy, fixed-supervised]\nseeds: 0\n"
     assert load(body).name == "some"
@@ -227,6 +241,9 @@ FAULTS = [  # line, part of the message, and what follows HEAD, with " | " betwe
     (8, "Did you mean 'log'?", ONE + "space: |   learning_rate: {low: 1e-4, high: 1e-3, logg: 1}"),
     (8, "seeds 0 are reported on", ONE + "space: {steps: {low: 1, high: 3}} | tuning_seeds: 0-3"),
     (7, "no YAML", "variants: [cauchy] | seeds: [0"),
+    (6, "1:4 would be a number in base 60", "variants: [cauchy] | seeds: 1:4"),
+    (5, "0100 would be a number in base 8", "set: {epochs: 3, batch: 0100} | variants: [vae]"),
+    (7, "08 would be a number", "variants: [cauchy] | grid: |   {batch: [1e3, 08]}"),
     (7, "a key is a word", ONE + "set: {{ filled }}"),
     (7, "one yardstick", ONE + "grid: {samples: [5, 10]}"),
     (5, "given twice", "preset: smok | variants: [cauchy] | seeds: 0"),

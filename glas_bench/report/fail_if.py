@@ -12,8 +12,8 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from glas_bench.config import same_value
 from glas_bench.errors import UsageError, nearest, unknown
 from glas_bench.report.table import TableRow, value_of
 from glas_bench.study.claims import METRICS, SHARES, Term, parse
@@ -106,17 +106,9 @@ def _fits(cell: TableRow, reference: Term) -> bool:
     """Return whether a cell has the settings that a condition names."""
     for key, value in reference.settings.items():
         text = cell.settings.get(key, cell.first.get(f"params.{key}", ""))
-        if text != setting(value) and _as_number(text) != _as_number(value):
+        if not same_value(text, setting(value)):
             return False
     return True
-
-
-def _as_number(value: Any) -> float:
-    """Return a setting as a number; nan, which equals nothing, where it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _why_none(cell: TableRow, metric: str) -> str:

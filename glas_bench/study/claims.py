@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from glas_bench.config import AmbiguousNumberError, YamlLoader
 from glas_bench.errors import UsageError, nearest, unknown
 
 
@@ -217,8 +218,10 @@ def _term(sign: int, metric: str, inside: str) -> Term:
         if key in settings:
             raise UsageError(f"{key} is named twice in ({inside})")
         try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            settings[key] = yaml.load(value, YamlLoader)
+        except AmbiguousNumberError as error:
+            raise UsageError(f"{part!r}: {error.problem}") from error
+        except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"{part!r}: the value cannot be read") from error
     if metric == "share" and condition is None:
         raise UsageError(

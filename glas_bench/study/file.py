@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from glas_bench import sequential
-from glas_bench.config import PRESETS, parse_seeds
+from glas_bench.config import PRESETS, AmbiguousNumberError, YamlLoader, parse_seeds
 from glas_bench.errors import UsageError, nearest, unknown
 
 Loc = tuple[int | str, ...]
@@ -198,11 +198,11 @@ def _check_at_most(file: StudyFile, source: Source, key: str, dimension: Dimensi
 def _read_yaml(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=YamlLoader)
         lines: dict[Loc, int] = {(): 1}
         if node is not None:
             _mark(path, node, (), lines)
-        return Source(path, yaml.safe_load(text), lines)
+        return Source(path, yaml.load(text, YamlLoader), lines)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -210,7 +210,8 @@ def _read_yaml(path: Path) -> Source:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: no YAML: {error.problem or error.context}") from error
+        what = "" if isinstance(error, AmbiguousNumberError) else "no YAML: "
+        raise UsageError(f"{path}{line}: {what}{error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no YAML: {error}") from error
 

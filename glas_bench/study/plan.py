@@ -162,10 +162,6 @@ def find(reference: str) -> Path:
     raise unknown("study", reference, shipped())
 
 
-def _same(a: Any, b: Any) -> bool:
-    return bool(a == b) or str(a) == str(b)
-
-
 def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Return every combination of the values of some axes."""
     for values in itertools.product(*axes.values()):
@@ -318,7 +314,10 @@ class _Planner:
                 continue
             if not wanted:
                 raise self.source.error(("skip", index), "name an axis, or settings: key: value")
-            if all(key in params and _same(params[key], value) for key, value in wanted.items()):
+            if all(
+                key in params and config.same_value(params[key], value)
+                for key, value in wanted.items()
+            ):
                 self._skip(index, Skipped(variant, params, None, self._reason(index)))
                 return True
         return False
@@ -519,7 +518,9 @@ class _Planner:
         if any(
             skipped.variant == variant.name
             and skipped.axis is None
-            and all(_same(values.get(key), value) for key, value in skipped.params.items())
+            and all(
+                config.same_value(values.get(key), value) for key, value in skipped.params.items()
+            )
             for skipped in self.skipped
         ):
             return None
