@@ -75,7 +75,7 @@ def start(glas: Glas, workers: int, text: str, **environment: object) -> subproc
 
 def run_job(path: Path, glas: Glas, key: str) -> None:
     """Do the job of a worker process on a CPU."""
-    job = worker.Job(str(path), None, None, None, str(glas.results), "cpu", key, None)
+    job = worker.Job(str(path), None, None, None, str(glas.results), "cpu", key, None, {}, None)
     worker.run_job(job, lambda event: None)
 
 
@@ -354,8 +354,9 @@ def test_cells_left_by_workers_that_died_are_no_success(glas: Glas) -> None:
     queue, _ = planned(glas, TINY)
     counts = status_of(queue)["counts"]
     lost = [(1, "worker 0 was killed by signal 9")]
-    assert sweeping.exit_code(counts, lost, 4) == 1
-    assert sweeping.exit_code(counts, [], 4) == 0  # as many trials as were asked for
+    assert sweeping.exit_code(counts, lost, limited=True) == 1
+    assert sweeping.exit_code(counts, [], limited=True) == 0  # as many trials as were asked for
+    assert sweeping.exit_code(counts, [], limited=False) == 1
 
 
 # --------------------------------------------------------------------------- changed studies
