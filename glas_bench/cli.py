@@ -185,7 +185,9 @@ def run(as_json: bool, **given: Any) -> None:
 @click.option("--max-trials", type=click.IntRange(min=1), help="Limit for the study's whole life.")
 @click.option("--decide", is_flag=True, help="Add seeds until each claim is decided or cannot be.")
 @click.option(
-    "--max-hours", type=click.FloatRange(min=0, min_open=True), help="Then begin no cell."
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="After that, finish the seeds that run and stop.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the planned cells, and run nothing.")
 @click.option("--extend", is_flag=True, help="Accept a changed study; run only the new cells.")

@@ -31,6 +31,7 @@ from glas_bench.record import SeedRecord, load_run
 from glas_bench.sequential import Difference, Share, ShareDifference
 from glas_bench.study import Cell, Study
 from glas_bench.study.claims import METRICS, Claim, Comparison, Term
+from glas_bench.text import setting
 
 Array = npt.NDArray[np.float64]
 Evidence = Difference | ShareDifference | Share
@@ -217,18 +218,23 @@ def summary(verdicts: Sequence[Mapping[str, Any]]) -> str:
     return f"{done} of {len(verdicts)} claims decided"
 
 
-def line(one: Mapping[str, Any]) -> str:
-    """Return a verdict's document as a line: what is claimed, the word, the look, the interval."""
-    at = "".join(f", {key}={value}" for key, value in one["at"].items())
-    text = f"{one['expect']}{at}: {one['verdict']}"
+def heading(one: Mapping[str, Any]) -> str:
+    """Return the number and the text of a verdict's document: what is claimed, and where."""
+    at = "".join(f", {key}={setting(value)}" for key, value in one["at"].items())
+    return f"claim {one['claim']}: {' '.join(one['expect'].split())}{at}"
+
+
+def finding(one: Mapping[str, Any]) -> str:
+    """Return the word of a verdict's document, the look, and the interval."""
     looks = [look for look in one["looks"] if look["low"] is not None]
-    if looks:
-        last, unit = looks[-1], "" if one["unit"] == "share" else f" {one['unit']}"
-        text += (
-            f" at look {last['number']} of {len(one['planned'])} ({last['seeds']} seeds): "
-            f"{last['estimate']:+.2f}{unit} [{last['low']:+.2f}, {last['high']:+.2f}]"
-        )
-    return "; ".join([text, *(part for part in (one["why"], one["outlook"]) if part)])
+    if not looks:
+        return str(one["verdict"])
+    last, unit = looks[-1], "" if one["unit"] == "share" else f" {one['unit']}"
+    return (
+        f"{one['verdict']} at look {last['number']} of {len(one['planned'])} "
+        f"({last['seeds']} seeds): "
+        f"{last['estimate']:+.2f}{unit} [{last['low']:+.2f}, {last['high']:+.2f}]"
+    )
 
 
 # --------------------------------------------------------------------------- one comparison

@@ -18,11 +18,19 @@ from glas_bench.runs.cells import check_results
 from glas_bench.runs.cost import core_hours
 from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell, Study
-from glas_bench.sweep import storage
+from glas_bench.study.claims import Claim
+from glas_bench.sweep import storage, worker
 from glas_bench.sweep.database import Database, StorageDown
-from glas_bench.sweep.plan import Document, Plan, digest, plan_document
+from glas_bench.sweep.plan import VERSIONS, Document, Plan, digest, other_versions, plan_document
 from glas_bench.sweep.queue import Queue
-from glas_bench.sweep.status import seconds_left, skipped_line, status_document, table
+from glas_bench.sweep.status import (
+    seconds_at_most,
+    seconds_left,
+    skipped_line,
+    status_document,
+    table,
+    wrapped,
+)
 from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import make_view
 from glas_bench.sweep.worker import Job, finished, work
@@ -53,7 +61,7 @@ class Request:
     decide: bool = False
     """Whether to add seeds for undecided claims."""
     max_hours: float | None = None
-    """After which no cell is begun."""
+    """After which no seed is begun."""
     device: str = "cpu"
     mirror: bool = False
 
@@ -132,23 +140,30 @@ class Sweep:
     mirror: Mirror | None = None
     until: float | None = None
     """Unix time from which on no trial is begun."""
-    judged: list[Document] | None = None
-    """The verdicts on its claims; None where they are to be read again."""
+    judged: tuple[list[Document], list[Document]] = ([], [])
+    """Cells of the status document, and the verdicts on claims when they were so."""
 
     def __post_init__(self) -> None:
         if self.request.max_hours is not None:
             self.until = time.time() + 3600 * self.request.max_hours
 
-    def enqueue(self) -> None:
+    def enqueue(self, again: bool = False) -> None:
         """Store the plan and its trials; end those whose results are there, repeat lost ones.
+
+        `again` where this command did so before: what has failed since is not repeated.
 
         Raises:
             UsageError: the study has another plan and is not to be extended.
         """
         if self.request.decide:
             self.plan = self.plan.with_seeds(self.seeds_to_run())
-        plan, retry, decides = self.plan, self.request.retry == "failed", self.request.decide
-        self.queue.plan(plan, extend=self.request.extend, retry_failed=retry, more_seeds=decides)
+        request = self.request
+        self.plan = plan = self.queue.plan(
+            self.plan,
+            extend=request.extend,
+            retry_failed=request.retry == "failed" and not again,
+            more_seeds=request.decide,
+        )
         self.queue.settle(plan, lambda trial: finished(plan, trial))
         self.lost = self.queue.renew(plan, self.is_gone)
 
@@ -186,13 +201,12 @@ class Sweep:
                     if event["event"] == "begin" and self.plan.cells[event["cell"]].searched:
                         with contextlib.suppress(RunError):  # it is noted again at the end
                             self.note()
-                    if event["event"] == "end":
-                        self.judged = None
                     view.show(event)
 
                 try:
                     problems += self.work(on_event)
-                    while not problems and self.add_seeds():
+                    while not problems and (added := self.add_seeds()):
+                        view.say(added)
                         problems += self.work(on_event)
                 except StorageDown as error:
                     problems.append((3, f"{error}; the run folders have everything: sweep again"))
@@ -233,37 +247,44 @@ class Sweep:
         threads = max(cell.config.threads for cell in self.plan.study.cells)
         return default_workers(self.device, left, threads)
 
-    def status(self) -> tuple[Document, float | None]:
-        """Return the status document of the planned study, and the seconds left."""
+    def status(self) -> tuple[Document, float | None, float | None]:
+        """Return the status document, and the seconds left: of what is planned, and at most."""
         read = self.queue.read(self.plan.name)
         assert read is not None
         document = status_document(*read)
-        if self.judged is None:
-            self.judged = verdicts(self.plan.study, document, self.plan.results)
-        return {**document, "claims": self.judged}, seconds_left(*read, document)
+        loaded, (cells, judged) = self.plan.study, self.judged
+        if cells != document["cells"]:
+            judged = verdicts(loaded, document, self.plan.results)
+            self.judged = document["cells"], judged
+        most = None
+        if self.request.decide:
+            longest = decide.seeds_at(loaded, loaded.looks[-1])
+            wanting = {cell for one in judged if one["wanted"] for cell in one["cells"]}
+            most = seconds_at_most(*read, dict.fromkeys(wanting, longest))
+        return {**document, "claims": judged}, seconds_left(*read, document), most
 
     def seeds_to_run(self) -> dict[str, list[int]]:
-        """Return by cell the seeds that its claims' looks take, and those that are planned."""
-        study = self.plan.study
-        keys = {cell.name: cell.key for cell in self.plan.cells.values()}
-        judged = decide.judge(study, decide.arms_in(study, keys, self.plan.results))
-        seeds = decide.seeds_to_run(study, judged)
-        stored = self.queue.read(self.plan.name)
-        for entry in stored[0]["cells"] if stored else ():
-            if len(entry["seeds"]) > len(seeds.get(entry["cell"], ())):
-                seeds[entry["cell"]] = entry["seeds"]
-        return seeds
+        """Return by cell the seeds that its claims' looks take."""
+        loaded = self.plan.study
+        keys: dict[str, str | None] = {cell.name: cell.key for cell in self.plan.cells.values()}
+        if self.plan.searches and (read := self.queue.read(self.plan.name)):
+            found = {cell["cell"]: cell["config_key"] for cell in status_document(*read)["cells"]}
+            keys |= {name: found.get(name) for name in self.plan.searches}
+        judged = decide.judge(loaded, decide.arms_in(loaded, keys, self.plan.results))
+        return decide.seeds_to_run(loaded, judged)
 
-    def add_seeds(self) -> bool:
-        """Plan the seeds of the next looks; return whether there are any."""
-        over = self.until is not None and time.time() >= self.until
-        if not self.request.decide or signals.requested() or over:
-            return False
-        seeds = self.seeds_to_run()
-        if seeds == {cell.name: list(cell.seeds) for cell in self.plan.study.cells}:
-            return False
-        self.enqueue()
-        return True
+    def add_seeds(self) -> str:
+        """Plan the seeds of the next looks; return which, as a line; empty where there are none."""
+        if not self.request.decide or signals.requested() or worker.is_over(self.until):
+            return ""
+        before = {cell.name: set(cell.seeds) for cell in self.plan.study.cells}
+        new = {cell: set(seeds) - before[cell] for cell, seeds in self.seeds_to_run().items()}
+        if not any(new.values()):
+            return ""
+        self.enqueue(again=True)
+        more = ", ".join(f"{cell} {seed_ranges(list(each))}" for cell, each in new.items() if each)
+        judged = self.status()[0]["claims"]
+        return f"{decide.summary(judged)}; the next look takes seeds of {more}"
 
     def note(self) -> list[Path]:
         """Write down what the study is and which run folders are its own; mirror and return them.
@@ -293,24 +314,31 @@ class Sweep:
         """Return the status of all cells, and what went wrong."""
         reasons = [reason for _, reason in problems]
         try:
-            document, _ = self.status()
+            document, *_ = self.status()
         except StorageDown as error:
             code = signals.exit_code() if signals.requested() else 3
             document = {"study": self.plan.name, "cells": []}
             return Answer(self.plan.name, document, code, reasons or [str(error)])
         limited = self.request.max_trials is not None or self.until is not None
         code = exit_code(document["counts"], problems, limited)
-        return Answer(table(document), {**document, "problems": reasons}, code, reasons)
+        text = table(document)
+        left = _left(document["counts"]) or any(one["wanted"] for one in document["claims"])
+        if worker.is_over(self.until) and left:
+            text += "\n--max-hours is over; the same command goes on"
+        return Answer(text, {**document, "problems": reasons}, code, reasons)
 
 
 def exit_code(counts: Mapping[str, int], problems: Sequence[Problem], limited: bool) -> int:
     """Return the exit code of a sweep of so many cells by status; `limited` may leave some."""
     if signals.requested():
         return signals.exit_code()
-    left = counts.get("waiting", 0) + counts.get("running", 0)
-    if left and (problems or not limited):
+    if _left(counts) and (problems or not limited):
         return max((code for code, _ in problems), default=1)
     return 3 if counts.get("failed") or any(code == 3 for code, _ in problems) else 0
+
+
+def _left(counts: Mapping[str, int]) -> int:
+    return counts.get("waiting", 0) + counts.get("running", 0)
 
 
 # --------------------------------------------------------------------------- dry run, status
@@ -320,6 +348,8 @@ def dry_run(request: Request) -> Answer:
     """Lay a study out and run nothing; neither data nor database is opened."""
     storage.refuse_password(request.storage)
     loaded = request.load()
+    if request.decide:
+        _check_decidable(request, loaded)
     rows = []
     for cell in loaded.cells:
         about = cell.not_applicable and f"not applicable: {cell.not_applicable}"
@@ -334,7 +364,7 @@ def dry_run(request: Request) -> Answer:
     lines = [
         *(f"{name.ljust(width)}  {about}".rstrip() for name, about in rows),
         *(skipped_line(skip) for skip in plan["skipped"]),
-        *(f"claim: {each.expect}  ({len(each.comparisons)} comparisons)" for each in loaded.claims),
+        *(line for claim in loaded.claims for line in _claim_lines(claim)),
         f"{loaded.name}: {len(loaded.cells)} cells, {runs} runs of a seed",
     ]
     prices = _prices(loaded) if loaded.verdicts and loaded.claims else {}
@@ -351,6 +381,21 @@ def dry_run(request: Request) -> Answer:
         "cells": [{key: cell[key] for key in shown} for cell in plan["cells"]],
     }
     return Answer("\n".join(lines), document)
+
+
+def _claim_lines(claim: Claim) -> list[str]:
+    """Return a claim, and below it how often and how it is judged."""
+    text = f"claim {claim.number}: {' '.join(claim.expect.split())}"
+    about = []
+    if len(claim.comparisons) > 1:
+        about.append(f"{len(claim.comparisons)} comparisons")
+    if claim.margin:
+        about.append(f"margin {claim.margin:g} {claim.expectation.unit}")
+    if claim.among_escaped:
+        about.append("among seeds that left the mean image")
+    if claim.preset:
+        about.append(f"judged with preset {claim.preset} alone")
+    return [*wrapped(text), *(wrapped(", ".join(about), "    ") if about else [])]
 
 
 def _prices(loaded: Study) -> dict[str, float]:
@@ -396,9 +441,25 @@ def status(request: Request) -> Answer:
             raise unknown("study", name, {*known, *study.shipped()})
         read = plan_document(loaded, loaded.cells), []
     document = status_document(*read)
+    if (versions := other_versions(read[0], loaded)) and document["counts"].get("complete"):
+        document["outdated"] = _outdated(document, versions)
     if loaded is not None:
         document["claims"] = verdicts(loaded, document, request.results)
     return Answer(table(document), document)
+
+
+def _outdated(document: Document, versions: Mapping[str, int | None]) -> str:
+    """Return a line on cells that another version of this package planned."""
+    then, now = (
+        f"core {each['core_version']}, protocol {each['protocol_version']}"
+        for each in (versions, VERSIONS)
+    )
+    return (
+        f"{document['counts']['complete']} of {len(document['cells'])} cells were made by another "
+        "version of the training core or protocol "
+        f"({'an older one' if None in versions.values() else then}; now {now}) "
+        "and are not what the study now plans; sweep --extend runs them again"
+    )
 
 
 def verdicts(loaded: Study, document: Document, results: Path) -> list[Document]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glas_bench import data
+from glas_bench.config import CORE_VERSION, PROTOCOL_VERSION
 from glas_bench.study import Cell, Study
 from glas_bench.sweep.trial import Trial, search_name
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from glas_bench.data import Splits
 
 Document = dict[str, Any]
+
+VERSIONS = {"core_version": CORE_VERSION, "protocol_version": PROTOCOL_VERSION}
+"""What a plan is laid out by; it is part of every cell's key and protocol."""
 
 
 class Plan:
@@ -91,6 +95,7 @@ def plan_document(study: Study, cells: Iterable[Cell]) -> Document:
     as_they_are = ("name", "question", "version", "preset", "dataset", "seeds", "tuning_seeds")
     document = {
         **{key: getattr(study, key) for key in (*as_they_are, "trials")},
+        **VERSIONS,
         "space": {key: each.model_dump(exclude_none=True) for key, each in study.space.items()},
         "cells": [_entry(cell) for cell in cells],
         "skipped": [asdict(each) for each in study.skipped],
@@ -124,11 +129,26 @@ def digest(document: Document, seeds: bool = True) -> str:
 
     Without `seeds` it is that of the plan with any number of seeds.
     """
-    hashed = {key: value for key, value in document.items() if key not in ("question", "skipped")}
+    without = {"question", "skipped", *VERSIONS} | (set() if seeds else {"seeds"})
+    hashed = {key: value for key, value in document.items() if key not in without}
     if not seeds:
         hashed["cells"] = [{**cell, "seeds": None} for cell in document["cells"]]
     hashed["claims"] = [each["expect"] for each in document["claims"]]
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+
+def other_versions(document: Document, study: Study | None) -> dict[str, int | None]:
+    """Return the versions that laid a stored plan out, where they are not those of now; else {}.
+
+    A plan that was stored without them is an older one, unless its protocols are those that the
+    study has now.
+    """
+    versions = {key: document.get(key) for key in VERSIONS}
+    if None in versions.values() and study is not None:
+        now = {cell.name: cell.protocol for cell in study.cells}
+        if any(now.get(cell["cell"]) == cell["protocol"] for cell in document["cells"]):
+            return {}
+    return {} if versions == VERSIONS else versions
 
 
 def differences(old: Document, new: Document) -> list[str]:
@@ -152,8 +172,8 @@ def differences(old: Document, new: Document) -> list[str]:
     expected = [[each["expect"] for each in plan["claims"]] for plan in (old, new)]
     if expected[0] != expected[1]:
         lines.append("other claims")
-    for key in ("version", "preset", "dataset", "space", "trials", "tuning_seeds"):
-        if old[key] != new[key]:
+    for key in (*VERSIONS, "version", "preset", "dataset", "space", "trials", "tuning_seeds"):
+        if key in old and old[key] != new[key]:
             lines.append(f"{key} {json.dumps(new[key])} where it was {json.dumps(old[key])}")
     return lines
 

@@ -61,10 +61,11 @@ class Queue:
     @_exclusive
     def plan(
         self, plan: Plan, *, extend: bool, retry_failed: bool, more_seeds: bool = False
-    ) -> None:
-        """Store the plan, and add the trials that it wants and the database has not.
+    ) -> Plan:
+        """Store the plan, add the trials that it wants and the database has not; return the plan.
 
-        With `more_seeds` it may differ from the stored plan in the seeds of its cells.
+        With `more_seeds` it may differ from the stored plan in the seeds of its cells, and takes
+        over those that the stored plan has.
 
         Raises:
             UsageError: the study has another plan and is not to be extended.
@@ -72,11 +73,16 @@ class Queue:
         self.database.make_study(plan.name)
         old = self.database.plan(plan.name)
         seeds = not more_seeds
+        if old and more_seeds:
+            plan = plan.with_seeds(_with_stored(plan, old))
         if old and digest(old, seeds) != digest(plan.document, seeds) and not extend:
             lines = "\n  ".join(differences(old, plan.document) or ["settings of its cells"])
+            hint = ""
+            if plan.study.claims and digest(old, False) == digest(plan.document, False):
+                hint = "With --decide it keeps the seeds that it has and adds those it needs. "
             raise UsageError(
                 f"study {plan.name} is planned already, and not as {plan.study.path} says:\n"
-                f"  {lines}\nWith --extend what is new is run and the new plan takes the old "
+                f"  {lines}\n{hint}With --extend what is new is run and the new plan takes the old "
                 "one's place; under another name it is a study of its own."
             )
         if old != plan.document:
@@ -87,6 +93,7 @@ class Queue:
         if retry_failed:
             for study in plan.studies:
                 self._repeat(study, lambda trial: trial.status == "failed" and trial.cell != "")
+        return plan
 
     def _reconcile(self, plan: Plan) -> None:
         """Add trials of the seeds that no trial has; withdraw waiting ones that are not wanted."""
@@ -255,3 +262,14 @@ class Queue:
             return self.database.through(read, PATIENCE_AT_FIRST)
         finally:  # it may be called from a thread that ends
             self.database.storage.remove_session()
+
+
+def _with_stored(plan: Plan, old: Document) -> dict[str, list[int]]:
+    """Return by cell its seeds and those that the stored plan has of the same cell."""
+    same = (
+        (entry, stored)
+        for stored in old["cells"]
+        if (entry := plan.entries.get(stored["cell"]))
+        and (entry["key"], entry["protocol"]) == (stored["key"], stored["protocol"])
+    )
+    return {entry["cell"]: sorted({*entry["seeds"], *stored["seeds"]}) for entry, stored in same}

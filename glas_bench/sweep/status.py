@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +52,7 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
         "status": status,
         "seeds": [{"seed": seed, "status": status} for seed, status in seeds.items()],
         "reason": "; ".join(reasons) or None,
-        "config_key": own[-1].key if own else entry["key"],
+        "config_key": own[-1].key if own else None if entry["searched"] else entry["key"],
         **({"worker": workers[0]} if workers else {}),
         **_means(own),
     }
@@ -88,6 +89,16 @@ def _search(
     return "running" if running else "waiting", [reason], running
 
 
+def seconds_at_most(
+    plan: Document, trials: Sequence[Trial], seeds: Mapping[str, Sequence[int]]
+) -> float | None:
+    """Return about how long the rest would take if cells had these seeds."""
+    entries = plan["cells"]
+    cells = [{**each, "seeds": seeds.get(each["cell"], each["seeds"])} for each in entries]
+    plan = {**plan, "cells": cells}
+    return seconds_left(plan, trials, status_document(plan, trials))
+
+
 def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> float | None:
     """Return about how long the rest takes, or None where nothing is known yet.
 
@@ -117,11 +128,22 @@ def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> f
 # --------------------------------------------------------------------------- as text
 
 
-def summary(status: Document) -> str:
-    """Return how many cells have each status, in one line."""
+WIDTH = 79
+"""Columns of text below a table."""
+
+
+def summary(status: Document, ended: int = 0) -> str:
+    """Return how many cells have each status, how many seeds are over and claims decided.
+
+    `ended` are seeds that are over and that the document does not count yet.
+    """
     counts = ", ".join(f"{count} {name}" for name, count in status["counts"].items())
     text = f"{len(status['cells'])} cells: {counts.replace('_', ' ')}"
-    return f"{text}; {decide.summary(status['claims'])}" if status.get("claims") else text
+    if not status.get("claims"):
+        return text
+    seeds = [each["status"] for cell in status["cells"] for each in cell["seeds"]]
+    done = ended + sum(each in FINISHED for each in seeds)
+    return f"{text}; {done} of {len(seeds)} seeds; {decide.summary(status['claims'])}"
 
 
 def row(cell: Document) -> list[str]:
@@ -141,9 +163,31 @@ def table(status: Document) -> str:
     notes = [f"{cell['cell']}: {cell['reason']}" for cell in status["cells"] if cell["reason"]]
     notes += [skipped_line(skip) for skip in status["skipped"]]
     lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows])
-    claims = [decide.line(one) for one in status.get("claims", ())]
+    notes += wrapped(status.get("outdated", ""))
+    claims = [line for one in status.get("claims", ()) for line in claim_lines(one)]
     parts = [[f"{status['study']}: {status['question']}"], lines, notes, claims, [summary(status)]]
     return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def claim_lines(one: Mapping[str, Any]) -> list[str]:
+    """Return a claim and, indented below it, its verdict, why, and what more seeds would do."""
+    below = [decide.finding(one), *one["why"].split("; "), *one["outlook"].split("; ")]
+    return [
+        *wrapped(decide.heading(one)),
+        *(line for part in below if part for line in wrapped(part, "    ")),
+    ]
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Return a text as lines that fit a terminal."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def skipped_line(skip: Mapping[str, Any]) -> str:

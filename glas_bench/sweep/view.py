@@ -11,8 +11,9 @@ import time
 from typing import Any
 
 from glas_bench.display import Shown, on_terminal
+from glas_bench.record import FINISHED
 from glas_bench.sweep import status
-from glas_bench.text import duration, number
+from glas_bench.text import duration, number, seed_ranges
 
 STYLES = {"running": "bold", "failed": "red", "waiting": "dim", "not_applicable": "dim"}
 
@@ -31,30 +32,48 @@ class View(Shown):
         self.counted, self.counts = time.monotonic(), ""  # when they were shown last, and which
         self.cells: list[dict[str, Any]] = []
         self.caption = ""
+        self.ended: set[tuple[str, int]] = set()  # cell and seed, of trials that still run
 
     def show(self, event: dict[str, Any]) -> None:
         """Show a worker's event."""
         kind = event["event"]
         if kind == "begin":
-            self.say(f"{event['name']}: running")
+            self.say(f"{event['name']}: running{_seeds(event)}")
         elif kind == "back":
             self.say(f"{event['cell']}: given back, {event['reason']}")
         elif kind == "end":
             self.say(f"{event['name']}: {ending(event)}")
-        self._say_note(event)
+        self._note(event)
 
-    def _say_note(self, event: dict[str, Any]) -> None:
-        if event["event"] == "lost":
+    def _note(self, event: dict[str, Any]) -> None:
+        """Count a seed that is over; say what is worth a line on any display."""
+        if event["event"] == "seed" and event["of"].get("status") in FINISHED:
+            self.ended.add((event["cell"], event["seed"]))
+        elif event["event"] == "lost":
             self.say(event["reason"])
         elif event["event"] == "seed" and event["of"]["event"] == "note":
             self.say(f"{event['name']}: {event['of']['text']}")
 
-    def refresh(self, document: dict[str, Any], left: float | None) -> None:
-        """Show the document of `status`, and about how many seconds are left, if known."""
+    def refresh(
+        self, document: dict[str, Any], left: float | None, most: float | None = None
+    ) -> None:
+        """Show the document of `status`, and about how many seconds are left, if known.
+
+        Where claims get seeds until they are decided, `left` is of the seeds planned by now, and
+        `most` of those to the last look of all claims that are undecided.
+        """
         self.cells = document["cells"]
-        self.caption = status.summary(document)
+        open_seeds = {
+            (cell["cell"], each["seed"])
+            for cell in self.cells
+            for each in cell["seeds"]
+            if each["status"] not in FINISHED
+        }
+        self.caption = status.summary(document, len(self.ended & open_seeds))
         if left:
             self.caption += f"; about {duration(left)} left"
+        if left and most and most > left:
+            self.caption += f" to the next look, {duration(most)} to the last one"
         if time.monotonic() - self.counted >= self.EVERY and self.caption != self.counts:
             self.counted, self.counts = time.monotonic(), self.caption
             self.say(self.caption)
@@ -87,16 +106,18 @@ class Table(View):
                 self.progress[event["cell"]] = f"seed {event['seed']}: {progress}"
         elif kind in ("end", "back"):
             self.progress.pop(event["cell"], None)
-        self._say_note(event)
+        self._note(event)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
 
     def render(self) -> Any:
         """Return the table as it is now; of a long study, failed and running cells first."""
+        from rich.console import Group
         from rich.table import Table as Grid
+        from rich.text import Text
 
-        grid = Grid(box=None, pad_edge=False, caption=self.caption or None, caption_justify="left")
+        grid = Grid(box=None, pad_edge=False)
         for column in ("cell", "status", "seeds", "nll"):
             grid.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
         grid.add_column("", no_wrap=True, overflow="ellipsis")
@@ -105,7 +126,7 @@ class Table(View):
             shown = {**cell, "status": "running"} if here else cell
             note = here or (cell["status"] == "running" and cell.get("worker")) or cell["reason"]
             grid.add_row(*status.row(shown), note or "", style=STYLES.get(shown["status"]))
-        return grid
+        return Group(grid, Text(self.caption, style="italic"))
 
 
 def _window(cells: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
@@ -113,6 +134,12 @@ def _window(cells: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     rank = {"running": 0, "failed": 1, "waiting": 2, "complete": 3}
     order = sorted(range(len(cells)), key=lambda i: (rank.get(cells[i]["status"], 4), i))
     return [cells[index] for index in sorted(order[:rows])]
+
+
+def _seeds(event: dict[str, Any]) -> str:
+    """Return the seeds of a trial that begins."""
+    seeds = event.get("seeds")
+    return f", seed{'s' * (len(seeds) > 1)} {seed_ranges(seeds)}" if seeds else ""
 
 
 def _progress(event: dict[str, Any]) -> str | None:

@@ -48,7 +48,7 @@ class Job:
     by_cell: dict[str, list[int]]
     """Seeds of each cell."""
     until: float | None
-    """Unix time from which on no trial is begun."""
+    """Unix time from which on no trial is begun, and no further seed of one."""
 
 
 def work(
@@ -66,7 +66,7 @@ def work(
         queue: where its trials are.
         device: where to train.
         most: trials of the study's whole life, if limited.
-        until: Unix time from which on no trial is begun.
+        until: Unix time from which on no trial is begun, and no further seed of one.
         on_event: called with `{"event": "begin" | "seed" | "end" | "back" | "wait", "cell", ...}`.
 
     Raises:
@@ -79,7 +79,7 @@ def work(
         queue.give_back(trial)
         on_event({"event": "back", "cell": trial.cell, "reason": reason})
 
-    while not signals.requested() and (until is None or time.time() < until):
+    while not signals.requested() and not is_over(until):
         cells.check_results(plan.results)
         trial, others = queue.claim(plan, most, elsewhere)
         if trial is None:
@@ -89,10 +89,11 @@ def work(
             _rest(min(POLL, 2 * queue.database.beat))
             elsewhere.clear()
             continue
-        on_event({"event": "begin", "cell": trial.cell, "name": trial.name})
+        begun = {"event": "begin", "cell": trial.cell, "name": trial.name, "seeds": trial.seeds}
+        on_event(begun)
         try:
             with queue.beating(trial):
-                ended = run_trial(plan, trial, device, on_event)
+                ended = run_trial(plan, trial, device, on_event, until)
         except AlreadyRunning as error:
             give_back(trial, str(error))
             elsewhere.append(trial.cell)
@@ -107,7 +108,7 @@ def work(
             traceback.print_exc()
             ended = replace(trial, status="failed", reason=f"{type(error).__name__}: {error}")
         if ended.status == "interrupted":
-            give_back(trial, "asked to stop")
+            give_back(trial, "asked to stop" if signals.requested() else "the time is over")
             continue
         if ended.status == "failed":
             try:  # where all that is left would fail as well, it was hardly the cell's fault
@@ -120,6 +121,11 @@ def work(
         on_event({"event": "end", "name": trial.name, **asdict(ended)})
 
 
+def is_over(until: float | None) -> bool:
+    """Return whether a Unix time has come."""
+    return until is not None and time.time() >= until
+
+
 def _rest(seconds: float) -> None:
     """Sleep, unless asked to stop."""
     until = time.monotonic() + seconds * (0.75 + random.random() / 2)
@@ -130,8 +136,12 @@ def _rest(seconds: float) -> None:
 # --------------------------------------------------------------------------- one trial
 
 
-def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial:
+def run_trial(
+    plan: Plan, trial: Trial, device: str, on_event: OnEvent, until: float | None = None
+) -> Trial:
     """Run a trial's seeds; return it with how it ended: complete, failed or interrupted.
+
+    Where seeds run one after another, none is begun from the Unix time `until` on.
 
     Raises:
         AlreadyRunning: another process works in the cell's folder.
@@ -149,6 +159,8 @@ def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial
     apart = device == "cpu" and environment.cores() < 2 * cell.config.threads
     outcomes: dict[tuple[str, int], dict[str, Any]] = {}
     for seeds in [(seed,) for seed in cell.seeds] if apart else [cell.seeds]:
+        if outcomes and is_over(until):
+            break
         outcomes |= cells.run_cells(
             [cell.with_seeds(seeds)],
             plan.splits(cell.config),
@@ -157,7 +169,8 @@ def run_trial(plan: Plan, trial: Trial, device: str, on_event: OnEvent) -> Trial
             preset=plan.study.preset,
             watch=watch,
         )
-    by_seed = {seed: outcomes[cell.key, seed] for seed in cell.seeds}
+    left = {"status": "interrupted"}
+    by_seed = {seed: outcomes.get((cell.key, seed), left) for seed in cell.seeds}
     ended = end_of(trial, cell, plan.results, by_seed)
     return replace(ended, seconds=time.monotonic() - began, worked=worked)
 
