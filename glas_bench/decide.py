@@ -213,9 +213,13 @@ def seeds_to_run(study: Study, verdicts: Sequence[Verdict]) -> dict[str, list[in
 
 
 def summary(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """Return how many of the comparisons are decided, in a few words; takes their documents."""
-    done = sum(one["verdict"] not in ("undecided", NO_VERDICT) for one in verdicts)
-    return f"{done} of {len(verdicts)} claims decided"
+    """Return how many of the comparisons that are judged here are decided, from their documents.
+
+    Empty where none is judged.
+    """
+    words = [one["verdict"] for one in verdicts if one["verdict"] != NO_VERDICT]
+    decided = sum(word != "undecided" for word in words)
+    return f"{decided} of {len(words)} claims decided" if words else ""
 
 
 def heading(one: Mapping[str, Any]) -> str:

@@ -177,7 +177,8 @@ def test_status_before_the_first_sweep_and_of_no_study(glas: Glas) -> None:
     assert set(statuses(ended).values()) == {"waiting"}
     assert not glas.results.exists()
     text = glas.here("status", "filter_size", "--preset", "smoke")
-    assert "24 cells: 24 waiting" in text.out
+    assert "12 cells: 12 waiting" in text.out
+    assert "5 claims: no verdict; smoke is a look at the harness" in text.out
     wrong = glas.here("status", "filtr-size")
     assert wrong.code == 2
     assert "Did you mean 'filter-size'?" in wrong.err
@@ -186,11 +187,12 @@ def test_status_before_the_first_sweep_and_of_no_study(glas: Glas) -> None:
 def test_a_dry_run_prints_the_cells_and_opens_nothing(glas: Glas) -> None:
     ended = glas.here("sweep", "filter_size", "--dry-run", "--preset", "smoke")
     assert ended.code == 0
-    assert "against cauchy filter_size=9 grid=centred" in ended.out
-    assert ended.out.rstrip().endswith("filter-size@smoke: 24 cells, 384 runs of a seed")
+    assert "\ncauchy filter_size=1 grid=centred\n" in ended.out
+    assert "\nclaim 2: " in ended.out
+    assert ended.out.rstrip().endswith("filter-size@smoke: 12 cells, 60 runs of a seed")
     assert not glas.results.exists()
     document = glas.here("sweep", "filter_size", "--dry-run", "--json").json
-    assert (document["count"], len(document["cells"])) == (24, 24)
+    assert (document["count"], len(document["cells"])) == (12, 12)
 
 
 @quick

@@ -139,11 +139,11 @@ def summary(status: Document, ended: int = 0) -> str:
     """
     counts = ", ".join(f"{count} {name}" for name, count in status["counts"].items())
     text = f"{len(status['cells'])} cells: {counts.replace('_', ' ')}"
-    if not status.get("claims"):
+    if not (claims := decide.summary(status.get("claims", ()))):
         return text
     seeds = [each["status"] for cell in status["cells"] for each in cell["seeds"]]
     done = ended + sum(each in FINISHED for each in seeds)
-    return f"{text}; {done} of {len(seeds)} seeds; {decide.summary(status['claims'])}"
+    return f"{text}; {done} of {len(seeds)} seeds; {claims}"
 
 
 def row(cell: Document) -> list[str]:
@@ -164,7 +164,10 @@ def table(status: Document) -> str:
     notes += [skipped_line(skip) for skip in status["skipped"]]
     lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows])
     notes += wrapped(status.get("outdated", ""))
-    claims = [line for one in status.get("claims", ()) for line in claim_lines(one)]
+    judged = status.get("claims", ())
+    claims = [line for one in judged for line in claim_lines(one)]
+    if judged and not decide.summary(judged) and len({one["why"] for one in judged}) == 1:
+        claims = wrapped(f"{len(judged)} claims: {judged[0]['verdict']}; {judged[0]['why']}")
     parts = [[f"{status['study']}: {status['question']}"], lines, notes, claims, [summary(status)]]
     return "\n\n".join("\n".join(part) for part in parts if part)
 

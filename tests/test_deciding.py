@@ -1,0 +1,223 @@
+"""`sweep --decide` with real processes: the same verdicts however often it is killed or joined."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import QUICKLY, Ended, Glas, until
+from quick.budget import QUICK
+
+from glas_bench import evaluate
+from glas_bench.record import load_run
+from glas_bench.sweep import storage
+
+FROZEN = Path(__file__).parent / "frozen"
+TEXT = """\
+name: deciding
+question: Which claims are settled?
+version: 1
+preset: laptop
+dataset: mnist-5k
+set: {epochs: 1, hidden: 4, samples: 2, images: 16, steps: 2, latent_size: 4, sample_size: 2,
+      filter_size: 2, batch: 500}
+variants: [cauchy, gaussian]
+seeds: 0,1
+"""
+CLAIMS = """\
+looks: [2, 3, 4]
+claims:
+  - {text: At the first look., source: here, expect: active_units(gaussian) < 100 units}
+  - {text: At the second., source: here, expect: failed_share(gaussian) > 0.1}
+  - {text: Never., source: here, expect: footprint_perplexity(cauchy) < 12.5 cells}
+  - {text: Of no seed., source: here, expect: elbo(cauchy) < 600}
+"""
+STUDY = TEXT + CLAIMS
+COMMAND = ("sweep", "deciding.yaml", "--no-mirror", "--workers", 1)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score in a moment, and train seeds one after another."""
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    monkeypatch.setattr(evaluate, "BUDGET", QUICK)
+    monkeypatch.setenv("GLAS_BENCH_CORES", "1")
+    monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "0.5")  # waits are shorter
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, packed: Any) -> Iterator[Glas]:
+    """The command over the results of one worker that went to the end."""
+    glas = Glas(tmp_path_factory.mktemp("alone"))
+    (glas.folder / "deciding.yaml").write_text(STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "BUDGET", QUICK)
+        patch.setenv("GLAS_BENCH_CORES", "1")
+        ended = sweep(glas, "--decide")
+    (glas.folder / "ended.json").write_text(json.dumps([ended.out, ended.err]))
+    yield glas
+    glas.close()
+
+
+def sweep(glas: Glas, *arguments: object, code: int = 0) -> Ended:
+    """Sweep inside this process."""
+    ended = glas.here("sweep", glas.folder / "deciding.yaml", "--no-mirror", *arguments)
+    assert ended.code == code, ended.err
+    return ended
+
+
+def status(glas: Glas) -> dict[str, Any]:
+    return glas.here("status", glas.folder / "deciding.yaml", "--json").json
+
+
+def trials(glas: Glas) -> list[optuna.trial.FrozenTrial]:
+    database = optuna.storages.RDBStorage(storage.storage_url(None, glas.results))
+    try:
+        return optuna.load_study(study_name="deciding", storage=database).get_trials(deepcopy=False)
+    finally:
+        database.engine.dispose()
+
+
+def seeds(document: dict[str, Any]) -> dict[str, dict[int, str]]:
+    """Return by cell the status of every seed."""
+    return {
+        cell["cell"]: {each["seed"]: each["status"] for each in cell["seeds"]}
+        for cell in document["cells"]
+    }
+
+
+def epochs(glas: Glas) -> dict[str, dict[int, list[int]]]:
+    """Return by variant and seed the epochs that were trained."""
+    return {
+        path.name.rpartition("-")[0]: {
+            seed: [row["epoch"] for row in record.metrics]
+            for seed, record in load_run(path).seeds.items()
+        }
+        for path in (glas.results / "runs").iterdir()
+    }
+
+
+def test_one_worker_goes_on_until_each_claim_is_decided_or_cannot_be(alone: Glas) -> None:
+    out, err = json.loads((alone.folder / "ended.json").read_text())
+    document = status(alone)
+    words = [(one["verdict"], len(one["looks"])) for one in document["claims"]]
+    assert words == [("reproduced", 1), ("reproduced", 2), ("undecided", 3), ("undecided", 3)]
+    # seeds go to the cells of undecided claims alone
+    four = dict.fromkeys(range(4), "complete")
+    assert seeds(document) == {"cauchy": four, "gaussian": dict.fromkeys(range(3), "complete")}
+    assert "cauchy: running, seeds 0,1" in err
+    assert "1 of 4 claims decided; the next look takes seeds of cauchy 2, gaussian 2" in err
+    assert "2 of 4 claims decided; the next look takes seeds of cauchy 3\n" in err
+    wanted = "claim 2: failed_share(gaussian) > 0.1\n    reproduced at look 2 of 3 (3 seeds): "
+    assert wanted in out
+    assert "    0 of 4 seeds of cauchy left the mean image: a mean takes two\n" in out
+    assert "2 cells: 2 complete; 7 of 7 seeds; 2 of 4 claims decided" in out
+    assert max(map(len, out.splitlines())) < 80
+
+
+def test_again_it_runs_nothing_and_prints_the_same(alone: Glas) -> None:
+    out, _ = json.loads((alone.folder / "ended.json").read_text())
+    again = sweep(alone, "--decide")
+    assert again.out == out
+    assert "running" not in again.err
+    assert alone.here("status", alone.folder / "deciding.yaml").out == out
+
+
+def test_a_sweep_of_a_decided_study_names_decide(alone: Glas) -> None:
+    refused = sweep(alone, code=2).err
+    assert "cells with other seeds: cauchy, gaussian" in refused
+    assert "With --decide it keeps the seeds that it has" in refused
+    assert len(seeds(status(alone))["cauchy"]) == 4
+
+
+def test_two_side_by_side_of_which_one_is_killed_and_one_that_joins_late(
+    alone: Glas, bare_glas: Glas
+) -> None:
+    glas = bare_glas
+    (glas.folder / "deciding.yaml").write_text(STUDY)
+    both = [glas.start(*COMMAND, "--decide", **QUICKLY) for _ in range(2)]
+
+    def running() -> int | None:
+        """Return the process that runs a seed of the second look."""
+        owners = {
+            trial.system_attrs["glas_bench:owner"]["pid"]
+            for trial in trials(glas)
+            if trial.state.name == "RUNNING"
+            and trial.system_attrs["glas_bench:about"]["seeds"] == [2]
+            and trial.system_attrs.get("glas_bench:owner")
+        }
+        return next(iter(owners), None)
+
+    until(lambda: list(glas.results.glob("runs/*/seed-1/eval/*.json")))  # the database is there
+    pid = until(running, every=0.05)
+    (killed,) = (each for each in both if each.pid == pid)
+    (other,) = (each for each in both if each.pid != pid)
+    killed.kill()
+    late = glas.start(*COMMAND, "--decide", **QUICKLY)
+    killed.communicate()
+    ended = [glas.ended(each) for each in (other, late)]
+    assert [each.code for each in ended] == [0, 0], [each.err for each in ended]
+
+    wanted, got = status(alone), status(glas)
+    assert got["claims"] == wanted["claims"]
+    assert seeds(got) == seeds(wanted)
+    assert epochs(glas) == epochs(alone)  # each seed was trained once, and no other
+    done = [t for t in trials(glas) if t.state.name == "COMPLETE"]
+    each_once = Counter(
+        (t.user_attrs["cell"], seed)
+        for t in done
+        for seed in t.system_attrs["glas_bench:about"]["seeds"]
+    )
+    assert set(each_once.values()) == {1}
+    assert sum(t.system_attrs.get("glas_bench:lost", 0) for t in done) == 1
+    for each in ended:
+        assert "2 of 4 claims decided" in each.out
+
+
+def test_max_hours_stops_and_the_same_command_goes_on(alone: Glas, bare_glas: Glas) -> None:
+    glas = bare_glas
+    (glas.folder / "deciding.yaml").write_text(STUDY)
+    stopped = sweep(glas, "--decide", "--max-hours", 1e-9)
+    assert "2 cells: 2 waiting" in stopped.out
+    assert "--max-hours is over; the same command goes on" in stopped.out
+    assert not list(glas.results.glob("runs/*/seed-*/eval/*.json"))
+    shutil.copytree(alone.results / "runs", glas.results / "runs", dirs_exist_ok=True)
+    went_on = sweep(glas, "--decide", "--max-hours", 1)
+    assert "running" not in went_on.err  # all is there
+    assert status(glas)["claims"] == status(alone)["claims"]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "wanted"),
+    [
+        (STUDY, ("--preset", "quick"), "--decide: quick is a look at the harness and gives no"),
+        (TEXT, (), "--decide: deciding has no claims"),
+        (STUDY, ("--seeds", "0-4"), "--decide adds the seeds itself; leave --seeds out"),
+        (STUDY, ("--max-hours", "0"), "'--max-hours': 0.0 is not in the range x>0"),
+        (STUDY.replace("[2, 3, 4]", "[4, 3]"), (), r"deciding.yaml:\d+: looks"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    text: str, arguments: tuple[object, ...], wanted: str, bare_glas: Glas
+) -> None:
+    (bare_glas.folder / "deciding.yaml").write_text(text)
+    for more in ((), ("--dry-run",)):
+        err = sweep(bare_glas, "--decide", *arguments, *more, code=2).err.strip()
+        assert re.search(wanted, err.splitlines()[-1]), err
+        assert not bare_glas.results.exists()
+
+
+def test_a_folder_of_another_version_is_not_passed_off_as_what_is_planned(bare_glas: Glas) -> None:
+    shutil.copytree(FROZEN / "results", bare_glas.results)
+    ended = bare_glas.here("status", FROZEN / "frozen.yaml")
+    assert ended.code == 0, ended.err
+    text = " ".join(ended.out.split())
+    assert "3 of 4 cells were made by another version of the training core or protocol" in text
+    assert "(an older one; now core " in text
