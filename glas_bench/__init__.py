@@ -10,6 +10,7 @@ What a result goes through, in this order:
     evaluate    scores it on the one yardstick                 (yardstick has its parts)
     ais         the referee, which needs no q
     record      the run folder: the result
+    decide      verdicts on a study's claims                   (sequential)
     tracking    mirrors run folders to MLflow, and fetches those of other machines
     report      tables, verdicts, figures                      (stats)
 

@@ -1,7 +1,8 @@
 """Squared Hellinger distance in place of the KL divergence (approach 4).
 
 The charge is the sum over dimensions and steps of H^2 = 1 - BC(q, p). Near the prior it is KL/4, so
-`cauchy` with charge_weight 0.25 is its control.
+`cauchy` with charge_weight 0.25 charges alike there. H^2 is at most 1, so far from the prior it
+charges less, and a control that ends with the same KL needs a smaller weight.
 
 Source: Akoury 2017, README, unsuccessful approach 4, and `glas/utils/ops.py`, whose formula is
 exactly 1 - BC. The sum over dimensions is not the joint H^2 (affinities multiply); we keep it
