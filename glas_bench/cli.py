@@ -160,7 +160,11 @@ def cli() -> None:
     "bf16.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads per seed; by default 1.")
-@click.option("--fresh", is_flag=True, help="Start these seeds again, deleting their results.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Start these seeds again; the old results go once new ones are complete.",
+)
 @mirror_option
 @json_option
 @common

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
@@ -124,7 +123,7 @@ class Pool(Generic[Key]):
     Args:
         on_event: called with the key and event of a child, in the thread that calls `run`.
         on_end: called with the key of a child that has ended and with how, as words that follow its
-            name; with None where SIGTERM ended it before it could answer.
+            name; with None where a signal to stop ended it before it could answer.
     """
 
     def __init__(
@@ -165,7 +164,7 @@ class Pool(Generic[Key]):
             self.on_event(key, event)
             return
         child = self.running.pop(key)
-        too_young = signals.requested() and child.process.returncode == -signal.SIGTERM
+        too_young = signals.requested() and -child.process.returncode in signals.EXIT_CODES
         self.on_end(key, None if too_young else child.how_it_ended())
         child.close()
 

@@ -1,8 +1,10 @@
-"""SIGTERM and Ctrl-C: end at once, or at the next step where there is work to save.
+"""SIGTERM, Ctrl-C and the like: end at once, or at the next step where there is work to save.
 
 Installed before anything heavy is imported. Outside a `graceful` block the process ends with the
 signal's exit code; inside one the request is noted, the work checkpoints, and the command ends with
-the same code. A second signal ends at once.
+the same code. A second SIGTERM or Ctrl-C ends at once.
+
+A closed terminal sends SIGHUP; Slurm sends SIGUSR1 or SIGUSR2 ahead of a job's time limit.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ import os
 import signal
 from collections.abc import Iterator
 
-EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
+EXIT_CODES: dict[int, int] = {
+    signal.SIGINT: 130,
+    **dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), 75),
+}
 
 
 class Stopped(Exception):  # noqa: N818 - a request, not an error
@@ -24,16 +29,18 @@ _requested: int | None = None
 
 
 def install() -> None:
-    """Take over SIGTERM and SIGINT."""
+    """Take over these signals, but for a SIGHUP that nohup has ignored."""
     for number in EXIT_CODES:
-        signal.signal(number, _handle)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _handle)
 
 
 def _handle(number: int, _frame: object) -> None:
     global _requested
-    if _graceful == 0 or _requested is not None:
+    urgent = number in (signal.SIGINT, signal.SIGTERM)
+    if _graceful == 0 or (_requested is not None and urgent):
         os._exit(EXIT_CODES[number])
-    _requested = number
+    _requested = _requested or number
 
 
 def requested() -> bool:

@@ -20,6 +20,8 @@ from glas_bench import record
 from glas_bench.config import RunConfig
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, SeedFolder, load_run
+from glas_bench.sweep.database import Database
+from glas_bench.tracking.address import locked
 
 CONFIG = RunConfig(variant="mine", dataset="mnist-5k", binarisation="static", settings={"steps": 2})
 
@@ -467,3 +469,54 @@ def test_a_broken_config_is_an_error_by_name(run, change, said):
         path.write_text(change)
     with pytest.raises(RunError, match=said):
         load_run(run.path)
+
+
+# --------------------------------------------------------------------------- ended early, shared
+
+
+def test_a_killed_seed_is_interrupted_since_it_last_wrote(run, seed):
+    seed.append_metrics(ROWS[0])
+    with run.locked():
+        assert load_run(run.path).seeds[3].status == "training"  # its process works
+    for path in seed.path.iterdir():
+        os.utime(path, (1e9, 1e9))
+    record = load_run(run.path).seeds[3]
+    assert (record.status, record.about["updated"]) == ("interrupted", 1e9)
+    assert seed.status()["reason"] == "its process was killed"
+    seed.set_status("scoring")
+    (run.path / "lock").unlink()  # a copy fetched from MLflow, of a run that goes on elsewhere
+    assert load_run(run.path).seeds[3].status == "scoring"
+
+
+@pytest.mark.parametrize("ended", ["complete", "interrupted", "failed", None])
+def test_what_starts_over_keeps_the_old_results_until_it_is_finished(run, seed, ended):
+    seed.set_status("complete", step=9)
+    with run.locked():
+        run.set_aside(3)
+        assert seed.status() == {"status": "waiting"}
+        if ended:
+            seed.path.mkdir()
+            seed.set_status(ended, step=1)
+    record = load_run(run.path).seeds[3]  # the process was killed: who reads puts it right
+    assert (record.status, record.about["step"]) == ("complete", 1 if ended == "complete" else 9)
+    assert hidden(run.path) == []
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, mask):
+    old = os.umask(mask)
+    try:
+        folder = RunFolder(tmp_path / "a", "mine", "0123456789ab")
+        folder.prepare(CONFIG, {"variant": "mine"})
+        with folder.locked():
+            folder.seed(0).set_status("training")
+            folder.seed(0).append_metrics(ROWS[0])
+        with locked(tmp_path / "a" / "some.lock", "it"):
+            pass
+        Database(f"sqlite:///{tmp_path / 'a' / 'optuna.db'}").close()
+    finally:
+        os.umask(old)
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "a").rglob("*.*")}
+    assert len(files) >= 4
+    assert set(files.values()) == {0o666 & ~mask}
+    assert (folder.path / "lock").stat().st_mode & 0o777 == 0o666 & ~mask

@@ -386,6 +386,18 @@ def test_fresh_starts_over(glas, finished, undisturbed):
     assert_same(seed_folder(glas.results), seed_folder(undisturbed))
 
 
+def test_a_fresh_start_that_is_stopped_costs_no_finished_run(glas, finished):
+    before = times(finished / "seed-0")
+    process = glas.start(*CELL, "--fresh", GLAS_BENCH_CHECKPOINT_SECONDS=0)
+    until(lambda: [*(finished / "seed-0").glob("checkpoint-0000000*")], process)
+    process.send_signal(signal.SIGUSR1)  # as Slurm does
+    ended = glas.ended(process)
+    assert ended.code == 75
+    assert "the results from before --fresh are kept" in ended.seeds[0]["reason"]
+    assert times(finished / "seed-0") == before
+    assert glas.here(*CELL).seeds[0]["status"] == "complete"
+
+
 def cauchy(config):
     return study.Cell("cauchy", registry.find("cauchy"), {}, config, (0,))
 

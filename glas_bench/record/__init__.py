@@ -11,6 +11,7 @@ files, `folders` are those of a seed and of a cell, `read` reads runs back and n
 
 from glas_bench.record.files import SCHEMA as SCHEMA
 from glas_bench.record.files import Partial as Partial
+from glas_bench.record.files import created as created
 from glas_bench.record.files import digest as digest
 from glas_bench.record.files import os_errors as os_errors
 from glas_bench.record.files import read_checkpoint as read_checkpoint

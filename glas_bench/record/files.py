@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: JSON documents, and checkpoints of tensors.
 
-A file is written under another name, flushed to the disk and renamed. Checkpoints hold tensors and
+A file is written under another name, flushed to the disk and renamed; its permissions are those
+that the umask leaves. Checkpoints hold tensors and
 plain values, carry a digest, and are loaded with `weights_only=True`, so that loading runs no code.
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,18 @@ def os_errors(doing: str) -> Iterator[None]:
         raise RunError(f"cannot {doing}: {error.strerror or error}") from error
 
 
+def created(path: Path) -> int:
+    """Create an empty file where there is none; return its permissions, of a new one the umask's.
+
+    sqlite and filelock create files that a group cannot write, whatever the umask.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write` on a new file, which replaces `path` when it is whole on the disk.
 
@@ -40,13 +53,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     with os_errors(f"write {path}"), contextlib.ExitStack() as cleanup:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
-        cleanup.callback(Path(temporary).unlink, missing_ok=True)
-        with os.fdopen(descriptor, "wb") as file:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        cleanup.callback(temporary.unlink, missing_ok=True)
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         cleanup.callback(os.close, folder)

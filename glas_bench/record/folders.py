@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -26,12 +27,15 @@ from glas_bench.record.files import (
     write_json,
     write_text,
 )
-from glas_bench.record.scores import AFTER_TRAINING, STATUSES, Scores, Status
+from glas_bench.record.scores import AFTER_TRAINING, FINISHED, STATUSES, Scores, Status
 
 if TYPE_CHECKING:
     import numpy as np
 
 KEPT_CHECKPOINTS = 2
+
+PROBE_SECONDS = 0.5
+"""How long a lock may be held by a process that only looks whether another works there."""
 
 
 class SeedFolder:
@@ -59,7 +63,7 @@ class SeedFolder:
         with contextlib.suppress(RunError):
             if status in AFTER_TRAINING and self.status().get("status") == "complete":
                 return
-        value = {"schema": SCHEMA, "status": status, **about, "updated": time.time()}
+        value = {"schema": SCHEMA, "status": status, "updated": time.time(), **about}
         write_json(self.path / "status.json", value)
 
     def finished(self, protocol: str) -> str | None:
@@ -72,6 +76,19 @@ class SeedFolder:
             if status == "diverged" or (status == "complete" and self.scores(protocol) is not None):
                 return status
         return None
+
+    def note_killed(self) -> None:
+        """Call a seed interrupted that was at work; it ended when it last wrote.
+
+        The caller holds the lock: no process is at work.
+        """
+        status: dict[str, Any] = {}
+        with contextlib.suppress(RunError):
+            status = dict(self.status())
+        if status.get("status") in ("training", "scoring"):
+            last = max(path.stat().st_mtime for path in self.path.rglob("*") if path.is_file())
+            about = status | {"updated": last, "reason": "its process was killed"}
+            self.set_status("interrupted", **{k: about[k] for k in about.keys() - {"status"}})
 
     def remove_leftovers(self) -> None:
         """Remove files that killed processes left half-written. The caller holds the lock."""
@@ -208,12 +225,57 @@ class RunFolder:
             document["config"] = config.model_dump()
             write_text(self.path / "config.yaml", yaml.safe_dump(document, sort_keys=False))
 
+    def seeds(self) -> list[int]:
+        """Return the seeds that have a folder."""
+        matches = (re.fullmatch(r"seed-(\d+)", path.name) for path in self.path.glob("seed-*"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def set_aside(self, seed: int) -> None:
+        """Let a seed start over; what it has is kept until `settle` finds the new one finished."""
+        with os_errors(f"move {self.seed(seed).path}"), contextlib.suppress(FileNotFoundError):
+            os.replace(self.seed(seed).path, self._aside(seed))
+
+    def _aside(self, seed: int) -> Path:
+        return self.path / f".seed-{seed}.before"
+
+    def settle(self) -> list[int]:
+        """Settle what ended early, however it did; the caller holds the lock.
+
+        Seeds that were at work are called interrupted. Of seeds that started over, the results
+        from before are put back unless the new ones are finished; those seeds are returned.
+        """
+        restored = []
+        for path in self.path.glob(".seed-*.before"):
+            seed = self.seed(int(path.name.split("-")[1].split(".")[0]))
+            done = False
+            with contextlib.suppress(RunError):
+                done = seed.status()["status"] in FINISHED
+            with os_errors(f"put back {seed.path}"):
+                if not done:
+                    shutil.rmtree(seed.path, ignore_errors=True)
+                    os.replace(path, seed.path)
+                    restored.append(seed.seed)
+                else:
+                    shutil.rmtree(path)
+        for number in self.seeds():
+            self.seed(number).note_killed()
+        return restored
+
+    def settle_if_free(self) -> None:
+        """Settle the folder, unless a process works in it, or it cannot be written."""
+        with contextlib.suppress(RunError, OSError):
+            statuses = {self.seed(seed).status()["status"] for seed in self.seeds()}
+            early = statuses & {"training", "scoring"} or any(self.path.glob(".seed-*.before"))
+            if early and (self.path / "lock").is_file():  # a copy from MLflow has none
+                with self.locked(patience=0.0):
+                    self.settle()
+
     @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
+    def locked(self, patience: float = PROBE_SECONDS) -> Iterator[int]:
         """Hold the folder's lock; yield its file descriptor for child processes to inherit.
 
         The lock belongs to the open file: it is released when the last process with the descriptor
-        ends, however it ends.
+        ends, however it ends. `patience` is how many seconds to wait for it.
 
         Raises:
             AlreadyRunning: another process works in the folder.
@@ -225,17 +287,23 @@ class RunFolder:
         with contextlib.ExitStack() as cleanup:
             with os_errors(f"write {path}"):
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
                 cleanup.callback(os.close, lock)
             with os_errors(f"lock {path}"):  # on a file system without locks, for example
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
-                    raise AlreadyRunning(
-                        f"already running: {holder or 'another process'} works in {self.path}. "
-                        "Wait for it, or stop it; its work is kept."
-                    ) from error
+                until = time.monotonic() + patience
+                while True:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError as error:
+                        if time.monotonic() < until:
+                            time.sleep(0.05)
+                            continue
+                        holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+                        raise AlreadyRunning(
+                            f"already running: {holder or 'another process'} works in {self.path}. "
+                            "Wait for it, or stop it; its work is kept."
+                        ) from error
             with os_errors(f"write {path}"):
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

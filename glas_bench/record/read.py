@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import yaml
 from glas_bench.config import RunConfig
 from glas_bench.errors import RunError, UsageError, nearest
 from glas_bench.record.files import SCHEMA, read_json, write_json
-from glas_bench.record.folders import SeedFolder
+from glas_bench.record.folders import RunFolder, SeedFolder
 from glas_bench.record.scores import Number, Scores, Status, is_number
 
 if TYPE_CHECKING:
@@ -171,9 +170,9 @@ def load_run(path: str | Path) -> RunRecord:
         key = document.pop("config_key")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"cannot read {path / 'config.yaml'}: {error}") from error
-    matches = (re.fullmatch(r"seed-(\d+)", folder.name) for folder in path.glob("seed-*"))
-    numbers = sorted(int(match[1]) for match in matches if match)
-    seeds = {n: _read_seed(SeedFolder(path / f"seed-{n}", n)) for n in numbers}
+    folder = RunFolder.at(path)
+    folder.settle_if_free()
+    seeds = {n: _read_seed(SeedFolder(path / f"seed-{n}", n)) for n in folder.seeds()}
     return RunRecord(path, config, key, document, _read_environment(path), seeds)
 
 

@@ -21,7 +21,7 @@ from glas_bench import environment, signals
 from glas_bench.config import CORE_VERSION, check_settings
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.processes import Order, Pool
-from glas_bench.record import os_errors, write_json
+from glas_bench.record import write_json
 from glas_bench.runs.seed import SeedOrder, note_failure, run_seed
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run_cells(
         device: where to train.
         preset: for the record.
         data_file: where the data came from, if it is not a published file.
-        fresh: start over, removing what these seeds had.
+        fresh: start over; what these seeds had goes when the new results are complete.
         watch: called with every event.
 
     Returns:
@@ -95,11 +95,9 @@ def run_cells(
         left: list[Cell] = []
         for cell in cells:
             _describe(cell, splits, results, device, preset, data_file)
+            cell.folder(results).settle()
             for seed in cell.seeds if fresh else ():
-                path = cell.folder(results).seed(seed).path
-                # its remains must not pass for new results
-                with os_errors(f"remove {path}"), contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(path)
+                cell.folder(results).set_aside(seed)
             finished = cell.finished(results)
             for seed, status in finished.items():
                 if status:
@@ -112,6 +110,11 @@ def run_cells(
             run.here(left[0], splits.to(device))
         else:
             run.side_by_side(left, locks)
+        for cell in cells:
+            for seed in cell.folder(results).settle():
+                outcome = run.outcomes[cell.key, seed]
+                why = outcome.get("reason", "asked to stop")
+                outcome["reason"] = f"{why}; the results from before --fresh are kept"
         return run.outcomes
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from glas_bench import signals
 from glas_bench.errors import RunError, UsageError
+from glas_bench.record import created
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.trial import NUMBERS, Trial
 from glas_bench.text import redact, seed_ranges
@@ -130,6 +131,8 @@ class Database:
         from optuna.storages import RDBStorage
 
         with self.locked():
+            if self.file is not None:
+                created(self.file)
             return RDBStorage(
                 self.url,
                 engine_kwargs=self._arguments,
@@ -159,7 +162,8 @@ class Database:
         from filelock import FileLock, Timeout
 
         try:
-            with FileLock(f"{self.file}.lock", timeout=LOCK_SECONDS):
+            lock = self.file.with_name(f"{self.file.name}.lock")
+            with FileLock(lock, LOCK_SECONDS, created(lock)):
                 yield
         except Timeout as error:
             raise _LockLost from error

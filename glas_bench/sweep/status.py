@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from glas_bench import decide
@@ -19,6 +20,7 @@ STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicabl
 
 def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
     """Return the JSON document of `status` from the stored plan and all trials, searches' too."""
+    trials = [_interrupted(t) if t.owner and t.status == "running" else t for t in trials]
     cells = [_cell(plan, entry, trials) for entry in plan["cells"]]
     count = Counter(cell["status"] for cell in cells)
     return {
@@ -28,6 +30,15 @@ def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
         "skipped": plan["skipped"],
         "counts": {status: count[status] for status in STATUSES if count[status]},
     }
+
+
+def _interrupted(trial: Trial) -> Trial:
+    """Return a running trial, as one that waits again if its process has ended (was killed)."""
+    if trial.owner is None or not worker_id.is_gone(trial.owner):
+        return trial
+    outcomes = dict.fromkeys(map(str, trial.seeds), "interrupted")
+    reason = f"interrupted: {worker_id.described(trial.owner)} has ended; sweep again"
+    return replace(trial, status="waiting", outcomes=outcomes, reason=reason)
 
 
 def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:

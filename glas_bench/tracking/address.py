@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from glas_bench.errors import GlasBenchError, RunError
-from glas_bench.record import os_errors
+from glas_bench.record import created, os_errors
 from glas_bench.text import redact
 
 EXPERIMENT = "glas-bench"
@@ -82,7 +82,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with os_errors(f"write {path}"):
             try:
-                held.enter_context(FileLock(path, timeout=LOCK_SECONDS))
+                held.enter_context(FileLock(path, LOCK_SECONDS, created(path)))
             except Timeout:
                 raise RunError(
                     f"another process has been writing {what} for {LOCK_SECONDS:.0f} s ({path})"

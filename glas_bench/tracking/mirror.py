@@ -139,7 +139,7 @@ def _serve(order: dict[str, Any], tell: OnEvent, inbox: queue.Queue[Any]) -> int
     """Sync now and then; after `finish` once more, and answer with that report."""
     from glas_bench.tracking.sync import sync
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to end
+    for number in signals.EXIT_CODES:  # the parent decides when to end
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(10)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 from glas_bench.errors import RunError
+from glas_bench.record import created
 from glas_bench.text import redact
 from glas_bench.tracking import address, entries
 from glas_bench.tracking.address import error_line, locked, tracking_uri
@@ -132,6 +133,7 @@ class Store:
         # a name never used before: mlflow caches connections by address
         fresh = database.with_name(f".{database.name}.{uuid.uuid4().hex}.new")
         try:
+            created(fresh)
             MlflowClient(tracking_uri=self.uri.replace(str(database), str(fresh), 1))
             os.replace(fresh, database)
         finally:

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glas_bench.errors import GlasBenchError, RunError
-from glas_bench.record import SeedFolder, load_run, noted_protocols, read_json, write_json
+from glas_bench.record import (
+    RunFolder,
+    SeedFolder,
+    load_run,
+    noted_protocols,
+    read_json,
+    write_json,
+)
 from glas_bench.tracking import entries
 from glas_bench.tracking.address import error_line, experiment_name, locked
 from glas_bench.tracking.entries import Entry, Point
@@ -92,6 +99,7 @@ def _sync_folder(
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
     with locked(folder / "tracking.lock", "this folder's mirror"):
+        RunFolder.at(folder).settle_if_free()
         ledger = _Ledger(folder, store)
         stamp = _stamp(folder, wanted)
         if ledger.kept.get("stamp") == stamp and all(
