@@ -36,7 +36,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OWNERS = {
     "mlflow": {"tracking.mlflow_store"},
     "optuna": {"sweep.database", "sweep.search"},
-    "sqlalchemy": {"sweep.database"},  # comes with optuna
+    "sqlalchemy": {"sweep.database", "tracking.mlflow_store"},  # comes with both
     "pandas": {f"report.{name}" for name in ("csv_file", "figures", "record_figures")},
     "PIL": {"report.figures"},
     "seaborn": {"report.figures", "report.record_figures"},

@@ -441,3 +441,14 @@ def test_other_seeds_are_the_same_study_and_never_those_of_tuning():
     searching = study.load("original-search")
     with pytest.raises(UsageError, match="what is tuned on is not reported on"):
         study.load("original-search", seeds=searching.tuning_seeds[:1])
+
+
+@pytest.mark.parametrize("name", ["glas-bench", "readme", "mine-by-hand", "README", "Glas-Bench"])
+def test_names_of_other_pages_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Mine-by-hand")
+    path = tmp_path / "some.yaml"
+    path.write_text(HEAD.replace("some", name) + "variants: [cauchy]\nseeds: 0\n")
+    with pytest.raises(UsageError, match=f"some.yaml:1: name: |some.yaml:1: {name} is reserved"):
+        study.load(str(path))

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -849,6 +850,91 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "secret" not in str(caught.value)
     with pytest.raises(UsageError, match="needs a file"):
         storage.storage_url("sqlite:///:memory:", tmp_path)
+
+
+def test_a_study_that_somebody_else_made_is_left_alone(glas: Glas) -> None:
+    """Whatever it is like, and whether it has the study's own name or that of its search."""
+    url = f"sqlite:///{glas.folder / 'shared.db'}"
+    theirs = optuna.create_study(study_name="tiny", storage=url, direction="maximize")
+    theirs.enqueue_trial({"x": 1.0})
+    theirs.ask({"x": optuna.distributions.FloatDistribution(0, 10)})
+    optuna.create_study(study_name="second/cauchy", storage=url)  # has nothing yet
+    optuna.create_study(study_name="third", storage=url).set_user_attr("cell", "cauchy")
+    for text, name in (
+        (TINY, "tiny"),
+        (SEARCH.replace("name: tiny", "name: second"), "second/cauchy"),
+        (TINY.replace("name: tiny", "name: third"), "third"),
+    ):
+        kept = dump(glas.folder / "shared.db")
+        ended = glas.here("sweep", write(glas, text), "--no-mirror", "--storage", url)
+        assert (ended.code, dump(glas.folder / "shared.db")) == (2, kept)
+        assert f"has a study '{name}' that glas-bench did not make" in ended.err
+        assert "shared.db" in ended.err
+    theirs.tell(theirs.trials[0].number, 1.0)  # its owner goes on
+
+
+def test_a_study_of_ours_is_known_by_its_marks(glas: Glas) -> None:
+    queue, plan = planned(glas, SEARCH)
+    queue.plan(plan, extend=False, retry_failed=False)
+    for name in plan.studies:  # older versions marked searches by the name of their values alone
+        queue.database.make_study(name)
+        id = queue.database.study_id(name)
+        attributes = queue.database.storage.get_study_system_attrs(id)
+        assert attributes["glas_bench:made"]
+        assert attributes["study:metric_names"] == ["validation nll"]
+
+
+def dump(path: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return [*database.iterdump()]
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (["experiments", "runs", "alembic_version"], "is a database of MLflow; give Optuna one"),
+        (["slot", "alembic_version"], "is a database of another program; give Optuna one"),
+        (None, "is of another Optuna: The runtime optuna version"),
+    ],
+)
+def test_a_database_of_another_kind_or_version_is_named(
+    glas: Glas, tables: list[str] | None, message: str
+) -> None:
+    path = glas.folder / "some.db"
+    if tables is None:
+        opened(f"sqlite:///{path}")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for table in tables or ():
+            database.execute(f"create table {table} (a int)")
+        if tables is None:
+            database.execute("update alembic_version set version_num = 'v2.6.0.a'")
+        database.commit()
+    kept = dump(path)
+    for command in ("sweep", "status"):
+        ended = glas.here(command, write(glas, TINY), "--storage", f"sqlite:///{path}")
+        assert ended.code == 1
+        assert message in ended.err
+        assert "some.db" in ended.err
+        assert "bug" not in ended.err
+    assert dump(path) == kept
+
+
+@pytest.mark.parametrize(
+    ("tracking", "given"),
+    [
+        (None, "sqlite:///{results}/mlflow.db"),
+        ("sqlite:////tmp/both.db", "sqlite:////tmp/x/../both.db"),
+        ("postgresql+psycopg://me:s3s@h:5432/d", "postgres://you@h/d"),
+    ],
+)
+def test_mlflow_and_optuna_share_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking: str | None, given: str
+) -> None:
+    if tracking:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+    with pytest.raises(UsageError, match="MLflow's database"):
+        storage.storage_url(given.format(results=tmp_path), tmp_path)
+    assert storage.storage_url("postgresql://h/other", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ kind. `plan` checks what the names in it mean.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,13 @@ Looks = Annotated[list[int], AfterValidator(_looks)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+RESERVED = {
+    "glas-bench": "the experiment of what `run` makes",
+    "readme": "the index of the pages",
+}
+"""Names that no study may have, with what has them."""
 
 
 class Dimension(_Strict):
@@ -154,6 +162,11 @@ def read(path: Path) -> tuple[StudyFile, Source]:
         raise UsageError("\n".join(dict.fromkeys(lines))) from error
     if file.preset not in PRESETS:
         raise source.error(("preset",), unknown("preset", file.preset, PRESETS))
+    by_hand = os.environ.get("MLFLOW_EXPERIMENT_NAME", "").casefold()
+    taken = {by_hand: "MLFLOW_EXPERIMENT_NAME, the experiment of what `run` makes", **RESERVED}
+    if file.name in taken:
+        what = taken[file.name]
+        raise source.error(("name",), f"{file.name} is reserved ({what}); use another name")
     _check_search(file, source)
     return file, source
 

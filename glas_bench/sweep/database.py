@@ -24,7 +24,7 @@ from glas_bench.record import created
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.trial import NUMBERS, Trial
 from glas_bench.text import redact, seed_ranges
-from glas_bench.tracking.address import error_line, sqlite_file
+from glas_bench.tracking.address import check_program, error_line, sqlite_file
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -38,6 +38,8 @@ PLAN = "glas_bench:plan"
 ABOUT = "glas_bench:about"
 OWNER = "glas_bench:owner"
 LOST = "glas_bench:lost"
+MADE = "glas_bench:made"
+"""Of every study that this package has made; plans of older versions show the same."""
 BEGUN = "glas_bench:begun"
 
 PATIENCE = 600.0
@@ -51,12 +53,14 @@ GRACE_BEATS = 6
 
 HOPELESS = re.compile(
     "authentication failed|no password supplied|does not exist|no pg_hba.conf entry"
-    "|translate host name|not known|not a database|unable to open"
+    "|translate host name|not known|not a database|unable to open|no such column"
 )
 """Answers of a database that waiting does not change."""
 
 VALUE = "validation nll"
 """What a dashboard calls a trial's value: nats per image, mean over the seeds."""
+
+METRICS = "study:metric_names"
 
 LOCK_SECONDS = 120
 ADVISORY_KEY = 0x67_6C_61_73  # "glas"
@@ -107,6 +111,7 @@ class Database:
         self.beat = beat_seconds()
         self.outages = 0
         self._ids: dict[str, int] = {}
+        self._making: set[str] = set()
         self._errors = _prepare_optuna()
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,17 +133,23 @@ class Database:
         self.storage: RDBStorage = self.through(self._open, patience)
 
     def _open(self) -> RDBStorage:
+        import sqlalchemy
         from optuna.storages import RDBStorage
 
         with self.locked():
             if self.file is not None:
                 created(self.file)
-            return RDBStorage(
-                self.url,
-                engine_kwargs=self._arguments,
-                heartbeat_interval=max(1, math.ceil(self.beat)),
-                grace_period=max(1, math.ceil(GRACE_BEATS * self.beat)),
-            )
+            tables = sqlalchemy.inspect(self._lock_engine).get_table_names()
+            check_program(self.url, tables, "Optuna")
+            try:
+                return RDBStorage(
+                    self.url,
+                    engine_kwargs=self._arguments,
+                    heartbeat_interval=max(1, math.ceil(self.beat)),
+                    grace_period=max(1, math.ceil(GRACE_BEATS * self.beat)),
+                )
+            except RuntimeError as error:  # its tables have another schema
+                raise RunError(f"{redact(self.url)} is of another Optuna: {error}") from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -207,15 +218,39 @@ class Database:
             self._ids[name] = self.storage.get_study_id_from_name(name)
         return self._ids[name]
 
+    def check_own(self, name: str) -> bool:
+        """Return whether a study is there.
+
+        Raises:
+            UsageError: it is somebody else's: it does not have what every study of ours has.
+        """
+        try:
+            attributes = self.storage.get_study_system_attrs(self.study_id(name))
+        except KeyError:
+            return False
+        ours = attributes.keys() & {PLAN, MADE} or attributes.get(METRICS) == [VALUE]
+        if not ours and name not in self._making:
+            raise UsageError(
+                f"{redact(self.url)} has a study {name!r} that glas-bench did not make. Nothing of "
+                "it was changed: give this study another name, or another database by --storage."
+            )
+        return True
+
     def make_study(self, name: str) -> None:
-        """Make a study, unless it is there."""
+        """Make a study, unless it is there.
+
+        Raises:
+            UsageError: it is somebody else's.
+        """
         from optuna.study import StudyDirection
 
-        try:
-            self.study_id(name)
-        except KeyError:
-            study_id = self.storage.create_new_study([StudyDirection.MINIMIZE], name)
-            self.storage.set_study_system_attr(study_id, "study:metric_names", [VALUE])
+        if not self.check_own(name):
+            self._making.add(name)  # the answer may be lost
+            self.storage.create_new_study([StudyDirection.MINIMIZE], name)
+        if name in self._making:
+            self.storage.set_study_system_attr(self.study_id(name), MADE, True)
+            self.storage.set_study_system_attr(self.study_id(name), METRICS, [VALUE])
+            self._making.remove(name)
 
     def names(self) -> list[str]:
         """Return the names of all planned studies; searches are not among them."""

@@ -68,8 +68,10 @@ class Queue:
         over those that the stored plan has.
 
         Raises:
-            UsageError: the study has another plan and is not to be extended.
+            UsageError: the study has another plan and is not to be extended, or is not ours.
         """
+        for name in plan.studies:
+            self.database.check_own(name)
         self.database.make_study(plan.name)
         old = self.database.plan(plan.name)
         seeds = not more_seeds

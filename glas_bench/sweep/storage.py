@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from glas_bench.errors import UsageError
 from glas_bench.text import redact
-from glas_bench.tracking.address import sqlite_file
+from glas_bench.tracking.address import same_database, sqlite_file, tracking_uri
 
 VARIABLE = "OPTUNA_STORAGE"
 
@@ -25,8 +25,8 @@ def storage_url(given: str | None, results: Path) -> str:
     """Return the database's address: `--storage`, else OPTUNA_STORAGE, else sqlite in the results.
 
     Raises:
-        UsageError: it is neither sqlite nor PostgreSQL, it is sqlite on a network file system, or
-            `--storage` holds a password.
+        UsageError: it is neither sqlite nor PostgreSQL, it is sqlite on a network file system, it
+            is MLflow's, or `--storage` holds a password.
     """
     refuse_password(given)
     text = given or os.environ.get(VARIABLE) or f"sqlite:///{results.resolve() / 'optuna.db'}"
@@ -36,6 +36,11 @@ def storage_url(given: str | None, results: Path) -> str:
         raise UsageError(
             f"--storage {redact(text)}: write postgresql://user@host/database (a password in "
             f"{VARIABLE}, PGPASSWORD or ~/.pgpass) or sqlite:///path/optuna.db"
+        )
+    if same_database(text, tracking_uri(results)):
+        raise UsageError(
+            f"--storage {redact(text)} is MLflow's database (MLFLOW_TRACKING_URI); "
+            "give Optuna one of its own"
         )
     if base in POSTGRES:
         return f"{scheme if driver else 'postgresql+psycopg'}://{rest}"

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +40,11 @@ def error_line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: `pip install {error.name}`, then `glas-bench sync`"
     text = " ".join(str(error).split()).partition(" [SQL:")[0] or "no message"
+    if "Can't locate revision" in text:
+        return (
+            "the database's tables are of another program or a newer MLflow; give MLflow a "
+            "database of its own (MLFLOW_TRACKING_URI), or update it, then `glas-bench sync`"
+        )
     if request := re.match(r"API request to (\w+://[^/\s]+)\S* failed with exception", text):
         how = "in time" if "Timeout" in text or "timed out" in text else "(no connection)"
         return redact(f"no MLflow server answers at {request[1]} {how}")
@@ -52,6 +57,35 @@ def sqlite_file(uri: str) -> Path | None:
     if scheme.partition("+")[0] != "sqlite" or not rest or rest.startswith(":memory:"):
         return None
     return Path(rest.partition("?")[0])
+
+
+def same_database(one: str, other: str) -> bool:
+    """Return whether two addresses are of the same sqlite file, or of one database of a server."""
+    files = [sqlite_file(each) for each in (one, other)]
+    if None not in files:
+        return len({file.resolve() for file in files if file}) == 1
+    try:
+        parts = [urlsplit(each) for each in (one, other)]
+        places = {(each.hostname, each.port or 5432, each.path) for each in parts}
+    except ValueError:  # opening it reports what is wrong
+        return False
+    return all(each.scheme.startswith("postgres") for each in parts) and len(places) == 1
+
+
+def check_program(uri: str, tables: Collection[str], program: str) -> None:
+    """Refuse a database whose tables are another program's: opening it would add to them.
+
+    Raises:
+        RunError: with what to do.
+    """
+    known = {"Optuna": {"studies", "trials", "version_info"}, "MLflow": {"experiments", "runs"}}
+    there = [name for name, own in known.items() if own <= {*tables}]
+    if program not in there and (there or "alembic_version" in tables):
+        whose = there[0] if there else "another program"
+        raise RunError(
+            f"{redact(uri)} is a database of {whose}; give {program} one of its own "
+            f"({'--storage' if program == 'Optuna' else 'MLFLOW_TRACKING_URI'})"
+        )
 
 
 def check_port(uri: str) -> None:

@@ -116,11 +116,18 @@ class Store:
 
     def _connect(self) -> MlflowClient:
         address.check_port(self.uri)
+        import sqlalchemy
         from mlflow import MlflowClient
 
         with _variables({} if self.database is None else _SQLITE):
             if self.database is not None and not self.database.exists():
                 self._create(self.database)
+            elif urlsplit(self.uri).scheme.partition("+")[0] in ("sqlite", *address.DATABASES):
+                engine = sqlalchemy.create_engine(self.uri)
+                address.check_program(
+                    self.uri, sqlalchemy.inspect(engine).get_table_names(), "MLflow"
+                )
+                engine.dispose()
             return MlflowClient(tracking_uri=self.uri)
 
     def _create(self, database: Path) -> None:
