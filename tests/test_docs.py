@@ -290,6 +290,7 @@ def test_the_first_page_is_short() -> None:
     assert "make run" in head
     assert "make test" in head
     assert "| variant | nll | elbo |" in head
+    assert f"The {len(registry.names())} variants" in head
 
 
 def committed(*folders: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
