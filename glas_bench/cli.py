@@ -104,7 +104,8 @@ def show(make: Callable[[], Answer], as_json: bool = False) -> NoReturn:
     has_document = as_json and answer.document is not None
     if text := json.dumps(answer.document, allow_nan=False) if has_document else answer.text:
         click.echo(text)
-    for problem in answer.problems:
+    debug = click.get_current_context().find_root().obj == "debug"
+    for problem in (*(answer.tracebacks if debug else ()), *answer.problems):
         click.echo(problem, err=True)
     sys.exit(answer.exit_code)
 
@@ -397,12 +398,13 @@ def pack(name: str, folder: Path, data_file: Path | None) -> None:
 
 
 @cli.command(short_help="Show what this machine has and lacks.")
+@json_option
 @common
-def doctor(results: Path) -> None:
+def doctor(as_json: bool, results: Path) -> None:
     """Show what this machine has, what is missing, and how to fix it."""
     from glas_bench.commands import doctor as command
 
-    show(lambda: command.carry_out(results))
+    show(lambda: command.carry_out(results), as_json)
 
 
 @cli.command(short_help="Measure the speed of training.")

@@ -61,8 +61,14 @@ DEFAULT_PRESET = "quick"
 NO_VERDICTS = frozenset({"smoke", "quick"})
 """Presets whose pages only show the harness and give no verdicts."""
 
+MOST_SEED, MOST_SEEDS = 2**32 - 1, 1000
+"""The largest seed, and how many a command takes: each is a row of its table."""
+
 MARGINS = {"laptop": 2.0, "short": 0.5, "paper": 0.5}
 """By preset, the smallest difference in nats that a claim is about where it names none."""
+
+# What pydantic adds to the place of a value that may have one of several types.
+_TYPE_TAG = re.compile(r"int|float|str|bool|constrained-\w+|(?:dict|list|literal|function).*\[.*")
 
 # Names of a setting in papers and other code.
 _NAMES = {
@@ -278,13 +284,19 @@ def parse_seeds(text: str) -> list[int]:
         UsageError: anything else.
     """
     seeds: set[int] = set()
+    count = 0
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--seeds {text!r}: write 0, 0-2 or 0,3,5-7")
+        if max(len(first), len(last)) > len(str(MOST_SEED)) or int(last or first) > MOST_SEED:
+            raise UsageError(f"--seeds {text!r}: a seed is at most {MOST_SEED}")
         low, high = int(first), int(last or first)
-        if high < low or high - low >= 10_000:
-            raise UsageError(f"--seeds {text!r}: {part.strip()} is an empty or too long range")
+        if high < low:
+            raise UsageError(f"--seeds {text!r}: {low}-{high} is empty; write {high}-{low}")
+        count += high - low + 1
+        if count > MOST_SEEDS:
+            raise UsageError(f"--seeds {text!r}: more than {MOST_SEEDS} seeds; give fewer")
         seeds.update(range(low, high + 1))
     return sorted(seeds)
 
@@ -340,10 +352,24 @@ def _refuse_unknown(variant: Variant, given: Mapping[str, Any], own: set[str]) -
             )
 
 
+def faults(error: ValidationError) -> list[dict[str, Any]]:
+    """Return pydantic's errors, those of a value that fits none of several types as one."""
+    merged: dict[Any, dict[str, Any]] = {}
+    for index, fault in enumerate(error.errors()):
+        place, message = fault["loc"][:-1], fault["msg"].partition(",")[0]
+        if not (place and _TYPE_TAG.fullmatch(str(fault["loc"][-1]))):
+            merged[index] = {**fault}
+        elif place in merged:
+            merged[place]["msg"] += f" or {message.removeprefix('Input should be ')}"
+        else:
+            merged[place] = {**fault, "loc": place, "msg": message}
+    return list(merged.values())
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return pydantic's errors as one line, with what is allowed."""
     lines = []
-    for fault in error.errors():
+    for fault in faults(error):
         name = ".".join(str(part) for part in fault["loc"])
         got = f", got {fault['input']!r}" if fault["loc"] and fault["type"] != "missing" else ""
         message = fault["msg"].removeprefix("Value error, ")

@@ -36,6 +36,18 @@ def gpus() -> int:
     return max(1, torch.cuda.device_count())
 
 
+def memory_bytes(device: str = "cpu") -> int:
+    """Return the memory of a GPU, or of this machine as far as its container may use it."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[1])
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        here = min(here, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return here
+
+
 def choose_device(name: str) -> str:
     """Return `cpu` or `cuda[:n]` for a value of `--device`; `auto` prefers a GPU.
 

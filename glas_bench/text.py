@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,9 +53,62 @@ def settings(params: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={setting(value)}" for key, value in params.items())
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table as lines of aligned columns, the first row as its header."""
+def p_value(p: float) -> str:
+    """Return `p = 0.012`, or `p < 1e-16`: below that a number says nothing."""
+    return "p < 1e-16" if p < 1e-16 else f"p = {p:.2g}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 epoch` or `2 epochs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def screen_width() -> int | None:
+    """Return the columns of the terminal that stdout is, or None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def paragraph(text: str) -> str:
+    """Return a text with its lines broken between words where they leave the terminal."""
+    width = screen_width()
+    if width is None:
+        return text
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def shortened(names: Sequence[str], width: int) -> dict[str, str]:
+    """Return each name, or what stands for it in so many columns; no two look alike."""
+    for head in (width // 2 - 1, 0, width - 2):  # columns left of the dots
+        each = {name: _cut(name, width, head) for name in names}
+        if len(set(each.values())) == len(each):
+            return each
+    return {
+        name: _cut(f"{number} {name}", width, width - 2)
+        for number, name in enumerate(dict.fromkeys(names), 1)
+    }
+
+
+def _cut(name: str, width: int, head: int) -> str:
+    if len(name) <= width:
+        return name
+    return f"{name[:head]}..{name[len(name) - width + head + 2 :]}"
+
+
+def aligned(rows: Sequence[Sequence[str]], drop: Sequence[str] = ()) -> list[str]:
+    """Return a table as lines of aligned columns, the first row as its header.
+
+    On a terminal that is too narrow, columns of `drop` are left out, the first one first; then the
+    names in the first column are shortened.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    over = sum(widths) + 2 * len(widths) - 2 - (screen_width() or 10**6)
+    if over > 0 and (leave := [name for name in drop if name in rows[0]]):
+        out = rows[0].index(leave[0])
+        return aligned([[*row[:out], *row[out + 1 :]] for row in rows], leave[1:])
+    if over > 0 and widths[0] - over >= 12:
+        short = shortened([row[0] for row in rows[1:]], widths[0] - over)
+        rows = [rows[0], *([short[row[0]], *row[1:]] for row in rows[1:])]
+        widths[0] -= over
     rule = ["-" * width for width in widths]
     return [
         "  ".join(

@@ -222,7 +222,7 @@ FAULTS = [  # line, part of the message, and what follows HEAD, with " | " betwe
     (7, "Did you mean 'name'?", ONE + "nmae: x"),
     (1, "seeds: missing", "variants: [cauchy]"),
     (7, "'seeds' is given twice, first on line 6", ONE + "seeds: 1"),
-    (6, "an empty or too long range", "variants: [cauchy] | seeds: 3-1"),
+    (6, "3-1 is empty; write 1-3", "variants: [cauchy] | seeds: 3-1"),
     (6, "write 0, 0-2 or 0,3,5-7", "variants: [cauchy] | seeds: true"),
     (7, "Did you mean 'cauchy'?", "variants: |   - cauchy |   - cauch | seeds: 0"),
     (7, "cauchy is planned twice", "variants: |   - cauchy |   - cauchy | seeds: 0"),

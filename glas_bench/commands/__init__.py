@@ -20,3 +20,5 @@ class Answer:
     exit_code: int = 0
     problems: Sequence[str] = ()
     """Lines for stderr."""
+    tracebacks: Sequence[str] = ()
+    """Of what failed, printed on stderr with `--debug`."""

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def carry_out(results: Path) -> Answer:
         text.append(f"{line.name.ljust(width)}  {line.state}")
         if line.fix:
             text.append(f"{' ' * width}  -> {line.fix}")
-    return Answer("\n".join(text))
+    return Answer("\n".join(text), {"lines": [asdict(line) for line in lines]})
 
 
 def _versions() -> list[Line]:
@@ -76,8 +76,7 @@ def _device() -> list[Line]:
     import torch
 
     try:
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        memory = f"{pages / 2**30:.1f} GiB"
+        memory = f"{environment.memory_bytes() / 2**30:.1f} GiB"
     except (ValueError, OSError):
         memory = "unknown"
     lines = [

@@ -11,7 +11,7 @@ from glas_bench import config, data, display, environment, registry, signals, st
 from glas_bench.commands import Answer
 from glas_bench.errors import UsageError
 from glas_bench.runs import table
-from glas_bench.runs.cells import check_results, run_cells
+from glas_bench.runs.cells import check_memory, check_results, run_cells
 from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell
 from glas_bench.tracking.mirror import Mirror
@@ -82,10 +82,12 @@ def carry_out(request: Request) -> Answer:
     )
     for cell in cells:
         environment.check_precision(cell.config.precision, device)
-    check_results(request.results)
+        check_memory(cell, device)
     first = cells[0].config
     splits = data.load(first.dataset, first.binarisation, request.data_file, progress=True)
     cells = [cell.on(splits) for cell in cells]
+    done = [all(cell.finished(request.results).values()) for cell in cells]
+    check_results(request.results, room=request.fresh or not all(done))
     outcomes, problem = _run_watched(cells, splits, device, request)
     documents = [table.document(cell, request.results, outcomes) for cell in cells]
     document, difference = documents[0] | {}, None
@@ -96,13 +98,15 @@ def carry_out(request: Request) -> Answer:
     records = [f"record: {each['folder']}" for each in documents]
     text = "\n".join([table.text(documents, difference), *records])
     complete = [row["status"] == "complete" for each in documents for row in each["seeds"]]
+    states = [cell.folder(request.results).seed(s).status() for cell in cells for s in cell.seeds]
+    tracebacks = [str(each["traceback"]) for each in states if "traceback" in each]  # failed ones
     if signals.requested():
         code = signals.exit_code()
     elif not any(complete):
         code = 1
     else:
         code = 0 if all(complete) and not problem else 3
-    return Answer(text, document, code, [problem] if problem else [])
+    return Answer(text, document, code, [problem] if problem else [], tracebacks)
 
 
 def _run_watched(

@@ -14,7 +14,7 @@ from glas_bench.commands import Answer
 from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
 from glas_bench.processes import OnEvent, repeating
 from glas_bench.record import note_study
-from glas_bench.runs.cells import check_results
+from glas_bench.runs.cells import check_memory, check_results
 from glas_bench.runs.cost import core_hours
 from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell, Study
@@ -88,7 +88,7 @@ def carry_out(request: Request) -> Answer:
     loaded = _load(request, device)
     if request.decide:
         _check_decidable(request, loaded)
-    check_results(request.results)
+    check_results(request.results, room=False)  # workers look for room
     with signals.graceful(), contextlib.closing(Database(url)) as database:
         plan = Plan(loaded, request.results)
         sweep = Sweep(request, device, plan, Queue(database))
@@ -107,6 +107,8 @@ def _load(request: Request, device: str) -> Study:
     choices = (searched.choices if searched else None) or ()
     for precision in {cell.config.precision for cell in loaded.cells} | set(map(str, choices)):
         environment.check_precision(precision, device)
+    for cell in loaded.cells:
+        check_memory(cell, device)
     return loaded
 
 

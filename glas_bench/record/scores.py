@@ -30,6 +30,7 @@ class Status(TypedDict, total=False):
     schema: int
     status: Required[str]  # one of STATUSES
     reason: str  # why it failed or diverged
+    traceback: str  # of a failed seed
     step: int  # updates done; of a diverged seed, the one that was not finite
     epoch: int
     seconds: float  # of training

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from glas_bench.report.table import COMPARED, NBSP, Row, Table, TableRow, mean_of, value_of
 from glas_bench.stats import ONE_SEED
-from glas_bench.text import duration
+from glas_bench.text import duration, p_value
 
 COLUMNS = (
     "elbo: the negative ELBO, one draw from the variant's own q; iw: the importance-weighted bound "
@@ -92,7 +92,7 @@ def interval(estimate: float, low: float, high: float, p: float | None) -> str:
     text = f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}]"
     if p is None:
         return text
-    return f"{text}, p{NBSP}<{NBSP}1e-16" if p < 1e-16 else f"{text}, p{NBSP}={NBSP}{p:.2g}"
+    return f"{text}, {p_value(p).replace(' ', NBSP)}"
 
 
 def listed(texts: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from glas_bench.record import SeedRecord
 from glas_bench.report.columns import Notes, budget, table
 from glas_bench.report.table import TableRow
 from glas_bench.study import Cell, Study
-from glas_bench.text import setting
+from glas_bench.text import p_value, setting
 
 CLAIMS = (
     "A claim is judged at looks, after fixed numbers of seeds. Its interval compares the arms' "
@@ -146,7 +146,9 @@ def _why(one: Mapping[str, Any]) -> str:
             left = (f"{some} of {seeds} of {name}" for name, (some, seeds) in counts.items())
             parts.append(f"among the seeds that left the mean image: {', '.join(left)}")
             if one["escape_p"] is not None:
-                parts.append(f"log-rank p of the epochs in which they did: {one['escape_p']:.2g}")
+                parts.append(
+                    f"log-rank of the epochs in which they did: {p_value(one['escape_p'])}"
+                )
     if one["margin"]:
         parts.append(f"margin {one['margin']:g} {one['unit']}")
     parts += [one["outlook"]] if one["outlook"] else []

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from glas_bench import environment, signals
 from glas_bench.config import CORE_VERSION, check_settings
-from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.data import info
+from glas_bench.data.parse import PIXELS
+from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.processes import Order, Pool
 from glas_bench.record import write_json
-from glas_bench.runs.seed import SeedOrder, note_failure, run_seed
+from glas_bench.runs.seed import LESS, SeedOrder, note_failure, run_seed
+from glas_bench.text import byte_size
 
 if TYPE_CHECKING:
     from glas_bench.data import Splits
@@ -35,8 +38,10 @@ Outcomes = dict[tuple[str, int], dict[str, Any]]
 """By (config_key, seed): the status, with a reason where there is one."""
 
 
-def check_results(results: Path) -> None:
+def check_results(results: Path, *, room: bool = True) -> None:
     """Refuse, before any training, a results folder that cannot be written or has no room.
+
+    Without `room` nothing is to be trained, and a full disk does not matter.
 
     Raises:
         RunError: with what to do.
@@ -44,7 +49,7 @@ def check_results(results: Path) -> None:
     try:
         results.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=results) as probe:
-            probe.write(b"\0" * 4096)
+            probe.write(b"\0" * 4096 * room)
             probe.flush()
     except OSError as error:
         raise RunError(
@@ -52,10 +57,38 @@ def check_results(results: Path) -> None:
             "Choose another folder with --results or GLAS_BENCH_RESULTS."
         ) from error
     free = shutil.disk_usage(results).free
-    if free < (needed := 200 * 2**20):
+    if room and free < (needed := 200 * 2**20):
         raise RunError(
             f"only {free / 2**20:.0f} MiB are free below {results} and a run wants "
             f"{needed / 2**20:.0f} MiB. Make room, or choose another folder with --results."
+        )
+
+
+def check_memory(cell: Cell, device: str) -> None:
+    """Refuse, before anything is allocated, a model that this machine cannot train.
+
+    Counted are its parameters with their gradients and Adam's two moments, and the states and
+    draws that a step keeps: less than training takes.
+
+    Raises:
+        UsageError: these alone take more than its memory.
+    """
+    import torch
+
+    settings = check_settings(cell.variant, cell.config.settings)
+    try:
+        with torch.device("meta"):
+            model = cell.variant.cls(settings, PIXELS, info(cell.config.dataset).classes)
+    except Exception:  # a variant that computes with numbers as it is made; training says more
+        return
+    sizes = cell.config.flat()
+    states = sizes.get("hidden", 0) + sizes.get("sample_size", 0)
+    kept = 2 * cell.config.batch * sizes.get("steps", 1) * states
+    needed = 4 * (4 * sum(each.numel() for each in model.parameters()) + kept)
+    if needed > (most := environment.memory_bytes(device)):
+        raise UsageError(
+            f"{cell.name}: a step of training takes at least {byte_size(needed)} of memory, and "
+            f"{device} has {byte_size(most)}; {LESS}"
         )
 
 

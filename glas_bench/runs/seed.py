@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 import traceback
 from dataclasses import dataclass
@@ -28,12 +29,15 @@ from glas_bench.record import (
     write_json,
 )
 from glas_bench.signals import Stopped
+from glas_bench.text import byte_size
 
 if TYPE_CHECKING:
     from glas_bench.core.train import Diverged, Training
     from glas_bench.data import Splits
     from glas_bench.evaluate import Scorer
     from glas_bench.study import Cell
+
+LESS = "lower batch, steps, hidden, latent_size or sample_size"
 
 TELL_EVERY = 0.2
 """Seconds between two events of progress."""
@@ -284,11 +288,27 @@ class SeedRun:
             self.note(f"seed {training.seed} has no pictures: {type(error).__name__}: {error}")
 
 
+def _place(error: Exception) -> str:
+    """Return ` (FILE, line N)` of the last line of a variant that an error went through."""
+    package = Path(__file__).parents[1]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        own = path.is_relative_to(package) and package / "variants" not in path.parents
+        if path.is_file() and not own and "-packages" not in path.parent.as_posix():
+            return f" ({path}, line {frame.lineno})"
+    return ""
+
+
 def note_failure(folder: SeedFolder, error: Exception, variant: str) -> dict[str, Any]:
     """Write a failed seed's status, as far as the disk allows, and return it."""
     reason = str(error)
-    if not isinstance(error, GlasBenchError):
-        reason = f"{type(error).__name__}: {error}; `glas-bench check {variant}` may tell more"
+    if wanted := re.search(r"you tried to allocate (\d+) bytes", reason):
+        reason = f"out of memory: {byte_size(int(wanted[1]))} more are not free; {LESS}"
+    elif not isinstance(error, GlasBenchError):
+        reason = (
+            f"{type(error).__name__}: {error}{_place(error)}; `glas-bench check {variant}` may "
+        )
+        reason += "tell more"
     failure = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
     try:
         folder.set_status(**failure)

@@ -13,11 +13,15 @@ from typing import Any
 from glas_bench import stats
 from glas_bench.record import SeedFolder, Summary, load_run
 from glas_bench.study import Cell
-from glas_bench.text import aligned, number
+from glas_bench.text import aligned, count, number, p_value, paragraph
 from glas_bench.yardstick.refit import STILL_GAINING
 
 METRICS = ("nll", "elbo", "iw")
 """The metrics that two cells are compared by, the ranked one first."""
+
+
+NARROW = ("score s", "train s", "gap", "v of nll", "ESS", "refit iw", "objective")
+"""Columns that a narrow terminal goes without, the first one first."""
 
 
 def document(cell: Cell, results: Path, outcomes: dict[Any, Any]) -> dict[str, Any]:
@@ -119,13 +123,13 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
     stand_in = "" if origin in (None, "published") else f", {origin}, not the published data"
     head = (
         f"{settings['dataset']} ({settings['binarisation']}{stand_in}), test split"
-        + (f", {images} images" if images else "")
-        + f"; {settings['epochs']} epochs; nats per image, lower is better"
+        + (f", {count(images, 'image')}" if images else "")
+        + f"; {count(settings['epochs'], 'epoch')}; nats per image, lower is better"
     )
-    table = aligned([list(rows[0]), *(list(row.values()) for row in rows)])
-    lines = [head, "", *table, *_footnotes(documents)]
+    table = aligned([list(rows[0]), *(list(row.values()) for row in rows)], NARROW)
+    lines = [paragraph(head), "", *table, *map(paragraph, _footnotes(documents))]
     if difference is not None:
-        lines += ["", *_difference_lines(documents, difference)]
+        lines += ["", *map(paragraph, _difference_lines(documents, difference))]
     return "\n".join(lines)
 
 
@@ -187,7 +191,7 @@ def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str,
         elif "low" not in about:
             lines.append(f"  {metric}: {about['estimate']:+.2f} ({about['reason']})")
         else:
-            p = f"  p = {about['p']:.2g}" if len(difference[metric]["seeds"]) > 1 else ""
+            p = f"  {p_value(about['p'])}" if len(about["seeds"]) > 1 else ""
             lines.append(
                 f"  {metric}: {about['estimate']:+.2f}  95 % interval "
                 f"[{about['low']:+.2f}, {about['high']:+.2f}]{p}  ({about['label']})"

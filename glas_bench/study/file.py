@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from glas_bench import sequential
-from glas_bench.config import PRESETS, AmbiguousNumberError, YamlLoader, parse_seeds
+from glas_bench.config import PRESETS, AmbiguousNumberError, YamlLoader, faults, parse_seeds
 from glas_bench.errors import UsageError, nearest, unknown
 
 Loc = tuple[int | str, ...]
@@ -106,7 +106,7 @@ class ClaimText(_Strict):
 class StudyFile(_Strict):
     """A study as it is written."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=80)
     question: str = Field(min_length=1)
     version: int = Field(ge=1)
     preset: str = "quick"
@@ -158,7 +158,7 @@ def read(path: Path) -> tuple[StudyFile, Source]:
     try:
         file = StudyFile(**source.value)
     except ValidationError as error:
-        lines = [_fault(source, fault) for fault in error.errors()]
+        lines = [_fault(source, fault) for fault in faults(error)]
         raise UsageError("\n".join(dict.fromkeys(lines))) from error
     if file.preset not in PRESETS:
         raise source.error(("preset",), unknown("preset", file.preset, PRESETS))

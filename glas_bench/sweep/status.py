@@ -173,7 +173,7 @@ def table(status: Document) -> str:
     rows = [[*row(cell), number(cell.get("elbo"))] for cell in status["cells"]]
     notes = [f"{cell['cell']}: {cell['reason']}" for cell in status["cells"] if cell["reason"]]
     notes += [skipped_line(skip) for skip in status["skipped"]]
-    lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows])
+    lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows], ["elbo"])
     notes += wrapped(status.get("outdated", ""))
     judged = status.get("claims", ())
     claims = [line for one in judged for line in claim_lines(one)]

@@ -80,7 +80,7 @@ def work(
         on_event({"event": "back", "cell": trial.cell, "reason": reason})
 
     while not signals.requested() and not is_over(until):
-        cells.check_results(plan.results)
+        cells.check_results(plan.results, room=False)
         trial, others = queue.claim(plan, most, elsewhere)
         if trial is None:
             if not others:
@@ -150,6 +150,7 @@ def run_trial(
     cell = plan.cell_of(trial)
     began = time.monotonic()
     worked = list(cell.finished(plan.results).values()).count(None)
+    cells.check_results(plan.results, room=worked > 0)
 
     def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
         about = {"cell": trial.cell, "name": trial.name, "seed": seed}
