@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import io
 import itertools
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,24 @@ import torch
 from torch import Tensor
 
 from glas_bench.core import rollout, streams
-from glas_bench.model import BaseSettings, Glas, State, Step, Terms, matches
+from glas_bench.model import (
+    BaseSettings,
+    Bound,
+    Glas,
+    Normal,
+    StandardNormal,
+    StandardUniform,
+    State,
+    Step,
+    Terms,
+    Uniform,
+    matches,
+)
 from glas_bench.registry import Variant
 
 PIXELS, CLASSES, IMAGES = 36, 3, 4
+FEW_PIXELS = 9
+"""Of which all images are gone through."""
 TINY = {"steps": 3, "hidden": 6, "sample_size": 3, "latent_size": 5, "filter_size": 2}
 
 
@@ -336,6 +351,18 @@ def scores_each_image(subject: Subject) -> None:
             _require(same, f"{name} of an image depends on the rest of the batch")
 
 
+def sums_to_one(subject: Subject) -> None:
+    """exp log_likelihood sums to 1 over all images, and recon is -log_likelihood."""
+    if problem := likelihood_problem(subject.variant.cls, subject.settings):
+        raise Broken(problem)
+
+
+def weighs_by_densities(subject: Subject) -> None:
+    """log_ratio is log q/p of two densities, of which z is drawn."""
+    if problem := ratio_problem(subject.variant.cls, subject.settings):
+        raise Broken(problem)
+
+
 def splits_its_epochs(subject: Subject) -> None:
     """The epochs of its phases add up to all epochs, and their names differ."""
     model = subject.model()
@@ -363,6 +390,140 @@ def fills_its_statistics(subject: Subject) -> None:
         _require(changed, f"a pass over training images leaves {name} unchanged")
 
 
+# --------------------------------------------------------------------------- densities
+
+
+def bound(cls: type[Glas], settings: BaseSettings) -> Bound:
+    """Return `cls.bound(settings)`; not shown where a density that it overrides is none."""
+    declared = cls.bound(settings)
+    problem = likelihood_problem(cls, settings) or ratio_problem(cls, settings)
+    return declared if problem is None or declared.holds is False else Bound(None, problem)
+
+
+def likelihood_problem(cls: type[Glas], settings: BaseSettings) -> str | None:
+    """Return why log_likelihood is no log-probability of binary images; None where it is one."""
+    if all(getattr(cls, n) is getattr(Glas, n) for n in ("log_likelihood", "finish")):
+        return None
+    return _problem_of(_check_likelihood, cls, settings)  # type: ignore[arg-type]
+
+
+def ratio_problem(cls: type[Glas], settings: BaseSettings) -> str | None:
+    """Return why log_ratio is not log q/p of densities; None where it is, or q has none."""
+    names = ("log_ratio", "step", "infer", "posterior", "prior")
+    overridden = any(getattr(cls, name) is not getattr(Glas, name) for name in names)
+    if not overridden or not cls.has_density:
+        return None
+    return _problem_of(_check_ratio, cls, settings)  # type: ignore[arg-type]
+
+
+@cache
+def _problem_of(check: Callable[[Glas], str | None], cls: Any, settings: Any) -> str | None:
+    """Return what a check finds of a tiny model with these settings."""
+    most = {name: 3 for name in cls.Settings.model_fields if name.endswith("_size")}
+    most |= {"steps": 3, "hidden": 6}
+    fields = settings.model_dump()
+    fields |= {name: min(fields[name], size) for name, size in most.items() if name in fields}
+    try:
+        model = rollout.build(cls, cls.Settings(**fields), FEW_PIXELS, CLASSES, 0).double()
+        with torch.no_grad():
+            return check(model)
+    except Exception as error:  # any error of a variant's code
+        return f"its densities could not be checked: {type(error).__name__}: {error}"
+
+
+def _trial(model: Glas, draws: int) -> tuple[Terms, list[Step], Tensor, Tensor]:
+    """Run a model of few pixels; return terms, steps, the last canvas and the images."""
+    uniform = torch.rand(IMAGES, FEW_PIXELS, generator=streams.generator(0, "contract"))
+    x_BP, labels_B = (uniform < 0.4).double(), torch.arange(IMAGES) % CLASSES
+    shape = (model.steps, draws, IMAGES, model.noise_size)
+    noise = streams.normal(shape, 1, "contract-noise").double()
+    rollout.freeze_statistics(model, x_BP, labels_B, noise[:, :1])
+    steps: list[Step] = []
+    canvas_BP = x_BP
+
+    def trace(t: int, state: State, step: Step) -> None:
+        nonlocal canvas_BP
+        steps.append(step)
+        canvas_BP = state.generation.canvas
+
+    terms = rollout.rollout(model, x_BP, x_BP, labels_B, noise, trace=trace)
+    return terms, steps, canvas_BP, x_BP
+
+
+def _perturb(model: Glas, by: float, times: float = 1) -> None:
+    """Move all parameters a little: a learned scale may be 1 at the start only."""
+    for name, parameter in model.named_parameters():
+        parameter.mul_(times).add_(by * streams.normal(tuple(parameter.shape), 0, name))
+
+
+def _check_likelihood(model: Glas) -> str | None:
+    """Sum exp log p(x|z) over all images, in training and in scoring."""
+    _perturb(model, 0.1)
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * FEW_PIXELS)
+    random = 2 * streams.normal((IMAGES, FEW_PIXELS), 0, "contract").double()
+    for training in (True, False):
+        terms, _, canvas_BP, x_BP = _trial(model.train(training), 1)
+        if not _close(terms.recon[0], -model.log_likelihood(canvas_BP, x_BP)):
+            return "recon is not -log_likelihood of the last canvas and the image"
+        canvas_BP = random.repeat_interleave(len(every), 0)
+        log_p = model.log_likelihood(canvas_BP, every.repeat(IMAGES, 1))
+        sums = log_p.reshape(IMAGES, -1).exp().sum(1)
+        worst = float(sums[sums.log().abs().nan_to_num(torch.inf).argmax()])
+        if not abs(worst - 1) < 1e-4:  # .01 nats at 784 pixels
+            return (
+                f"log_likelihood is no log-probability: its exp sums to {worst:.4g} over all "
+                f"{len(every)} images of {FEW_PIXELS} pixels, not to 1; a mean over pixels, or "
+                "another loss, is none"
+            )
+    return None
+
+
+def _check_ratio(model: Glas) -> str | None:
+    """Compare E_q[p/q f] with E_p[f] where q > 0, and E_p[q/p f] with E_q[f] where p > 0."""
+    p, draws, wild = model.eval().prior(), 2000, True
+    _, steps, _, _ = _trial(model, 1)
+    cls, known = type(model), (Normal, StandardNormal, Uniform, StandardUniform)
+    own = any(getattr(cls, name) is not getattr(Glas, name) for name in ("log_ratio", "step"))
+    if not own and all(type(each) in known for each in (p, *(step.q for step in steps))):
+        return None
+    for _ in range(12):  # until q differs from p, but not so much that a mean is blind
+        _, steps, _, _ = _trial(model, draws)
+        ratios = torch.stack([step.log_ratio for step in steps]).clamp(-9, 9)
+        wild = not all((step.z.abs() < 30).all() for step in steps)
+        if not wild and float(ratios.std()) > 0.3:
+            break
+        _perturb(model, 0 if wild else 0.1, 0.5 if wild else 1)
+    if wild:
+        return "log_ratio could not be checked: z is too large"
+    shape = (model.steps, draws * IMAGES, model.noise_size)
+    for step, noise in zip(steps, streams.normal(shape, 2, "contract-noise"), strict=True):
+        z_q, z_p = step.z, p.sample(noise.double())
+        back = model.log_ratio(step.q, p, z_p)
+        if not _close(step.log_ratio, model.log_ratio(step.q, p, z_q)):
+            return "the log_ratio of a step is not that of its q, the prior and its z"
+        for power in (0, 1, 2):
+            f_q, f_p = (z.pow(power).mean(-1) for z in (z_q, z_p))
+            pairs = (
+                ((-step.log_ratio).exp() * f_q, (back > -torch.inf) * f_p),
+                (back.exp() * f_p, (step.log_ratio < torch.inf) * f_q),
+            )
+            # One of the two ways may have no variance.
+            if not min(_errors_apart(*pair) for pair in pairs) < 6:
+                got, expected = (float(each.mean()) for each in pairs[0])
+                return (
+                    "log_ratio is not log q/p of densities that z is drawn from: the mean of "
+                    f"p/q z^{power} over q is {got:.4g}, not {expected:.4g}; a mean over "
+                    "dimensions is none"
+                )
+    return None
+
+
+def _errors_apart(a: Tensor, b: Tensor) -> float:
+    """Return by how many standard errors the means of two independent samples differ."""
+    error = math.sqrt(float(a.var() + b.var()) / len(a))
+    return float((a.mean() - b.mean()).abs()) / (error + 1e-9)
+
+
 PROMISES: dict[str, Callable[[Subject], Any]] = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -378,6 +539,8 @@ PROMISES: dict[str, Callable[[Subject], Any]] = {
         keeps_the_recogniser_out,
         stacks_over_seeds,
         scores_each_image,
+        sums_to_one,
+        weighs_by_densities,
         splits_its_epochs,
         fills_its_statistics,
     )

@@ -68,7 +68,7 @@ class Arm:
     def escaped(self, seed: int) -> bool:
         """Return whether a seed left the mean image."""
         scores = self.scores(seed)
-        return scores is not None and not scores["failed"]
+        return scores is not None and scores["failed"] is False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from glas_bench import contract
 from glas_bench.config import RunConfig, protocol_key
 from glas_bench.core import rollout
 from glas_bench.core.train import scoring
@@ -156,7 +157,11 @@ class Scorer:
         self.key = protocol_key(self.protocol)
         self.samples: int = self.protocol["samples"]
         self.budget = BUDGET.after(config.epochs)
-        self.refits = "refit" in self.protocol["estimators"]
+        cls = type(model)
+        self.unsound = contract.likelihood_problem(cls, model.settings)
+        if self.unsound or contract.ratio_problem(cls, model.settings):
+            model.has_density = False  # none that is shown to be one
+        self.refits = "refit" in self.protocol["estimators"] and self.unsound is None
         self.seconds: dict[str, float] = {}
 
     def score(
@@ -192,6 +197,9 @@ class Scorer:
             scores = self._summary(values, own_samples) | diagnosis.scores
             if self.refits:
                 scores |= self._refit_summary(values, choice)
+            if self.unsound:  # recon is no number of nats
+                scores |= {"failed": None, "failed_reason": self.unsound}
+                scores["validation_bernoulli"] = None
         scores["seconds_by"] = {name: round(value, 3) for name, value in self.seconds.items()}
         scores["seconds"] = round(sum(self.seconds.values()), 3)
         return scores, {**values, **diagnosis.arrays}
@@ -298,7 +306,7 @@ class Scorer:
             "nll_from": chosen,
             "nll_bound_only": _weight_health(values, self.samples, prefix)[f"{prefix}bound_only"],
         }
-        bounds = self.model.bound(self.model.settings).holds is True
+        bounds = contract.bound(type(self.model), self.model.settings).holds is True
         if not bounds and self.splits.binarisation != "soft":  # whose objective is of grey images
             scores["objective_gap"] = finite(float((values["nll"] - values["objective"]).mean()))
         return scores
@@ -306,7 +314,7 @@ class Scorer:
     # ---- the summary
 
     def _summary(self, values: PerImage, own_samples: int) -> dict[str, Any]:
-        bound = self.model.bound(self.model.settings)
+        bound = contract.bound(type(self.model), self.model.settings)
         scores: dict[str, Any] = {
             "protocol": self.protocol,
             "split": "test",

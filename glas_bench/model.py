@@ -376,7 +376,7 @@ class Glas(nn.Module):
     Settings: ClassVar[type[BaseSettings]] = FilterSettings
     bounds_nll: ClassVar[bool | None] = True
     why: ClassVar[str] = "the charge is the KL divergence: the objective is the negative ELBO"
-    has_density: ClassVar[bool] = True
+    has_density: bool = True
     needs_labels: ClassVar[bool] = False
     draws: int = 1
     generative: ClassVar[tuple[str, ...]] = ("decoder", "write")

@@ -16,7 +16,7 @@ import io
 import itertools
 import sys
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import entry_points
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 BUILT_IN = Path(__file__).parent / "variants"
 ENTRY_POINTS = "glas_bench.variants"
+_PREFIX = "glas_bench_user_"
+_loaded_helpers: set[str] = set()
 _LAYOUT = {tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 ESTIMATOR = "as its file says; split unverified"
@@ -79,7 +81,9 @@ class Variant:
 
     @cached_property
     def source_hash(self) -> str:
-        """SHA-256 of the code of the variant and of its bases.
+        """SHA-256 of the code of the variant, of its bases, and of modules of the user's own.
+
+        Those are what a file imports, at any depth, that is neither installed nor of this package.
 
         Editing comments, docstrings and descriptive attributes (`model.DESCRIPTIVE`) does not
         invalidate runs. `find` computes it at once, for the file may be edited after its import.
@@ -88,8 +92,11 @@ class Variant:
 
         digest = hashlib.sha256()
         for base in self.cls.__mro__[: self.cls.__mro__.index(Glas)]:
-            source = Path(inspect.getfile(base)).read_text(encoding="utf-8")
-            digest.update(code_alone(source).encode() + b"\0")
+            digest.update(code_alone(_source(Path(inspect.getfile(base)))).encode() + b"\0")
+        for name, path in sorted(
+            _helpers(self.cls.__mro__[: self.cls.__mro__.index(Glas)]).items()
+        ):
+            digest.update(f"{name}\0{code_alone(_source(path))}\0".encode())
         return digest.hexdigest()
 
     @property
@@ -113,6 +120,65 @@ class Variant:
         """The docstring of the variant's file, or of its class."""
         module = sys.modules[self.cls.__module__]
         return inspect.cleandoc(module.__doc__ or self.cls.__doc__ or "")
+
+
+def _source(path: Path) -> str:
+    """Return a file's text, decoded as Python does: by its coding cookie, without a BOM."""
+    with tokenize.open(path) as file:
+        return file.read()
+
+
+def _helpers(bases: Iterable[type]) -> dict[str, Path]:
+    """Return the user's own modules that files of these classes import, at any depth, by name."""
+    left = [(base.__module__, Path(inspect.getfile(base))) for base in bases]
+    seen = {path.resolve() for _, path in left}
+    helpers: dict[str, Path] = {}
+    while left:
+        importer, path = left.pop()
+        is_package = path.stem == "__init__"
+        package = importer if is_package else importer.rpartition(".")[0]
+        for name in _imports(_source(path), package):
+            found = _own_file(name)
+            if found is not None and found not in seen:
+                seen.add(found)
+                helpers[name] = found
+                left.append((name, found))
+    return helpers
+
+
+def _imports(source: str, package: str) -> Iterator[str]:
+    """Yield the absolute names that Python source may import as modules."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level + (node.module or "")
+            try:
+                base = importlib.util.resolve_name(dots, package) if node.level else dots
+            except ImportError:
+                continue
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _own_file(name: str) -> Path | None:
+    """Return the source of a module that is neither installed nor Python's nor of this package."""
+    if name.partition(".")[0] in {*sys.stdlib_module_names, "glas_bench", "torch"}:
+        return None
+    module = sys.modules.get(name)
+    origin = getattr(module, "__file__", None)
+    if module is None:
+        with contextlib.suppress(Exception):  # a name in a module is no module
+            spec = importlib.util.find_spec(name)
+            origin = spec and spec.origin
+    if not origin or not origin.endswith(".py") or not Path(origin).is_file():
+        return None
+    path = Path(origin).resolve()
+    return None if {"site-packages", "dist-packages"} & set(path.parts) else path
 
 
 def code_alone(source: str) -> str:
@@ -225,21 +291,29 @@ def _from_file(path: Path) -> Variant:
         raise UsageError(f"--variant {path}: it {kind}; give the path of a Python file.")
     path = path.resolve()
     name = path.stem.replace("_", "-")
-    module_name = f"glas_bench_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"--variant {path}: not a Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    for helper in _loaded_helpers:  # an edited one is imported again
+        sys.modules.pop(helper, None)
+    _loaded_helpers.clear()
+    keeps_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        # The loader's bytecode cache would miss an edit of the same size in the same second.
+        # A bytecode cache would miss an edit of the same size in the same second.
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         line = _line_in(error, path)
         raise UsageError(
             f"{path}{line}: importing it failed with {type(error).__name__}: {error}"
         ) from error
-    return Variant(name, _only_variant(module, path), path, str(path))
+    finally:
+        sys.dont_write_bytecode = keeps_none
+    cls = _only_variant(module, path)
+    _loaded_helpers.update(each for each in _helpers([cls]) if not each.startswith(_PREFIX))
+    return Variant(name, cls, path, str(path))
 
 
 def _line_in(error: BaseException, path: Path) -> str:

@@ -3,6 +3,7 @@
 import textwrap
 
 import pytest
+from conftest import sets
 
 from glas_bench import contract, registry
 
@@ -90,6 +91,14 @@ BROKEN = {
         def charge(self, q, p, z):
             return super().charge(q, p, z).mean().expand(len(z))
     """,
+    "sums to one": """
+        def log_likelihood(self, canvas_BP, target_BP):
+            return super().log_likelihood(canvas_BP, target_BP) / self.pixels
+    """,
+    "weighs by densities": """
+        def log_ratio(self, q, p, z):
+            return (q.log_prob(z) - p.log_prob(z)).mean(-1)
+    """,
     "splits its epochs": """
         def phases(self, epochs):
             return (Phase('one', 1), Phase('two', epochs))
@@ -131,3 +140,92 @@ def test_an_error_names_the_line(tmp_path):
     body = "def attend(self, e_BH, memory, t):\n    return e_BH @ self.missing, memory"
     found = problems(tmp_path, body).values()
     assert any("missing" in (each or "") and "idea.py, line 12" in (each or "") for each in found)
+
+
+NO_DENSITY = {
+    "half": "def log_likelihood(self, c, t): return 0.5 * super().log_likelihood(c, t)",
+    "smoothed": "def log_likelihood(self, c, t): return super().log_likelihood(c, 0.9 * t + 0.05)",
+    "of real numbers": """
+        def log_likelihood(self, c, t):
+            return torch.distributions.Normal(c.sigmoid(), 0.3).log_prob(t).sum(-1)
+    """,
+    "learned": """
+        def build_generation(self):
+            super().build_generation()
+            self.beta = nn.Parameter(torch.ones(()))
+        def log_likelihood(self, c, t): return self.beta * super().log_likelihood(c, t)
+    """,
+    "scoring alone": """
+        def log_likelihood(self, c, t):
+            return super().log_likelihood(c, t) * (1 if self.training else 0.5)
+    """,
+    "finish": """
+        def finish(self, context, state):
+            outcome = super().finish(context, state)
+            return outcome._replace(recon=outcome.recon / self.pixels)
+    """,
+    "ratio zero": "def log_ratio(self, q, p, z): return torch.zeros_like(z[:, 0])",
+    "ratio swapped": "def log_ratio(self, q, p, z): return -super().log_ratio(q, p, z)",
+    "free bits": """
+        def step(self, *inputs):
+            state, step = super().step(*inputs)
+            return state, step._replace(log_ratio=step.log_ratio.clamp(min=0.1))
+    """,
+    "not normalised": """
+        class _Q(Normal):
+            def log_prob(self, z): return -0.5 * ((z - self.mean) / self.std).square()
+        def posterior(self, read_BA, t): return self._Q(*super().posterior(read_BA, t))
+    """,
+}
+DENSITY = {
+    "temperature": "def log_likelihood(self, c, t): return super().log_likelihood(c / 2, t)",
+    "clamped": """
+        def log_likelihood(self, c, t):
+            p = c.sigmoid().clamp(1e-7, 1 - 1e-7)
+            return torch.where(t > 0.5, p, 1 - p).log().sum(-1)
+    """,
+    "wide prior": "def prior(self): return Normal(torch.zeros(()), torch.full((), 2.0))",
+    "own q": """
+        class _Q(Normal): pass
+        def posterior(self, read_BA, t): return self._Q(*super().posterior(read_BA, t))
+    """,
+}
+
+
+@pytest.mark.parametrize("name", [*NO_DENSITY, *DENSITY])
+def test_only_densities_bound(name, tmp_path):
+    body = "bounds_nll = True\n" + textwrap.dedent({**NO_DENSITY, **DENSITY}[name]).strip()
+    path = tmp_path / "idea.py"
+    path.write_text(HEAD + textwrap.indent(body, "    ") + "\n")
+    cls = registry.find(str(path)).cls
+    assert contract.bound(cls, cls.Settings()).holds is (None if name in NO_DENSITY else True)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_densities_of_a_shipped_variant_are_shown(name):
+    cls = registry.find(name).cls
+    assert contract.bound(cls, cls.Settings()) == cls.bound(cls.Settings())
+
+
+def test_what_is_no_density_has_no_rank(glas, tmp_path):
+    """`log_likelihood` as a mean: no nll and no bound; `log_ratio` as one: nll by the refit."""
+    numbers = {}
+    for name in ("sums to one", "weighs by densities"):
+        path = tmp_path / "idea.py"
+        body = textwrap.dedent(BROKEN[name]).strip()
+        path.write_text(HEAD + textwrap.indent(body, "    ") + "\n")
+        sizes = sets(epochs=1, steps=2, hidden=4, batch=2000, samples=2, images=5)
+        end = glas.here(
+            "run", "--variant", path, "--preset", "smoke", *sizes, "--no-mirror", "--json"
+        )
+        assert end.code == 0, end.err
+        assert end.json["bounds_nll"] is None
+        numbers[name] = end.seeds[0]
+    first, second = numbers.values()
+    assert {first[n] for n in ("elbo", "iw", "refit_iw", "nll", "failed")} == {None}
+    assert second["elbo"] is second["iw"] is None
+    assert second["nll"] == second["refit_iw"] > 50
+    page = glas.here("report")
+    text = (glas.results / "report" / "glas-bench.md").read_text()
+    assert page.code == 0
+    assert "no log-probability" in text

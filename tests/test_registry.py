@@ -256,3 +256,58 @@ def test_installed_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = registry.find("their-idea")
     assert (found.name, found.reference) == ("their-idea", "their-idea")
     assert (found.path, found.cls.__name__) == (tmp_path / "their_package.py", "Mine")
+
+
+CALLS_A_HELPER = """
+from glas_bench import Glas
+from helper_of_mine import SCALE
+
+
+class Mine(Glas):
+    scale = SCALE
+"""
+
+
+def test_modules_of_the_users_own_are_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper, and what it imports in turn, wherever in its code; comments are not."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine.py").write_text(CALLS_A_HELPER)
+    package = tmp_path / "package_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("from . import b\n")
+    (package / "b.py").write_text("X = 1\n")
+
+    def identity(helper: str) -> tuple[str, float]:
+        (tmp_path / "helper_of_mine.py").write_text(helper)
+        variant = registry.find(str(tmp_path / "mine.py"))
+        return variant.source_hash, variant.cls.scale  # type: ignore[attr-defined]
+
+    code = "import json, numpy\nSCALE = 1\ndef later():\n    from package_of_mine import a\n"
+    first = identity(code)
+    assert identity(code + "# a comment\n") == first
+    changed = identity(code.replace("SCALE = 1", "SCALE = 2"))  # same size, same second
+    assert changed[0] != first[0]
+    assert changed[1] == 2
+    assert identity(code) == first
+    (package / "b.py").write_text("X = 2\n")
+    assert identity(code)[0] != first[0]
+
+
+def test_source_is_decoded_as_python_does(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+
+    def identity(content: bytes) -> str:
+        path.write_bytes(content)
+        return registry.find(str(path)).source_hash
+
+    plain = identity(SOURCE.encode())
+    assert identity(b"\xef\xbb\xbf" + SOURCE.encode()) == plain
+    assert identity(SOURCE.replace("\n", "\r\n").encode()) == plain
+    latin = "# -*- coding: latin-1 -*-\n" + SOURCE.replace("One", "M\xe9thode")
+    assert identity(latin.encode("latin-1")) == plain
+    other = SOURCE.replace("pass", "word = '\xe9'")
+    cookie = "# vim: set fileencoding=cp1252 :\n"
+    assert identity((cookie + other).encode("cp1252")) == identity(other.encode())

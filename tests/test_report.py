@@ -664,6 +664,27 @@ def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
 # --------------------------------------------------------------------------- csv
 
 
+def test_a_csv_saved_by_a_spreadsheet(tmp_path: Path) -> None:
+    """Its capitals, BOM and line ends are read; what it wrote in its own way is refused."""
+    path = tmp_path / "mine.csv"
+    row = {"schema": records.SCHEMA, "study": "mine", "cell": "a", "variant": "a", "seed": "0"}
+    row |= {"status": "complete", "failed": "true", "nll": "244.68", "config_key": "12345e678901"}
+    text = csv_file.write([row]).decode()
+    for damaged in (text.replace("true", "TRUE"), text.replace("true", "True")):
+        path.write_bytes(damaged.replace("\n", "\r\n").encode("utf-8-sig"))
+        assert csv_file.read(path) == [row]
+    for old, new in (
+        ("true", "WAHR"),
+        ("244.68", '"244,68"'),
+        ("244.68", "#NUM!"),
+        ("12345e678901", "1.2345E+678905"),
+        (",0,complete", ",0,Complete"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(UsageError, match="spreadsheet"):
+            csv_file.read(path)
+
+
 def test_a_csv_comes_back_as_it_was(tmp_path: Path) -> None:
     odd = ('a "quoted", | odd\treason', "NA", "")
     given = [

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glas_bench import ais, evaluate
+from glas_bench import ais, contract, evaluate
 from glas_bench.ais.annealing import Annealing, Course
 from glas_bench.ais.decoder import canvas, images_at_once, log_likelihood_for, simulates
 from glas_bench.ais.verdict import Verdict, paired
@@ -51,7 +51,7 @@ class Referee:
         chunk: images at a time; by default as many as fit.
 
     Raises:
-        UsageError: a number out of range.
+        UsageError: a number out of range, or log p(x|z) is no log-probability.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Referee:
         self.model = model
         self.config = config
         self.splits = splits
+        if problem := contract.likelihood_problem(type(model), model.settings):
+            raise UsageError(f"--estimator ais: {problem}")
         self.likelihood = log_likelihood_for(model)
         total = len(splits.test.images)
         images = min(IMAGES, total) if images is None else images

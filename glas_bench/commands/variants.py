@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from glas_bench import registry
+from glas_bench import contract, registry
 from glas_bench.commands import Answer
 from glas_bench.registry import ESTIMATOR, Variant
 from glas_bench.text import aligned
@@ -25,14 +25,14 @@ def carry_out(reference: str | None) -> Answer:
     if reference is None:
         every = [facts(registry.find(name)) for name in registry.names()]
         return Answer(listing(every), every)
-    one = facts(registry.find(reference))
+    one = facts(registry.find(reference), checked=True)
     return Answer(page(one), one)
 
 
-def facts(variant: Variant) -> dict[str, Any]:
-    """Return what a variant declares, JSON-ready."""
+def facts(variant: Variant, *, checked: bool = False) -> dict[str, Any]:
+    """Return what a variant declares, JSON-ready; its densities are checked, or taken as said."""
     cls = variant.cls
-    bound = cls.bound(cls.Settings())
+    bound = contract.bound(cls, cls.Settings()) if checked else cls.bound(cls.Settings())
     return {
         "name": variant.name,
         "summary": variant.summary,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from glas_bench.errors import UsageError
+from glas_bench.record.scores import STATUSES
 from glas_bench.report.records import SCHEMA
-from glas_bench.report.table import Row
+from glas_bench.report.table import COMPARED, Row
 
 FIRST = (
     *("study", "cell", "variant", "seed", "status", "reason", "diverged_step", "rank", "rank_to"),
@@ -73,6 +77,33 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     if len({row["study"] for row in rows}) > 1:
         raise UsageError(f"{path} holds more than one study; one page has one csv")
     for line, row in enumerate(rows, 2):
-        if not row["seed"].isdecimal():
-            raise UsageError(f"{path}:{line}: seed {row['seed']!r} is no whole number")
+        for name, value in row.items():
+            if value.lower() in ("true", "false"):  # capitals, where a spreadsheet saved it
+                row[name] = value.lower()
+        for name, fits in _FITS.items():
+            if (value := row.get(name, "")) and not fits(value):
+                raise UsageError(
+                    f"{path}:{line}: {name} {value!r} is not as `glas-bench report` writes it; was "
+                    "it saved by a spreadsheet? Report the study again"
+                )
     return rows
+
+
+def _is_number(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
+
+
+_NUMBERS = ("nll", "elbo", "iw", "refit_iw", "v_mean", "objective", "recon", "charge", "kl", "aux")
+_COMPARISON = ("difference", "low", "high", "p", "p_bh")
+_FITS: dict[str, Callable[[str], object]] = {
+    "seed": str.isdecimal,
+    "status": STATUSES.__contains__,
+    "config_key": lambda text: not re.fullmatch(r"[\d.,]+E\+?\d+", text),
+    **dict.fromkeys(("failed", "bound_only", "nll_bound_only"), ("true", "false").__contains__),
+    **dict.fromkeys(("rank", "rank_to"), str.isdecimal),
+    **dict.fromkeys(_NUMBERS, _is_number),
+    **{f"{a}_{b}": _is_number for a in COMPARED for b in _COMPARISON},
+}
+"""By column, whether a value in it is one; a spreadsheet has its own ways of writing them."""

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import environment, signals
+from glas_bench import contract, environment, signals
 from glas_bench.config import CORE_VERSION, check_settings
 from glas_bench.data import info
 from glas_bench.data.parse import PIXELS
@@ -160,7 +160,7 @@ def _describe(
     data_file: Path | None,
 ) -> None:
     """Write what the cell is and what it is made with, where its folder does not say so yet."""
-    bound = cell.variant.cls.bound(check_settings(cell.variant, cell.config.settings))
+    bound = contract.bound(cell.variant.cls, check_settings(cell.variant, cell.config.settings))
     about = {
         "variant": cell.variant.name,
         "reference": cell.variant.reference,
