@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from glas_bench.sweep import status, view
-from glas_bench.sweep.plan import differences, digest
+from glas_bench.sweep.plan import VERSIONS, differences, digest, outdated
 from glas_bench.sweep.trial import Trial
 
 Document = dict[str, Any]
@@ -142,7 +142,82 @@ def test_differences_of_plans() -> None:
     assert digest(old) == digest({**old, "question": "Really?", "skipped": []})
 
 
+@pytest.mark.parametrize(
+    ("stored", "cells", "why"),
+    [
+        (VERSIONS, set(), ""),
+        (VERSIONS | {"core_version": 1}, {"cauchy", "gaussian"}, "core 1, protocol"),
+        ({}, {"cauchy", "gaussian"}, "an older one; now core"),
+    ],
+)
+def test_cells_that_another_version_planned(stored: Document, cells: set[str], why: str) -> None:
+    plan = plan_of(entry(), entry("gaussian"), **stored)
+    assert outdated(plan, None)[0] == cells
+    assert why in outdated(plan, None)[1]
+
+
+def test_versions_alone_do_not_make_another_plan() -> None:
+    plan = plan_of(entry())
+    assert digest(plan) == digest({**plan, **VERSIONS})
+    assert differences(plan, {**plan, **VERSIONS}) == []
+    more = {**plan, "cells": [entry(seeds=[0, 1, 2])], "seeds": [0, 1, 2]}
+    assert digest(plan) != digest(more)
+    assert digest(plan, seeds=False) == digest(more, seeds=False)
+
+
 # --------------------------------------------------------------------------- shown
+
+
+def claim(number: int = 1, verdict: str = "undecided", **about: Any) -> Document:
+    looks = [{"number": 1, "seeds": 5, "low": -1.0, "high": 3.0, "estimate": 1.0}]
+    more = {"expect": "elbo(a) >\n  elbo(b)", "at": {"grid": "original"}, "unit": "nats"}
+    more |= {"looks": looks, "planned": [5, 8], "why": "", "outlook": ""}
+    return {"claim": number, "verdict": verdict, **more, **about}
+
+
+def test_claims_have_lines_of_their_own_that_fit_a_terminal() -> None:
+    plan = plan_of(entry(), entry("gaussian"))
+    document = status.status_document(plan, [trial(**DONE)])
+    short = "look 2 of 4 takes 8 seeds of each arm: gaussian has 2"
+    document["claims"] = [
+        claim(outlook=f"{short}; {'seeds ' * 20}"),
+        claim(2, "no verdict", looks=[], why="it is about preset short", at={}),
+    ]
+    assert status.table(document).splitlines()[-10:] == [
+        "claim 1: elbo(a) > elbo(b), grid=original",
+        "    undecided at look 1 of 2 (5 seeds): +1.00 nats [-1.00, +3.00]",
+        f"    {short}",
+        f"    {'seeds ' * 12}".rstrip(),
+        f"        {'seeds ' * 8}".rstrip(),
+        "claim 2: elbo(a) > elbo(b)",
+        "    no verdict",
+        "    it is about preset short",
+        "",
+        "2 cells: 1 complete, 1 waiting; 2 of 4 seeds; 0 of 1 claims decided",
+    ]
+    document["claims"] = document["claims"][1:] * 2
+    assert "\n\n2 claims: no verdict; it is about preset short\n\n" in status.table(document)
+
+
+def test_seeds_and_time_to_the_next_look_and_to_the_last(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(entry(), entry("gaussian"))
+    trials = [trial(**DONE, seconds=40.0), trial("running", 1, cell="gaussian")]
+    assert status.seconds_at_most(plan, trials, {"gaussian": [0, 1, 2]}) == 60.0
+    assert status.seconds_at_most(plan, trials, {"cauchy": [0, 1, 2]}) == 60.0
+    monkeypatch.setattr(view.View, "EVERY", 0.0)
+    shown = view.View()
+    shown.show({"event": "begin", "cell": "gaussian", "name": "gaussian", "seeds": [0, 1]})
+    ended = {"event": "end", "status": "complete"}
+    shown.show({"event": "seed", "cell": "gaussian", "seed": 0, "of": ended})
+    document = status.status_document(plan, trials) | {"claims": [claim()]}
+    shown.refresh(document, 40.0, 60.0)
+    assert capsys.readouterr().err.splitlines() == [
+        "gaussian: running, seeds 0,1",
+        "2 cells: 1 complete, 1 running; 3 of 4 seeds; 0 of 1 claims decided; about 40 s left "
+        "to the next look, 1:00 to the last one",
+    ]
 
 
 def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

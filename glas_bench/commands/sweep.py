@@ -21,7 +21,7 @@ from glas_bench.study import Cell, Study
 from glas_bench.study.claims import Claim
 from glas_bench.sweep import storage, worker
 from glas_bench.sweep.database import Database, StorageDown
-from glas_bench.sweep.plan import VERSIONS, Document, Plan, digest, other_versions, plan_document
+from glas_bench.sweep.plan import Document, Plan, digest, outdated, plan_document
 from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.status import (
     seconds_at_most,
@@ -443,24 +443,23 @@ def status(request: Request) -> Answer:
             raise unknown("study", name, {*known, *study.shipped()})
         read = plan_document(loaded, loaded.cells), []
     document = status_document(*read)
-    if (versions := other_versions(read[0], loaded)) and document["counts"].get("complete"):
-        document["outdated"] = _outdated(document, versions)
+    if line := _outdated(document, read[0], loaded):
+        document["outdated"] = line
     if loaded is not None:
         document["claims"] = verdicts(loaded, document, request.results)
     return Answer(table(document), document)
 
 
-def _outdated(document: Document, versions: Mapping[str, int | None]) -> str:
-    """Return a line on cells that another version of this package planned."""
-    then, now = (
-        f"core {each['core_version']}, protocol {each['protocol_version']}"
-        for each in (versions, VERSIONS)
-    )
+def _outdated(document: Document, plan: Document, loaded: Study | None) -> str:
+    """Return a line on complete cells that are not what the study now plans; empty without any."""
+    names, why = outdated(plan, loaded)
+    made = [each for each in document["cells"] if each["status"] == "complete"]
+    count = sum(each["cell"] in names for each in made)
+    if not count:
+        return ""
     return (
-        f"{document['counts']['complete']} of {len(document['cells'])} cells were made by another "
-        "version of the training core or protocol "
-        f"({'an older one' if None in versions.values() else then}; now {now}) "
-        "and are not what the study now plans; sweep --extend runs them again"
+        f"{count} of {len(document['cells'])} cells were {why} and are not what the study now "
+        "plans; sweep --extend runs them again"
     )
 
 

@@ -137,18 +137,27 @@ def digest(document: Document, seeds: bool = True) -> str:
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
-def other_versions(document: Document, study: Study | None) -> dict[str, int | None]:
-    """Return the versions that laid a stored plan out, where they are not those of now; else {}.
+def outdated(document: Document, study: Study | None) -> tuple[set[str], str]:
+    """Return the cells of a stored plan that are not what the study now plans, and why.
 
-    A plan that was stored without them is an older one, unless its protocols are those that the
-    study has now.
+    From versions and protocols alone, without data. A plan that was stored without versions is an
+    older one, unless it has a protocol that the study has now.
     """
+    protocols = {cell.name: cell.protocol for cell in study.cells} if study else {}
+    same = {
+        cell["cell"]: protocols.get(cell["cell"]) == cell["protocol"] for cell in document["cells"]
+    }
     versions = {key: document.get(key) for key in VERSIONS}
-    if None in versions.values() and study is not None:
-        now = {cell.name: cell.protocol for cell in study.cells}
-        if any(now.get(cell["cell"]) == cell["protocol"] for cell in document["cells"]):
-            return {}
-    return {} if versions == VERSIONS else versions
+    if versions != VERSIONS and not (None in versions.values() and any(same.values())):
+        then, now = (
+            f"core {each['core_version']}, protocol {each['protocol_version']}"
+            for each in (versions, VERSIONS)
+        )
+        made = "an older one" if None in versions.values() else then
+        why = f"made by another version of the training core or protocol ({made}; now {now})"
+        return set(same), why
+    other = {name for name, is_same in same.items() if name in protocols and not is_same}
+    return other, "scored by another protocol"
 
 
 def differences(old: Document, new: Document) -> list[str]:

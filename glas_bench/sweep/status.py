@@ -178,7 +178,8 @@ def table(status: Document) -> str:
     judged = status.get("claims", ())
     claims = [line for one in judged for line in claim_lines(one)]
     if judged and not decide.summary(judged) and len({one["why"] for one in judged}) == 1:
-        claims = wrapped(f"{len(judged)} claims: {judged[0]['verdict']}; {judged[0]['why']}")
+        counted = f"{len(judged)} claim{'s' * (len(judged) > 1)}"
+        claims = wrapped(f"{counted}: {judged[0]['verdict']}; {judged[0]['why']}")
     parts = [[f"{status['study']}: {status['question']}"], lines, notes, claims, [summary(status)]]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
