@@ -119,6 +119,16 @@ def aligned(rows: Sequence[Sequence[str]], drop: Sequence[str] = ()) -> list[str
     ]
 
 
+def winner_line(cell: str, search: Mapping[str, Any]) -> str:
+    """Return what a search found, in one line; nothing where it found nothing."""
+    if not (won := search["winner"]):
+        return ""
+    return (
+        f"{cell}: best of {len(search['trials'])} trials is {settings(won['values'])}, "
+        f"validation nll {number(won['validation_nll'])} in {duration(won['seconds'])}"
+    )
+
+
 def redact(text: str) -> str:
     """Return a text with the user and password of every address in it masked."""
     text = re.sub(r"(?<=://)[^\s'\"<>]*@", "***@", text)

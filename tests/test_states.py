@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from glas_bench.sweep import status, view
+from glas_bench.sweep import status, view, worker_id
 from glas_bench.sweep.plan import VERSIONS, differences, digest, outdated
 from glas_bench.sweep.trial import Trial
 
@@ -95,13 +96,48 @@ def test_a_search_until_its_best_is_known() -> None:
     best = trial(key="best", best_of="k", **DONE)
     edited = trial(key="best", best_of="as it was before", **DONE)
     newer = trial("waiting", 1, key="better", best_of="k")
+    over = [replace(each, status="complete", value=9.0 - each.number) for each in tried]
+    failed = [trial("failed", n, is_search=True) for n in range(3)]
     for others, joined in (
-        ([*tried[:2], edited], "waiting"),
-        ([*tried[:2], best], "complete"),
-        ([*tried[:2], best, newer], "waiting"),
-        ([trial("failed", n, is_search=True) for n in range(3)], "failed"),
+        ([*over, edited], "waiting"),
+        ([*over, best], "complete"),
+        ([*over[:2], best], "waiting"),  # more trials are wanted than before
+        ([*over, best, newer], "waiting"),
+        (failed, "failed"),
+        ([*failed, trial("waiting", 3, is_search=True, retry_of=0)], "waiting"),
     ):
         assert cell_of(*others, searched=["steps"])["status"] == joined
+
+
+def test_a_search_names_its_winner_or_why_it_has_none() -> None:
+    about: Document = {"is_search": True, "seeds": [7, 8], "seconds": 70.0}
+    tried = [
+        trial(number=n, values={"steps": n}, value=[9.0, 5.0, None][n], **about) for n in range(3)
+    ]
+    best = trial(number=3, key="best", best_of="k", **DONE)
+    document = status.status_document(plan_of(entry(searched=["steps"])), [*tried, best])
+    (cell,) = document["cells"]
+    assert (cell["status"], cell["config_key"]) == ("complete", "best")
+    won = {"trial": 1, "values": {"steps": 1}, "status": "complete"}
+    assert cell["search"]["winner"] == {**won, "validation_nll": 5.0, "seconds": 70.0}
+    assert len(cell["search"]["trials"]) == 3
+    line = "cauchy: best of 3 trials is steps=1, validation nll 5.00 in 1:10"
+    assert line in status.table(document).splitlines()
+    why = "seed 7 diverged: loss is not finite"
+    diverged = [replace(each, value=None, reason=why) for each in tried]
+    cell = cell_of(*diverged, searched=["steps"])
+    assert cell["status"] == "failed"
+    assert cell["reason"] == f"search: 3 of 3 trials; none has a number: {why}"
+
+
+def test_a_trial_whose_process_was_killed_is_interrupted() -> None:
+    own = worker_id.own_id()
+    assert cell_of(trial("running", owner=own))["status"] == "running"
+    killed = cell_of(trial("running", owner=own | {"began": own["began"] - 100.0}))
+    assert (killed["status"], seeds_of(killed)) == ("waiting", ["interrupted"] * 2)
+    assert killed["reason"].startswith(f"interrupted: pid {own['pid']} on ")
+    elsewhere = own | {"began": 0.0, "room": "of another machine"}
+    assert cell_of(trial("running", owner=elsewhere))["status"] == "running"
 
 
 def test_seconds_left() -> None:

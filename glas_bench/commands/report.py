@@ -22,6 +22,7 @@ from glas_bench.report import (
 from glas_bench.report.plans import Plan
 from glas_bench.report.records import Run, per_image, rows_of, runs_of, variants_of
 from glas_bench.report.table import COMPARED, Row, complete, coverage, table_rows
+from glas_bench.text import winner_line
 from glas_bench.tracking import mlflow_store, sync
 from glas_bench.tracking.address import experiment_name, sqlite_file, tracking_uri
 
@@ -116,7 +117,9 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
         records, left_out = _records(request, plan.name, own, problems)
         for text in left_out:
             request.tell(f"{plan.name}: {text}")
-        if (one := _make(plan, runs_of(records), left_out)) is not None:
+        if (
+            one := _make(plan, runs_of(records), left_out, plans.searches(plan.name, results))
+        ) is not None:
             made.append(one)
         else:
             request.tell(f"{plan.name}: no runs yet")
@@ -172,12 +175,15 @@ def _has_store(results: Path) -> bool:
     return file is None or file.is_file()
 
 
-def _make(plan: Plan, runs: Sequence[Run], left_out: Sequence[str]) -> _Page | None:
+def _make(
+    plan: Plan, runs: Sequence[Run], left_out: Sequence[str], searches: Mapping[str, Any]
+) -> _Page | None:
     """Return a page's rows, compared and judged; None where there are none."""
     rows, remarks = rows_of(plan, runs)
     if not rows:
         return None
     remarks += [f"left out: {text}" for text in left_out]
+    remarks += filter(None, (winner_line(*each) for each in searches.items()))
     cells = table_rows(rows)
     done = {(row["config_key"], int(row["seed"])) for cell in cells for row in cell.finished}
     reported = {run.key: run.seed for run in runs if run.key in done}
@@ -189,6 +195,7 @@ def _make(plan: Plan, runs: Sequence[Run], left_out: Sequence[str]) -> _Page | N
     if plan.study is not None:
         verdicts.write(plan.study, cells, {run.key: run.seed for run in runs})
     drawings = list(record_figures.from_records(cells, reported, variants_of(plan, runs)))
+    drawings += record_figures.of_searches(searches)
     about = [each.about(plan.name) for each in (*figures.from_csv(rows), *drawings)]
     constant = {"figures": json.dumps(about), "remarks": json.dumps(remarks) if remarks else ""}
     for row in rows:

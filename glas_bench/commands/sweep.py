@@ -297,11 +297,20 @@ class Sweep:
         about = {"file": str(loaded.path.resolve()), "preset": loaded.preset}
         about |= {"dataset": loaded.dataset, "seeds": seed_ranges(loaded.seeds)}
         cells = {cell.folder(results).path: cell.protocol for cell in self._cells()}
-        note_study(results, self.plan.name, cells, **about)
+        note_study(results, self.plan.name, cells, **about, **self.searches())
         if self.mirror is not None:
             for folder in cells:
                 self.mirror.add(folder)
         return list(cells)
+
+    def searches(self) -> Document:
+        """Return what the searches have tried, by cell, as `status` shows it; for the page."""
+        read = None
+        with contextlib.suppress(StorageDown):
+            read = self.queue.read(self.plan.name) if self.plan.searches else None
+        cells = status_document(*read)["cells"] if read else ()
+        found = {cell["cell"]: cell["search"] for cell in cells if "search" in cell}
+        return {"searches": found} if found else {}
 
     def _cells(self) -> Iterator[Cell]:
         """Return the cells known from the start, and those that searches have run so far."""

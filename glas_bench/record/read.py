@@ -216,7 +216,7 @@ def find_run(results: Path, text: str) -> Path:
 # --------------------------------------------------------------------------- notes of studies
 
 
-def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: str) -> None:
+def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: Any) -> None:
     """Write `<results>/studies/<study>.json`: which run folders belong to a study.
 
     A folder that was noted before stays noted, whether or not the study still plans it.
@@ -225,7 +225,8 @@ def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: 
         results: the results folder.
         study: its name.
         folders: its run folders, each with the key of the protocol that the study scores by.
-        about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`.
+        about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`; and
+            `searches`, by cell.
     """
     protocols = noted_protocols(results, study) | {path.name: key for path, key in folders.items()}
     document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}

@@ -70,6 +70,12 @@ def everything(experiments: Sequence[str], results: Path) -> tuple[list[Plan], l
     return plans, problems
 
 
+def searches(name: str, results: Path) -> dict[str, Any]:
+    """Return what a study's searches have tried, by cell; nothing where they ran elsewhere."""
+    note = note_of(results, name)
+    return dict(read_json(note).get("searches", {})) if note.is_file() else {}
+
+
 def noted(results: Path) -> list[str]:
     """Return the names of the studies that were begun in a results folder."""
     return sorted(path.stem for path in (results / "studies").glob("*.json"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -358,3 +360,43 @@ def _centres(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         "puts most of them outside.",
         draw,
     )
+
+
+# --------------------------------------------------------------------------- searches
+
+
+def of_searches(searches: Mapping[str, Any]) -> Iterator[Drawing]:
+    """Yield a figure of each search with a winner: validation nll over every axis."""
+    for cell, search in searches.items():
+        tried = [each for each in search["trials"] if each["validation_nll"] is not None]
+        if search["winner"] is None:
+            continue
+        axes = sorted(search["winner"]["values"])
+        left_out = len(search["trials"]) - len(tried)
+        yield Drawing(
+            f"search-{re.sub(r'[^a-z0-9]+', '-', cell.lower()).strip('-')}",
+            f"Search of {cell}",
+            f"Each point is a trial, the ring is the winner. Validation nll, {NATS}, mean over the "
+            f"tuning seeds; {left_out} of {len(search['trials'])} trials have no number.",
+            functools.partial(_search, axes, tried, search["winner"]),
+        )
+
+
+def _search(
+    names: Sequence[str], tried: Sequence[Mapping[str, Any]], won: Mapping[str, Any]
+) -> Figure:
+    figure, axes = blank(3.2 * len(names), 2.8, 1, len(names), sharey=True)
+    for axis, name in zip(axes[0], names, strict=True):
+        values = [each["values"][name] for each in tried]
+        best = won["values"][name]
+        numeric = all(type(each) in (int, float) for each in values)
+        if not numeric:
+            values, best = [str(each) for each in values], str(best)
+        elif min(values) > 0 and max(values) > 20 * min(values):
+            axis.set_xscale("log")
+        axis.plot(values, [each["validation_nll"] for each in tried], "o", color=colours(1)[0])
+        ring = {"markersize": 12, "markerfacecolor": "none", "color": "black"}
+        axis.plot([best], [won["validation_nll"]], "o", **ring)
+        axis.set_xlabel(name)
+    axes[0][0].set_ylabel(f"validation nll, {NATS}")
+    return figure

@@ -72,7 +72,6 @@ class Queue:
         """
         for name in plan.studies:
             self.database.check_own(name)
-        self.database.make_study(plan.name)
         old = self.database.plan(plan.name)
         seeds = not more_seeds
         if old and more_seeds:
@@ -87,12 +86,19 @@ class Queue:
                 f"  {lines}\n{hint}With --extend what is new is run and the new plan takes the old "
                 "one's place; under another name it is a study of its own."
             )
+        searches = [Search(self.database, plan, cell) for cell in plan.searches]
+        for search in searches:
+            search.check()
+        self.database.make_study(plan.name)
         if old != plan.document:
             self.database.store_plan(plan.document)
         self._reconcile(plan)
-        for cell in plan.searches:
-            Search(self.database, plan, cell).prepare()
+        for search in searches:
+            search.prepare()
         if retry_failed:
+            for search in searches:
+                numbers = search.diverged()
+                self._repeat(search.name, lambda trial, again=numbers: trial.number in again)
             for study in plan.studies:
                 self._repeat(study, lambda trial: trial.status == "failed" and trial.cell != "")
         return plan

@@ -12,12 +12,13 @@ import itertools
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from glas_bench.errors import UsageError
 from glas_bench.sweep.database import Database
 from glas_bench.sweep.plan import Plan
 from glas_bench.sweep.trial import Trial, count_begun, search_name
 
 if TYPE_CHECKING:
-    from optuna.distributions import CategoricalDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution
     from optuna.trial import Trial as OptunaTrial
 
 
@@ -37,6 +38,42 @@ class Search:
         """Return the trials that are about what the cell now is."""
         trials = self.database.trials(self.name)
         return [each for each in trials if each.cell and each.key == self.entry["key"]]
+
+    def check(self) -> None:
+        """Refuse axes that trials of the search have drawn from in another way.
+
+        Raises:
+            UsageError: an axis is new, gone, or of another kind; nothing was changed.
+        """
+        from optuna.distributions import check_distribution_compatibility
+
+        if not self.database.check_own(self.name):
+            return
+        axes, own = self._distributions(), {trial.number for trial in self.trials()}
+        for trial in self.database.trials(self.name):
+            drawn = self.database.distributions(trial)
+            changed = sorted(axes.keys() ^ drawn.keys()) if trial.number in own else []
+            for axis in axes.keys() & drawn.keys():
+                try:
+                    check_distribution_compatibility(drawn[axis], axes[axis])
+                except ValueError:
+                    changed.append(axis)
+            if changed:
+                were, now = (some.get(changed[0], "not searched") for some in (drawn, axes))
+                raise UsageError(
+                    f"{self.name} has trials, and {changed[0]} was {were} where it is now {now}: "
+                    "of a search with trials only low, high and the number of trials may change. "
+                    "Keep its axes as they were, or give the study another name."
+                )
+
+    def diverged(self) -> set[int]:
+        """Return the numbers of the complete trials, where no trial at all has a value."""
+        own = self.trials()
+        return {
+            trial.number
+            for trial in own
+            if trial.status == "complete" and all(each.value is None for each in own)
+        }
 
     def prepare(self) -> None:
         """Make the optuna study; where all axes are choices, add a trial for every combination."""
@@ -58,8 +95,8 @@ class Search:
         if most is not None:
             wanted = min(wanted, most // len(self.plan.searches))
         for trial in trials:
-            free = trial.status == "waiting" and (trial.begun or begun < wanted)
-            if free and (taken := self.database.take(trial)):
+            free = trial.begun or trial.retry_of is not None or begun < wanted
+            if trial.status == "waiting" and free and (taken := self.database.take(trial)):
                 return taken
         planned = sum(trial.retry_of is None for trial in trials)
         return self._ask() if planned < self.wanted and begun < wanted else None
@@ -104,6 +141,22 @@ class Search:
             for axis, dimension in self.space.items()
             if (choices := dimension.choices) is not None
         }
+
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        """Return what the values of all axes are drawn from, whatever they are `at_most`."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        drawn: dict[str, BaseDistribution] = {**self._choices()}
+        for axis, dimension in self.space.items():
+            if dimension.low is not None and dimension.high is not None:
+                if dimension.whole:
+                    low, high = int(dimension.low), int(dimension.high)
+                    drawn[axis] = IntDistribution(low, high, log=dimension.log)
+                else:
+                    drawn[axis] = FloatDistribution(
+                        dimension.low, dimension.high, log=dimension.log
+                    )
+        return drawn
 
     def _ask(self) -> Trial:
         """Return a trial with values drawn by TPE, counting running trials as bad ones."""

@@ -13,7 +13,7 @@ from glas_bench.record import FINISHED, join_statuses
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.plan import Document
 from glas_bench.sweep.trial import NUMBERS, Trial
-from glas_bench.text import aligned, number
+from glas_bench.text import aligned, number, winner_line
 
 STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
 
@@ -55,8 +55,12 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
     status = join_statuses([trial.status for trial in own] + ["waiting"] * bool(uncovered))
     reasons = [trial.reason for trial in own if trial.reason]
     running = [trial for trial in own if trial.status == "running"]
-    if entry["searched"] and not own:
-        status, reasons, running = _search(plan, entry, trials)
+    search = _search(plan, entry, trials) if entry["searched"] else None
+    if search and (not own or search["status"] in ("waiting", "running")):
+        status = "waiting" if search["status"] == "complete" else search["status"]
+        reasons = [search["reason"]]
+        running = [t for t in trials if t.is_search and t.cell == entry["cell"] and t.owner]
+        running = [trial for trial in running if trial.status == "running"]
     workers = [worker_id.described(trial.owner) for trial in running if trial.owner]
     return {
         **{key: entry[key] for key in ("cell", "variant", "params")},
@@ -65,6 +69,7 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
         "reason": "; ".join(reasons) or None,
         "config_key": own[-1].key if own else None if entry["searched"] else entry["key"],
         **({"worker": workers[0]} if workers else {}),
+        **({"search": search} if search else {}),
         **_means(own),
     }
 
@@ -84,20 +89,37 @@ def _means(trials: Sequence[Trial]) -> dict[str, float]:
     }
 
 
-def _search(
-    plan: Document, entry: Document, trials: Sequence[Trial]
-) -> tuple[str, list[str], list[Trial]]:
-    """Return status, reason and running trials of a cell whose best values are not known yet."""
+def _search(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
+    """Return how far a cell's search is, its trials, and its winner or None.
+
+    A winner has the least validation nll of all, nats per image; seconds are those of its trial.
+    """
     own = [t for t in trials if t.is_search and (t.cell, t.key) == (entry["cell"], entry["key"])]
-    running = [trial for trial in own if trial.status == "running"]
-    count = Counter(trial.status for trial in own if trial.retry_of is None)
+    repeated = {trial.retry_of for trial in own}
+    own = [trial for trial in own if trial.number not in repeated]
+    count = Counter(trial.status for trial in own)
     done = count["complete"] + count["failed"]
+    ranked = [(trial.value, trial.number, trial) for trial in own if trial.value is not None]
+    winner = min(ranked, key=lambda each: each[:2])[2] if ranked else None
+    status = "running" if count["running"] else "waiting"
     reason = f"search: {done} of {plan['trials']} trials"
     if count["failed"]:
         reason += f", {count['failed']} failed"
-    if done >= plan["trials"] and not count["complete"]:
-        return "failed", [reason], running
-    return "running" if running else "waiting", [reason], running
+    if done >= plan["trials"] and not (count["running"] or count["waiting"]):
+        status = "complete" if winner else "failed"
+        if winner is None:
+            reason += f"; none has a number: {own[0].reason or 'all diverged or failed'}"
+    return {
+        "status": status,
+        "reason": reason,
+        "winner": _tried(winner) if winner else None,
+        "trials": [_tried(trial) for trial in own],
+    }
+
+
+def _tried(trial: Trial) -> Document:
+    about = {"trial": trial.number, "values": trial.values, "status": trial.status}
+    return {**about, "validation_nll": trial.value, "seconds": trial.seconds}
 
 
 def seconds_at_most(
@@ -172,6 +194,8 @@ def table(status: Document) -> str:
     """Return the table of `status`, with reasons and skipped combinations below it."""
     rows = [[*row(cell), number(cell.get("elbo"))] for cell in status["cells"]]
     notes = [f"{cell['cell']}: {cell['reason']}" for cell in status["cells"] if cell["reason"]]
+    searches = {cell["cell"]: cell["search"] for cell in status["cells"] if "search" in cell}
+    notes += filter(None, (winner_line(*each) for each in searches.items()))
     notes += [skipped_line(skip) for skip in status["skipped"]]
     lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows], ["elbo"])
     notes += wrapped(status.get("outdated", ""))
