@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import RunRecord, load_run, runs_by_study, write_atomically

@@ -97,8 +97,7 @@ class Queue:
             search.prepare()
         if retry_failed:
             for search in searches:
-                numbers = search.diverged()
-                self._repeat(search.name, lambda trial, again=numbers: trial.number in again)
+                self._repeat(search.name, search.diverged().__contains__)
             for study in plan.studies:
                 self._repeat(study, lambda trial: trial.status == "failed" and trial.cell != "")
         return plan

@@ -66,14 +66,11 @@ class Search:
                     "Keep its axes as they were, or give the study another name."
                 )
 
-    def diverged(self) -> set[int]:
-        """Return the numbers of the complete trials, where no trial at all has a value."""
+    def diverged(self) -> list[Trial]:
+        """Return the complete trials, where no trial at all has a value."""
         own = self.trials()
-        return {
-            trial.number
-            for trial in own
-            if trial.status == "complete" and all(each.value is None for each in own)
-        }
+        none = all(trial.value is None for trial in own)
+        return [trial for trial in own if none and trial.status == "complete"]
 
     def prepare(self) -> None:
         """Make the optuna study; where all axes are choices, add a trial for every combination."""
