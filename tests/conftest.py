@@ -59,6 +59,15 @@ def _alike_in_any_order() -> None:
 
 
 @pytest.fixture
+def real_valued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models of real-valued x, whose likelihoods are known exactly, be scored."""
+    from glas_bench import contract
+
+    for name in ("likelihood_problem", "ratio_problem"):
+        monkeypatch.setattr(contract, name, lambda cls, settings: None)
+
+
+@pytest.fixture
 def float64() -> Iterator[None]:
     """Make float64 torch's default type."""
     import torch

@@ -27,6 +27,8 @@ from glas_bench.ais import (
 from glas_bench.ais.annealing import mean_and_error
 from glas_bench.ais.hmc import Walkers
 
+pytestmark = pytest.mark.usefixtures("real_valued")
+
 close = torch.testing.assert_close
 DOUBLE = {"dtype": torch.float64}
 

@@ -26,6 +26,8 @@ from glas_bench.yardstick.diagnostics import (
     pixelwise_bernoulli_nll,
 )
 
+pytestmark = pytest.mark.usefixtures("real_valued")
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GIVEN = os.environ.get("GLAS_BENCH_DATA")  # read now: in tests there is none of the user's settings
 STEPS, SIZE, TEST_IMAGES = 3, 3, 8  # of test_train.TINY and tiny_splits

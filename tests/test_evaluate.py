@@ -18,6 +18,8 @@ from glas_bench.record import Partial
 from glas_bench.signals import Stopped
 from glas_bench.yardstick import weights
 
+pytestmark = pytest.mark.usefixtures("real_valued")
+
 SIGMA = 0.5
 
 

@@ -25,6 +25,8 @@ from glas_bench.errors import UsageError
 from glas_bench.model import Glas
 from glas_bench.record import Partial, SeedFolder, read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("real_valued")
+
 
 class Exact(LinearGaussian):
     """With images of its own to walk both ways on."""

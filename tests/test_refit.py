@@ -18,6 +18,8 @@ from glas_bench.record import Partial
 from glas_bench.yardstick import refit
 from glas_bench.yardstick.weights import Images, NotFinite
 
+pytestmark = pytest.mark.usefixtures("real_valued")
+
 STEPS = {"image_steps": 100, "image_steps_an_epoch": 100}
 LONG = refit.Budget(share=80.0, learning_rate=5e-3, patience=10, **STEPS)
 
