@@ -48,7 +48,7 @@ from glas_bench.yardstick.weights import importance_weighted_nll as importance_w
 ESTIMATORS = ("iw", "refit")
 """Estimators besides `objective` and `elbo`, which are always computed."""
 
-CHOICE_IMAGES = 1000
+CHOICE_IMAGES = 250
 CHOICE_SAMPLES = 50
 """Validation images (a fifth of the test split's size where that is less) and draws that choose
 `nll`; the same images stop a fit early."""

@@ -60,8 +60,8 @@ STILL_GAINING = 0.1
 class Budget:
     """How a recogniser is fitted; part of the scoring protocol, the same for every arm."""
 
-    share: float = 0.25
-    """Steps, as a share of the steps that the arm itself was trained for."""
+    share: float = 0.2
+    """Steps, as a share of those of the arm's training; a quarter in place of a fifth gains .05 nats."""
     learning_rate: float = 2e-3
     """Adam's, constant for half of the steps and then linearly to 0."""
     checks: int = 10
