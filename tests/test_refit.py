@@ -219,7 +219,7 @@ def test_budget_and_steps_are_the_same_for_every_arm_and_in_the_protocol():
     assert evaluate.protocol(cauchy)["refit"] == {
         "recogniser": "no-attention",
         **dataclasses.asdict(refit.Budget()),
-        "validation_images": 1000,
+        "validation_images": 250,
     }
     smoke = config.resolve(registry.find("cauchy"), preset="smoke")
     assert evaluate.protocol(smoke)["refit"] == evaluate.protocol(cauchy)["refit"]

@@ -61,7 +61,7 @@ class Budget:
     """How a recogniser is fitted; part of the scoring protocol, the same for every arm."""
 
     share: float = 0.2
-    """Steps, as a share of those of the arm's training; a quarter in place of a fifth gains .05 nats."""
+    """Steps, as a share of those that the arm was trained for: .12 costs .15 nats more than .25."""
     learning_rate: float = 2e-3
     """Adam's, constant for half of the steps and then linearly to 0."""
     checks: int = 10
