@@ -384,6 +384,8 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
             what = "left the mean image" if expectation.unit == "nats" else "did not diverge"
             raise _NoNumber(f"{len(used)} of {len(seeds)} seeds of {name} {what}: a mean takes two")
         by_cell[name] = {seed: _sum([t for t, _ in own], arm, seed) for seed in used}
+        if METRICS[own[0][0].metric].per_image and by_cell[name][used[0]].size < 2:
+            raise _NoNumber("one image has no spread: score at least two")
     try:
         return sequential.contrast([(1, each) for each in by_cell.values()], expectation.constant)
     except ValueError as error:

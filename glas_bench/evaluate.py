@@ -26,7 +26,7 @@ from glas_bench.config import RunConfig, protocol_key
 from glas_bench.core import rollout
 from glas_bench.core.train import scoring
 from glas_bench.data import Split, Splits, random_subset
-from glas_bench.errors import unknown
+from glas_bench.errors import UsageError, unknown
 from glas_bench.model import Glas
 from glas_bench.record import Partial, Scores, SeedFolder, finite
 from glas_bench.yardstick import refit
@@ -148,6 +148,8 @@ class Scorer:
         self.seed = seed
         self.rows = rows or rows_on(splits.test.images.device)
         total = len(splits.test.images)
+        if images is not None and images > total:
+            raise UsageError(f"--images {images}: give 1 to {total}, the images of the test split")
         self.test = _chosen(splits.test, scored_images(total, images or config.images))
         fifth = max(1, total // 5)  # choosing costs less than scoring
         choice = random_subset(len(splits.validation.images), min(CHOICE_IMAGES, fifth), "choice")

@@ -9,6 +9,7 @@ from glas_bench.environment import memory_bytes
 from glas_bench.errors import UsageError
 from glas_bench.runs.cells import check_memory
 from glas_bench.study import by_hand
+from glas_bench.tracking.address import error_line
 
 NAMES = [
     *(f"cauchy filter_size={size} grid={grid} rate=0.001" for size in (1, 2) for grid in "ab"),
@@ -86,3 +87,31 @@ def test_every_shipped_variant_fits() -> None:
             registry.find(name), None, [0], preset="paper", overrides={"dataset": "omniglot"}
         )
         check_memory(cell, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "(sqlite3.OperationalError) database is locked [SQL: INSERT]",
+            "keeps the database locked",
+        ),
+        (
+            "API request to http://u:p@host:5/api failed with exception HTTPConnectionPool: Max "
+            "retries exceeded (Caused by ResponseError('too many 502 error responses'))",
+            "the MLflow server at http://***@host:5 answers with HTTP 502",
+        ),
+        (
+            "API request to http://host/api failed with exception Exceeded 30 redirects.",
+            "the MLflow server at http://host redirects without end",
+        ),
+        (
+            "API request to http://host/api failed with exception Connection refused",
+            "no MLflow server answers at http://host (no connection)",
+        ),
+    ],
+)
+def test_an_error_of_the_store_is_called_by_its_name(words: str, said: str) -> None:
+    line = error_line(Exception(words))
+    assert said in line
+    assert "SQL" not in line

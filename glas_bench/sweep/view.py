@@ -13,7 +13,7 @@ from typing import Any
 from glas_bench.display import Shown, on_terminal
 from glas_bench.record import FINISHED
 from glas_bench.sweep import status
-from glas_bench.text import duration, number, seed_ranges
+from glas_bench.text import duration, number, seed_ranges, shortened
 
 STYLES = {"running": "bold", "failed": "red", "waiting": "dim", "not_applicable": "dim"}
 
@@ -118,14 +118,24 @@ class Table(View):
         from rich.text import Text
 
         grid = Grid(box=None, pad_edge=False)
-        for column in ("cell", "status", "seeds", "nll"):
-            grid.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
+        room = max(12, self.console.width - 50)  # so much for the other columns and progress
+        short = shortened([cell["cell"] for cell in self.cells], room)
+        widths = {"cell": max(map(len, short.values()), default=4)}  # of all cells: none jumps
+        widths |= {"status": len("not applicable"), "seeds": 5, "nll": 7}
+        for column, width in widths.items():
+            grid.add_column(
+                column,
+                no_wrap=True,
+                justify="left" if column == "cell" else "right",
+                min_width=width,
+            )
         grid.add_column("", no_wrap=True, overflow="ellipsis")
         for cell in _window(self.cells, max(3, self.console.height - 4)):
             here = self.progress.get(cell["cell"])
             shown = {**cell, "status": "running"} if here else cell
             note = here or (cell["status"] == "running" and cell.get("worker")) or cell["reason"]
-            grid.add_row(*status.row(shown), note or "", style=STYLES.get(shown["status"]))
+            _, *rest = status.row(shown)
+            grid.add_row(short[cell["cell"]], *rest, note or "", style=STYLES.get(shown["status"]))
         return Group(grid, Text(self.caption, style="italic"))
 
 

@@ -45,8 +45,14 @@ def error_line(error: BaseException) -> str:
             "the database's tables are of another program or a newer MLflow; give MLflow a "
             "database of its own (MLFLOW_TRACKING_URI), or update it, then `glas-bench sync`"
         )
+    if "database is locked" in text:
+        return "another program keeps the database locked"
     if request := re.match(r"API request to (\w+://[^/\s]+)\S* failed with exception", text):
         how = "in time" if "Timeout" in text or "timed out" in text else "(no connection)"
+        if status := re.search(r"too many (\d{3}) error responses", text):
+            return redact(f"the MLflow server at {request[1]} answers with HTTP {status[1]}")
+        if "redirects" in text.lower():
+            return redact(f"the MLflow server at {request[1]} redirects without end")
         return redact(f"no MLflow server answers at {request[1]} {how}")
     return redact(text if isinstance(error, GlasBenchError) else f"{type(error).__name__}: {text}")
 

@@ -14,7 +14,7 @@ import queue
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -104,16 +104,15 @@ class Mirror:
             if self.child is not None:
                 self.child.send("finish")
                 if report := self.reports.get(timeout=timeout):
-                    return SyncReport(**report)
+                    done = SyncReport(**report)
+                    failed = [(folder, _not_mirrored(why)) for folder, why in done.failures]
+                    return replace(done, failures=failed)
                 self.problem = f"its process died, see {self.results / 'mlflow.log'}"
         except queue.Empty:
             self.problem = f"no answer within {timeout:.0f} s"
         finally:
             self.close()
-        message = (
-            f"not mirrored to MLflow: {self.problem}; the run folder has everything; "
-            "run `glas-bench sync` later"
-        )
+        message = _not_mirrored(self.problem)
         return SyncReport(0, [(str(folder), message) for folder in _that_exist(self.folders)])
 
     def close(self) -> None:
@@ -121,6 +120,12 @@ class Mirror:
         child, self.child = self.child, None
         if child is not None:
             child.close()
+
+
+def _not_mirrored(why: str) -> str:
+    return (
+        f"not mirrored to MLflow: {why}; the run folder has everything; run `glas-bench sync` later"
+    )
 
 
 def _that_exist(folders: Sequence[Path]) -> list[Path]:
