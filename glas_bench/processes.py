@@ -179,7 +179,7 @@ def serve(work: Callable[[dict[str, Any], OnEvent, queue.Queue[Any]], int]) -> N
         work: called with the order, a function to call with events, from any thread, and the queue
             of what the parent sends later. SIGTERM and Ctrl-C are noted in `signals`.
     """
-    signals.install()
+    signals.install(second_ends=False)
     with signals.graceful():
         order = json.loads(sys.stdin.buffer.readline())
         inbox: queue.Queue[Any] = queue.Queue()

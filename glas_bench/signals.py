@@ -25,11 +25,17 @@ class Stopped(Exception):  # noqa: N818 - a request, not an error
 
 
 _graceful = 0
+_second_ends = True
 _requested: int | None = None
 
 
-def install() -> None:
-    """Take over these signals, but for a SIGHUP that nohup has ignored."""
+def install(*, second_ends: bool = True) -> None:
+    """Take over these signals, but for a SIGHUP that nohup has ignored.
+
+    A child process goes on after a second one: Slurm signals it, and then so does its parent.
+    """
+    global _second_ends
+    _second_ends = second_ends
     for number in EXIT_CODES:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
@@ -37,7 +43,7 @@ def install() -> None:
 
 def _handle(number: int, _frame: object) -> None:
     global _requested
-    urgent = number in (signal.SIGINT, signal.SIGTERM)
+    urgent = _second_ends and number in (signal.SIGINT, signal.SIGTERM)
     if _graceful == 0 or (_requested is not None and urgent):
         os._exit(EXIT_CODES[number])
     _requested = _requested or number

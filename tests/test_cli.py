@@ -224,3 +224,19 @@ def test_check_holds_what_is_shipped(bare_glas: Glas) -> None:
     assert len(promises) >= 10
     assert all(line.startswith("ok  ") for line in promises)
     assert last == f"vae: all {len(promises)} promises are kept."
+
+
+def test_a_second_signal_ends_a_command_and_no_child() -> None:
+    code = (
+        "import os, signal\nfrom glas_bench import signals\n"
+        "signals.install(second_ends={})\n"
+        "with signals.graceful():\n"
+        "    for name in ('SIGUSR1', 'SIGHUP', 'SIGUSR2', 'SIGTERM'):\n"
+        "        os.kill(os.getpid(), getattr(signal, name))\n"
+        "        print(name, flush=True)\n"
+        "raise SystemExit(signals.exit_code() + 1)\n"
+    )
+    for ends, expected in ((True, (75, 3)), (False, (76, 4))):
+        command = [sys.executable, "-c", code.format(ends)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (ended.returncode, len(ended.stdout.split())) == expected
