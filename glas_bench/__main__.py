@@ -1,6 +1,8 @@
 """The entry point: what must happen before heavy imports."""
 
 import os
+import sys
+import warnings
 
 from glas_bench import signals
 
@@ -11,6 +13,14 @@ def main() -> None:
     # By default a seed has one thread of numpy's BLAS. OpenBLAS reads this when it is loaded; more
     # threads (`--threads`) take threadpoolctl, which a bare machine may lack.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Nothing is drawn on a screen, and a notebook's back end, which its children inherit, may not
+    # be installed here.
+    os.environ["MPLBACKEND"] = "Agg"
+    # Packages warn: PYTHONWARNINGS=error would make that the end of a run.
+    os.environ.pop("PYTHONWARNINGS", None)
+    warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]
+    for stream in (sys.stdout, sys.stderr):  # a sign that a locale lacks is no error
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     from glas_bench.cli import run_command_line
 
     run_command_line()

@@ -116,9 +116,9 @@ def _writable(name: str, folder: Path, fix: str) -> Line:
 
 def _addresses(results: Path) -> list[Line]:
     from glas_bench.text import redact
-    from glas_bench.tracking.address import tracking_uri
+    from glas_bench.tracking.address import sqlite_url, tracking_uri
 
-    storage = os.environ.get("OPTUNA_STORAGE", f"sqlite:///{results / 'optuna.db'}")
+    storage = os.environ.get("OPTUNA_STORAGE") or sqlite_url(results.resolve() / "optuna.db")
     return [Line("tracking", redact(tracking_uri(results))), Line("storage", redact(storage))]
 
 

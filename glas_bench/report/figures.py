@@ -29,6 +29,7 @@ from glas_bench.report.table import (
     tables,
     value_of,
 )
+from glas_bench.runs.pictures import default_style
 from glas_bench.stats import ONE_SEED
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Drawing:
     def png(self) -> bytes:
         """Return the picture as PNG of 256 colours, without date and version, to be committed."""
         drawn, buffer = io.BytesIO(), io.BytesIO()
-        self.draw().savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+        with default_style():
+            self.draw().savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
         whole = Image.open(drawn).convert("RGB")
         few = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(buffer, "png", optimize=True)

@@ -6,7 +6,9 @@ github.com/dojoteef/glas). Probabilities sigmoid(o_t) are drawn, ink dark, unsam
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,13 +60,28 @@ def draw(folder: Path, subject: Subject, images: int = IMAGES) -> list[Path]:
     shape, title = subject.splits.image_shape, subject.title
     if subject.splits.origin != "published":
         title += f" ({subject.splits.origin})"
-    pictures = {
-        "samples.png": _grid(f"{title}: samples from the prior", prior_TBP, None, shape),
-        "reconstructions.png": _grid(f"{title}: reconstructions", canvases_TBP, x, shape),
-    }
-    if footprints is not None:
-        pictures["filter.png"] = _footprints(title, footprints)
-    return [_save(folder / name, figure) for name, figure in pictures.items()]
+    with default_style():
+        pictures = {
+            "samples.png": _grid(f"{title}: samples from the prior", prior_TBP, None, shape),
+            "reconstructions.png": _grid(f"{title}: reconstructions", canvases_TBP, x, shape),
+        }
+        if footprints is not None:
+            pictures["filter.png"] = _footprints(title, footprints)
+        return [_save(folder / name, figure) for name, figure in pictures.items()]
+
+
+@contextlib.contextmanager
+def default_style() -> Iterator[None]:
+    """Draw and save under matplotlib's defaults, whatever a user's matplotlibrc says.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield
 
 
 def _from_prior(subject: Subject, images: int) -> Tensor:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from glas_bench.errors import UsageError
 from glas_bench.text import redact
-from glas_bench.tracking.address import same_database, sqlite_file, tracking_uri
+from glas_bench.tracking.address import same_database, sqlite_file, sqlite_url, tracking_uri
 
 VARIABLE = "OPTUNA_STORAGE"
 
@@ -29,7 +29,7 @@ def storage_url(given: str | None, results: Path) -> str:
             is MLflow's, or `--storage` holds a password.
     """
     refuse_password(given)
-    text = given or os.environ.get(VARIABLE) or f"sqlite:///{results.resolve() / 'optuna.db'}"
+    text = given or os.environ.get(VARIABLE) or sqlite_url(results.resolve() / "optuna.db")
     scheme, separator, rest = text.partition("://")
     base, _, driver = scheme.partition("+")
     if not separator or base not in ("sqlite", *POSTGRES) or not rest.strip("/"):
@@ -55,7 +55,7 @@ def storage_url(given: str | None, results: Path) -> str:
             "path on a local disk, or share a PostgreSQL database: "
             "--storage postgresql://user@host/database"
         )
-    return f"sqlite:///{path.resolve()}"
+    return sqlite_url(path.resolve())
 
 
 def file_system(path: Path) -> str | None:

@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import created, os_errors
@@ -27,7 +27,7 @@ DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 def tracking_uri(results: Path) -> str:
     """Return the address of the store; it may hold a password."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(results.resolve() / "mlflow.db")
 
 
 def experiment_name(experiment: str | None = None) -> str:
@@ -57,12 +57,22 @@ def error_line(error: BaseException) -> str:
     return redact(text if isinstance(error, GlasBenchError) else f"{type(error).__name__}: {text}")
 
 
+def sqlite_url(file: Path) -> str:
+    """Return the address of an sqlite file, quoted as SQLAlchemy's URL is (2.1 and later).
+
+    Where that changes it, the driver is named: mlflow creates the folder of an `sqlite:///` address
+    without reading it.
+    """
+    quoted = quote(str(file), safe=" +/")
+    return f"sqlite{'' if quoted == str(file) else '+pysqlite'}:///{quoted}"
+
+
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an sqlite address, as it is written there; None for other addresses."""
+    """Return the file of an sqlite address, relative or absolute; None for other addresses."""
     scheme, _, rest = uri.partition(":///")
     if scheme.partition("+")[0] != "sqlite" or not rest or rest.startswith(":memory:"):
         return None
-    return Path(rest.partition("?")[0])
+    return Path(unquote(rest.partition("?")[0]))
 
 
 def same_database(one: str, other: str) -> bool:

@@ -141,7 +141,7 @@ class Store:
         fresh = database.with_name(f".{database.name}.{uuid.uuid4().hex}.new")
         try:
             created(fresh)
-            MlflowClient(tracking_uri=self.uri.replace(str(database), str(fresh), 1))
+            MlflowClient(tracking_uri=address.sqlite_url(fresh.absolute()))
             os.replace(fresh, database)
         finally:
             for path in database.parent.glob(f"{fresh.name}*"):
