@@ -28,6 +28,19 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class PathType(click.Path):
+    """A path; a `~` that the shell left in it, in quotes, is the home folder, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; databases, records and messages can hold only UTF-8."""
+        path = os.path.expanduser(os.fspath(value))
+        try:
+            os.path.abspath(path).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{os.path.abspath(path)!a} is no UTF-8; use a folder of another name")
+        return super().convert(path, param, ctx)
+
+
 class Commands(click.Group):
     """A group that suggests the nearest command for an unknown one."""
 
@@ -60,7 +73,7 @@ debug_option = click.option(
 results_option = functools.partial(
     click.option,
     "--results",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathType(file_okay=False, path_type=Path),
     default=Path("results/local"),
     envvar="GLAS_BENCH_RESULTS",
     show_default=True,
@@ -140,7 +153,7 @@ def cli() -> None:
 @click.option("--dataset", help="mnist-5k, mnist-static or omniglot; by default the preset's.")
 @click.option(
     "--data-file",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     help="For omniglot only: a .mat with the layout of chardata.mat, or a packed .npz, to use "
     "instead.",
 )
@@ -253,7 +266,7 @@ def check(variant: str) -> None:
 @click.argument("references", nargs=-1, metavar="[STUDY ... | FILE.csv]")
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathType(file_okay=False, path_type=Path),
     help="Folder of the pages; by default <results>/report.",
 )
 @click.option(
@@ -285,7 +298,7 @@ def report(**given: Any) -> None:
 
 
 @cli.command(short_help="Mirror run folders to MLflow.")
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=PathType(path_type=Path))
 @common
 def sync(folders: tuple[Path, ...], results: Path) -> None:
     """Mirror run folders to MLflow, by default all of them; repeating it is harmless.
@@ -387,8 +400,8 @@ def fetch(name: str) -> None:
 
 @datasets.command()
 @click.argument("name")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--data-file", type=click.Path(path_type=Path), help="As for run.")
+@click.argument("folder", type=PathType(file_okay=False, path_type=Path))
+@click.option("--data-file", type=PathType(path_type=Path), help="As for run.")
 @without_results
 def pack(name: str, folder: Path, data_file: Path | None) -> None:
     """Write a data set to one file that a machine with only torch and numpy can read."""

@@ -119,7 +119,10 @@ class Variant:
     def docstring(self) -> str:
         """The docstring of the variant's file, or of its class."""
         module = sys.modules[self.cls.__module__]
-        return inspect.cleandoc(module.__doc__ or self.cls.__doc__ or "")
+        text = module.__doc__ or self.cls.__doc__
+        if text is None and sys.flags.optimize > 1:  # PYTHONOPTIMIZE=2 leaves docstrings out
+            text = ast.get_docstring(ast.parse(inspect.getsource(module)))
+        return inspect.cleandoc(text or "")
 
 
 def _source(path: Path) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from glas_bench.data import cache, parse, sources
+from glas_bench.errors import DataError
 from glas_bench.sweep import storage
 from glas_bench.sweep.database import Database
 from glas_bench.tracking.address import sqlite_file, sqlite_url, tracking_uri
@@ -56,3 +58,74 @@ def glas(
         errors="surrogateescape",
         check=False,
     )
+
+
+def test_a_users_images_that_are_inverted_lying_or_blank(tmp_path: Path) -> None:
+    small = Path(__file__).parents[2] / "shared" / "data" / "chardata_small.mat"
+    if not small.is_file():
+        pytest.skip("no stand-in of Omniglot here")
+    grey = parse.omniglot(small.read_bytes(), small)["train.grey"][:400]
+    lying = grey.reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784)
+    assert parse.doubts(grey, small) == ""
+    assert "inverted?" in parse.doubts(1 - grey, small)
+    assert "lying on their side?" in parse.doubts(lying, small)
+    for blank in (0 * grey, 0 * grey + 1):
+        with pytest.raises(DataError, match="its 400 images are blank"):
+            parse.doubts(blank, small)
+
+
+def test_data_that_lies_elsewhere_than_asked_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GLAS_BENCH_DATA", "/nope")
+    cache.published("mnist-5k")
+    assert "GLAS_BENCH_DATA is '/nope', which does not exist" in capsys.readouterr().err
+
+
+def test_a_user_without_a_name_and_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert sources.cache_folder().name == "glas-bench-4000000"
+
+
+FIGURE = """
+from glas_bench.report import figures
+def draw():
+    figure, axes = figures.blank(3, 2)
+    axes[0][0].plot([1, 2, -3])
+    return figure
+import hashlib
+print(hashlib.sha256(figures.Drawing("n", "t", "c", draw).png()).hexdigest())
+"""
+
+
+def test_a_figure_has_the_same_bytes_under_a_users_matplotlibrc(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nfont.size: 20\nsavefig.bbox: tight\nsavefig.facecolor: black\n"
+    )
+    command = [sys.executable, "-c", FIGURE]
+    drawn = {subprocess.check_output(command, cwd=folder) for folder in (tmp_path, Path("/"))}
+    assert len(drawn) == 1
+
+
+def test_a_users_environment_does_not_reach_a_command(tmp_path: Path) -> None:
+    ended = glas(
+        "variants",
+        "hellinger",
+        folder=tmp_path,
+        PYTHONWARNINGS="error",
+        PYTHONIOENCODING="ascii",
+        PYTHONOPTIMIZE="2",
+        MPLBACKEND="module://not_installed",
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Hellinger" in ended.stdout
+
+
+def test_a_tilde_in_quotes_and_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
+    quoted = glas("sync", "--results", "~/some", folder=tmp_path, HOME=str(tmp_path / "home"))
+    assert "~" not in {path.name for path in tmp_path.iterdir()}, quoted
+    wrong = glas("run", "--variant", "vae", "--results", "caf\udce9", folder=tmp_path)
+    assert wrong.returncode == 2
+    assert "is no UTF-8" in wrong.stderr

