@@ -19,8 +19,8 @@ def main() -> None:
     # Packages warn: PYTHONWARNINGS=error would make that the end of a run.
     os.environ.pop("PYTHONWARNINGS", None)
     warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]
-    for stream in (sys.stdout, sys.stderr):  # a sign that a locale lacks is no error
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a sign that a locale lacks is no error
+        stream.reconfigure(errors="backslashreplace")
     from glas_bench.cli import run_command_line
 
     run_command_line()
