@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,6 @@ from glas_bench.text import setting
 Array = npt.NDArray[np.float64]
 Evidence = Difference | ShareDifference | Share
 
-ALPHA = 0.05
-"""Error rate of all claims of a study together."""
-
-POWER = 0.8
-
 NO_VERDICT = "no verdict"
 
 
@@ -48,22 +44,31 @@ NO_VERDICT = "no verdict"
 class Arm:
     """The records of a cell's seeds."""
 
-    name: str
     cell: Cell
     seeds: Mapping[int, SeedRecord]
+
+    @property
+    def name(self) -> str:
+        """Of the cell."""
+        return self.cell.name
+
+    @cached_property
+    def protocol(self) -> str:
+        """Of the scores that count."""
+        return self.cell.protocol
 
     def ended(self, seed: int) -> bool:
         """Return whether a seed diverged, or has its scores."""
         record = self.seeds.get(seed)
         if record is None:
             return False
-        complete = record.status == "complete" and self.cell.protocol in record.scores
+        complete = record.status == "complete" and self.protocol in record.scores
         return complete or record.status == "diverged"
 
     def scores(self, seed: int) -> Mapping[str, Any] | None:
         """Return the scores of a seed; None where it diverged."""
         record = self.seeds[seed]
-        return record.scores[self.cell.protocol] if record.status == "complete" else None
+        return record.scores[self.protocol] if record.status == "complete" else None
 
     def escaped(self, seed: int) -> bool:
         """Return whether a seed left the mean image."""
@@ -160,7 +165,7 @@ def arms_in(study: Study, keys: Mapping[str, str | None], results: Path) -> dict
         results: the results folder.
     """
     cells = (replace(cell, key=keys.get(cell.name) or "") for cell in study.cells)
-    return {cell.name: Arm(cell.name, cell, _seeds(cell, results)) for cell in cells if cell.key}
+    return {cell.name: Arm(cell, _seeds(cell, results)) for cell in cells if cell.key}
 
 
 def _seeds(cell: Cell, results: Path) -> dict[int, SeedRecord]:
@@ -176,7 +181,7 @@ def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
         arms: by name of the cell; a cell without one has no seeds yet.
     """
     pairs = [(claim, each) for claim in study.claims for each in claim.comparisons]
-    level = ALPHA / max(1, len(pairs))
+    level = sequential.ALPHA / max(1, len(pairs))
     judged = []
     for claim, comparison in pairs:
         verdict = Verdict(claim, comparison, "undecided", "", (), study.looks, level)
@@ -187,8 +192,7 @@ def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
             why = f"it is about preset {claim.preset}"
             judged.append(replace(verdict, word=NO_VERDICT, why=why))
         else:
-            cells = {cell.name: cell for cell in study.cells}
-            there = [arms.get(name) or Arm(name, cells[name], {}) for name in comparison.cells]
+            there = [arms.get(each) or Arm(study.by_name[each], {}) for each in comparison.cells]
             judged.append(_judged(verdict, study, there))
     return judged
 
@@ -251,6 +255,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
     taken: list[Look] = []
     difference: Evidence | None = None
     escaped: tuple[tuple[int, int], ...] = ()
+    looked: list[int] = []
     for number, (count, p) in enumerate(zip(looks, levels, strict=True), 1):
         seeds = seeds_at(study, count)
         if short := _short(arms, seeds):
@@ -258,7 +263,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
             verdict = replace(verdict, why=why, wanted=count)
             break
         escaped = tuple((sum(map(arm.escaped, seeds)), count) for arm in arms)
-        verdict = replace(verdict, escape_p=_log_rank(arms, seeds))
+        looked = seeds
         try:
             difference = _compared(claim, arms, seeds)
         except _NoNumber as error:
@@ -275,7 +280,8 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         verdict = replace(verdict, why=look.why)
     else:
         verdict = replace(verdict, outlook="no look is left")
-    verdict = replace(verdict, looks=tuple(taken), escaped=escaped)
+    escape_p = _log_rank(arms, looked)
+    verdict = replace(verdict, looks=tuple(taken), escaped=escaped, escape_p=escape_p)
     if verdict.decided or not isinstance(difference, Difference):
         return verdict
     if difference.estimate == difference.seed_error == difference.image_error == 0:
@@ -425,7 +431,7 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
     record, scores = arm.seeds[seed], arm.scores(seed) or {}
     if not METRICS[metric].per_image:
         return [0], np.array([_scalar(metric, arm, seed)])
-    key, name = arm.cell.protocol, metric
+    key, name = arm.protocol, metric
     if metric == "ais":
         ais_key, ais = record.ais
         if ais_key is None or ais.get("ais_status") != "accepted":
@@ -511,7 +517,7 @@ def _outlook(verdict: Verdict, difference: Difference, levels: Sequence[float]) 
     resolved = f"differences of {margin + 2 * half:.2g} {unit} would be decided by now"
     if verdict.wanted is None:
         return resolved
-    need = sequential.seeds_to_decide(difference, p, margin, direction, power=POWER)
+    need = sequential.seeds_to_decide(difference, p, margin, direction)
     if need is None:
         return f"{resolved}; more than 1000 seeds would decide"
     more = need - max(difference.seeds)

@@ -43,6 +43,8 @@ LOOKS = (5, 8, 12, 20)
 """Seeds of each arm at which a claim is looked at."""
 
 ALPHA = 0.05
+"""Error rate of all claims of a study together, over all looks."""
+
 NODES = 96
 STEPS = 200
 NUISANCE = 201
@@ -127,16 +129,6 @@ def half_width(
     by_seeds = stats.t.isf(p / 2, np.asarray(df, np.float64)) * np.asarray(seed_error)
     by_images = stats.norm.isf(p / 2) * np.asarray(image_error)
     return np.hypot(by_seeds, by_images)
-
-
-def welch(a_RS: Array, b_RS: Array) -> tuple[Array, Array, Array]:
-    """Return estimate, standard error and degrees of freedom of mean(a) - mean(b), each [R]."""
-    va, vb = a_RS.var(-1, ddof=1) / a_RS.shape[-1], b_RS.var(-1, ddof=1) / b_RS.shape[-1]
-    total = va + vb
-    spread = va**2 / (a_RS.shape[-1] - 1) + vb**2 / (b_RS.shape[-1] - 1)
-    least = min(a_RS.shape[-1], b_RS.shape[-1]) - 1.0
-    df = np.divide(total**2, spread, out=np.full_like(total, least), where=spread > 0)
-    return a_RS.mean(-1) - b_RS.mean(-1), np.sqrt(total), df
 
 
 def difference(a: Mapping[int, Array], b: Mapping[int, Array]) -> Difference:

@@ -134,7 +134,7 @@ def arms(
                 fabricated.status(folder.seed(number), "diverged", reason="inf")
             else:
                 fabricated.finish(folder, cell.config, arm, [number])
-        made[cell.name] = decide.Arm(cell.name, cell, load_run(folder.path).seeds)
+        made[cell.name] = decide.Arm(cell, load_run(folder.path).seeds)
     return made
 
 

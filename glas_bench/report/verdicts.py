@@ -70,7 +70,7 @@ def _arm(cell: Cell, row: TableRow, seeds: Mapping[tuple[str, int], SeedRecord])
     """Return the records of a table row's seeds."""
     key = row.first.get("config_key", "")
     own = {seed: record for (other, seed), record in seeds.items() if other == key}
-    return decide.Arm(cell.name, replace(cell, key=key), own)
+    return decide.Arm(replace(cell, key=key), own)
 
 
 # --------------------------------------------------------------------------- on a page
