@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import make_url
 
@@ -60,18 +61,29 @@ def glas(
     )
 
 
-def test_a_users_images_that_are_inverted_lying_or_blank(tmp_path: Path) -> None:
+def test_a_users_images_that_are_inverted_lying_or_blank() -> None:
+    """Of many alphabets, and as the case's file has them: 378 images, nearly all of one."""
     small = Path(__file__).parents[2] / "shared" / "data" / "chardata_small.mat"
     if not small.is_file():
         pytest.skip("no stand-in of Omniglot here")
-    grey = parse.omniglot(small.read_bytes(), small)["train.grey"][:400]
-    lying = grey.reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784)
-    assert parse.doubts(grey, small) == ""
-    assert "inverted?" in parse.doubts(1 - grey, small)
-    assert "lying on their side?" in parse.doubts(lying, small)
-    for blank in (0 * grey, 0 * grey + 1):
-        with pytest.raises(DataError, match="its 400 images are blank"):
-            parse.doubts(blank, small)
+    arrays = parse.omniglot(small.read_bytes(), small)
+    for part in ("train", "validation", "test"):
+        assert parse.doubts(arrays[f"{part}.grey"], arrays[f"{part}.labels"], small) == ""
+    whole, alphabets = arrays["train.grey"], arrays["train.labels"]
+    for rows in (np.arange(400), np.flatnonzero(alphabets == 0)):
+        grey, labels = whole[rows], alphabets[rows]
+        assert parse.doubts(grey, labels, small) == ""
+        assert "inverted?" in parse.doubts(1 - grey, labels, small)
+        square = grey.reshape(-1, 28, 28)
+        for turned in (square.transpose(0, 2, 1), np.rot90(square, 1, (1, 2)), square[:, ::-1]):
+            found = parse.doubts(turned.reshape(-1, 784), labels, small)
+            assert "lying on their side?" in found
+        for blank in (0 * grey, 0 * grey + 1):
+            with pytest.raises(DataError, match=f"its {len(grey)} images are blank"):
+                parse.doubts(blank, labels, small)
+        grey = grey.copy()
+        grey[:3], grey[3] = 0, 1 - grey[3]
+        assert "3 blank and 1 inverted images" in parse.doubts(grey, labels, small)
 
 
 def test_data_that_lies_elsewhere_than_asked_is_reported(

@@ -219,7 +219,8 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
             key = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
             packed = _cached(f"{path.stem}-{key}.npz", [path], names, parsed)
         for part in ("train", "test"):
-            if doubt := parse.doubts(packed.arrays[f"{part}.grey"], path):
+            images, labels = (packed.arrays[f"{part}.{name}"] for name in ("grey", "labels"))
+            if doubt := parse.doubts(images, labels, path):
                 _warn(f"{path}: its {part} images have {doubt}; they are used as they are.")
         return packed
     except DataError as error:
