@@ -469,10 +469,12 @@ def run_command_line() -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        click.echo(
-            f"error: {type(error).__name__}: {error}\nThis is a bug in glas-bench: run the "
-            "command again with --debug and report what it prints.",
-            err=True,
-        )
+        from glas_bench import environment
+
+        advice = "This is a bug in glas-bench: run the command again with --debug and report it."
+        if old := environment.outdated():
+            wanted = " ".join(f"'{each}'" for each in old.values())
+            advice = f"Installed packages are too old for glas-bench: pip install {wanted}"
+        click.echo(f"error: {type(error).__name__}: {error}\n{advice}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

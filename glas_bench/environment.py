@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,22 @@ from glas_bench.config import CORE_VERSION
 from glas_bench.errors import RunError, UsageError
 
 PACKAGES = ("torch", "numpy", "pydantic", "mlflow", "optuna", "mlxtend")
+
+
+def outdated() -> dict[str, str]:
+    """Return `name>=version` for every installed package below what glas-bench needs, by name."""
+    found = {}
+    with contextlib.suppress(PackageNotFoundError):
+        for line in requires("glas-bench") or ():
+            parts = re.fullmatch(r"([\w-]+)(?:\[\w*])?>=([\d.]+)", line.replace(" ", ""))
+            with contextlib.suppress(PackageNotFoundError):
+                if parts and _release(version(parts[1])) < _release(parts[2]):
+                    found[parts[1]] = f"{parts[1]}>={parts[2]}"
+    return found
+
+
+def _release(text: str) -> list[int]:
+    return [int(each) for each in re.findall(r"\d+", re.match(r"[\d.]*", text)[0])]  # type: ignore[index]
 
 
 def cores() -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import make_url
 
+from glas_bench import environment
 from glas_bench.data import cache, parse, sources
 from glas_bench.errors import DataError
 from glas_bench.sweep import storage
@@ -141,3 +142,22 @@ def test_a_tilde_in_quotes_and_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
     wrong = glas("run", "--variant", "vae", "--results", "caf\udce9", folder=tmp_path)
     assert wrong.returncode == 2
     assert "is no UTF-8" in wrong.stderr
+
+
+def test_a_package_that_is_too_old_is_named(tmp_path: Path) -> None:
+    info = tmp_path / "old" / "optuna-3.9.0.dist-info"
+    for file, text in {
+        info / "METADATA": "Metadata-Version: 2.1\nName: optuna\nVersion: 3.9.0\n",
+        tmp_path / "old" / "optuna" / "__init__.py": "",
+    }.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    old = str(tmp_path / "old")
+    swept = glas("sweep", "smoke", "--no-mirror", folder=tmp_path, PYTHONPATH=old)
+    assert swept.returncode == 1
+    assert "too old for glas-bench: pip install 'optuna>=" in swept.stderr
+    assert "bug" not in swept.stderr
+    assert (
+        "too old: pip install 'optuna>=" in glas("doctor", folder=tmp_path, PYTHONPATH=old).stdout
+    )
+    assert not environment.outdated()

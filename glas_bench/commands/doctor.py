@@ -67,7 +67,9 @@ def _package(name: str, use: str) -> Line:
     if importlib.util.find_spec(name) is None:
         return Line(distribution, f"missing ({use})", f"pip install {distribution}")
     try:
-        return Line(distribution, version(distribution))
+        wanted = environment.outdated().get(distribution)
+        fix = f"too old: pip install '{wanted}'" if wanted else ""
+        return Line(distribution, version(distribution), fix)
     except PackageNotFoundError:
         return Line(distribution, "installed, version unknown")
 
