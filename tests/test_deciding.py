@@ -137,6 +137,27 @@ def test_a_sweep_of_a_decided_study_names_decide(alone: Glas) -> None:
     assert len(seeds(status(alone))["cauchy"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("were", "now", "changed"),
+    [
+        ("[2, 3, 4]", "[2, 4]", "looks [2, 4] where it was [2, 3, 4]"),
+        ("failed_share(gaussian) > 0.1", "failed_share(gaussian) > 0.1, margin: 0.2", "margins ["),
+    ],
+)
+def test_looks_and_margins_that_change_after_results_are_refused(
+    alone: Glas, were: str, now: str, changed: str
+) -> None:
+    file = alone.folder / "deciding.yaml"
+    try:
+        file.write_text(STUDY.replace(were, now))
+        refused = sweep(alone, "--decide", code=2).err
+        assert f"  {changed}" in refused
+        assert "chosen after results were seen, they no longer keep the error rate" in refused
+        assert "chosen after results" in " ".join(alone.here("status", file).out.split())
+    finally:
+        file.write_text(STUDY)
+
+
 def test_two_side_by_side_of_which_one_is_killed_and_one_that_joins_late(
     alone: Glas, bare_glas: Glas
 ) -> None:
@@ -179,6 +200,25 @@ def test_two_side_by_side_of_which_one_is_killed_and_one_that_joins_late(
     assert sum(t.system_attrs.get("glas_bench:lost", 0) for t in done) == 1
     for each in ended:
         assert "2 of 4 claims decided" in each.out
+
+
+def test_a_search_chooses_settings_and_its_claims_get_seeds(bare_glas: Glas, packed: Any) -> None:
+    searched = TEXT.replace("[cauchy, gaussian]", "[gaussian]")
+    searched += (
+        "space: {learning_rate: {choices: [1e-3, 1e-2]}}\ntuning_seeds: 100\nlooks: [2, 3]\n"
+    )
+    claims = ("failed_share(gaussian) > 0.1", "active_units(gaussian) < 100 units")
+    searched += (
+        f"claims: [{', '.join(f'{{text: t, source: s, expect: {each}}}' for each in claims)}]\n"
+    )
+    (bare_glas.folder / "deciding.yaml").write_text(searched)
+    ended = sweep(bare_glas, "--decide", "--workers", 1)
+    assert "2 of 2 claims decided" in ended.out
+    (cell,) = status(bare_glas)["cells"]
+    assert cell["search"]["winner"]["values"].keys() == {"learning_rate"}
+    assert {each["seed"]: each["status"] for each in cell["seeds"]} == dict.fromkeys(
+        range(3), "complete"
+    )
 
 
 def test_max_hours_stops_and_the_same_command_goes_on(alone: Glas, bare_glas: Glas) -> None:

@@ -21,7 +21,7 @@ from glas_bench.study import Cell, Study
 from glas_bench.study.claims import Claim
 from glas_bench.sweep import storage, worker
 from glas_bench.sweep.database import Database, StorageDown
-from glas_bench.sweep.plan import Document, Plan, digest, outdated, plan_document
+from glas_bench.sweep.plan import Document, Plan, digest, outdated, plan_document, rejudged
 from glas_bench.sweep.queue import Queue
 from glas_bench.sweep.status import (
     seconds_at_most,
@@ -452,8 +452,11 @@ def status(request: Request) -> Answer:
             raise unknown("study", name, {*known, *study.shipped()})
         read = plan_document(loaded, loaded.cells), []
     document = status_document(*read)
-    if line := _outdated(document, read[0], loaded):
-        document["outdated"] = line
+    lines = [_outdated(document, read[0], loaded)]
+    if loaded is not None:
+        lines.append(rejudged(read[0], plan_document(loaded, loaded.cells)))
+    if any(lines):
+        document["outdated"] = "; ".join(filter(None, lines))
     if loaded is not None:
         document["claims"] = verdicts(loaded, document, request.results)
     return Answer(table(document), document)

@@ -103,6 +103,7 @@ def plan_document(study: Study, cells: Iterable[Cell]) -> Document:
             {key: getattr(each, key) for key in ("text", "source", "expect")}
             for each in study.claims
         ],
+        "judged_by": {"looks": study.looks, "margins": [each.margin for each in study.claims]},
     }
     plain: Document = json.loads(json.dumps(document))
     return plain
@@ -127,9 +128,10 @@ def _entry(cell: Cell) -> Document:
 def digest(document: Document, seeds: bool = True) -> str:
     """Return the SHA-256 of a plan without the texts that change nothing of what is run.
 
-    Without `seeds` it is that of the plan with any number of seeds.
+    Without `seeds` it is that of the plan with any number of seeds. How claims are judged is left
+    to `rejudged`: plans that older versions stored do not have it.
     """
-    without = {"question", "skipped", *VERSIONS} | (set() if seeds else {"seeds"})
+    without = {"question", "skipped", "judged_by", *VERSIONS} | (set() if seeds else {"seeds"})
     hashed = {key: value for key, value in document.items() if key not in without}
     if not seeds:
         hashed["cells"] = [{**cell, "seeds": None} for cell in document["cells"]]
@@ -160,6 +162,20 @@ def outdated(document: Document, study: Study | None) -> tuple[set[str], str]:
     return other, "scored by another protocol"
 
 
+def rejudged(old: Document, new: Document) -> str:
+    """Return how a new plan judges the same claims otherwise than the stored one, or nothing."""
+    were, now = old.get("judged_by"), new.get("judged_by")
+    before, claims = ([each["expect"] for each in plan["claims"]] for plan in (old, new))
+    if not were or not now or were == now or not claims or claims != before:
+        return ""
+    changed = ", ".join(
+        f"{key} {json.dumps(now[key])} where it was {json.dumps(were[key])}"
+        for key in now
+        if now[key] != were[key]
+    )
+    return f"{changed}: chosen after results were seen, they no longer keep the error rate of .05"
+
+
 def differences(old: Document, new: Document) -> list[str]:
     """Return how a new plan differs from the stored one, one line a difference."""
     before = {each["cell"]: each for each in old["cells"]}
@@ -184,7 +200,7 @@ def differences(old: Document, new: Document) -> list[str]:
     for key in (*VERSIONS, "version", "preset", "dataset", "space", "trials", "tuning_seeds"):
         if key in old and old[key] != new[key]:
             lines.append(f"{key} {json.dumps(new[key])} where it was {json.dumps(old[key])}")
-    return lines
+    return [*lines, *filter(None, [rejudged(old, new)])]
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

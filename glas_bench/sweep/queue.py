@@ -20,7 +20,7 @@ from glas_bench.errors import UsageError
 from glas_bench.processes import repeating
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database
-from glas_bench.sweep.plan import Document, Plan, differences, digest
+from glas_bench.sweep.plan import Document, Plan, differences, digest, rejudged
 from glas_bench.sweep.search import Search
 from glas_bench.sweep.trial import Trial, count_begun, search_name
 
@@ -76,10 +76,15 @@ class Queue:
         seeds = not more_seeds
         if old and more_seeds:
             plan = plan.with_seeds(_with_stored(plan, old))
-        if old and digest(old, seeds) != digest(plan.document, seeds) and not extend:
+        same = not old or digest(old, seeds) == digest(plan.document, seeds)
+        if old and not extend and not (same and not rejudged(old, plan.document)):
             lines = "\n  ".join(differences(old, plan.document) or ["settings of its cells"])
             hint = ""
-            if plan.study.claims and digest(old, False) == digest(plan.document, False):
+            if (
+                plan.study.claims
+                and not same
+                and digest(old, False) == digest(plan.document, False)
+            ):
                 hint = "With --decide it keeps the seeds that it has and adds those it needs. "
             raise UsageError(
                 f"study {plan.name} is planned already, and not as {plan.study.path} says:\n"
