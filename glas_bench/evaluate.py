@@ -27,10 +27,10 @@ from glas_bench.core import rollout
 from glas_bench.core.train import scoring
 from glas_bench.data import Split, Splits, random_subset
 from glas_bench.errors import UsageError, unknown
-from glas_bench.model import Glas
+from glas_bench.model import Bound, Glas
 from glas_bench.record import Partial, Scores, SeedFolder, finite
 from glas_bench.yardstick import refit
-from glas_bench.yardstick.diagnostics import RECON_GAIN, diagnose
+from glas_bench.yardstick.diagnostics import diagnose
 from glas_bench.yardstick.weights import (
     Images,
     PerImage,
@@ -160,7 +160,7 @@ class Scorer:
         self.samples: int = self.protocol["samples"]
         self.budget = BUDGET.after(config.epochs)
         cls = type(model)
-        self.unsound = contract.likelihood_problem(cls, model.settings)
+        self.unsound = contract.likelihood_problem(cls, model.settings, model.likelihood.name)
         if self.unsound or contract.ratio_problem(cls, model.settings):
             model.has_density = False  # none that is shown to be one
         self.refits = "refit" in self.protocol["estimators"] and self.unsound is None
@@ -201,7 +201,7 @@ class Scorer:
                 scores |= self._refit_summary(values, choice)
             if self.unsound:  # recon is no number of nats
                 scores |= {"failed": None, "failed_reason": self.unsound}
-                scores["validation_bernoulli"] = None
+                scores["validation_baseline"] = None
         scores["seconds_by"] = {name: round(value, 3) for name, value in self.seconds.items()}
         scores["seconds"] = round(sum(self.seconds.values()), 3)
         return scores, {**values, **diagnosis.arrays}
@@ -308,15 +308,21 @@ class Scorer:
             "nll_from": chosen,
             "nll_bound_only": _weight_health(values, self.samples, prefix)[f"{prefix}bound_only"],
         }
-        bounds = contract.bound(type(self.model), self.model.settings).holds is True
+        if scores["nll"] is not None:
+            scores |= self.model.likelihood.rate(scores["nll"], self.model.pixels)
+        bounds = self._bound().holds is True
         if not bounds and self.splits.binarisation != "soft":  # whose objective is of grey images
             scores["objective_gap"] = finite(float((values["nll"] - values["objective"]).mean()))
         return scores
 
     # ---- the summary
 
+    def _bound(self) -> Bound:
+        return contract.bound(type(self.model), self.model.settings, self.model.likelihood.name)
+
     def _summary(self, values: PerImage, own_samples: int) -> dict[str, Any]:
-        bound = contract.bound(type(self.model), self.model.settings)
+        bound = self._bound()
+        train = self.splits.train.images
         scores: dict[str, Any] = {
             "protocol": self.protocol,
             "split": "test",
@@ -324,6 +330,7 @@ class Scorer:
             "samples": self.samples,
             "bounds_nll": bound.holds,
             "bound_reason": bound.reason,
+            **self.model.likelihood.calibration(train, self.test.pixels_NP),
         }
         for name in ("objective", "recon", "charge", "aux"):
             scores[name] = _mean(values[name])[0]
@@ -386,7 +393,9 @@ def score_into(
         return stored
     partial = Partial(folder.path / "eval", scorer.key, every)
     scores, per_image = scorer.score(partial, tick)
-    scores["escape_epoch"] = escape_epoch(folder.metrics(), scores["validation_bernoulli"])
+    base, gain = scores["validation_baseline"], scorer.splits.likelihood.gain
+    most = None if base is None else base - gain
+    scores["escape_epoch"] = escape_epoch(folder.metrics(), most)
     folder.save_scores(scorer.key, scores, per_image)
     partial.remove()
     return folder.scores(scorer.key) or {}
@@ -433,18 +442,16 @@ def _own_is_better(choice: Mapping[str, Any]) -> bool:
     return own is not None and (fitted is None or own < fitted)
 
 
-def escape_epoch(metrics: Sequence[Mapping[str, Any]], bernoulli: float | None) -> int | None:
-    """Return the first epoch whose training recon is 20 nats below the pixel-wise Bernoulli's.
-
-    From there on the model paints more than the mean image. None where no epoch is.
+def escape_epoch(metrics: Sequence[Mapping[str, Any]], most: float | None) -> int | None:
+    """Return the first epoch from which the model paints more than the mean image, or None.
 
     Args:
         metrics: the lines of `metrics.jsonl`, one per epoch.
-        bernoulli: nats per image of the pixel-wise Bernoulli, on validation images.
+        most: nats per image of training recon: 20 below the pixel-wise Bernoulli on validation
+            images, or the like of another likelihood; None where there is no such number.
     """
-    if bernoulli is None:
+    if most is None:
         return None
     painted = [row for row in metrics if row["validation_kind"] != "none"]
-    best = bernoulli - RECON_GAIN
-    away = (row["epoch"] for row in painted if row["recon"] is not None and row["recon"] <= best)
+    away = (row["epoch"] for row in painted if row["recon"] is not None and row["recon"] <= most)
     return min(away, default=None)

@@ -9,7 +9,10 @@ Akoury 2017, README and `glas/model/` of github.com/dojoteef/glas; the recurrenc
     q_t  = N(mean(a_t), exp(log_std(a_t))^2)        z_t ~ q_t; in generation z_t ~ N(0, I)
     d_t  = LSTM_dec(z_t)
     o_t  = o_{t-1} + W d_t + b
-    objective = sum_pixels BCE(sigmoid(o_T), x) + charge_weight sum_t charge(q_t, p) + aux
+    objective = -log p(x | o_T) + charge_weight sum_t charge(q_t, p) + aux
+
+p(x | o_T) belongs to the data (`likelihood`): Bernoulli pixels, or characters, whose mean replaces
+the sigmoid.
 
 A model is a deterministic function of (parameters, x, noise): the core passes all randomness as
 standard-normal noise. The core also runs the time loop: it calls `begin` once, `step` T times,
@@ -30,9 +33,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from glas_bench import divergences, filters
+from glas_bench.likelihood import LIKELIHOODS, Likelihood
 from glas_bench.ops import linear
 
 Memory = dict[str, Tensor]
@@ -200,7 +203,7 @@ class Context(NamedTuple):
 class Generation(NamedTuple):
     """The generative half of the state."""
 
-    canvas: Tensor  # [B, P] logits o_t
+    canvas: Tensor  # [B, P] o_t, logits
     hidden: Tensor  # [B, H] d_t
     cell: Tensor  # [B, H]
     memory: Memory  # rows that a variant adds
@@ -382,6 +385,7 @@ class Glas(nn.Module):
     generative: ClassVar[tuple[str, ...]] = ("decoder", "write")
     statistics_of: ClassVar[tuple[str, ...]] = ()
     latent_trained: ClassVar[bool] = True
+    likelihood: Likelihood = LIKELIHOODS["bernoulli"]  # the core sets that of the data
     write_up: ClassVar[str] = ""
     published: ClassVar[dict[str, float]] = {}
     citations: ClassVar[list[dict[str, Any]]] = []
@@ -549,8 +553,8 @@ class Glas(nn.Module):
         return self.posterior(read, t), read, Recognition(hidden, cell, memory)
 
     def encode(self, context: Context, state: State) -> tuple[Tensor, Tensor]:
-        """Return e_t = LSTM_enc([x, x - sigmoid(o), d]) and its cell, [B, H] each."""
-        error = linear.missing(context.x, state.generation.canvas)
+        """Return e_t = LSTM_enc([x, x - E[x|o], d]) and its cell, [B, H] each."""
+        error = self.error_image(context, state)
         gates = self.encoder.gates(
             context.products["gates"],
             error=error,
@@ -559,6 +563,10 @@ class Glas(nn.Module):
         )
         hidden, cell = self.encoder(gates, state.recognition.cell)
         return hidden, cell
+
+    def error_image(self, context: Context, state: State) -> Tensor:
+        """Return the error image x - E[x|o] of the last canvas, [B, P]."""
+        return context.x - self.likelihood.mean(state.generation.canvas)
 
     def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
         """Read from the latent matrix: return a_t [B, A] and the recogniser's memory."""
@@ -673,13 +681,12 @@ class Glas(nn.Module):
         return ratio
 
     def log_likelihood(self, canvas_BP: Tensor, target_BP: Tensor) -> Tensor:
-        """Return log p(x|z), [B] nats: Bernoulli pixels with logits o_T."""
-        return -F.binary_cross_entropy_with_logits(canvas_BP, target_BP, reduction="none").sum(-1)
+        """Return log p(x|z), [B] nats: the data's `likelihood` of the canvas."""
+        return self.likelihood.log_prob(canvas_BP, target_BP)
 
     def draw_pixels(self, canvas_BP: Tensor, noise_BP: Tensor) -> Tensor:
         """Map standard-normal noise to a draw x [B, P] from p(x|z), as in `log_likelihood`."""
-        is_on: Tensor = torch.special.ndtr(noise_BP) < torch.sigmoid(canvas_BP)
-        return is_on.to(canvas_BP.dtype)
+        return self.likelihood.draw(canvas_BP, noise_BP)
 
     def auxiliary(self, context: Context, state: State) -> Tensor:
         """Return an auxiliary loss with its weight, [B] nats; a bound needs it to be >= 0."""

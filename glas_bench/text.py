@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sys
@@ -56,6 +57,21 @@ def settings(params: Mapping[str, Any]) -> str:
 def p_value(p: float) -> str:
     """Return `p = 0.012`, or `p < 1e-16`: below that a number says nothing."""
     return "p < 1e-16" if p < 1e-16 else f"p = {p:.2g}"
+
+
+def bits_per_character(nats: float, characters: int) -> float:
+    """Return bits a character from the nats of so many characters."""
+    return nats / (characters * math.log(2))
+
+
+def calibrated(unigram: float, bigram: float, characters: int = 28) -> str:
+    """Return, for tables of text, what models without latents give on the same lines."""
+    one, two = (bits_per_character(nats, characters) for nats in (unigram, bigram))
+    return (
+        f"On the same lines a place-wise unigram has {unigram:.2f} nats ({one:.2f} bits per "
+        f"character) and a bigram {bigram:.2f} ({two:.2f}). Characters are independent given the "
+        "canvas: compare nothing here with the numbers of language models."
+    )
 
 
 def count(number: int, noun: str) -> str:

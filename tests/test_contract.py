@@ -137,9 +137,9 @@ def test_a_gradient_that_vmap_loses_is_reported(tmp_path):
 
 
 def test_an_error_names_the_line(tmp_path):
-    body = "def attend(self, e_BH, memory, t):\n    return e_BH @ self.missing, memory"
+    body = "def attend(self, e_BH, memory, t):\n    return e_BH @ self.nowhere, memory"
     found = problems(tmp_path, body).values()
-    assert any("missing" in (each or "") and "idea.py, line 12" in (each or "") for each in found)
+    assert any("nowhere" in (each or "") and "idea.py, line 12" in (each or "") for each in found)
 
 
 NO_DENSITY = {

@@ -17,13 +17,13 @@ from test_train import local, tiny_splits, training
 from glas_bench import data, registry
 from glas_bench.core import rollout, streams, train
 from glas_bench.divergences import min_chi2_kl
+from glas_bench.likelihood import Bernoulli
 from glas_bench.model import Glas, Normal, StandardUniform, Uniform
 from glas_bench.yardstick import diagnostics
 from glas_bench.yardstick.diagnostics import (
     DRAWS,
     diagnose,
     footprint_perplexity,
-    pixelwise_bernoulli_nll,
 )
 
 pytestmark = pytest.mark.usefixtures("real_valued")
@@ -577,15 +577,13 @@ class Dial(Posterior):
     ],
 )
 def test_a_model_has_failed_by_recon_or_by_kl(gain, cost, density, reasons, monkeypatch):
-    monkeypatch.setattr(
-        diagnostics, "pixelwise_bernoulli_nll", lambda train, x: torch.full((len(x),), 500.0)
-    )
+    monkeypatch.setattr(Bernoulli, "baseline_nll", lambda *_: torch.tensor([500.0]))
     cls = type("Dialled", (Dial,), {"gain": gain, "cost": cost, "has_density": density})
     scores = diagnosed(local(cls))[0].scores
     assert scores["failed"] is bool(reasons)
     reason = scores["failed_reason"] or ""
     assert tuple(word for word in ("recon", "KL") if word in reason) == reasons
-    assert scores["validation_bernoulli"] == 500
+    assert scores["validation_baseline"] == 500
     if math.isfinite(gain):
         assert scores["validation_recon"] == pytest.approx(500 - gain)
     if density:
@@ -603,7 +601,7 @@ def test_a_collapsed_model_has_failed_and_one_that_reconstructs_has_not():
     found = diagnose(collapsed.model, collapsed.config, splits, 0).scores
     assert found["failed"] is True
     assert found["validation_kl"] == 0
-    assert found["validation_bernoulli"] > 25
+    assert found["validation_baseline"] > 25
 
     class Copies(Posterior):
         def q(self, x, before, t):
@@ -635,7 +633,7 @@ def test_the_pixelwise_bernoulli_against_a_plain_loop(rows, pixels, grey, seed):
     train_images, images = torch.rand(2, rows, pixels, generator=generator)
     if not grey:
         train_images, images = ((part > 0.5).to(torch.uint8) for part in (train_images, images))
-    found = pixelwise_bernoulli_nll(train_images, images)
+    found = Bernoulli().baseline_nll(train_images, images)
     assert found.dtype == torch.float64
     for b in range(rows):
         nll = 0.0
@@ -652,7 +650,7 @@ def test_the_pixelwise_bernoulli_on_the_official_files(monkeypatch):
         pytest.skip("neither GLAS_BENCH_DATA nor a folder shared/data beside this checkout has it")
     monkeypatch.setenv("GLAS_BENCH_DATA", str(folder))
     splits = data.load("mnist-static")
-    nll = pixelwise_bernoulli_nll(splits.train.images, splits.test.images)
+    nll = Bernoulli().baseline_nll(splits.train.images, splits.test.images)
     assert float(nll.mean()) == pytest.approx(205.79, abs=0.005)
     assert float(nll.std()) == pytest.approx(45.4, abs=0.05)
 
@@ -686,7 +684,7 @@ KEYS = {
     *("active_units", "active_dimensions", "active_units_of", "active_units_rule"),
     *("footprint_perplexity", "footprint_perplexity_per_step", "footprint_cells"),
     *("footprint_nowhere_share", "permuted_elbo", "permuted_elbo_change"),
-    *("failed", "failed_reason", "validation_recon", "validation_kl", "validation_bernoulli"),
+    *("failed", "failed_reason", "validation_recon", "validation_kl", "validation_baseline"),
     *(
         "canvas_variance",
         "early_canvas_variance",
@@ -758,8 +756,8 @@ def test_large_splits_are_stood_for_by_a_seeded_draw(monkeypatch):
 def test_grey_targets_and_reduced_precision_are_diagnosed():
     splits = tiny_splits("soft")
     found, _ = diagnosed("cauchy", splits=splits, precision="bf16")
-    assert found.scores["validation_bernoulli"] == pytest.approx(
-        float(pixelwise_bernoulli_nll(splits.train.images, splits.validation.images).mean())
+    assert found.scores["validation_baseline"] == pytest.approx(
+        float(Bernoulli().baseline_nll(splits.train.images, splits.validation.images).mean())
     )
     assert found.scores["kl_status"] == "finite"
 

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "glas_bench"
 # else, whether at its head, inside a function or for type checking alone.
 LAYERS = (
     ("errors", "ops", "sequential", "signals", "stats", "text"),
-    ("data", "display", "divergences", "filters", "processes"),
-    ("model",),
+    ("display", "divergences", "filters", "likelihood", "processes"),
+    ("data", "model"),
     ("registry",),
     ("config",),
     ("core", "environment", "record"),

@@ -115,7 +115,7 @@ class Draw(NoAttention):
     def encode(self, context: Context, state: State) -> tuple[Tensor, Tensor]:
         d_BH = state.generation.hidden
         seen = self.image_rows(self.read_filter(d_BH), self.settings.read_size)
-        error = context.x - torch.sigmoid(state.generation.canvas)
+        error = self.error_image(context, state)
         patches = [
             filters.read_matrix(image.view(-1, self.side, self.side), *seen)
             for image in (context.x, error)

@@ -71,7 +71,8 @@ class Referee:
         self.model = model
         self.config = config
         self.splits = splits
-        if problem := contract.likelihood_problem(type(model), model.settings):
+        given = type(model), model.settings, model.likelihood.name
+        if problem := contract.likelihood_problem(*given):
             raise UsageError(f"--estimator ais: {problem}")
         self.likelihood = log_likelihood_for(model)
         total = len(splits.test.images)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glas_bench.core import streams
+from glas_bench.likelihood import Likelihood
 from glas_bench.model import BaseSettings, Context, Generation, Glas, State, Step, Terms
 
 Trace = Callable[[int, State, Step], None]
@@ -21,15 +22,21 @@ StepOf = Callable[[Context, State, Tensor, Tensor], tuple[State, Step]]
 
 
 def build(
-    variant: type[Glas], settings: BaseSettings, pixels: int, classes: int, seed: int
+    variant: type[Glas],
+    settings: BaseSettings,
+    pixels: int,
+    classes: int,
+    seed: int,
+    likelihood: Likelihood | None = None,
 ) -> Glas:
-    """Make a model with the initial parameters of `seed`.
+    """Make a model with the initial parameters of `seed`, for data of this likelihood.
 
     Every layer draws from a stream named after it, so variants that share a layer start it alike.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.derive(seed, "initialisation"))
         model = variant(settings, pixels, classes)
+    model.likelihood = likelihood or model.likelihood
     reinitialise(model, seed)
     return model
 

@@ -269,7 +269,8 @@ class Training(Optimisation):
         check_applicable(variant, config, splits)
         self.variant = variant
         settings = check_settings(variant, config.settings)
-        model = rollout.build(variant.cls, settings, splits.pixels, splits.classes, seed)
+        sizes = splits.pixels, splits.classes
+        model = rollout.build(variant.cls, settings, *sizes, seed, splits.likelihood)
         phases = model.phases(config.epochs)
         if sum(phase.epochs for phase in phases) != config.epochs:
             raise UsageError(f"{variant.name}: its phases do not add up to {config.epochs} epochs")

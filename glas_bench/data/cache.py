@@ -34,9 +34,17 @@ State = list[list[str | int]]
 PINNED: dict[str, str] = {
     "mnist-5k": "c293563e751334734a43cf23078b31eaf07fe6a0e2ebf41ac3383448c0273e14",
     "mnist-static": "49459b648dcd16554b4f4a2193270d0bc251496612b2c97e54c4bfc70bcda8d8",
+    "text-kjv": "3818603024a6d7169f7ead72d547e9e813458dc4005884d02350b57a51624100",
 }
 """Digest of all arrays of a data set: it detects a package that ships other digits or draws other
-random numbers. Omniglot's is unknown; git's digest verifies its source file."""
+random numbers. Those of omniglot and text8 are unknown; a digest verifies the source file."""
+
+
+STAND_INS = {
+    "omniglot": (".mat", "with the layout of Burda's chardata.mat"),
+    "text": (".txt", "in UTF-8"),
+}
+"""Data sets that take a user's file: its ending, and what it must be."""
 
 
 class BrokenPackError(Exception):
@@ -170,8 +178,11 @@ def published(name: str, names: list[str] | None = None, *, progress: bool = Fal
             arrays = parse.mnist_5k()
         elif name == "mnist-static":
             arrays = parse.mnist_static(paths)
+        elif name == "text-kjv":
+            arrays = parse.king_james(sources.read_file(paths[0]), paths[0])
         else:
-            arrays = parse.omniglot(sources.read_verified(paths[0]), paths[0])
+            one = parse.text8 if name == "text8" else parse.omniglot
+            arrays = one(sources.read_verified(paths[0]), paths[0])
         return _pinned(
             make(name, "published", arrays),
             f"The installed packages (numpy {np.__version__}) make other arrays. Install the "
@@ -191,22 +202,25 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         DataError: scipy, which reads the file, is missing.
     """
     path = Path(os.path.abspath(os.path.expanduser(data_file)))
-    if name != "omniglot":
+    if name not in STAND_INS:
         raise UsageError(
-            f"{name} takes no data file, got {str(data_file)!r}. A data file stands in for "
-            "omniglot alone: use `--dataset omniglot --data-file FILE`."
+            f"{name} takes no data file, got {str(data_file)!r}. Use `--dataset omniglot` with a "
+            "file in place of chardata.mat, `--dataset text` with a text file."
         )
+    suffix, form = STAND_INS[name]
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"the data file {path} {what}. Give a .mat file, or a packed .npz.")
-    if path.suffix not in (".mat", ".npz"):
+        raise UsageError(f"the data file {path} {what}. Give a {suffix} file, or a packed .npz.")
+    if path.suffix not in (suffix, ".npz"):
         raise UsageError(
-            f"the data file {path} ends in {path.suffix or 'nothing'!r}. Allowed: .mat with the "
-            "layout of Burda's chardata.mat, or .npz that `glas-bench datasets pack` wrote."
+            f"the data file {path} ends in {path.suffix or 'nothing'!r}. Allowed for {name}: "
+            f"{suffix}, {form}, or .npz that `glas-bench datasets pack` wrote."
         )
 
     def parsed() -> Packed:
         content = sources.read_file(path)
+        if name == "text":
+            return make(name, f"stand-in: {path.name}", parse.text(content, path))
         git_id = sources.SOURCES["chardata.mat"].digest
         same = sources.digest(content, git_id) == git_id
         origin = "published" if same else f"stand-in: {path.name}"
@@ -218,8 +232,10 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         else:
             key = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
             packed = _cached(f"{path.stem}-{key}.npz", [path], names, parsed)
-        for part in ("train", "test"):
-            images, labels = (packed.arrays[f"{part}.{name}"] for name in ("grey", "labels"))
+        if name == "text" and (doubt := parse.repeats(packed.arrays)):
+            _warn(f"{path}: {doubt}.")
+        for part in ("train", "test") if name == "omniglot" else ():
+            images, labels = (packed.arrays[f"{part}.{kind}"] for kind in ("grey", "labels"))
             if doubt := parse.doubts(images, labels, path):
                 _warn(f"{path}: its {part} images have {doubt}; they are used as they are.")
         return packed

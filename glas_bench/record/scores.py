@@ -80,6 +80,9 @@ class Summary(TypedDict, total=False):
     refit_last_gain: float | None  # of the fit's last tenth
     validation_nll: float | None
     objective_gap: float | None  # nll less the objective, where that bounds nothing
+    bits_per_character: float | None  # of text: nll in bits, over the characters of a line
+    unigram_nll: float | None  # of text: by place, a model without latents on the same lines
+    bigram_nll: float | None
     failed: bool  # to reconstruct
     ais: float | None
     v_mean: float | None  # Var(log w), nats squared; mean over images
@@ -140,8 +143,8 @@ class Scores(Summary, total=False):
     failed_reason: str
     validation_recon: float | None
     validation_kl: float | None
-    validation_bernoulli: float | None
-    canvas_variance: list[float | None]  # of sigmoid(o_t) between samples, by time step
+    validation_baseline: float | None  # recon of the training means alone, no model at all
+    canvas_variance: list[float | None]  # of E[x|o_t] between samples, by time step
     early_canvas_variance: float | None  # its mean over the first quarter of steps
 
     ais_status: str  # accepted or refused

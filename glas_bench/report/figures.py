@@ -17,6 +17,7 @@ import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
@@ -27,6 +28,7 @@ from glas_bench.report.table import (
     TableRow,
     table_rows,
     tables,
+    unit_of,
     value_of,
 )
 from glas_bench.runs.pictures import default_style
@@ -55,10 +57,13 @@ class Drawing:
     title: str
     caption: str
     draw: Callable[[], Figure]
+    unit: str = "image"
+    """What one x is: "image", or "line" of text."""
 
     def about(self, study: str) -> dict[str, str]:
         """Return its entry in the csv, from which the page is made."""
-        return {"file": self.file(study), "title": self.title, "caption": self.caption}
+        caption = self._worded(self.caption)
+        return {"file": self.file(study), "title": self.title, "caption": caption}
 
     def file(self, study: str) -> str:
         """Return its file's name."""
@@ -68,11 +73,17 @@ class Drawing:
         """Return the picture as PNG of 256 colours, without date and version, to be committed."""
         drawn, buffer = io.BytesIO(), io.BytesIO()
         with default_style():
-            self.draw().savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+            figure = self.draw()
+            for text in figure.findobj(Text) if self.unit != "image" else ():
+                text.set_text(self._worded(text.get_text()))
+            figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
         whole = Image.open(drawn).convert("RGB")
         few = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(buffer, "png", optimize=True)
         return buffer.getvalue()
+
+    def _worded(self, text: str) -> str:
+        return text.replace("per image", f"per {self.unit}")
 
 
 def blank(
@@ -122,7 +133,7 @@ def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
         yield from _objectives(cells)
         yield from _charges(cells)
 
-    yield from _looks(rows)
+    yield from (replace(each, unit=unit_of(rows)) for each in _looks(rows))
     yield from by_table(table_rows(rows), of_table)
 
 
@@ -132,7 +143,8 @@ def by_table(
     """Yield the figures of each table: cells that cannot share a table share no figure either."""
     groups = tables(cells)
     for place, table in enumerate(groups[:MOST_TABLES], 1):
-        for drawing in draw(table.rows):
+        unit = unit_of([cell.first for cell in table.rows])
+        for drawing in (replace(each, unit=unit) for each in draw(table.rows)):
             if len(groups) == 1:
                 yield drawing
             else:

@@ -30,13 +30,16 @@ from glas_bench.report.table import (
     complete,
     coverage,
     differing,
+    drawn_as,
     protocol,
     short,
     statuses,
     table_rows,
     tables,
+    unit_of,
     value_of,
 )
+from glas_bench.text import calibrated
 
 REFEREE = (
     "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the "
@@ -47,9 +50,11 @@ REFEREE = (
     "otherwise it has no number. It covers few images of single runs and ranks nothing."
 )
 
-NOT_COVERED = (
+NO_TEXT = (
     "- Text: the write-up leaves text data to future work, and no version of its code has it; this "
     "page covers images alone.\n"
+)
+NOT_COVERED = (
     "- Published numbers: they hold for the budget and the split of their sources, where these are "
     "known; results at another budget neither confirm nor refute them.\n"
 )
@@ -72,7 +77,7 @@ def render(rows: Sequence[Row]) -> str:
         _figures(rows, cells),
         _reproduction(cells),
         _coverage(rows, cells),
-        "## Not covered\n\n" + NOT_COVERED,
+        "## Not covered\n\n" + (NO_TEXT if unit_of(rows) == "image" else "") + NOT_COVERED,
     ]
     return "\n".join(part for part in parts if part)
 
@@ -90,10 +95,13 @@ def _head(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
     if any(row.get("look") for row in rows):
         lines += ["**A look at the harness, no verdicts**: its preset is for a first look.", ""]
     lines += [
-        "Numbers are nats per image on the test split, with the parameters of the last epoch; "
-        "lower is better. Means over finished seeds, ± their standard deviation.",
+        f"Numbers are nats per {unit_of(rows)} on the test split, with the parameters of the last "
+        "epoch; lower is better. Means over finished seeds, ± their standard deviation.",
         "",
     ]
+    if scored := next((row for row in rows if row.get("bigram_nll")), None):
+        about = calibrated(float(scored["unigram_nll"]), float(scored["bigram_nll"]))
+        lines += [f"An image on this page is a line of 28 characters, one-hot. {about}", ""]
     lines += [f"- {name}: {value}" for name, value in _facts(rows, cells)]
     return "\n".join([*lines, ""])
 
@@ -124,8 +132,8 @@ def _newest(rows: Sequence[Row]) -> str:
 def _data(row: Row) -> str:
     origin = row.get("data_origin") or "published"
     other = "" if origin == "published" else f", {origin}, not the published data"
-    images = f", {row['images']} test images" if row.get("images") else ""
-    return f"{row['dataset']}, {row['binarisation']} binarisation{other}{images}"
+    images = f", {row['images']} test {unit_of([row])}s" if row.get("images") else ""
+    return f"{row['dataset']}, {drawn_as(row['binarisation'])}{other}{images}"
 
 
 def _estimators(rows: Sequence[Row]) -> str:
@@ -171,8 +179,9 @@ def _heading(group: Table, named: Sequence[str]) -> str:
     """Return a table's name: its data, and all in which it differs from the page's others."""
     common = group.common
     images = {row["images"] for cell in group.rows for row in cell.seeds if row.get("images")}
-    parts = [common["data"], f"{common['binarisation']} binarisation"]
-    parts += [f"{' or '.join(sorted(images))} test images"] if images else []
+    parts = [common["data"], drawn_as(common["binarisation"])]
+    unit = unit_of([cell.first for cell in group.rows])
+    parts += [f"{' or '.join(sorted(images))} test {unit}s"] if images else []
     words = {
         "contents": f"contents {common['contents'][:8] or 'unknown'}",
         "precision": common["precision"] or "fp32",

@@ -62,6 +62,16 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
+def unit_of(rows: Sequence[Row]) -> str:
+    """Return what one x of the rows is: "image", or "line" of text."""
+    return "line" if all(row.get("binarisation") == "none" for row in rows) else "image"
+
+
+def drawn_as(binarisation: str) -> str:
+    """Return how x came to be discrete."""
+    return "characters" if binarisation == "none" else f"{binarisation} binarisation"
+
+
 def short(value: str) -> str:
     """Return a setting's value as a reader writes it: 1 for 1.0."""
     return value.removesuffix(".0")

@@ -160,7 +160,8 @@ def _describe(
     data_file: Path | None,
 ) -> None:
     """Write what the cell is and what it is made with, where its folder does not say so yet."""
-    bound = contract.bound(cell.variant.cls, check_settings(cell.variant, cell.config.settings))
+    settings = check_settings(cell.variant, cell.config.settings)
+    bound = contract.bound(cell.variant.cls, settings, splits.likelihood.name)
     about = {
         "variant": cell.variant.name,
         "reference": cell.variant.reference,

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glas_bench import stats
+from glas_bench import data, stats
 from glas_bench.record import SeedFolder, Summary, load_run
 from glas_bench.study import Cell
-from glas_bench.text import aligned, count, number, p_value, paragraph
+from glas_bench.text import aligned, calibrated, count, number, p_value, paragraph
 from glas_bench.yardstick.refit import STILL_GAINING
 
 METRICS = ("nll", "elbo", "iw")
 """The metrics that two cells are compared by, the ranked one first."""
 
 
-NARROW = ("score s", "train s", "gap", "v of nll", "ESS", "refit iw", "objective")
+NARROW = ("score s", "train s", "gap", "v of nll", "ESS", "refit iw", "objective", "bits/char")
 """Columns that a narrow terminal goes without, the first one first."""
 
 
@@ -117,15 +117,16 @@ def _difference(pairs: stats.Pairs | str, diverged: int) -> dict[str, Any]:
 def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None) -> str:
     """Return the table that `run` prints, with its footnotes."""
     settings = documents[0]["config"]
+    unit = data.info(settings["dataset"]).unit
     rows = [_row(doc, row) for doc in documents for row in doc["seeds"]]
     images = next((row["images"] for doc in documents for row in doc["seeds"] if row["images"]), 0)
     origin = documents[0]["data_origin"]
     stand_in = "" if origin in (None, "published") else f", {origin}, not the published data"
     head = (
         f"{settings['dataset']} ({settings['binarisation']}{stand_in}), test split"
-        + (f", {count(images, 'image')}" if images else "")
-        + f"; {count(settings['epochs'], 'epoch')}; nats per image, lower is better"
-    )
+        + (f", {count(images, unit)}" if images else "")
+        + f"; {count(settings['epochs'], 'epoch')}; nats per {unit}, lower is better"
+    ).replace("(none)", "(characters)")
     table = aligned([list(rows[0]), *(list(row.values()) for row in rows)], NARROW)
     lines = [paragraph(head), "", *table, *map(paragraph, _footnotes(documents))]
     if difference is not None:
@@ -141,12 +142,14 @@ def _row(doc: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     weights = "refit_" if row["nll_from"] == "refit_iw" else ""  # those that nll is made of
     v, ess = (row["nll_from"] and row[f"{weights}{name}"] for name in ("v_mean", "ess_mean"))
     statuses = {"infinite": "inf", "undefined": "none"}
+    is_text = data.info(doc["dataset"]).unit == "line"
     iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
     return {
         "variant": doc["variant"],
         "seed": str(row["seed"]),
         "status": row["status"],
         "nll": number(row["nll"]) + ("*" if row["nll_bound_only"] else ""),
+        **({"bits/char": number(row["bits_per_character"])} if is_text else {}),
         "v of nll": number(v),
         "ESS": number(ess, 1),
         "elbo": statuses.get(str(row["elbo_status"]), number(row["elbo"])),
@@ -180,11 +183,14 @@ def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
             notes += [f"{doc['variant']}, seed {row['seed']}: {each}." for each in about]
     if any(row["bound_only"] or row["nll_bound_only"] for doc in documents for row in doc["seeds"]):
         notes.append("* a bound only: twice the draws lowered it by more than 0.1 nats.")
+    scored = [row for doc in documents for row in doc["seeds"] if row["bigram_nll"]]
+    notes += [calibrated(row["unigram_nll"], row["bigram_nll"]) for row in scored[:1]]
     return ["", *notes] if notes else []
 
 
 def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str, Any]) -> list[str]:
-    lines = [f"{documents[0]['variant']} minus {documents[1]['variant']}, paired by image:"]
+    unit = data.info(documents[0]["dataset"]).unit
+    lines = [f"{documents[0]['variant']} minus {documents[1]['variant']}, paired by {unit}:"]
     for metric, about in difference.items():
         if about["estimate"] is None:
             lines.append(f"  {metric}: no difference, {about['reason']}")

@@ -56,9 +56,6 @@ ROWS = 1000
 ACTIVE = 0.01
 """Variance over images, in units of the prior's, above which a unit is active."""
 
-RECON_GAIN = 20.0
-"""Nats by which a model that can reconstruct beats the pixel-wise Bernoulli."""
-
 LEAST_KL = 1.0
 """Nats below which q has collapsed onto the prior."""
 
@@ -101,8 +98,8 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
         - `permuted_elbo`, `permuted_elbo_change`: nats, the latent matrix's cells being shuffled,
           and the difference to the elbo of the same images and noise;
         - `failed` with `failed_reason`; `validation_recon`, `validation_kl`,
-          `validation_bernoulli` in nats;
-        - `canvas_variance` [T]: between samples of the prior, of sigmoid(o_t);
+          `validation_baseline` in nats, of the likelihood's baseline;
+        - `canvas_variance` [T]: between samples of the prior, of E[x|o_t];
           `early_canvas_variance`, its mean over the first quarter of steps.
     """
     with torch.inference_mode(), scoring(model, config, splits):
@@ -401,25 +398,12 @@ def _first_draw(model: Glas, x: Tensor, labels: Tensor | None, noise: Tensor) ->
 # --------------------------------------------------------------------------- failure
 
 
-def pixelwise_bernoulli_nll(train_images: Tensor, images: Tensor) -> Tensor:
-    """Return the nats, [B], of images under the pixels' training means: no model at all.
-
-    The chance of ink is (sum + 1) / (n + 2) over the n training images.
-
-    Args:
-        train_images: [N, P] in [0, 1], of any dtype.
-        images: [B, P] in [0, 1], of any dtype.
-    """
-    ink_P = (train_images.sum(0, dtype=torch.float64) + 1) / (len(train_images) + 2)
-    log_odds_P = torch.log(ink_P) - torch.log1p(-ink_P)
-    return -(images.double() @ log_odds_P + torch.log1p(-ink_P).sum())
-
-
 def failure(model: Glas, splits: Splits, seed: int) -> dict[str, Any]:
     """Return whether a model has failed on validation images, and why.
 
-    It has if its recon is not at least 20 nats below the pixel-wise Bernoulli's, or if q has a
-    density and its KL is under 1 nat. Images and noise are those of `Training.validate`.
+    It has if its recon is not well below the baseline of the likelihood (20 nats below the
+    pixel-wise Bernoulli's for images), or if q has a density and its KL is under 1 nat. Images and
+    noise are those of `Training.validate`.
     """
     x, labels = chosen(splits, splits.validation, VALIDATION_IMAGES, "validation")
     shape = (model.steps, 1, len(x), model.noise_size)
@@ -434,10 +418,11 @@ def failure(model: Glas, splits: Splits, seed: int) -> dict[str, Any]:
     terms = rollout.rollout(model, x, x, labels, noise, trace=trace)
     total[0] = terms.recon.double().sum()
     recon, kl = (total / len(x)).tolist()
-    bernoulli = float(pixelwise_bernoulli_nll(splits.train.images, x).mean())
+    known = splits.likelihood
+    baseline = float(known.baseline_nll(splits.train.images, x).mean())
     reasons = []
-    if not recon <= bernoulli - RECON_GAIN:  # so is what is not a number
-        reasons.append(f"recon is not {RECON_GAIN:g} nats below the pixel-wise Bernoulli's")
+    if not recon <= baseline - known.gain:  # so is what is not a number
+        reasons.append(f"recon is not {known.gain:g} nats below the {known.baseline}'s")
     if model.has_density and not kl >= LEAST_KL:
         reasons.append(f"KL is under {LEAST_KL:g} nat")
     return {
@@ -445,7 +430,7 @@ def failure(model: Glas, splits: Splits, seed: int) -> dict[str, Any]:
         "failed_reason": "; ".join(reasons) or None,
         "validation_recon": finite(recon),
         "validation_kl": finite(kl),
-        "validation_bernoulli": bernoulli,
+        "validation_baseline": baseline,
     }
 
 
@@ -453,7 +438,7 @@ def failure(model: Glas, splits: Splits, seed: int) -> dict[str, Any]:
 
 
 def canvas_variance(model: Glas, seed: int, device: torch.device) -> list[float | None]:
-    """Return the variance between samples of sigmoid(o_t), averaged over pixels, for every t.
+    """Return the variance between samples of E[x|o_t], averaged over pixels, for every t.
 
     Near zero where all samples look alike, at most 1/4 (a little more in a small sample).
     """
@@ -463,7 +448,7 @@ def canvas_variance(model: Glas, seed: int, device: torch.device) -> list[float 
 
     def trace(t: int, generation: Generation) -> None:
         del t
-        variances.append(torch.sigmoid(generation.canvas.double()).var(0).mean())
+        variances.append(model.likelihood.mean(generation.canvas.double()).var(0).mean())
 
     rollout.generate(model, rollout.sample_prior(model, noise), trace)
     return _numbers(torch.stack(variances))

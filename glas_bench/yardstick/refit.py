@@ -109,7 +109,7 @@ class Recogniser(Glas):
         rollout.reinitialise(self, streams.derive(seed, "refit"))
         device = next(trained.parameters()).device
         self.to(device)
-        self.trained = trained
+        self.trained, self.likelihood = trained, trained.likelihood
         for parameter in trained.parameters():
             parameter.requires_grad_(False)
         return self
@@ -226,7 +226,7 @@ class Fit(Optimisation):
     @property
     def redraws(self) -> bool:
         """Images are binary under any binarisation."""
-        return self.splits.binarisation != "static"
+        return self.splits.binarisation in ("dynamic", "soft")
 
     def learning_rate_at(self, epoch: int, step: int) -> float:
         """Return the learning rate of a step: held for half of the budget, then linear to 0."""
