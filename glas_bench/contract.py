@@ -390,7 +390,7 @@ def splits_its_epochs(subject: Subject) -> None:
     for epochs in (1, 2, 10, 250):
         phases = model.phases(epochs)
         total = sum(phase.epochs for phase in phases)
-        _require(total == epochs, f"its phases have {total} epochs in total, expected {epochs}")
+        _require(total == epochs, f"its phases add up to epochs={total}, expected {epochs}")
         names = {phase.name for phase in phases}
         _require(len(names) == len(phases), "two of its phases have the same name")
 

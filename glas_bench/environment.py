@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from glas_bench import __version__
+from glas_bench import __version__, text
 from glas_bench.config import CORE_VERSION
 from glas_bench.errors import RunError, UsageError
 
@@ -83,7 +83,7 @@ def choose_device(name: str) -> str:
     ):
         raise UsageError(
             f"--device {name}: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA device(s) here; use --device cpu"
+            f"{text.count(torch.cuda.device_count(), 'CUDA device')} here; use --device cpu"
         )
     return name
 

@@ -290,7 +290,7 @@ def test_a_checkpoint_of_an_older_core_is_refused(command, frozen):
 def test_runs_of_an_older_core_are_mirrored(frozen):
     ended = frozen.here("sync")
     assert ended.code == 0, ended.err
-    assert "4 run folder(s) mirrored" in ended.out
+    assert "4 run folders mirrored" in ended.out
 
 
 if __name__ == "__main__":  # record the answers of this version

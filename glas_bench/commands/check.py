@@ -21,6 +21,6 @@ def carry_out(reference: str) -> Answer:
         else:
             lines += [f"BROKEN  {finding.promise}", f"        {finding.problem}"]
             broken += 1
-    kept = f"{broken} of {len(findings)} promises are broken"
+    kept = f"{broken} of {len(findings)} promises {'is' if broken == 1 else 'are'} broken"
     kept = kept if broken else f"all {len(findings)} promises are kept"
     return Answer("\n".join([*lines, f"{variant.name}: {kept}."]), exit_code=1 if broken else 0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glas_bench import environment
 from glas_bench.commands import Answer
+from glas_bench.text import count
 
 NEEDED = dict.fromkeys(("torch", "numpy", "click", "pydantic", "yaml"), "needed by every command")
 USEFUL = {
@@ -81,8 +82,9 @@ def _device() -> list[Line]:
         memory = f"{environment.memory_bytes() / 2**30:.1f} GiB"
     except (ValueError, OSError):
         memory = "unknown"
+    cores = count(environment.cores(), "core")
     lines = [
-        Line("processor", f"{environment.processor()}, {environment.cores()} core(s) to use"),
+        Line("processor", f"{environment.processor()}, {cores} to use"),
         Line("memory", memory),
     ]
     for index in range(torch.cuda.device_count()):

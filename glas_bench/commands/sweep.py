@@ -35,7 +35,7 @@ from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import make_view
 from glas_bench.sweep.worker import Job, finished, work
 from glas_bench.sweep.workers import Problem, default_workers, run_workers
-from glas_bench.text import seed_ranges
+from glas_bench.text import count, seed_ranges
 from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
 
@@ -365,7 +365,7 @@ def dry_run(request: Request) -> Answer:
     for cell in loaded.cells:
         about = cell.not_applicable and f"not applicable: {cell.not_applicable}"
         if cell.searched:
-            about = f"search of {', '.join(cell.searched)}: {loaded.trials} trials"
+            about = f"search of {', '.join(cell.searched)}: {count(loaded.trials, 'trial')}"
         rows.append((cell.name, about or (f"against {cell.baseline}" if cell.baseline else "")))
     width = max(len(name) for name, _ in rows)
     runs = sum(len(cell.seeds) for cell in loaded.cells if not cell.not_applicable)
@@ -376,7 +376,7 @@ def dry_run(request: Request) -> Answer:
         *(f"{name.ljust(width)}  {about}".rstrip() for name, about in rows),
         *(skipped_line(skip) for skip in plan["skipped"]),
         *(line for claim in loaded.claims for line in _claim_lines(claim)),
-        f"{loaded.name}: {len(loaded.cells)} cells, {runs} runs of a seed",
+        f"{loaded.name}: {count(len(loaded.cells), 'cell')}, {count(runs, 'run')} of a seed",
     ]
     prices = _prices(loaded) if loaded.verdicts and loaded.claims else {}
     lines += [
@@ -466,11 +466,11 @@ def _outdated(document: Document, plan: Document, loaded: Study | None) -> str:
     """Return a line on complete cells that are not what the study now plans; empty without any."""
     names, why = outdated(plan, loaded)
     made = [each for each in document["cells"] if each["status"] == "complete"]
-    count = sum(each["cell"] in names for each in made)
-    if not count:
+    stale = sum(each["cell"] in names for each in made)
+    if not stale:
         return ""
     return (
-        f"{count} of {len(document['cells'])} cells were {why} and are not what the study now "
+        f"{stale} of {len(document['cells'])} cells were {why} and are not what the study now "
         "plans; sweep --extend runs them again"
     )
 

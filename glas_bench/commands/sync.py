@@ -7,6 +7,7 @@ from pathlib import Path
 
 from glas_bench.commands import Answer
 from glas_bench.record import load_run, runs_by_study
+from glas_bench.text import count
 from glas_bench.tracking.sync import sync
 
 
@@ -25,7 +26,7 @@ def carry_out(folders: Sequence[Path], results: Path) -> Answer:
         failures += report.failures
         done |= {str(each) for each in some} - {name for name, _ in report.failures}
     return Answer(
-        f"{len(done)} run folder(s) mirrored",
+        f"{count(len(done), 'run folder')} mirrored",
         exit_code=3 if failures else 0,
         problems=[f"{name}: {message}" for name, message in failures],
     )

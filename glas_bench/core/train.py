@@ -273,7 +273,7 @@ class Training(Optimisation):
         model = rollout.build(variant.cls, settings, *sizes, seed, splits.likelihood)
         phases = model.phases(config.epochs)
         if sum(phase.epochs for phase in phases) != config.epochs:
-            raise UsageError(f"{variant.name}: its phases do not add up to {config.epochs} epochs")
+            raise UsageError(f"{variant.name}: its phases do not add up to epochs={config.epochs}")
         super().__init__(model, phases, config, splits, seed)
 
     @torch.no_grad()

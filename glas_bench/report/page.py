@@ -39,7 +39,7 @@ from glas_bench.report.table import (
     unit_of,
     value_of,
 )
-from glas_bench.text import calibrated
+from glas_bench.text import calibrated, count
 
 REFEREE = (
     "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the "
@@ -316,7 +316,7 @@ def _unlike(cell: TableRow, one: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_SYMBOLS.get(key, key)} = {ours} here, {value} there"
     if first.get("params.epochs") not in ("", None, "250"):
         theirs = "250 in the original's code" if one.get("epochs", 250) else "unknown there"
-        yield f"{first['params.epochs']} epochs here, {theirs}"
+        yield f"{count(int(first['params.epochs']), 'epoch')} here, {theirs}"
 
 
 _STATES = {

@@ -23,7 +23,7 @@ from glas_bench.registry import Variant
 from glas_bench.report.plans import Plan
 from glas_bench.report.table import Row
 from glas_bench.study import Cell, Study
-from glas_bench.text import seed_ranges, setting
+from glas_bench.text import count, seed_ranges, setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,7 +218,8 @@ class _Planned:
         }
 
     def _about(self, cell: Cell) -> Row:
-        tuning = f"{self.study.trials} trials on seeds {seed_ranges(self.study.tuning_seeds)}"
+        trials = count(self.study.trials, "trial")
+        tuning = f"{trials} on seeds {seed_ranges(self.study.tuning_seeds)}"
         return {
             "cell": cell.name,
             "variant": cell.variant.name,
@@ -233,10 +234,10 @@ class _Planned:
         rest = [run for run in self.runs if run.key not in self.taken]
         tuning = [run for run in rest if run.seed.seed in self.study.tuning_seeds]
         if tuning:
-            yield f"{len(tuning)} runs of the search are not reported: they chose the settings"
+            yield f"{count(len(tuning), 'run')} of the search not reported: they chose the settings"
         why = Counter(self._why(run) for run in rest if run not in tuning)
-        for reason, count in sorted(why.items()):
-            yield f"{count} {'run is' if count == 1 else 'runs are'} left out: {reason}"
+        for reason, runs in sorted(why.items()):
+            yield f"{count(runs, 'run')} {'is' if runs == 1 else 'are'} left out: {reason}"
 
     def _why(self, run: Run) -> str:
         variants, about = variants_of(self.plan, ()), run.record.about

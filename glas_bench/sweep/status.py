@@ -13,7 +13,7 @@ from glas_bench.record import FINISHED, join_statuses
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.plan import Document
 from glas_bench.sweep.trial import NUMBERS, Trial
-from glas_bench.text import aligned, number, winner_line
+from glas_bench.text import aligned, count, number, winner_line
 
 STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
 
@@ -22,13 +22,13 @@ def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
     """Return the JSON document of `status` from the stored plan and all trials, searches' too."""
     trials = [_interrupted(t) if t.owner and t.status == "running" else t for t in trials]
     cells = [_cell(plan, entry, trials) for entry in plan["cells"]]
-    count = Counter(cell["status"] for cell in cells)
+    by_status = Counter(cell["status"] for cell in cells)
     return {
         "study": plan["name"],
         **{key: plan[key] for key in ("question", "version", "preset", "dataset")},
         "cells": cells,
         "skipped": plan["skipped"],
-        "counts": {status: count[status] for status in STATUSES if count[status]},
+        "counts": {each: by_status[each] for each in STATUSES if by_status[each]},
     }
 
 
@@ -80,10 +80,10 @@ def _means(trials: Sequence[Trial]) -> dict[str, float]:
     A number that some trial with complete seeds lacks is left out.
     """
     counts = [list(trial.outcomes.values()).count("complete") for trial in trials]
-    scored = [(trial, count) for trial, count in zip(trials, counts, strict=True) if count]
+    scored = [(trial, some) for trial, some in zip(trials, counts, strict=True) if some]
     return {
-        name: sum(trial.numbers[name] * count for trial, count in scored)
-        / sum(count for _, count in scored)
+        name: sum(trial.numbers[name] * some for trial, some in scored)
+        / sum(some for _, some in scored)
         for name in NUMBERS
         if scored and all(name in trial.numbers for trial, _ in scored)
     }
@@ -97,15 +97,15 @@ def _search(plan: Document, entry: Document, trials: Sequence[Trial]) -> Documen
     own = [t for t in trials if t.is_search and (t.cell, t.key) == (entry["cell"], entry["key"])]
     repeated = {trial.retry_of for trial in own}
     own = [trial for trial in own if trial.number not in repeated]
-    count = Counter(trial.status for trial in own)
-    done = count["complete"] + count["failed"]
+    by_status = Counter(trial.status for trial in own)
+    done = by_status["complete"] + by_status["failed"]
     ranked = [(trial.value, trial.number, trial) for trial in own if trial.value is not None]
     winner = min(ranked, key=lambda each: each[:2])[2] if ranked else None
-    status = "running" if count["running"] else "waiting"
-    reason = f"search: {done} of {plan['trials']} trials"
-    if count["failed"]:
-        reason += f", {count['failed']} failed"
-    if done >= plan["trials"] and not (count["running"] or count["waiting"]):
+    status = "running" if by_status["running"] else "waiting"
+    reason = f"search: {done} of {count(plan['trials'], 'trial')}"
+    if by_status["failed"]:
+        reason += f", {by_status['failed']} failed"
+    if done >= plan["trials"] and not (by_status["running"] or by_status["waiting"]):
         status = "complete" if winner else "failed"
         if winner is None:
             reason += f"; none has a number: {own[0].reason or 'all diverged or failed'}"
@@ -170,8 +170,8 @@ def summary(status: Document, ended: int = 0) -> str:
 
     `ended` are seeds that are over and that the document does not count yet.
     """
-    counts = ", ".join(f"{count} {name}" for name, count in status["counts"].items())
-    text = f"{len(status['cells'])} cells: {counts.replace('_', ' ')}"
+    counts = ", ".join(f"{cells} {name}" for name, cells in status["counts"].items())
+    text = f"{count(len(status['cells']), 'cell')}: {counts.replace('_', ' ')}"
     if not (claims := decide.summary(status.get("claims", ()))):
         return text
     seeds = [each["status"] for cell in status["cells"] for each in cell["seeds"]]
@@ -202,7 +202,7 @@ def table(status: Document) -> str:
     judged = status.get("claims", ())
     claims = [line for one in judged for line in claim_lines(one)]
     if judged and not decide.summary(judged) and len({one["why"] for one in judged}) == 1:
-        counted = f"{len(judged)} claim{'s' * (len(judged) > 1)}"
+        counted = count(len(judged), "claim")
         claims = wrapped(f"{counted}: {judged[0]['verdict']}; {judged[0]['why']}")
     parts = [[f"{status['study']}: {status['question']}"], lines, notes, claims, [summary(status)]]
     return "\n\n".join("\n".join(part) for part in parts if part)
