@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
-from glas_bench.text import duration, number
+from glas_bench.text import duration, number, shortened
 
 T = TypeVar("T")
 
@@ -82,19 +82,23 @@ class Display(Shown):
 
 
 class Bars(Display):
-    """One bar a seed: epoch, objective, validation, images/s, time left."""
+    """One bar a seed: epoch, time left and what else the terminal has room for, in one line."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
+        console = Console(stderr=True)
+        self.name_width = max(16, console.width // 3)
+        bar = 24 if console.width > 100 else 0
+        self.room = max(8, console.width - self.name_width - bar - (2 if bar else 1))
         self.tasks: dict[str, Any] = {}
         self.started: dict[str, float] = {}
         self.live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[about]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.description}", markup=False),
+            *([BarColumn(bar_width=bar)] if bar else ()),
+            TextColumn("{task.fields[about]}", markup=False),
+            console=console,
             refresh_per_second=5,
         )
 
@@ -103,17 +107,20 @@ class Bars(Display):
         if kind == "note":
             self.live.console.print(f"{name}: {event['text']}", highlight=False, markup=False)
             return
+        short = shortened([name], self.name_width)[name]
         if name not in self.tasks:
-            self.tasks[name] = self.live.add_task(name, total=None, about="starting")
+            self.tasks[name] = self.live.add_task(short, total=None, about="starting")
         at = {"completed": event.get("done"), "total": event.get("total")}
         if kind == "train":
-            about = (
-                f"epoch {event['epoch']}/{event['epochs']}  "
-                f"objective {number(event.get('objective'))}  "
-                f"validation {number(event.get('validation'))}  "
-                f"{event['images_per_second']:.0f} images/s  "
-                f"{duration(event['seconds_left'])} left"
-            )
+            parts = [
+                f"epoch {event['epoch']}/{event['epochs']}",
+                f"{duration(event['seconds_left'])} left",
+                f"objective {number(event.get('objective'))}",
+                f"validation {number(event.get('validation'))}",
+                f"{event['images_per_second']:.0f} images/s",
+            ]
+            while len(about := "  ".join(parts)) > self.room and len(parts) > 1:
+                parts.pop()
         elif kind == "score":
             stage, now = event["stage"], time.monotonic()
             spent = now - self.started.setdefault(f"{name} {stage}", now)
@@ -124,4 +131,5 @@ class Bars(Display):
             at, about = {"completed": 1, "total": 1}, ending(event)
         else:
             return
+        about = about if len(about) <= self.room else f"{about[: self.room - 1]}…"
         self.live.update(self.tasks[name], about=about, **at)

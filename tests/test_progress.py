@@ -43,3 +43,18 @@ def test_bars(capsys):
     printed = capsys.readouterr().err
     assert "about 2:00 ahead" in printed
     assert "failed: no disk" in printed
+
+
+@pytest.mark.parametrize("width", [60, 80, 130])
+def test_bars_fit_their_terminal(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = ["cauchy seed 0", "a-variant-of-mine-with-quite-a-long-name seed 12"]
+    with progress.Bars() as display:
+        for name in names:
+            display.show(name, EVENTS[0])
+        display.show("third seed 1", {"event": "end", "status": "failed", "reason": "word " * 40})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # a line each: nothing wraps
+    assert max(map(len, lines)) <= width
+    assert all("epoch 1/2  1:01 left" in line for line in lines[:2])
+    assert "seed 12 " in lines[1]

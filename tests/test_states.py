@@ -295,6 +295,22 @@ def test_the_table_shows_progress_and_what_runs_elsewhere() -> None:
     assert not shown.progress
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_fits_its_terminal(width: int) -> None:
+    shown = view.Table()
+    shown.console = Console(file=io.StringIO(), width=width, height=40, force_terminal=False)
+    names = [f"cell learning_rate=0.001 floor={number} steps=16 hidden=256" for number in range(3)]
+    trials = [trial("running", owner={"pid": 1, "host": "here"}, cell=names[0])]
+    trials.append(trial("failed", 1, cell=names[1], reason="RuntimeError: " + "word " * 40))
+    shown.refresh(status.status_document(plan_of(*map(entry, names)), trials), 3700.0, 7400.0)
+    shown.progress[names[0]] = "seed 1: epoch 200/900  500 images/s  1:05:00 left"
+    shown.console.print(shown.render())
+    lines = shown.console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    starts = [line[:12] for line in lines[1:4]]
+    assert len(set(starts)) == 3 or len({line.split("  ")[0] for line in lines[1:4]}) == 3
+
+
 def test_a_long_study_shows_what_runs_and_failed_first() -> None:
     plan = plan_of(*(entry(f"cell-{index}") for index in range(50)))
     trials = [trial("running", 1, cell="cell-40"), trial("failed", 2, cell="cell-45")]
