@@ -32,8 +32,14 @@ class Handler(BaseHTTPRequestHandler):
         _, how, file = self.path.split("/")
         self.server.asked.append(self.path)
         content = b"" if how == "moved" else self.server.files[file]
-        if how == "gone":
-            self.send_error(404)
+        if how in ("gone", "502"):
+            self.send_error(404 if how == "gone" else 502)
+            return
+        if how == "loop":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         if how == "silent":
             self.server.over.wait(10)
@@ -148,6 +154,8 @@ def test_missing_files_are_fetched_once(how: str, name: str, serve: Serve, serve
         ("wrong", "gave another file than the published"),
         ("cut", "the connection was cut"),
         ("gone", "the server answered 404"),
+        ("502", "the server answered 502 Bad Gateway"),
+        ("loop", "too many redirects"),
         ("silent", "the server did not answer for 0.3 s"),
         ("stalled", "the server did not answer for 0.3 s"),
     ],

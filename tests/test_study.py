@@ -235,6 +235,7 @@ FAULTS = [  # line, part of the message, and what follows HEAD, with " | " betwe
     (8, "it skips nothing", ONE + "skip: |   - {variant: gaussian, grid: x, reason: y}"),
     (8, "a skip gives its reason", ONE + "grid: {steps: [2]} | skip: [{steps: 2}]"),
     (5, "batch 5000 is larger", ONE + "set: {batch: 5000}"),
+    (5, "images 600: mnist-5k has 500 test", ONE + "set: {images: 600}"),
     (5, "no setting", "baseline: {variant: cauchy, rate: 1} | variants: [hellinger] | seeds: 0"),
     (7, "there is no space", ONE + "trials: 3"),
     (7, "tuning_seeds", ONE + "space: {learning_rate: {low: 1e-4, high: 1e-3}}"),
@@ -266,6 +267,13 @@ def test_errors_name_the_line(tmp_path: Path, line: int, words: str, body: str) 
     assert words in message
 
 
+def test_a_name_too_long_for_a_folder_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, "variants: [vae]\nseeds: 0\n")
+    file.write_text(file.read_text().replace("name: ", f"name: {'a' * 250}"))
+    with pytest.raises(UsageError, match=":1: name: String should have at most 80 characters"):
+        study.load(str(file))
+
+
 def test_all_faults_of_the_schema_at_once(tmp_path: Path) -> None:
     message = refusal(tmp_path, "variants: []\nseeds: x\nclaims: [{text: a, sorce: b}]\n")
     assert len(message.splitlines()) == 5  # of them a missing source and a missing expect
@@ -286,6 +294,20 @@ def test_no_study_of_that_name(reference: str, words: str) -> None:
 
 
 # --------------------------------------------------------------------------- claims
+
+
+def test_a_claim_names_cells_by_a_list(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from pydantic import Field\nfrom glas_bench import Glas\n\nclass Mine(Glas):\n"
+        "    class Settings(Glas.Settings):\n        widths: list[int] = Field([1, 2])\n"
+    )
+    body = (
+        f"variants: [{tmp_path / 'mine.py'}]\ngrid: {{widths: [[1, 2], [3]]}}\nseeds: 0\n"
+        'claims: [{text: t, source: s, expect: "nll(mine, widths=[3]) > nll(mine, widths=[1,2])"}]'
+    )
+    ((claim,), names) = (loaded := study.load(str(write(tmp_path, body)))).claims, loaded.by_name
+    assert set(names) == {"mine widths=[1, 2]", "mine widths=[3]"}
+    assert [each.cells for each in claim.comparisons] == [("mine widths=[3]", "mine widths=[1, 2]")]
 
 
 def test_an_axis_left_out_is_gone_through_value_by_value(load: Load) -> None:

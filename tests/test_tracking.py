@@ -1,5 +1,6 @@
 """The MLflow mirror, on real parts: sqlite files, an MLflow server, processes that are killed."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,8 +9,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -500,6 +503,45 @@ def test_a_database_server_that_is_down_is_reported_in_seconds(tmp_path, monkeyp
     assert time.monotonic() - started < 120  # MLflow's own patience is twice that
     assert len(report.failures) == 1
     assert "s3cret" not in as_line(report)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(502, "answers with HTTP 502"), (302, "redirects without end")]
+)
+def test_a_server_that_answers_wrongly_is_named(code, words, tmp_path, monkeypatch):
+    class Wrong(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(code)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Wrong) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3cret@{address}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        ((_, message),) = sync([finished(tmp_path).path], tmp_path).failures
+        server.shutdown()
+    assert f"{address} {words}" in message
+    assert "s3cret" not in message
+
+
+def test_a_locked_database_is_named_and_mirrored_later(tmp_path):
+    folder = finished(tmp_path)
+    assert_ok(sync_all(tmp_path), 1)
+    score(folder.seed(0), samples=20)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        ((_, message),) = sync_all(tmp_path).failures
+    assert "keeps the database locked" in message
+    assert "sqlite3" not in message
+    assert_ok(sync_all(tmp_path), 1)
 
 
 def test_a_database_that_the_disk_had_no_room_for_is_made_later(tmp_path):

@@ -317,6 +317,8 @@ def test_what_cannot_run_is_refused():
         )
     with pytest.raises(UsageError, match="batch 25 is larger than the 24 training images"):
         training(batch=25)
+    with pytest.raises(UsageError, match=r"images 99: mnist-5k has \d+ test images; set images to"):
+        training(images=99)
 
 
 def test_the_schedule_restarts_with_every_phase():

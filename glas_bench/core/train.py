@@ -307,15 +307,23 @@ def check_applicable(variant: Variant, config: RunConfig, splits: Splits | None 
     """Refuse what cannot run, as far as possible before any data is opened.
 
     Raises:
-        UsageError: the variant needs labels that the data set has not, or a batch is too large.
+        UsageError: the variant needs labels that the data set has not, or a batch or the scored
+            images are more than there are.
     """
     if reason := not_applicable(variant, config):
         raise UsageError(reason)
-    size = data.info(config.dataset).sizes[0] if splits is None else len(splits.train.images)
+    size, _, test = data.info(config.dataset).sizes
+    if splits is not None:
+        size, test = len(splits.train.images), len(splits.test.images)
     if config.batch > size:
         raise UsageError(
             f"batch {config.batch} is larger than the {size} training images of "
             f"{config.dataset}; set batch to at most that"
+        )
+    if isinstance(config.images, int) and config.images > test:
+        raise UsageError(
+            f"images {config.images}: {config.dataset} has {test} test images; set images to at "
+            "most that, or to all"
         )
 
 
