@@ -703,8 +703,19 @@ def test_a_charge_of_the_wrong_shape(glas):
     ended = glas.here(*cell(path))
     assert ended.code == 1
     assert ended.seeds[0]["status"] == "failed"
-    assert ended.seeds[0]["reason"]
     assert "Traceback" not in ended.err
+
+
+def test_an_error_inside_a_variant_names_its_line_and_debug_shows_the_traceback(glas):
+    path = broken(glas, MY_IDEA.replace("2 * super().charge(q, p, z)", "q.nothing"))
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "nothing" in text)
+    ended = glas.here(*cell(path))
+    assert ended.code == 1
+    assert f"has no attribute 'nothing' ({path}, line {line})" in ended.seeds[0]["reason"]
+    assert "Traceback" not in ended.err
+    debugged = glas.here(*cell(path), "--debug")
+    assert debugged.code == 1
+    assert f'File "{path}", line {line}, in charge' in debugged.err
 
 
 # --------------------------------------------------------------------------- a bare machine

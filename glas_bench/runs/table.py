@@ -205,7 +205,7 @@ def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str,
                 f"[{about['low']:+.2f}, {about['high']:+.2f}]{p}  ({about['label']})"
             )
     known = difference[METRICS[0]]
-    if known.get("resolvable") is not None:
+    if known.get("resolvable"):  # none of equal arms, which have no spread
         lines.append(
             f"  with {len(known['seeds'])} seeds you can resolve about "
             f"{known['resolvable']:.2g} nats of {METRICS[0]}"
