@@ -239,6 +239,11 @@ def test_max_hours_stops_and_the_same_command_goes_on(alone: Glas, bare_glas: Gl
     [
         (STUDY, ("--preset", "quick"), "--decide: quick is a look at the harness and gives no"),
         (TEXT, (), "--decide: deciding has no claims"),
+        (
+            STUDY.replace("images: 16", "images: 1"),
+            (),
+            "claim 4 compares means over images, and one",
+        ),
         (STUDY, ("--seeds", "0-4"), "--decide adds the seeds itself; leave --seeds out"),
         (STUDY, ("--max-hours", "0"), "'--max-hours': 0.0 is not in the range x>0"),
         (STUDY.replace("[2, 3, 4]", "[4, 3]"), (), r"deciding.yaml:\d+: looks"),

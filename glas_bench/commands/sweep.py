@@ -18,7 +18,7 @@ from glas_bench.runs.cells import check_memory, check_results
 from glas_bench.runs.cost import core_hours
 from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell, Study
-from glas_bench.study.claims import Claim
+from glas_bench.study.claims import METRICS, Claim
 from glas_bench.sweep import storage, worker
 from glas_bench.sweep.database import Database, StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest, outdated, plan_document, rejudged
@@ -113,7 +113,7 @@ def _load(request: Request, device: str) -> Study:
 
 
 def _check_decidable(request: Request, loaded: Study) -> None:
-    """Refuse to decide what has no claims, gives no verdicts, or has its seeds fixed.
+    """Refuse to decide what has no claims, gives no verdicts, one image, or has its seeds fixed.
 
     Raises:
         UsageError: one of these.
@@ -127,6 +127,14 @@ def _check_decidable(request: Request, loaded: Study) -> None:
         )
     if request.seeds is not None:
         raise UsageError("--decide adds the seeds itself; leave --seeds out")
+    single = {cell.name for cell in loaded.cells if cell.config.images == 1}
+    for claim in loaded.claims:
+        by_image = any(METRICS[metric].per_image for metric in claim.expectation.metrics)
+        if by_image and any(single & set(each.cells) for each in claim.comparisons):
+            raise UsageError(
+                f"--decide: claim {claim.number} compares means over images, and one image has no "
+                "spread; set images to at least 2"
+            )
 
 
 @dataclass
