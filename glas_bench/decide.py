@@ -13,6 +13,7 @@ diverged seed counts as one that did not leave it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -169,8 +170,9 @@ def arms_in(study: Study, keys: Mapping[str, str | None], results: Path) -> dict
 
 
 def _seeds(cell: Cell, results: Path) -> dict[int, SeedRecord]:
-    path = cell.folder(results).path
-    return load_run(path).seeds if (path / "config.yaml").is_file() else {}
+    with contextlib.suppress(GlasBenchError):  # missing or broken; running it mends it
+        return load_run(cell.folder(results).path).seeds
+    return {}
 
 
 def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:

@@ -29,6 +29,10 @@ class RunError(GlasBenchError):
     """A run that cannot continue: a locked or read-only folder, a broken record (exit code 1)."""
 
 
+class NewerRecord(GlasBenchError):  # noqa: N818 - no damage, so nothing that heals catches it
+    """A file of a results folder that a newer version wrote (exit code 1)."""
+
+
 class AlreadyRunning(RunError):  # noqa: N818 - a state of the world
     """Another process holds the run folder (exit code 1)."""
 

@@ -89,7 +89,7 @@ def status(seed: SeedFolder, word: str, **about: Any) -> None:
     seed.path.mkdir(parents=True, exist_ok=True)
     measured = {"seconds": 61.0, "peak_memory_bytes": 300 * 2**20, "parameters": 510_138}
     value = {"schema": 1, "status": word, **measured, **about, "updated": BEGAN + 3600}
-    write_json(seed.path / "status.json", value)
+    write_json(seed.path / "status.json", value, *seed.of)
 
 
 def score(seed: SeedFolder, config: RunConfig, arm: Arm, images: int = IMAGES) -> str:

@@ -213,11 +213,12 @@ def scores(glas, variant):
     folder = Path(ended.json["folder"]) / "seed-0"
     (path,) = folder.glob("eval/*.json")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scored = json.loads(path.read_text())
     kept = [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
     return {
         "protocol": path.stem,
         "metrics": numbers(kept),
-        "scores": numbers(json.loads(path.read_text())),
+        "scores": numbers({k: v for k, v in scored.items() if k not in ("digest", "per_image")}),
     }
 
 

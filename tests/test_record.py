@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from glas_bench import record
 from glas_bench.config import RunConfig
-from glas_bench.errors import RunError, UsageError
+from glas_bench.errors import GlasBenchError, NewerRecord, RunError, UsageError
 from glas_bench.record import RunFolder, SeedFolder, load_run
 from glas_bench.sweep.database import Database
 from glas_bench.tracking.address import locked
@@ -174,7 +176,7 @@ def test_a_torn_line_is_left_out(seed, cut):
     path.write_bytes(content[:cut])
     whole = content[:cut].count(b"\n")
     assert seed.metrics() == ROWS[:whole]
-    seed.truncate_metrics(2)
+    seed.write_metrics(seed.metrics()[:2])
     assert seed.metrics() == ROWS[: min(whole, 2)]
     seed.append_metrics(ROWS[2])
     assert seed.metrics() == [*ROWS[: min(whole, 2)], ROWS[2]]
@@ -183,9 +185,9 @@ def test_a_torn_line_is_left_out(seed, cut):
 @pytest.mark.parametrize("line", [b"{broken}\n", b"\xff\xfe\n", b"\0\0\0\n"])
 def test_a_broken_line_is_an_error_by_name(run, seed, line):
     (seed.path / "metrics.jsonl").write_bytes(line + b'{"epoch": 2}\n')
-    for read in (seed.metrics, lambda: load_run(run.path)):
-        with pytest.raises(RunError, match=r"cannot read .*seed-3/metrics\.jsonl"):
-            read()
+    with pytest.raises(RunError, match=r"cannot read .*seed-3/metrics\.jsonl"):
+        seed.metrics()
+    assert "cannot read" in load_run(run.path).seeds[3].broken
 
 
 # --------------------------------------------------------------------------- checkpoints
@@ -449,7 +451,7 @@ def test_what_is_no_run(tmp_path):
     ("change", "said"),
     [
         ({"schema": 2}, "newer glas-bench"),
-        ({"config": {**CONFIG.model_dump(), "colour": "red"}}, "colour"),
+        ({"config": {**CONFIG.model_dump(), "colour": "red"}}, "edited"),
         *(
             (change, r"cannot read .*config\.yaml")
             for change in (
@@ -467,7 +469,7 @@ def test_a_broken_config_is_an_error_by_name(run, change, said):
         path.write_text(json.dumps({**document, **change}))
     else:
         path.write_text(change)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(GlasBenchError, match=said):
         load_run(run.path)
 
 
@@ -520,3 +522,115 @@ def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, mask):
     assert len(files) >= 4
     assert set(files.values()) == {0o666 & ~mask}
     assert (folder.path / "lock").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+# --------------------------------------------------------------------------- broken files
+
+DAMAGED = "edited|cannot read|missing|belong|newer"
+
+
+def finish(folder, value):
+    folder.append_metrics(ROWS[0])
+    folder.save_scores("aaa", {"nll": value}, {"nll": np.full(4, value)})
+    folder.save_scores("bbb", {"nll": value + 1}, {"nll": np.full(4, value + 1)})
+    folder.set_status("complete", step=9, protocol="aaa")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+BREAKS = {
+    "per_image of garbage": lambda a, b: (a / "per_image.npz").write_text("hi\n"),
+    "per_image of another": lambda a, b: shutil.copy(b / "per_image.npz", a),
+    "per_image lost": lambda a, b: (a / "per_image.npz").unlink(),
+    "scores edited": lambda a, b: edit(a / "eval" / "aaa.json", nll=1.0),
+    "scores cut": lambda a, b: (a / "eval" / "aaa.json").write_text('{"nll": 1'),
+    "scores of another": lambda a, b: shutil.copy(b / "eval" / "aaa.json", a / "eval"),
+    "scores of another protocol": lambda a, b: shutil.copy(
+        a / "eval" / "bbb.json", a / "eval" / "aaa.json"
+    ),
+    "scores newer": lambda a, b: edit(a / "eval" / "aaa.json", schema=2),
+    "scores lost": lambda a, b: (a / "eval" / "aaa.json").unlink(),
+    "status edited": lambda a, b: edit(a / "status.json", seconds=1.0),
+    "status of another": lambda a, b: shutil.copy(b / "status.json", a),
+    "status newer": lambda a, b: edit(a / "status.json", schema=2),
+    "status lost": lambda a, b: (a / "status.json").unlink(),
+    "metrics edited": lambda a, b: (a / "metrics.jsonl").write_text('{"epoch": 1}\n'),
+    "metrics lost": lambda a, b: (a / "metrics.jsonl").unlink(),
+    "all of another": lambda a, b: [shutil.rmtree(a), shutil.copytree(b, a)],
+    "a file in its place": lambda a, b: [shutil.rmtree(a), a.write_text("")],
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_seed_with_a_broken_file_is_left_out_and_named(run, seed, how):
+    other = run.seed(4)
+    other.path.mkdir()
+    finish(seed, 90.0)
+    finish(other, 91.0)
+    BREAKS[how](seed.path, other.path)
+    found = load_run(run.path)
+    broken, sound = found.seeds[3], found.seeds[4]
+    assert (broken.status, broken.scores, broken.metrics) == ("failed", {}, [])
+    assert re.search(DAMAGED, broken.broken)
+    assert str(seed.path) in broken.broken
+    assert "newer" in how or "give the command that ran it again" in broken.broken
+    assert [sound.status, *sound.scores] == ["complete", "aaa", "bbb"]
+    assert broken.broken in found.problems
+    if "newer" in how:  # nothing of it is written over
+        with pytest.raises(NewerRecord):
+            seed.finished("aaa")
+    else:
+        assert seed.finished("aaa") is None
+
+
+def test_a_copy_by_hand_beside_the_files_hurts_nothing(run, seed):
+    finish(seed, 90.0)
+    for name in ("eval/aaa.json", "status.json", "metrics.jsonl", "per_image.npz"):
+        path = seed.path / name
+        shutil.copy(path, path.with_stem(f"{path.stem} copy"))
+    shutil.copytree(seed.path, run.path / "seed-3 copy")
+    shutil.copytree(run.path, run.path.with_name("backup"))
+    record.write_json(run.path / "environment.json", {})
+    assert load_run(run.path).problems == []
+    assert load_run(run.path.with_name("backup")).seeds[3].status == "complete"
+
+
+@pytest.mark.parametrize("how", ["edited", "of another cell", "lost"])
+def test_preparing_a_run_again_mends_its_config(run, seed, how):
+    path = run.path / "config.yaml"
+    right = path.read_text()
+    other = RunFolder(run.path.parents[1], "other", "ba9876543210")
+    other.prepare(CONFIG, {"variant": "other"})
+    if how == "edited":
+        path.write_text(right.replace("batch: 128", "batch: 64"))
+    elif how == "lost":
+        path.unlink()
+    else:
+        shutil.copy(other.path / "config.yaml", path)
+    assert run.path in record.find_runs(run.path.parents[1])
+    with pytest.raises(GlasBenchError, match="The command that made it writes that file again"):
+        load_run(run.path)
+    run.prepare(CONFIG, {"variant": "mine", "bounds_nll": None})
+    assert path.read_text() == right
+
+
+def test_a_checkpoint_of_another_seed_is_none(run, seed):
+    path = seed.save_checkpoint(5, make_state(), keep=1)
+    other = run.seed(4)
+    other.path.mkdir()
+    shutil.copy(path, other.path)
+    assert other.load_checkpoint() is None
+    assert_newest(seed, 0.5)
+
+
+def test_a_broken_note_of_a_study_does_not_hide_the_others(run, tmp_path):
+    record.note_study(tmp_path, "one", {run.path: "aaa"}, seeds="0")
+    record.note_study(tmp_path, "two", {run.path: "aaa"}, seeds="0")
+    edit(record.note_of(tmp_path, "one"), seeds="0-9")
+    assert record.runs_by_study(tmp_path) == {"one": [], "two": [run.path], None: []}
+    with pytest.raises(RunError, match="Sweep one again"):
+        record.read_note(tmp_path, "one")
+    record.note_study(tmp_path, "one", {run.path: "aaa"}, seeds="0")
+    assert record.read_note(tmp_path, "one")["seeds"] == "0"

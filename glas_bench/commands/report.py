@@ -161,12 +161,14 @@ def _records(
             left_out = fetched.left_out
         except RunError as error:
             problems += [str(error)] if str(error) not in problems else []
-    records = []
+    records, broken = [], []
     for folder in folders:
         try:
-            records.append(load_run(folder))
+            records.append(record := load_run(folder))
+            broken += record.problems
         except GlasBenchError as error:
-            problems.append(str(error))
+            broken.append(str(error))
+    problems += [each for each in broken if not any(each in known for known in problems)]
     return records, left_out
 
 

@@ -1,8 +1,9 @@
 """Files that appear whole or not at all: JSON documents, and checkpoints of tensors.
 
 A file is written under another name, flushed to the disk and renamed; its permissions are those
-that the umask leaves. Checkpoints hold tensors and
-plain values, carry a digest, and are loaded with `weights_only=True`, so that loading runs no code.
+that the umask leaves. Each carries a digest of what it holds and of the seed and cell that it
+belongs to; one without, of an older version, is read as it is. Checkpoints hold tensors and plain
+values, and are loaded with `weights_only=True`, so that loading runs no code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from glas_bench.errors import RunError
+from glas_bench.errors import NewerRecord, RunError
 
 SCHEMA = 1
 """Version of the files of a run folder."""
@@ -70,16 +71,48 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON document atomically; numbers that are not finite raise ValueError."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def signed(value: Mapping[str, Any], *of: Any) -> dict[str, Any]:
+    """Return a document as JSON holds it, with the digest of it and of what it belongs to.
 
     Raises:
-        RunError: the file is missing or is not a JSON object.
+        ValueError: a number is not finite.
+    """
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, "digest": _sha(plain, of)}
+
+
+def checked(path: Path, value: dict[str, Any], *of: Any) -> dict[str, Any]:
+    """Return a document that was read, without its digest; arguments as of `signed`.
+
+    Raises:
+        RunError: it is not as it was written.
+        NewerRecord: a newer version wrote it.
+    """
+    schema = value.get("schema", SCHEMA)
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerRecord(f"{path} was written by a newer glas-bench; update this one")
+    right = value.pop("digest", None)
+    if right not in (None, _sha(value, of)):
+        raise RunError(f"cannot read {path}: damaged, edited or of another place (digest differs)")
+    return value
+
+
+def _sha(value: Any, of: tuple[Any, ...]) -> str:
+    text = json.dumps([value, *of], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Mapping[str, Any], *of: Any) -> None:
+    """Write a JSON document atomically, `signed`."""
+    write_text(path, json.dumps(signed(value, *of), indent=1) + "\n")
+
+
+def read_json(path: Path, *of: Any) -> dict[str, Any]:
+    """Read a JSON object, and return it `checked`.
+
+    Raises:
+        RunError: the file is missing, is not a JSON object, or not as it was written.
+        NewerRecord: a newer version wrote it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise RunError(f"cannot read {path}: it holds no JSON object")
-    return value
+    return checked(path, value, *of)
 
 
 # --------------------------------------------------------------------------- checkpoints
@@ -118,21 +151,22 @@ def digest(state: Any) -> str:
     return sha.hexdigest()
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state of tensors and plain values atomically, with its digest."""
+def write_checkpoint(path: Path, state: Mapping[str, Any], *of: Any) -> None:
+    """Write a state of tensors and plain values atomically, with its digest and what it is of."""
     import torch
 
-    payload = {"schema": SCHEMA, "digest": digest(state), "state": dict(state)}
+    payload = {"schema": SCHEMA, "of": [*of], "digest": digest(state), "state": dict(state)}
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
-    """Return a checkpoint's state, or None where it is missing or broken.
+def read_checkpoint(path: Path, device: Any = "cpu", *of: Any) -> dict[str, Any] | None:
+    """Return a checkpoint's state, or None where it is missing, broken or of something else.
 
     Raises:
         RunError: the disk fails, or there is not enough memory.
+        NewerRecord: a newer version wrote it.
     """
     import torch
 
@@ -144,12 +178,16 @@ def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
         raise RunError(_not_now(path, error.strerror or str(error))) from error
     try:
         payload = torch.load(content, map_location="cpu", weights_only=True)
+        newer = payload["schema"] > SCHEMA
         state = payload["state"]
-        sound = payload["schema"] == SCHEMA and payload["digest"] == digest(state)
+        own = not of or payload.get("of", [*of]) == [*of]  # older ones do not say
+        sound = own and payload["digest"] == digest(state)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise RunError(_not_now(path, "no memory")) from error
     except Exception:  # a damaged file may raise anything
         return None
+    if newer:
+        raise NewerRecord(f"{path} was written by a newer glas-bench; update this one")
     try:
         return _moved(dict(state), device) if sound else None
     except torch.OutOfMemoryError as error:

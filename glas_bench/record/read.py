@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from glas_bench.config import RunConfig
-from glas_bench.errors import RunError, UsageError, nearest
-from glas_bench.record.files import SCHEMA, read_json, write_json
+from glas_bench.errors import GlasBenchError, RunError, UsageError, nearest
+from glas_bench.record.files import os_errors, read_json, write_json
 from glas_bench.record.folders import RunFolder, SeedFolder
 from glas_bench.record.scores import Number, Scores, Status, is_number
 
@@ -32,6 +33,7 @@ class SeedRecord:
     scores: dict[str, Scores]  # by protocol key
     environment: dict[str, Any]  # where it differs from the cell's; else empty
     folder: SeedFolder
+    broken: str = ""  # which file is, and the cure; such a seed is failed and has no numbers
 
     def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
         """Return per-image values, nats [images]."""
@@ -42,13 +44,15 @@ class SeedRecord:
         """When training began, Unix seconds."""
         if not self.metrics:
             return self.ended
-        return float(self.metrics[0]["time"]) - (self.metrics[0].get("seconds") or 0.0)
+        return self._time(0) - (self.metrics[0].get("seconds") or 0.0)
 
     @property
     def ended(self) -> float:
         """When the last file was written, Unix seconds; scores of a complete seed do not count."""
-        last = self.metrics[-1]["time"] if self.metrics else 0.0
-        return max(self.about.get("updated", 0.0), float(last))
+        return max(self.about.get("updated", 0.0), self._time(-1) if self.metrics else 0.0)
+
+    def _time(self, row: int) -> float:
+        return float(self.metrics[row].get("time") or 0.0)
 
     @property
     def ais(self) -> tuple[str | None, Scores]:
@@ -127,6 +131,13 @@ class RunRecord:
     about: dict[str, Any]  # the rest of config.yaml: source_hash, data_hash, bound and the like
     environment: dict[str, Any]
     seeds: dict[int, SeedRecord]
+    broken: str = ""  # that environment.json is
+
+    @property
+    def problems(self) -> list[str]:
+        """Which of its files are broken, each with the cure."""
+        broken = (self.broken, *(seed.broken for seed in self.seeds.values()))
+        return [each for each in broken if each]
 
     def protocol_of(self, seed: int, wanted: str | None = None) -> str | None:
         """Return the key of the protocol whose scores represent a seed; None if it has no scores.
@@ -152,44 +163,79 @@ class RunRecord:
 def load_run(path: str | Path) -> RunRecord:
     """Read a run folder.
 
+    A seed with a broken file is failed, without numbers: see `SeedRecord.broken`.
+
     Args:
-        path: `<results>/runs/<variant>-<config_key>`.
+        path: `<results>/runs/<variant>-<config_key>`, or a copy of it by any name.
 
     Raises:
         UsageError: it has no `config.yaml`.
-        RunError: a file is broken, or was written by a newer version.
+        RunError: that is broken.
+        NewerRecord: a newer version wrote it.
     """
     path = Path(path)
-    if not (path / "config.yaml").is_file():
-        raise UsageError(f"{path} is no run folder: it has no config.yaml")
-    try:
-        document = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        if document.pop("schema") > SCHEMA:
-            raise RunError(f"{path} was written by a newer glas-bench; update this one")
-        config = RunConfig(**document.pop("config"))
-        key = document.pop("config_key")
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"cannot read {path / 'config.yaml'}: {error}") from error
+    with os_errors(f"read {path}"):
+        if not (path / "config.yaml").exists():
+            why = f"{path} is no run folder: it has no config.yaml"
+            raise UsageError(why + (f". {_AGAIN}" if _has_seeds(path) else ""))
     folder = RunFolder.at(path)
+    try:
+        config, key, about = folder.config()
+    except RunError as error:
+        raise RunError(f"{error}. {_AGAIN}") from error
+    folder.key = key
     folder.settle_if_free()
-    seeds = {n: _read_seed(SeedFolder(path / f"seed-{n}", n)) for n in folder.seeds()}
-    return RunRecord(path, config, key, document, _read_environment(path), seeds)
+    environment, broken = _read_environment(path)
+    seeds = {n: _read_seed(folder.seed(n)) for n in folder.seeds()}
+    return RunRecord(path, config, key, about, environment, seeds, broken)
 
 
-def _read_environment(folder: Path) -> dict[str, Any]:
-    path = folder / "environment.json"
-    return read_json(path) if path.is_file() else {}
+_AGAIN = "The command that made it writes that file again"
+
+
+def _read_environment(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return `environment.json`, empty where it is missing or broken, and what is wrong with it."""
+    try:
+        return read_json(folder / "environment.json"), ""
+    except GlasBenchError as error:
+        return {}, f"{error}. {_AGAIN}"
 
 
 def _read_seed(folder: SeedFolder) -> SeedRecord:
-    about, scores = folder.status(), folder.all_scores()
-    here = _read_environment(folder.path)
-    return SeedRecord(folder.seed, about["status"], about, folder.metrics(), scores, here, folder)
+    here, _ = _read_environment(folder.path)
+    try:
+        about, scores, rows = folder.read()
+    except GlasBenchError as error:
+        why = f"{error}. Seed {folder.seed} is left out"
+        if isinstance(error, RunError):
+            why += (
+                ": give the command that ran it again; if that does not help, "
+                f"remove {folder.path} first, and it is trained again"
+            )
+        failed: Status = {"status": "failed", "reason": why}
+        return SeedRecord(folder.seed, "failed", failed, [], {}, here, folder, why)
+    return SeedRecord(folder.seed, about["status"], about, rows, scores, here, folder)
 
 
 def find_runs(results: Path) -> list[Path]:
-    """Return all run folders below `<results>/runs`, sorted by name."""
-    return sorted(path.parent for path in (results / "runs").glob("*/config.yaml"))
+    """Return all run folders below `<results>/runs`, sorted by name.
+
+    Those that cannot be read, or have lost their `config.yaml`, are among them.
+    """
+    return sorted(path for path in (results / "runs").glob("*") if _is_run(path))
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "config.yaml").exists() or _has_seeds(path)
+    except PermissionError:
+        return True
+
+
+def _has_seeds(path: Path) -> bool:
+    with contextlib.suppress(NotADirectoryError):
+        return any(re.fullmatch(r"seed-\d+", name) for name in os.listdir(path))
+    return False
 
 
 def find_run(results: Path, text: str) -> Path:
@@ -228,7 +274,10 @@ def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: 
         about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`; and
             `searches`, by cell.
     """
-    protocols = noted_protocols(results, study) | {path.name: key for path, key in folders.items()}
+    protocols: dict[str, str] = {}
+    with contextlib.suppress(RunError):  # a broken one is made again
+        protocols = noted_protocols(results, study)
+    protocols |= {path.name: key for path, key in folders.items()}
     document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
     write_json(note_of(results, study), document)
 
@@ -238,10 +287,27 @@ def note_of(results: Path, study: str) -> Path:
     return results / "studies" / f"{study}.json"
 
 
+def read_note(results: Path, study: str) -> dict[str, Any]:
+    """Return the note of a study; empty where there is none.
+
+    Raises:
+        RunError: it is broken.
+    """
+    path = note_of(results, study)
+    if not path.exists():
+        return {}
+    try:
+        note = read_json(path)
+        if note.get("study") != study or not isinstance(note.get("folders"), dict):
+            raise RunError(f"cannot read {path}: it is no note of {study}")
+    except RunError as error:
+        raise RunError(f"{error}. Sweep {study} again, and it is written again") from error
+    return note
+
+
 def noted_protocols(results: Path, study: str) -> dict[str, str]:
     """Return the protocol keys of a study's run folders by their names; empty without a note."""
-    note = note_of(results, study)
-    return dict(read_json(note)["folders"]) if note.is_file() else {}
+    return dict(read_note(results, study).get("folders", {}))
 
 
 def runs_by_study(
@@ -255,8 +321,13 @@ def runs_by_study(
     """
     runs = {run: run.resolve().name for run in (find_runs(results) if folders is None else folders)}
     by_study: dict[str | None, list[Path]] = {}
+    noted: set[Path] = set()
     for path in sorted((results / "studies").glob("*.json")):
-        note = read_json(path)
-        by_study[note["study"]] = [run for run, name in runs.items() if name in note["folders"]]
-    noted = {run for some in by_study.values() for run in some}
+        try:
+            names = noted_protocols(results, path.stem)
+        except RunError:  # which runs belong to no study is not known either
+            by_study[path.stem], noted = [], set(runs)
+            continue
+        by_study[path.stem] = [run for run, name in runs.items() if name in names]
+        noted |= {*by_study[path.stem]}
     return {**by_study, None: [run for run in runs if run not in noted]}

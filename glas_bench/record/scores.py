@@ -31,6 +31,8 @@ class Status(TypedDict, total=False):
     status: Required[str]  # one of STATUSES
     reason: str  # why it failed or diverged
     traceback: str  # of a failed seed
+    protocol: str  # of a complete seed, whose scores have to be there
+    metrics: str  # SHA-256 of metrics.jsonl, of a finished seed
     step: int  # updates done; of a diverged seed, the one that was not finite
     epoch: int
     seconds: float  # of training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from glas_bench import study
 from glas_bench.config import PRESETS, parse_seeds
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError, RunError, UsageError, unknown
-from glas_bench.record import note_of, read_json
+from glas_bench.record import read_note
 from glas_bench.study import Study
 from glas_bench.text import seed_ranges
 from glas_bench.tracking.address import experiment_name
@@ -72,8 +73,9 @@ def everything(experiments: Sequence[str], results: Path) -> tuple[list[Plan], l
 
 def searches(name: str, results: Path) -> dict[str, Any]:
     """Return what a study's searches have tried, by cell; nothing where they ran elsewhere."""
-    note = note_of(results, name)
-    return dict(read_json(note).get("searches", {})) if note.is_file() else {}
+    with contextlib.suppress(RunError):  # a broken note is named where its study is read
+        return dict(read_note(results, name).get("searches", {}))
+    return {}
 
 
 def noted(results: Path) -> list[str]:
@@ -84,8 +86,7 @@ def noted(results: Path) -> list[str]:
 def _named(reference: str, results: Path) -> Plan:
     if reference == experiment_name():
         return Plan(reference, None)
-    note = note_of(results, reference)
-    if note.is_file():
+    if "/" not in reference and (note := read_note(results, reference)):
         return Plan(reference, _from_note(reference, note))
     base, *others = reference.split("@") if "/" not in reference else [reference]
     is_file = base.endswith((".yaml", ".yml")) or "/" in base
@@ -99,8 +100,8 @@ def _named(reference: str, results: Path) -> Plan:
             raise
         known = [*study.shipped(), *noted(results), experiment_name()]
         raise unknown("study", reference, known) from error
-    note = note_of(results, own.name)  # of its own name: it may have been swept with other seeds
-    if note.is_file() and (not is_file or _file_of(read_json(note)) == own.path.resolve()):
+    note = read_note(results, own.name)  # of its own name: it may have been swept with other seeds
+    if note and (not is_file or _file_of(note) == own.path.resolve()):
         own = _from_note(own.name, note)
     return Plan(own.name, own)
 
@@ -114,9 +115,8 @@ def _file_of(note: Mapping[str, Any]) -> Path:
     return Path(str(note.get("file", "")))
 
 
-def _from_note(name: str, path: Path) -> Study:
+def _from_note(name: str, note: Mapping[str, Any]) -> Study:
     """Return a study as it was begun."""
-    note = read_json(path)
     base, *others = name.split("@")
     preset, dataset = _preset_and_dataset(others)
     file = _file_of(note)

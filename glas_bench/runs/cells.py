@@ -176,9 +176,8 @@ def _describe(
     }
     folder = cell.folder(results)
     folder.prepare(cell.config, about)
-    path = folder.path / "environment.json"
-    if not path.is_file():
-        write_json(path, environment.describe(device))
+    if not folder.is_sound():
+        write_json(folder.path / "environment.json", environment.describe(device))
 
 
 @dataclass

@@ -66,10 +66,12 @@ def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> l
             training = Training(variant, record.config, splits, number)
             state = one.folder.load_checkpoint(training.device)
             if state is None:
-                raise RunError(f"{path}: seed {number} has no sound checkpoint")
+                raise RunError(
+                    f"{path}: seed {number} has no sound checkpoint; `run --fresh` trains it again"
+                )
             training.load(state)
             found.append(FinishedSeed(record, variant, splits, number, training.model))
     if not found:
-        have = ", ".join(f"{n} ({s.status})" for n, s in record.seeds.items()) or "none"
+        have = ", ".join(f"{n} ({s.broken or s.status})" for n, s in record.seeds.items()) or "none"
         raise UsageError(f"{path}: no finished seed{'' if seed is None else f' {seed}'}; {have}")
     return found

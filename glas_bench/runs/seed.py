@@ -86,10 +86,13 @@ def open_seed(cell: Cell, folder: SeedFolder, splits: Splits, tell: OnEvent) -> 
     folder.path.mkdir(parents=True, exist_ok=True)
     training = Training(cell.variant, cell.config, splits, folder.seed)
     of_cell = folder.path.parent / "environment.json"
+    own = folder.path / "environment.json"
     if of_cell.is_file():
         here = describe(str(training.device))
         if read_json(of_cell) != here:
-            write_json(folder.path / "environment.json", here)
+            write_json(own, here)
+        else:
+            own.unlink(missing_ok=True)
     return SeedRun(folder, training, tell)
 
 
@@ -103,6 +106,7 @@ class SeedRun:
         self.reported = self.saved = time.monotonic()
         self.every = checkpoint_seconds()
         self.last: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
         self.diverged: Diverged | None = None
         self.reload()
 
@@ -123,7 +127,11 @@ class SeedRun:
         if state is None and self.folder.checkpoints():
             self.note(f"seed {self.training.seed} starts over: none of its checkpoints is sound")
         self.folder.remove_leftovers()
-        self.folder.truncate_metrics(self.training.at.epoch)
+        epochs = self.training.at.epoch
+        rows = (state or {}).get("metrics")  # none in checkpoints of older versions
+        rows = self.folder.metrics() if rows is None and epochs else rows or []
+        self.rows = [row for row in rows if row["epoch"] <= epochs]
+        self.folder.write_metrics(self.rows)
 
     def note(self, text: str) -> None:
         """Report something that is no progress."""
@@ -155,7 +163,7 @@ class SeedRun:
         except NotFinite as error:
             self.set_status("failed", reason=str(error))
             return "failed"
-        self.set_status("complete")
+        self.set_status("complete", protocol=self.scorer().key)
         self.draw()
         return "complete"
 
@@ -207,12 +215,13 @@ class SeedRun:
             "time": time.time(),
         }
         self.folder.append_metrics(row)
+        self.rows.append(row)
         self.last = {"objective": row["objective"], "validation": row["validation"]}
         self.tell({"event": "epoch", "epochs": training.config.epochs, **row})
 
     def checkpoint(self) -> None:
         """Save the training; the last checkpoint holds only what scoring needs."""
-        state = self.training.state()
+        state = {**self.training.state(), "metrics": self.rows}
         if self.training.finished:
             state.pop("optimiser")
         keep = 1 if self.training.finished else KEPT_CHECKPOINTS

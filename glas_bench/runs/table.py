@@ -75,7 +75,11 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
     """
     folders = [each.folder(results) for each in (cell, baseline)]
     values = [
-        {seed: folder.seed(seed).per_image(each.protocol) for seed in cell.seeds}
+        {
+            seed: folder.seed(seed).per_image(each.protocol)
+            for seed in cell.seeds
+            if folder.seed(seed).scores(each.protocol) is not None
+        }
         for each, folder in zip((cell, baseline), folders, strict=True)
     ]
     diverged = sum(

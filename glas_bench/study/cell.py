@@ -65,6 +65,8 @@ class Cell:
     def finished(self, results: Path) -> dict[int, str | None]:
         """Return by seed how it ended, or None where there is work left to do."""
         folder, protocol = self.folder(results), self.protocol
+        if not folder.is_sound():
+            return dict.fromkeys(self.seeds)
         return {seed: folder.seed(seed).finished(protocol) for seed in self.seeds}
 
     def with_seeds(self, seeds: Sequence[int]) -> Cell:

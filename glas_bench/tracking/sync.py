@@ -113,12 +113,16 @@ def _sync_folder(
             with store.writing():
                 parent = _Put(store, ledger, "cell", entries.of_cell(record)).run_id
             for seed in record.seeds.values():
+                if seed.broken:  # the store may have what was sound
+                    continue
                 entry = entries.of_seed(record, seed, wanted)
                 with store.writing():
                     _Put(store, ledger, str(seed.seed), entry, parent)
             ledger.kept["stamp"] = stamp
         finally:
             ledger.save()
+    if problems := record.problems:
+        raise RunError(problems[0])
     return True
 
 
