@@ -386,6 +386,7 @@ SHIPPED = {
     "unsuccessful": 10,
     "masks": 16,
     "pilot": 7,
+    "text": 3,
     "attention": 13,
     "grid-slip": 4,
     "grid-parts": 10,
