@@ -69,6 +69,7 @@ INDEXED = ("question", "claims", "ended", *KEYS.values())
 def render(rows: Sequence[Row]) -> str:
     """Return the markdown of a page."""
     cells = table_rows(rows)
+    has_text = any(row.get("binarisation") == "none" for row in rows)
     parts = [
         _head(rows, cells),
         verdicts.section(cells),
@@ -77,7 +78,7 @@ def render(rows: Sequence[Row]) -> str:
         _figures(rows, cells),
         _reproduction(cells),
         _coverage(rows, cells),
-        "## Not covered\n\n" + (NO_TEXT if unit_of(rows) == "image" else "") + NOT_COVERED,
+        "## Not covered\n\n" + NO_TEXT * (not has_text) + NOT_COVERED,
     ]
     return "\n".join(part for part in parts if part)
 
