@@ -362,15 +362,20 @@ def evaluate(as_json: bool, **given: Any) -> None:
 @click.argument("run")
 @seed_option
 @click.option(
-    "--images", type=click.IntRange(1, 64), default=8, show_default=True, help="Number of images."
+    "--images",
+    type=click.IntRange(1, 64),
+    help="Number of images, by default 8; of lines of text, by default 4.",
 )
 @common
-def samples(run: str, seed: int | None, images: int, results: Path) -> None:
-    """Draw samples and reconstructions of a finished run over time, and where its filter looks."""
+def samples(run: str, seed: int | None, images: int | None, results: Path) -> None:
+    """Draw samples and reconstructions of a finished run over time, and where its filter looks.
+
+    Of text it also prints the lines as they form.
+    """
     from glas_bench.commands import evaluate as command
 
-    for path in command.draw(results, run, seed, images):
-        click.echo(str(path))
+    for line in command.draw(results, run, seed, images):
+        click.echo(line)
 
 
 # --------------------------------------------------------------------------- data, this machine

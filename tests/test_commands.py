@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from matplotlib.image import imread
 from test_train import tiny_splits, training
 
-from glas_bench import evaluate, registry
+from glas_bench import data, evaluate, registry
+from glas_bench.commands import evaluate as commands_evaluate
+from glas_bench.data import parse
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, find_run, load_run
 from glas_bench.runs import pictures
@@ -60,8 +63,8 @@ def test_pictures_show_what_the_model_gives():
     assert canvases.shape == reconstructed.shape == (3, 4, 20)
     assert ((reconstructed > 0) & (reconstructed < 1)).all()
     assert set(x.unique().tolist()) == {0, 1}
-    assert looks.shape == (3, 4, 4)
-    torch.testing.assert_close(looks.sum((1, 2)), torch.ones(3))
+    assert looks.shape == (3, 4, 4, 4)
+    torch.testing.assert_close(looks.sum((2, 3)), torch.ones(3, 4))
     other = pictures.Subject("a title", run.model, run.config, run.splits, 1)
     assert not torch.equal(pictures._from_prior(other, 4), canvases)
 
@@ -71,6 +74,92 @@ def test_a_variant_without_a_filter_has_no_filter_picture(tmp_path):
     subject = pictures.Subject("a title", run.model, run.config, run.splits, 0)
     drawn = pictures.draw(tmp_path, subject, 2)
     assert [path.name for path in drawn] == ["samples.png", "reconstructions.png"]
+
+
+def text_subject(variant, steps=3):
+    """An untrained model of lines from a file that holds few words."""
+    splits = data.load("text-kjv")
+    few = dataclasses.replace(splits.train, images=splits.train.images[:40])
+    splits = dataclasses.replace(splits, train=few, validation=few, test=few)
+    run = training(variant, splits=splits, dataset="text-kjv", steps=steps)
+    return pictures.Subject("a title", run.model, run.config, splits, 0)
+
+
+@pytest.mark.parametrize("variant", ["cauchy", "no-attention"])
+def test_text_is_drawn_a_row_a_step_with_its_entropy(variant, tmp_path, monkeypatch):
+    figures = {}
+    monkeypatch.setattr(pictures, "_save", lambda path, figure: figures.update({path: figure}))
+    subject = text_subject(variant)
+    pictures.draw(tmp_path, subject, 3)
+    by_name = {path.name: figure for path, figure in figures.items()}
+    filters = {"filter.png"} if subject.model.has_filter else set()
+    assert set(by_name) == {"samples.png", "reconstructions.png", "entropy.png"} | filters
+
+    traces = pictures.trace(subject, 3)
+    first, _, third, empty, _ = by_name["reconstructions.png"].axes
+    assert not empty.axison
+    assert [label.get_text() for label in first.get_yticklabels()] == ["t=1", "t=2", "t=3", "true"]
+    steps = [pictures.written(step)[0][2] for step in traces.canvases_TBP]
+    (true,) = pictures.written(traces.x_BP[2:])[0]
+    shown = {(t.get_position()[1], t.get_position()[0]): t.get_text() for t in third.texts}
+    assert {t.get_family()[0] for t in third.texts} == {"monospace"}
+    for row, line in enumerate([*steps, true]):
+        assert "".join(shown.get((row, place), " ") for place in range(28)) == line
+    shades = traces.canvases_TBP[:, 2].reshape(3, 28, 28).amax(-1)
+    np.testing.assert_array_equal(third.images[0].get_array(), shades)
+    bars = {
+        (round(y), round((a + b) / 2)) for (a, y), (b, _) in third.collections[0].get_segments()
+    }
+    assert bars == set(pictures.changes(steps)) != set()
+    assert len(third.images) == 1 + 3 * bool(filters), "a footprint beside each step"
+
+    heat = by_name["entropy.png"].axes[0].images[0].get_array()
+    assert heat.shape == (3, 28)
+    assert 0 < heat.min() < heat.max() <= np.log(28) + 1e-9
+
+
+def test_a_sure_line_has_no_entropy_and_its_changes_are_marked(tmp_path):
+    one_hot = torch.eye(28)[[[26] * 28, [*range(28)], [*range(27), 0]]].flatten(1)
+    lines, p = pictures.written(one_hot)
+    assert lines == [" " * 28, parse.ALPHABET, parse.ALPHABET[:-1] + "a"]
+    assert (p == 1).all()
+    assert pictures.changes(lines) == [*((1, i) for i in range(28) if i != 26), (2, 27)]
+    figure = pictures._entropy("sure", one_hot[:, None])
+    assert not figure.axes[0].images[0].get_array().any()
+
+
+def test_samples_prints_lines_as_they_form(glas, monkeypatch):
+    ended = glas.here(*RUN, "--dataset", "text-kjv", "--set", "images=20")
+    assert ended.code == 0, ended.err
+    folder = Path(ended.json["folder"])
+    names = ["samples.png", "reconstructions.png", "entropy.png", "filter.png"]
+    assert set(names) <= set(os.listdir(folder / "seed-0"))
+    ended = glas.here("samples", str(folder), "--images", "2")
+    assert ended.code == 0, ended.err
+    shown = ended.out.splitlines()
+    assert [Path(line).name for line in shown[-4:]] == names
+    (subject,) = [each.subject for each in load_finished(folder)]
+    traces = pictures.trace(subject, 2)
+    for title, step_TBP in (("sample", traces.prior_TBP), ("test line", traces.canvases_TBP)):
+        for b in range(2):
+            start = shown.index(f"{title} {b + 1}") + 1
+            block = shown[start : shown.index("", start)]
+            rows = [line for line in block if not set(line) <= {" ", "^"}]
+            lines = [pictures.written(step)[0][b] for step in step_TBP]
+            expected = [f"  t={t}  {line}".rstrip() for t, line in enumerate(lines, 1)]
+            if title == "test line":
+                true = pictures.written(traces.x_BP)[0][b]
+                expected.append(f" true  {true}".rstrip())
+            assert rows == expected
+            marks = "".join(line for line in block if set(line) <= {" ", "^"})
+            assert marks.count("^") == len(pictures.changes(lines))
+    monkeypatch.setattr("glas_bench.commands.evaluate.screen_width", lambda: 80)
+    assert "^" not in "".join(on_screen := [*commands_evaluate._forming(subject, 2)])
+    plain = [re.sub(r"\033\[\d?m", "", line).rstrip() for line in on_screen]
+    assert plain[2:] == [line for line in shown[2:-4] if not line or not set(line) <= {" ", "^"}]
+    refused = glas.here("samples", str(folder), "--images", "0")
+    assert refused.code == 2
+    assert "--images" in refused.err
 
 
 @pytest.mark.parametrize(("steps", "columns"), [(1, 1), (5, 5), (16, 16), (64, 16)])

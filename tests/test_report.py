@@ -496,6 +496,32 @@ def test_filters_are_shown_first_and_three_times(tmp_path: Path) -> None:
     assert titles == ["gaussian", "gaussian", "gaussian", "vae"]
 
 
+def test_pictures_of_text_are_lines(tmp_path: Path) -> None:
+    per_step = {"canvas_variance": [0.1, 0.2], "kl_per_step": [1.0, 2.0]}
+    names = ("samples", "reconstructions", "entropy", "filter")
+
+    def drawings(**about: Any) -> dict[str, figures.Drawing]:
+        some = table_rows([row("cauchy", **about)])
+        record = record_of(tmp_path, "cauchy", scores={"p1": per_step})
+        for name in names:
+            fabricated.picture(record.folder.path / f"{name}.png")
+        variants = {"cauchy": registry.find("cauchy")}
+        found = record_figures.from_records(some, {("key-cauchy", 0): record}, variants)
+        return {each.name: each for each in found}
+
+    text, images = drawings(dataset="text-kjv", binarisation="none"), drawings()
+    steps = {"kl-per-step", "canvas-variance"}
+    assert set(text) == {*names, *steps}
+    assert set(images) == {"samples", "filter", *steps}
+    for drawing in text.values():
+        assert drawing.png()
+        about = " ".join(drawing.about("study").values())
+        assert "image" not in about
+        assert "sigmoid" not in about
+    assert "test lines" in text["kl-per-step"].about("s")["caption"]
+    assert "test images" in images["kl-per-step"].about("s")["caption"]
+
+
 def test_what_was_published_is_set_against_what_is_alike() -> None:
     """Grey targets are those of `soft` alone, and a charge that bounds nothing is no elbo."""
     alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot", "as_published": "yes"}

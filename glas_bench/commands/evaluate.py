@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from glas_bench import display, environment, evaluate, signals
 from glas_bench.commands import Answer
 from glas_bench.errors import unknown
 from glas_bench.record import RunFolder, find_run
+from glas_bench.runs import pictures
 from glas_bench.runs.finished import FinishedSeed, load_finished
 from glas_bench.runs.seed import checkpoint_seconds
-from glas_bench.text import aligned, number
+from glas_bench.text import aligned, number, screen_width
 
 ESTIMATORS = (*evaluate.ESTIMATORS, "ais")
 
@@ -162,17 +164,44 @@ def weights_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Path, run: str, seed: int | None, images: int) -> list[Path]:
-    """Draw the finished seeds of a run; return the paths of the pictures.
+def draw(results: Path, run: str, seed: int | None, images: int | None) -> Iterator[str]:
+    """Draw the finished seeds of a run; yield lines of text as they form, and the pictures' paths.
 
     Raises:
         UsageError: no such run or seed.
         RunError: the run cannot be loaded.
     """
-    from glas_bench.runs import pictures
+    finished = load_finished(find_run(results, run), seed)
+    for each in finished:
+        if pictures.is_text(each.subject):
+            yield from _forming(each.subject, images)
+    for each in finished:
+        yield from map(str, pictures.draw(each.folder, each.subject, images))
 
-    return [
-        path
-        for each in load_finished(find_run(results, run), seed)
-        for path in pictures.draw(each.folder, each.subject, images)
-    ]
+
+def _forming(subject: pictures.Subject, images: int | None) -> Iterator[str]:
+    """Yield the likeliest line at each step, a row a step, of samples and of reconstructions."""
+    highlights = screen_width() is not None and not os.environ.get("NO_COLOR")
+    traces = pictures.trace(subject, images)
+    yield f"{subject.title}: the likeliest line at each step"
+    yield "Characters that changed since the step before are " + (
+        "highlighted." if highlights else "marked below by ^."
+    )
+    of_x = [*pictures.written(traces.x_BP)[0]]
+    for what, canvases_TBP in (("sample", traces.prior_TBP), ("test line", traces.canvases_TBP)):
+        made = [pictures.written(each)[0] for each in canvases_TBP]
+        for b in range(canvases_TBP.shape[1]):
+            lines = [each[b] for each in made]
+            yield f"\n{what} {b + 1}"
+            changed = set(pictures.changes(lines))
+            for row, line in enumerate(lines):
+                marks = [(row, place) in changed for place in range(len(line))]
+                pairs = [*zip(line, marks, strict=True)]
+                if highlights:
+                    line = "".join(f"\033[7m{c}\033[0m" if new else c for c, new in pairs)
+                yield f"{f't={row + 1}':>5}  {line}".rstrip()
+                if any(marks) and not highlights:
+                    yield " " * 7 + "".join(" ^"[new] for new in marks).rstrip()
+            if what == "test line":
+                yield f" true  {of_x[b]}".rstrip()
+    yield ""

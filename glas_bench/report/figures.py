@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ class Drawing:
         return buffer.getvalue()
 
     def _worded(self, text: str) -> str:
-        return text.replace("per image", f"per {self.unit}")
+        return re.sub(r"\bimage(s?\b)(?!=)", rf"{self.unit}\1", text)
 
 
 def blank(

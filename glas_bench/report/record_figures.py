@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from glas_bench.record import SeedRecord
 from glas_bench.registry import Variant
 from glas_bench.report.figures import DASHES, NATS, Drawing, blank, by_table, colours
-from glas_bench.report.table import TableRow
+from glas_bench.report.table import TableRow, unit_of
 
 Key = tuple[str, int]
 """config_key and seed."""
@@ -105,9 +105,9 @@ _STEPS = (
     (
         "canvas_variance",
         "Variance between samples over time steps",
-        "variance of sigmoid(o_t)",
-        "Variance between samples of the prior of the canvas sigmoid(o_t), mean over pixels: near "
-        "zero where all samples look alike.",
+        "variance of E[x|o_t]",
+        "Variance between samples of the prior of E[x|o_t], mean over the numbers of x: near zero "
+        "where all samples look alike.",
     ),
     (
         "footprint_perplexity_per_step",
@@ -239,16 +239,24 @@ def _samples(
         own = [cell for cell in done if cell.first.get("as_published") == "yes"]
         some += (own or done)[:1]
     beside = " beside ".join(f"`{cell.variant}`" for cell in some)
-    yield from _mosaic(
-        some,
-        records,
-        "samples.png",
-        "samples",
-        "Samples over time steps",
-        "Canvases of eight samples from the prior over time steps, one seed"
-        + (f", {beside}" if len(some) > 1 else "")
-        + ". The write-up says that early steps of its model look alike and DRAW's do not.",
-    )
+    seed = "one seed" + (f", {beside}" if len(some) > 1 else "")
+    title = "Samples over time steps"
+    if unit_of([cell.first for cell in cells]) == "image":
+        about = f"Canvases of eight samples from the prior over time steps, {seed}. The write-up "
+        about += "says that early steps of its model look alike and DRAW's do not."
+        yield from _mosaic(some, records, "samples.png", "samples", title, about)
+        return
+    shown = f"A row is the likeliest line at a time step, {seed}: each character shaded by its "
+    shown += "probability, with a bar below where it changed since the step before. "
+    about = shown + "Four samples from the prior."
+    yield from _mosaic(some, records, "samples.png", "samples", title, about)
+    about = shown + "Four test lines, the true line below; to the right, where the variant has a "
+    about += "filter, its footprint on the latent matrix (bright: a large share of the read)."
+    title = "Reconstructions over time steps"
+    yield from _mosaic(some, records, "reconstructions.png", "reconstructions", title, about)
+    about = "Mean entropy of a character, given the canvas, by place and time step, over samples "
+    about += f"from the prior, {seed}; a uniform character has ln 28 = 3.33 nats."
+    yield from _mosaic(some, records, "entropy.png", "entropy", "Entropy of characters", about)
 
 
 def _footprints(
@@ -266,7 +274,7 @@ def _footprints(
         "filter.png",
         "filter",
         "Where the filter looks",
-        "Mean footprint of the filter on the latent matrix at each time step, over eight test "
+        "Mean footprint of the filter on the latent matrix at each time step, over a few test "
         "images, one seed a cell, at most three cells of a filter and one of any other "
         "variant; dark is a small share of the read, bright a large one, and each picture has "
         "its own scale.",
