@@ -77,7 +77,7 @@ def test_a_variant_without_a_filter_has_no_filter_picture(tmp_path):
 
 
 def text_subject(variant, steps=3):
-    """An untrained model of lines from a file that holds few words."""
+    """An untrained model, with 40 lines."""
     splits = data.load("text-kjv")
     few = dataclasses.replace(splits.train, images=splits.train.images[:40])
     splits = dataclasses.replace(splits, train=few, validation=few, test=few)
@@ -106,7 +106,7 @@ def test_text_is_drawn_a_row_a_step_with_its_entropy(variant, tmp_path, monkeypa
     for row, line in enumerate([*steps, true]):
         assert "".join(shown.get((row, place), " ") for place in range(28)) == line
     shades = traces.canvases_TBP[:, 2].reshape(3, 28, 28).amax(-1)
-    np.testing.assert_array_equal(third.images[0].get_array(), shades)
+    np.testing.assert_array_equal(third.images[0].get_array(), shades.numpy())
     bars = {
         (round(y), round((a + b) / 2)) for (a, y), (b, _) in third.collections[0].get_segments()
     }
@@ -118,8 +118,9 @@ def test_text_is_drawn_a_row_a_step_with_its_entropy(variant, tmp_path, monkeypa
     assert 0 < heat.min() < heat.max() <= np.log(28) + 1e-9
 
 
-def test_a_sure_line_has_no_entropy_and_its_changes_are_marked(tmp_path):
-    one_hot = torch.eye(28)[[[26] * 28, [*range(28)], [*range(27), 0]]].flatten(1)
+def test_a_sure_line_has_no_entropy_and_its_changes_are_marked():
+    symbols = torch.tensor([[26] * 28, [*range(28)], [*range(27), 0]])
+    one_hot = torch.eye(28)[symbols].flatten(1)
     lines, p = pictures.written(one_hot)
     assert lines == [" " * 28, parse.ALPHABET, parse.ALPHABET[:-1] + "a"]
     assert (p == 1).all()
@@ -154,7 +155,8 @@ def test_samples_prints_lines_as_they_form(glas, monkeypatch):
             marks = "".join(line for line in block if set(line) <= {" ", "^"})
             assert marks.count("^") == len(pictures.changes(lines))
     monkeypatch.setattr("glas_bench.commands.evaluate.screen_width", lambda: 80)
-    assert "^" not in "".join(on_screen := [*commands_evaluate._forming(subject, 2)])
+    on_screen = [*commands_evaluate._forming(subject, 2)]
+    assert "^" not in "".join(on_screen)
     plain = [re.sub(r"\033\[\d?m", "", line).rstrip() for line in on_screen]
     assert plain[2:] == [line for line in shown[2:-4] if not line or not set(line) <= {" ", "^"}]
     refused = glas.here("samples", str(folder), "--images", "0")

@@ -192,7 +192,7 @@ def _forming(subject: pictures.Subject, images: int | None) -> Iterator[str]:
         made = [pictures.written(each)[0] for each in canvases_TBP]
         for b in range(canvases_TBP.shape[1]):
             lines = [each[b] for each in made]
-            yield f"\n{what} {b + 1}"
+            yield from ("", f"{what} {b + 1}")
             changed = set(pictures.changes(lines))
             for row, line in enumerate(lines):
                 marks = [(row, place) in changed for place in range(len(line))]

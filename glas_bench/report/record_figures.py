@@ -249,11 +249,11 @@ def _samples(
     shown = f"A row is the likeliest line at a time step, {seed}: each character shaded by its "
     shown += "probability, with a bar below where it changed since the step before. "
     about = shown + "Four samples from the prior."
-    yield from _mosaic(some, records, "samples.png", "samples", title, about)
+    yield from _mosaic(some, records, "samples.png", "samples", title, about, 1)
     about = shown + "Four test lines, the true line below; to the right, where the variant has a "
     about += "filter, its footprint on the latent matrix (bright: a large share of the read)."
     title = "Reconstructions over time steps"
-    yield from _mosaic(some, records, "reconstructions.png", "reconstructions", title, about)
+    yield from _mosaic(some, records, "reconstructions.png", "reconstructions", title, about, 1)
     about = "Mean entropy of a character, given the canvas, by place and time step, over samples "
     about += f"from the prior, {seed}; a uniform character has ln 28 = 3.33 nats."
     yield from _mosaic(some, records, "entropy.png", "entropy", "Entropy of characters", about)
@@ -288,6 +288,7 @@ def _mosaic(
     name: str,
     title: str,
     caption: str,
+    columns: int = 2,
 ) -> Iterator[Drawing]:
     """Yield a figure of a picture of each cell's first seed; none where there is no such file."""
     there = [
@@ -300,16 +301,16 @@ def _mosaic(
         caption += f" The first {MOST_PICTURES} of {len(there)} cells."
     pictures = [(cell.label, path.read_bytes()) for cell, path in there[:MOST_PICTURES]]
     if pictures:
-        yield Drawing(name, title, caption, lambda: _side_by_side(pictures))
+        yield Drawing(name, title, caption, lambda: _side_by_side(pictures, columns))
 
 
-def _side_by_side(pictures: Sequence[tuple[str, bytes]], columns: int = 2) -> Figure:
-    """Draw pictures beside one another, each below its name."""
+def _side_by_side(pictures: Sequence[tuple[str, bytes]], columns: int) -> Figure:
+    """Draw pictures beside one another, or large in one column, each below its name."""
     images = [_without_title(imread(io.BytesIO(png), format="png")) for _, png in pictures]
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
-    width = (7.0 if ratio < 0.9 else 3.8) * columns
+    width = 10.0 if columns == 1 else 7.0 if ratio < 0.9 else 3.8
+    columns = min(columns, len(images))
+    width, rows = width * columns, -(-len(images) // columns)
     figure, axes = blank(width, (width / columns * ratio + 0.25) * rows, rows, columns)
     for axis, image, (name, _) in zip(axes.flat, images, pictures, strict=False):
         axis.imshow(image, interpolation="lanczos")

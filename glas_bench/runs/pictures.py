@@ -226,7 +226,7 @@ def _lines(
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(high, wide, squeeze=False)
     for b, axis in enumerate(axes.flat[:count]):
-        shades = torch.stack([p_BN[b] for _, p_BN in made])
+        shades = torch.stack([p_BN[b] for _, p_BN in made]).numpy()
         ink = axis.imshow(shades, cmap="Blues", clim=(0, 1), alpha=0.6, aspect="auto")
         lines = [each[b] for each, _ in made]
         lines += [] if targets_BP is None else [written(targets_BP)[0][b]]
@@ -238,7 +238,9 @@ def _lines(
         changed = np.array(changes(lines[: len(steps)])).reshape(-1, 2)
         left = changed[:, 1] - 0.4
         axis.hlines(changed[:, 0] + 0.4, left, left + 0.8, color=CHANGED, linewidth=2)
-        for row, look_LL in enumerate(() if footprints_TBLL is None else footprints_TBLL[steps, b]):
+        for row, look_LL in enumerate(
+            () if footprints_TBLL is None else footprints_TBLL[steps, b].numpy()
+        ):
             at = (places + 0.2, places + 1.9, row + 0.45, row - 0.45)
             axis.imshow(look_LL, extent=at, clim=(0, brightest), aspect="auto")
         axis.set(xlim=(-0.5, width - 0.5), ylim=(len(lines) - 0.5, -0.5))
@@ -278,7 +280,7 @@ def _entropy(about: str, canvases_TBP: Tensor) -> Figure:
     from matplotlib.figure import Figure
 
     p_TBNS = Categorical().places(canvases_TBP.double())
-    entropy_TN = torch.special.entr(p_TBNS).sum(-1).mean(1)
+    entropy_TN = torch.special.entr(p_TBNS).sum(-1).mean(1).numpy()
     steps, places = entropy_TN.shape
     figure = Figure(figsize=(6.4, 1.6 + 0.16 * min(steps, 24)), layout="constrained")
     axis = figure.subplots()
