@@ -325,7 +325,7 @@ def sync(folders: tuple[Path, ...], results: Path) -> None:
 @click.option(
     "-K",
     "samples",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 100_000),
     help="Importance weights per image; by default the run's own.",
 )
 @click.option(

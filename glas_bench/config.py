@@ -151,7 +151,9 @@ class RunConfig(BaseModel):
         "fp32", description="of matrix products; tf32 on a GPU only"
     )
     threads: int = Field(1, ge=1, description="CPU threads per seed; more than 1 changes the bits")
-    samples: int = Field(1000, ge=1, description="K, importance weights per image in scoring")
+    samples: int = Field(
+        1000, ge=1, le=100_000, description="K, importance weights per image in scoring"
+    )
     images: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         "all", description="scored test images: a random draw, the same for every variant"
     )

@@ -65,6 +65,11 @@ def test_a_value_that_fits_no_type_is_one_sentence(value: object) -> None:
     assert str(caught.value).endswith(f" or 'all', got {value!r}.")
 
 
+def test_more_draws_than_a_signal_could_stop_are_refused() -> None:
+    with pytest.raises(UsageError, match="samples: Input should be less than or equal to 100000"):
+        config.resolve(registry.find("vae"), overrides={"samples": 10**8})
+
+
 @pytest.mark.parametrize(
     ("variant", "sizes"),
     [
