@@ -20,7 +20,7 @@ from fabricated import Arm
 from glas_bench import config, registry, study
 from glas_bench.commands import report
 from glas_bench.errors import UsageError
-from glas_bench.record import RunRecord, SeedFolder, SeedRecord, note_study
+from glas_bench.record import RunRecord, SeedFolder, SeedRecord, load_run, note_study
 from glas_bench.report import (
     columns,
     compare,
@@ -1069,6 +1069,27 @@ def test_a_study_file_has_the_seeds_it_was_swept_with(tmp_path: Path) -> None:
     (copy,) = plans.named([shutil.copy(shipped, str(tmp_path))], tmp_path)
     assert copy.command == "glas-bench sweep grid-slip"
     assert plans.named([str(shipped), "grid-slip"], tmp_path) == [swept]
+
+
+def test_a_run_that_is_scored_again_stays_beside_its_neighbours(tmp_path: Path) -> None:
+    """The report has the protocol of the run, and names what is scored by another one too."""
+    folders = []
+    for name in ("cauchy", "gaussian"):
+        variant = registry.find(name)
+        resolved = config.resolve(variant, preset="laptop")
+        folders.append(fabricated.cell(tmp_path, variant, resolved))
+        fabricated.finish(folders[-1], resolved, Arm(90.0), [0])
+    seed = folders[0].seed(0)
+    (key,) = seed.all_scores()
+    again = seed.all_scores()[key] | {"samples": 50, "nll": 89.0, "time": 2e9}
+    seed.save_scores("abc", again, {"nll": np.full(4, 89.0)})
+    runs = records.runs_of([load_run(folder.path) for folder in folders])
+    made, remarks = records.rows_of(plans.Plan("glas-bench", None), runs)
+    assert {row["protocol_key"] for row in made} == {key}
+    (remark,) = remarks
+    assert remark.startswith("scored with K = 50, ")
+    assert folders[0].path.name in remark
+    assert folders[1].path.name not in remark
 
 
 def test_plans_of_a_run_by_hand_and_of_none(tmp_path: Path) -> None:

@@ -265,7 +265,8 @@ class SeedFolder:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = dict(stored.items())
         except Exception as error:  # a damaged file may raise anything
-            raise RunError(f"cannot read {path}: {error}") from error
+            why = getattr(error, "strerror", None) or "damaged, or no file of arrays"
+            raise RunError(f"cannot read {path}: {why}") from error
         return arrays if protocol is None else _of_protocol(arrays, protocol)
 
 

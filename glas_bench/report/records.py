@@ -14,8 +14,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from glas_bench import decide, registry
-from glas_bench.config import CORE_VERSION, NO_VERDICTS, SCORING, RunConfig, config_key
+from glas_bench import decide, evaluate, registry
+from glas_bench.config import (
+    CORE_VERSION,
+    NO_VERDICTS,
+    SCORING,
+    RunConfig,
+    config_key,
+    protocol_key,
+)
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
 from glas_bench.record import RunRecord, SeedRecord
@@ -117,9 +124,28 @@ def variants_of(plan: Plan, runs: Sequence[Run]) -> dict[str, Variant]:
 def rows_of(plan: Plan, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
     """Return the rows of a page, and remarks on runs that are in no row."""
     if plan.study is None:
-        return list(_by_hand(plan, runs)), []
-    planned = _Planned(plan, plan.study, runs)
-    return list(planned.rows()), list(planned.remarks())
+        rows, remarks = list(_by_hand(plan, runs)), []
+    else:
+        planned = _Planned(plan, plan.study, runs)
+        rows, remarks = list(planned.rows()), list(planned.remarks())
+    return rows, remarks + list(_other_protocols(rows, runs))
+
+
+def _other_protocols(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
+    """Yield which runs of the rows have scores by other protocols too, which no row shows."""
+    shown = {(row.get("config_key"), row["seed"]): row.get("protocol_key") for row in rows}
+    others: dict[str, set[str]] = {}
+    for run in runs:
+        row = shown.get((run.key[0], str(run.seed.seed)))
+        for key, scores in run.seed.scores.items():
+            if row and key != row and key != run.seed.ais[0] and "samples" in scores:
+                about = f"K = {scores['samples']}, {scores.get('images')} images"
+                others.setdefault(about, set()).add(run.record.path.name)
+    for about, names in sorted(others.items()):
+        yield (
+            f"scored with {about} too, which no table here shows: {', '.join(sorted(names))}; "
+            "`glas-bench evaluate RUN` with these `-K` and `--images` prints those scores"
+        )
 
 
 # --------------------------------------------------------------------------- a study
@@ -272,7 +298,7 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
     for run in sorted(runs, key=_by_settings):
         flat = run.record.config.flat()
         row = {
-            **_row(run),
+            **_row(run, protocol_key(evaluate.protocol(run.record.config))),
             "schema": SCHEMA,
             "study": plan.name,
             "cell": f"{run.variant} {run.key[0]}",
