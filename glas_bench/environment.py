@@ -117,6 +117,9 @@ def prepare_torch(threads: int, precision: str = "fp32") -> None:
         # (pytorch issue 166387)
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    # inductor reads it when it is imported; its autotuning may otherwise choose other kernels
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.set_num_threads(threads)
     import numpy  # noqa: F401 - its BLAS computes some products (`ops.linear`), limited below
 
@@ -149,8 +152,22 @@ def describe(device: str) -> dict[str, Any]:
         "processor": processor(),
         "cores": cores(),
         "device": device_name(device),
+        **(_cuda() if device.startswith("cuda") else {}),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": git_state(),
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    """Return the versions that a GPU's numbers depend on."""
+    import torch
+
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": (driver or "").partition("\n")[0] or None,
+        "triton": _version("triton"),
     }
 
 
@@ -226,9 +243,14 @@ def git_state() -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    return _output("git", "-C", str(folder), *arguments)
+
+
+def _output(*command: str) -> str | None:
+    """Return what a command prints, or None where it fails."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            command,
             capture_output=True,
             encoding="utf-8",
             errors="replace",

@@ -36,6 +36,7 @@ from glas_bench.yardstick.weights import (
     PerImage,
     Tick,
     Weigher,
+    Weights,
     as_numbers,
     joined,
     rows_on,
@@ -129,6 +130,7 @@ class Scorer:
         images: size of a seeded random draw from the test split; by default the config's.
         estimators: of `ESTIMATORS`.
         rows: how many rows (images x draws) are scored at once; by default as fits the device.
+        tell: called with a message when a program falls back to a slower way.
     """
 
     def __init__(
@@ -141,7 +143,9 @@ class Scorer:
         images: int | None = None,
         estimators: Sequence[str] = ESTIMATORS,
         rows: int | None = None,
+        tell: Callable[[str], None] = lambda message: None,
     ) -> None:
+        self.tell = tell
         self.model = model
         self.config = config
         self.splits = splits
@@ -247,6 +251,7 @@ class Scorer:
             samples,
             prepare=lambda images: lambda part: self.model,
             rows=self.rows,
+            log_w=Weights(self.tell),
         )
 
     # ---- refit
@@ -261,13 +266,13 @@ class Scorer:
         """Return the refitted recogniser's values on test, and what `nll` is chosen by."""
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
-            refit.fit_stacked([fit], fit_name(), [partial], tick)
+            refit.fit_stacked([fit], fit_name(), [partial], tick, tell=self.tell)
         recogniser, report = fit.run(fit_name(), partial, tick)
         self.seconds["refit_fit"] = fit.at.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
             return refit.weigher(
-                recogniser, self.seed, purpose, stage, samples, self.budget, self.rows
+                recogniser, self.seed, purpose, stage, samples, self.budget, self.rows, self.tell
             )
 
         few = min(self.samples, CHOICE_SAMPLES)

@@ -36,11 +36,17 @@ class DecoderLikelihood:
         x_BP: the images.
         gradients: by shape of the noise, the programs that give value and gradient; shared by
             the chunks of a run.
+        tell: called with a message when a program falls back to a slower way.
     """
 
     def __init__(
-        self, model: Glas, x_BP: Tensor, gradients: dict[torch.Size, programs.Program]
+        self,
+        model: Glas,
+        x_BP: Tensor,
+        gradients: dict[torch.Size, programs.Program],
+        tell: Callable[[str], None],
     ) -> None:
+        self.tell = tell
         self.model = model
         self.x_BP = x_BP
         self.gradients = gradients
@@ -55,7 +61,9 @@ class DecoderLikelihood:
             device = noise_CBD.device
             # T steps at once are too much for the compiler
             ways = [way for way in programs.ways_on(device) if way not in ("captured", "compiled")]
-            self.gradients[noise_CBD.shape] = programs.Program(self._build, device, ways=ways)
+            self.gradients[noise_CBD.shape] = programs.Program(
+                self._build, device, tell=self.tell, ways=ways
+            )
         value_CB, slope_CBD = self.gradients[noise_CBD.shape](self.x_BP, noise_CBD)
         return value_CB, slope_CBD
 
@@ -69,10 +77,15 @@ class DecoderLikelihood:
         return self.model.log_likelihood(canvas(self.model, noise_CBD), target).view(C, B)
 
 
-def log_likelihood_for(model: Glas) -> Callable[[Tensor], LogLikelihood]:
-    """Return the map from images x [B, P] to log p(x|z) as a function of noise [C, B, T * Z]."""
+def log_likelihood_for(
+    model: Glas, tell: Callable[[str], None] = lambda message: None
+) -> Callable[[Tensor], LogLikelihood]:
+    """Return the map from images x [B, P] to log p(x|z) as a function of noise [C, B, T * Z].
+
+    `tell` is called with a message when a program falls back to a slower way.
+    """
     gradients: dict[torch.Size, programs.Program] = {}
-    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients)
+    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients, tell)
 
 
 def canvas(model: Glas, noise_CBD: Tensor) -> Tensor:

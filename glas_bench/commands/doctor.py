@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glas_bench import environment
 from glas_bench.commands import Answer
+from glas_bench.commands.datasets import how_to_get
 from glas_bench.text import count
 
 NEEDED = dict.fromkeys(("torch", "numpy", "click", "pydantic", "yaml"), "needed by every command")
@@ -91,9 +92,27 @@ def _device() -> list[Line]:
         free, total = torch.cuda.mem_get_info(index)
         free_of = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         lines.append(Line(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {free_of}"))
+        lines.append(_program(f"cuda:{index}"))
     if not torch.cuda.is_available():
         lines.append(Line("cuda", f"none that torch {torch.__version__} can use"))
     return lines
+
+
+def _program(device: str) -> Line:
+    """Return how a small function runs on a GPU: compiled and captured, or why not."""
+    import torch
+
+    from glas_bench.ops import programs
+
+    falls: list[str] = []
+    program = programs.Program(
+        lambda wanted: programs.compiled(lambda x: (x * 2).sin() + 1, wanted),
+        torch.device(device),
+        tell=falls.append,
+        ways=programs.WAYS,
+    )
+    program(torch.ones(8, device=device))
+    return Line(f"{device} runs", program.way, "; ".join(falls))
 
 
 def _folders(results: Path) -> list[Line]:
@@ -131,7 +150,8 @@ def _data() -> list[Line]:
 
     lines = []
     for name in data.DATASETS:
+        if name == "text":  # a user's own file
+            continue
         where = data.present(name)
-        fix = "" if where else f"glas-bench datasets fetch {name}"
-        lines.append(Line(f"data: {name}", where or "not here", fix))
+        lines.append(Line(f"data: {name}", where or "not here", "" if where else how_to_get(name)))
     return lines

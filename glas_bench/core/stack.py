@@ -125,7 +125,8 @@ class Rollout:
     ) -> Terms:
         """Return terms [S, K, B] for images [S, B, P], labels [S, B] and noise [S, T, K, B, Z]."""
         seeds, steps, draws, images, _ = noise.shape
-        noise_TSBZ = noise.transpose(0, 1).flatten(2, 3)
+        # contiguous: strides that depend on T would compile the step again for another T
+        noise_TSBZ = noise.transpose(0, 1).flatten(2, 3).contiguous()
         seen = (x,) if labels is None else (x, labels)
         context, state = self._begin(tensors, seen, noise[:, 0, :, 0, 0])
         # zeros that a state begins with are expanded: give them the strides of every later step

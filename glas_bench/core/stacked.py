@@ -77,6 +77,11 @@ class StackedTraining:
     # ---- what the driver sees
 
     @property
+    def prepared(self) -> bool:
+        """Whether the step is compiled and captured, where it is going to be."""
+        return self.program.function is not None
+
+    @property
     def epoch_done(self) -> bool:
         """Whether the current epoch has all its steps."""
         return self.first.at.batch + self.taken == self.first.steps_per_epoch
@@ -212,8 +217,9 @@ class StackedTraining:
             self.adam.load(i, one.optimiser.state)
         self.batches.epoch = None
         self.validations: dict[int, programs.Program] = {}
+        ways = self.ways or programs.ways_on(self.device, self.first.total_steps)
         self.program = programs.Program(
-            self._build, self.device, kept=self._kept, tell=self.tell, ways=self.ways
+            self._build, self.device, kept=self._kept, tell=self.tell, ways=ways
         )
 
     def _kept(self) -> list[Tensor]:

@@ -11,7 +11,9 @@ The captured ways are written for a GPU and have not run on one yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +30,19 @@ MOST_COMPILED = 256
 WARM_UP = 3
 """Calls before a capture, in which kernels are chosen and memory is allocated."""
 
+FEW_STEPS = 10_000
+"""Steps below which compiling, about a minute, takes longer than it saves."""
 
-def ways_on(device: torch.device) -> tuple[str, ...]:
-    """Return what is tried on a device, in order."""
-    return WAYS if device.type == "cuda" else ("eager",)
+_captures_failed = False
+"""Whether a capture has failed in this process. torch's allocator may then take it to be under way
+still (pytorch issues 180395, 190308), so nothing is captured any more."""
+
+
+def ways_on(device: torch.device, steps: int = FEW_STEPS) -> tuple[str, ...]:
+    """Return what is tried on a device, in order, for a function that is called so many times."""
+    if device.type != "cuda":
+        return ("eager",)
+    return WAYS if steps >= FEW_STEPS else ("captured uncompiled", "eager")
 
 
 class Program:
@@ -73,11 +84,16 @@ class Program:
         """Run the function; a captured one overwrites the tensors of its last result."""
         while self.function is None:
             before = [tensor.detach().clone() for tensor in self.kept()]
+            if _captures_failed and len(self.ways) > 1 and self.way.startswith("captured"):
+                self.ways.pop(0)
+                continue
             try:
                 return self._begin(inputs, before)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
+                if "out of memory" in str(error):  # of a graph, which torch does not tell apart
+                    raise torch.OutOfMemoryError(str(error)) from error
                 if len(self.ways) == 1:
                     raise
                 self.function = self.graph = None
@@ -111,13 +127,14 @@ class Program:
             side.wait_stream(here)
             try:
                 with torch.cuda.stream(side):
-                    for _ in range(WARM_UP):
-                        function(*self.inputs)
+                    for call in range(WARM_UP):
+                        with _no_waiting(call == WARM_UP - 1):
+                            function(*self.inputs)
                         self._restore(before)
             finally:
                 here.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=side):
+            with _capturing(here), torch.cuda.graph(graph, stream=side):
                 self.result = function(*self.inputs)
         self.graph = graph
 
@@ -125,6 +142,35 @@ class Program:
         with torch.no_grad():
             for tensor, value in zip(self.kept(), before, strict=True):
                 tensor.copy_(value)
+
+
+@contextlib.contextmanager
+def _no_waiting(wanted: bool) -> Iterator[None]:
+    """Let an operation that waits for the device raise, before a capture that it would break."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error" if wanted else before)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextlib.contextmanager
+def _capturing(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Hold off the garbage collector, which may free what a capture must not; note a failure."""
+    global _captures_failed
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    except BaseException:
+        _captures_failed = True
+        torch.cuda.set_stream(stream)
+        raise
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _FAILED = {

@@ -43,13 +43,16 @@ TELL_EVERY = 0.2
 """Seconds between two events of progress."""
 
 
-def checkpoint_seconds() -> float:
+def checkpoint_seconds(device: str = "cpu") -> float:
     """Return the seconds between checkpoints; the last step of all is always one.
+
+    By default 20, and 120 for the stacks of a GPU, whose checkpoints hold all seeds.
 
     Raises:
         UsageError: GLAS_BENCH_CHECKPOINT_SECONDS is set and is no number of seconds.
     """
-    text = os.environ.get("GLAS_BENCH_CHECKPOINT_SECONDS", "20")
+    default = "120" if device.startswith("cuda") else "20"
+    text = os.environ.get("GLAS_BENCH_CHECKPOINT_SECONDS", default)
     try:
         seconds = float(text)
     except ValueError:
@@ -104,7 +107,7 @@ class SeedRun:
         self.training = training
         self.tell = tell
         self.reported = self.saved = time.monotonic()
-        self.every = checkpoint_seconds()
+        self.every = checkpoint_seconds(str(training.device))
         self.last: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
         self.diverged: Diverged | None = None
@@ -270,7 +273,8 @@ class SeedRun:
         from glas_bench.evaluate import Scorer
 
         training = self.training
-        return Scorer(training.model, training.config, training.splits, training.seed)
+        given = training.model, training.config, training.splits, training.seed
+        return Scorer(*given, tell=self.note)
 
     def tell_scoring(self, stage: str, done: int, total: int) -> None:
         """Report the progress of scoring, now and then.

@@ -180,7 +180,12 @@ class _Stack:
 
     def step(self) -> None:
         """Take a step; close the epoch and save where they are due."""
+        was_prepared = self.training.prepared
         self.training.step()
+        if not was_prepared:  # compiling is no speed of training
+            if self.training.device.type == "cuda":
+                torch.cuda.synchronize(self.training.device)
+            self.began = time.perf_counter()
         if self.training.epoch_done:
             self.collect()
             validated = self.training.validate() if self.training.phase.generates else None

@@ -44,7 +44,7 @@ from glas_bench.model import (
 from glas_bench.ops import programs
 from glas_bench.ops.adam import Adam
 from glas_bench.record import Partial
-from glas_bench.yardstick.weights import Images, NotFinite, Tick, Weigher, step_of
+from glas_bench.yardstick.weights import Images, NotFinite, Tick, Weigher, Weights, step_of
 
 CHUNK = 125
 """Images that are refined together; they influence one another by rounding only."""
@@ -469,10 +469,17 @@ class Refiner:
 
 
 def weigher(
-    model: Recogniser, seed: int, purpose: str, stage: str, samples: int, budget: Budget, rows: int
+    model: Recogniser,
+    seed: int,
+    purpose: str,
+    stage: str,
+    samples: int,
+    budget: Budget,
+    rows: int,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Weigher:
     """Return a `Weigher` by a fitted recogniser, refined image by image."""
-    refine = Refiner(model, budget)
+    refine = Refiner(model, budget, tell)
 
     def prepare(images: Images) -> Callable[[slice], Glas]:
         mean, log_std = refine(images, seed, purpose)
@@ -483,7 +490,8 @@ def weigher(
 
         return model_for
 
-    return Weigher(seed, purpose, stage, samples, prepare, chunk=_chunk_on(model), rows=rows)
+    about = {"chunk": _chunk_on(model), "rows": rows, "log_w": Weights(tell)}
+    return Weigher(seed, purpose, stage, samples, prepare, **about)  # type: ignore[arg-type]
 
 
 def _chunk_on(model: Glas) -> int:

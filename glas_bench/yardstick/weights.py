@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from glas_bench.core import rollout, streams
 from glas_bench.errors import GlasBenchError
-from glas_bench.model import Glas
+from glas_bench.model import Glas, Step
 from glas_bench.ops import linear, programs
 from glas_bench.record import Partial
 
@@ -224,13 +225,27 @@ class Weights:
 
 
 def step_of(model: Glas, compile_step: bool) -> Callable[..., Any]:
-    """Return the model's step for `rollout`, without its q, which is not used there."""
+    """Return the model's step for `rollout`, without read, q and z, which are not used there.
+
+    A compiled part returns plain lists: torch 2.11 cannot compile what returns a named tuple that
+    `_replace` made.
+    """
+    form: list[Any] = []  # of a state after a step
+
+    def leaves(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+        state, now = model.step(*arguments)
+        return pytree.tree_leaves(state), now.charge, now.log_ratio
+
+    take = programs.compiled(leaves, compile_step)
 
     def step(*arguments: Any) -> Any:
-        state, now = model.step(*arguments)
-        return state, now._replace(q=None)
+        if not form:
+            form.append(pytree.tree_structure(model.step(*arguments)[0]))
+        made, charge, log_ratio = take(*arguments)
+        now = Step(charge, log_ratio, read=charge, q=None, z=charge)  # read and z are not used
+        return pytree.tree_unflatten(made, form[0]), now
 
-    return programs.compiled(step, compile_step)
+    return step if compile_step else model.step
 
 
 def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callable[..., Tensor]:
