@@ -3,12 +3,21 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 
 from glas_bench import signals
 
 
 def main() -> None:
     """Run `glas-bench`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    try:
+        os.getcwd()
+    except OSError:
+        print("error: the current folder was removed; change to another one", file=sys.stderr)
+        sys.exit(2)
     signals.install()
     # By default a seed has one thread of numpy's BLAS. OpenBLAS reads this when it is loaded; more
     # threads (`--threads`) take threadpoolctl, which a bare machine may lack.

@@ -136,6 +136,26 @@ def test_a_users_environment_does_not_reach_a_command(tmp_path: Path) -> None:
     assert "Hellinger" in ended.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of POSIX")
+@pytest.mark.parametrize(
+    ("shell", "code", "words"),
+    [
+        ("{} variants >&-", 0, ""),
+        ("{} variants nosuch >&- 2>&-", 2, ""),
+        ("{} variants <&-", 0, ""),
+        ("mkdir gone; cd gone; rmdir ../gone; {} doctor", 2, "the current folder was removed"),
+    ],
+)
+def test_streams_and_folders_that_are_gone(
+    shell: str, code: int, words: str, tmp_path: Path
+) -> None:
+    command = shell.format(f"{sys.executable} -m glas_bench")
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert words in ended.stderr
+    assert "bug in glas-bench" not in ended.stderr
+
+
 def test_a_tilde_in_quotes_and_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
     quoted = glas("sync", "--results", "~/some", folder=tmp_path, HOME=str(tmp_path / "home"))
     assert "~" not in {path.name for path in tmp_path.iterdir()}, quoted

@@ -1007,6 +1007,27 @@ def test_the_index_keeps_pages_that_were_not_asked_for(
 # --------------------------------------------------------------------------- as a user
 
 
+@pytest.mark.parametrize("name", ["README.md", "golden.md", "golden.csv"])
+def test_what_is_not_a_page_is_not_overwritten(name: str, bare_glas: Glas) -> None:
+    path = bare_glas.folder / "mine.csv"
+    path.write_bytes(csv_file.write([row(study="golden", figures="[]")]))
+    out = bare_glas.folder / "project"
+    for _ in range(2):  # its own pages are
+        assert bare_glas.here("report", path, "--out", out).code == 0
+    (out / name).write_text("my own notes, all of them\n")
+    refused = bare_glas.here("report", path, "--out", out)
+    assert refused.code == 2
+    assert f"{out / name} is not of glas-bench" in refused.err
+    assert (out / name).read_text() == "my own notes, all of them\n"
+
+
+def test_a_folder_that_does_not_exist_has_no_report(bare_glas: Glas) -> None:
+    refused = bare_glas.here("report", "--results", "typo")
+    assert refused.code == 2
+    assert "the folder typo does not exist" in refused.err
+    assert not (bare_glas.folder / "typo").exists()
+
+
 def test_a_study_from_sweep_to_report(glas: Glas) -> None:
     (glas.folder / "tiny.yaml").write_text(
         "name: tiny\nquestion: Does it?\nversion: 1\npreset: smoke\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glas_bench.errors import GlasBenchError, RunError
+from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.record import RunRecord, load_run, runs_by_study, write_atomically
 from glas_bench.report import (
     compare,
@@ -78,6 +78,8 @@ def carry_out(request: Request) -> Answer:
     made = [_Page(csv_file.read(path), beside=path.parent) for path in files]
     problems: list[str] = []
     if names or not files:
+        if not (names or request.results.is_dir() or _has_store(request.results)):
+            raise UsageError(f"there are no results: the folder {request.results} does not exist")
         made += _from_record(request, names, problems)
     tripped = [
         line
@@ -85,6 +87,7 @@ def carry_out(request: Request) -> Answer:
         for line in fail_if.tripped(one, [cell for each in made for cell in table_rows(each.rows)])
     ]
     answer = Answer(out)
+    _check_own(out, [each.rows[0]["study"] for each in made])
     for each in made:
         _write(each, out)
         cells = table_rows(each.rows)
@@ -204,6 +207,25 @@ def _make(
     for row in rows:
         row |= constant
     return _Page(rows, drawings)
+
+
+def _check_own(out: Path, studies: Sequence[str]) -> None:
+    """Check that no file is overwritten that is not an earlier page.
+
+    Raises:
+        UsageError: one is not.
+    """
+    heads = {out / "README.md": {page.TITLE}}
+    for study in studies:
+        heads[out / f"{study}.md"] = {f"# {study}"}
+        heads[out / f"{study}.csv"] = set(csv_file.NEEDED)
+    for path, wanted in heads.items():
+        try:
+            head = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        except OSError:  # there is none, or writing will say more
+            continue
+        if not wanted <= {head, *head.split(",")}:
+            raise UsageError(f"{path} is not of glas-bench; give another folder with --out")
 
 
 def _write(made: _Page, out: Path) -> None:

@@ -59,6 +59,9 @@ NOT_COVERED = (
     "known; results at another budget neither confirm nor refute them.\n"
 )
 
+TITLE = "# glas-bench report"
+"""First line of the index."""
+
 ARCHIVE = "archive/README.md"
 """Where a folder of pages keeps those of earlier protocols."""
 
@@ -369,7 +372,7 @@ def _skip(one: Mapping[str, Any]) -> str:
 def index(out: Path) -> tuple[str, list[str]]:
     """Return the markdown of the list of all pages whose csv is in a folder, and the problems."""
     lines = [
-        "# glas-bench report",
+        TITLE,
         "",
         "Which change to a recurrent VAE helps, which does not, and by how much: one page per "
         "study, rendered from the csv beside it (again with `glas-bench report FILE.csv`).",
