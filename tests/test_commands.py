@@ -328,3 +328,17 @@ def test_a_phase_that_generates_nothing_is_not_validated(glas):
     assert kinds == ["supervised", None, "none"]
     assert second["validation_kind"] == "elbo"
     assert second["validation"] > 0
+
+
+def test_evaluate_names_a_seed_that_is_broken_and_scores_the_others(glas):
+    sizes = ["epochs=1", "batch=512", "samples=2", "images=10"]
+    options = [part for size in sizes for part in ("--set", size)]
+    run = ("run", "--variant", "vae", "--preset", "smoke", "--no-mirror", "--seeds", "0,1")
+    assert glas(*run, *options).code == 0
+    [broken] = (glas.results / "runs").glob("vae-*/seed-1/per_image.npz")
+    broken.write_text("hi\n")
+    ended = glas("evaluate", "vae", "-K", 3, "--images", 10, "--estimator", "iw")
+    assert ended.code == 3
+    assert str(broken) in ended.err
+    assert "Seed 1 is left out" in ended.err
+    assert "seed  q" in ended.out

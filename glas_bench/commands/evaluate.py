@@ -38,22 +38,23 @@ class Request:
 def carry_out(request: Request) -> Answer:
     """Score the finished seeds of a run; protocols that are scored already are read back.
 
-    The document has one row for each seed, and one for each seed scored by AIS.
+    The document has one row for each seed, and one for each seed scored by AIS. The exit code is 3
+    where a seed is left out because a file of it is broken.
 
     Raises:
         UsageError: no such run, seed or estimator, or a number out of range.
         RunError: another process works in the folder, or it cannot be loaded.
     """
     try:
-        rows, text = _score(request)
+        rows, text, broken = _score(request)
     except signals.Stopped:
         resume = "stopped; finished work is kept, and the same command resumes"
         return Answer("", None, signals.exit_code(), [resume])
-    return Answer(text, {"seeds": rows})
+    return Answer(text, {"seeds": rows}, 3 if broken else 0, broken)
 
 
-def _score(request: Request) -> tuple[list[dict[str, Any]], str]:
-    """Return the rows of all seeds, and their tables.
+def _score(request: Request) -> tuple[list[dict[str, Any]], str, list[str]]:
+    """Return the rows of all seeds, their tables, and which files of the run are broken.
 
     Raises:
         Stopped: the process was asked to stop; the same call continues from there.
@@ -80,7 +81,7 @@ def _score(request: Request) -> tuple[list[dict[str, Any]], str]:
             refereed = [_by_ais(each, request, shown) for each in seeds]
             rows += refereed
             texts.append(scores_text(refereed))
-    return rows, "\n\n".join(texts)
+    return rows, "\n\n".join(texts), seeds[0].record.problems
 
 
 def _by_weights(
