@@ -341,4 +341,4 @@ def test_evaluate_names_a_seed_that_is_broken_and_scores_the_others(glas):
     assert ended.code == 3
     assert str(broken) in ended.err
     assert "Seed 1 is left out" in ended.err
-    assert "seed  q" in ended.out
+    assert "own      10" in ended.out

@@ -15,13 +15,21 @@ from glas_bench.study import Cell
 STEPS = 3
 """Steps that are timed, after one that is not."""
 
+MOST_TIME_STEPS = 8
+"""T of a timed step; one of more time steps takes as many times longer."""
+
 SCORING = 0.25
 """Scoring's part of training's time, at most, at the sizes of `laptop`."""
 
 
 def core_hours(cell: Cell) -> float:
     """Return about how many hours of one core a seed of a cell takes here, scoring included."""
-    config = cell.config.model_copy(update={"images": "all"})  # nothing is scored
+    times_longer, settings = 1.0, cell.config.settings
+    if (T := settings.get("steps", 1)) > MOST_TIME_STEPS:
+        times_longer = T / MOST_TIME_STEPS
+        settings = {**settings, "steps": MOST_TIME_STEPS}
+    # nothing is scored
+    config = cell.config.model_copy(update={"images": "all", "settings": settings})
     images = torch.randint(2, (config.batch, PIXELS), dtype=torch.uint8)
     classes = DATASETS[config.dataset].classes
     labels = torch.arange(config.batch) % classes if classes else None
@@ -37,4 +45,4 @@ def core_hours(cell: Cell) -> float:
         if training.epoch_done:
             training.end_epoch()
     steps = DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
-    return min(times[1:]) * steps * (1 + SCORING) / 3600
+    return min(times[1:]) * times_longer * steps * (1 + SCORING) / 3600
