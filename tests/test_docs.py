@@ -302,7 +302,7 @@ def committed(*folders: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 def core_hours(rows: list[dict[str, str]]) -> str:
     """Return what the rows of a csv cost."""
-    seconds = sum(float(row["seconds"]) + float(row["scoring_seconds"]) for row in rows)
+    seconds = sum(float(row[name] or 0) for row in rows for name in ("seconds", "scoring_seconds"))
     return f"{seconds / 3600:.1f}"
 
 
