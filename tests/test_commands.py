@@ -254,8 +254,10 @@ def test_datasets_lists_what_there_is(bare_glas):
         "mnist-5k": [[4000, 500, 500], 10, "digit"],
         "mnist-static": [[50_000, 10_000, 10_000], 0, None],
         "omniglot": [[23_000, 1_345, 8_070], 50, "alphabet"],
+        **{name: [[50_000, 2_000, 2_000], 0, None] for name in ("text-kjv", "text8", "text")},
     }
     assert found["omniglot"]["binarisations"] == ["dynamic", "soft"]
+    assert found["text8"]["likelihood"] == "categorical"
     assert found["mnist-5k"]["present"].endswith(".gz")
     text = bare_glas.here("datasets").out
     assert "no; glas-bench datasets fetch omniglot" in text

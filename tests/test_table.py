@@ -53,7 +53,9 @@ def test_a_difference_is_printed_with_sign_interval_and_pairs() -> None:
         "elbo": {"estimate": None, "reason": "no seed of both has elbo"},
         "iw": {"estimate": 2.0, "reason": "no interval: no scipy"},
     }
-    names = [{"variant": "hellinger"}, {"variant": "cauchy"}]
+    names = [
+        {"variant": name, "config": {"dataset": "mnist-5k"}} for name in ("hellinger", "cauchy")
+    ]
     assert printed._difference_lines(names, differences) == [
         "hellinger minus cauchy, paired by image:",
         "  nll: -1.25  95 % interval [-2.00, -0.50]  p = 0.004  (3 seeds x 500 images)",

@@ -148,7 +148,7 @@ def _row(doc: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     weights = "refit_" if row["nll_from"] == "refit_iw" else ""  # those that nll is made of
     v, ess = (row["nll_from"] and row[f"{weights}{name}"] for name in ("v_mean", "ess_mean"))
     statuses = {"infinite": "inf", "undefined": "none"}
-    is_text = data.info(doc["dataset"]).unit == "line"
+    is_text = data.info(doc["config"]["dataset"]).unit == "line"
     iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
     return {
         "variant": doc["variant"],
@@ -195,7 +195,7 @@ def _footnotes(documents: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _difference_lines(documents: Sequence[dict[str, Any]], difference: dict[str, Any]) -> list[str]:
-    unit = data.info(documents[0]["dataset"]).unit
+    unit = data.info(documents[0]["config"]["dataset"]).unit
     lines = [f"{documents[0]['variant']} minus {documents[1]['variant']}, paired by {unit}:"]
     for metric, about in difference.items():
         if about["estimate"] is None:
