@@ -1021,13 +1021,6 @@ def test_what_is_not_a_page_is_not_overwritten(name: str, bare_glas: Glas) -> No
     assert (out / name).read_text() == "my own notes, all of them\n"
 
 
-def test_a_folder_that_does_not_exist_has_no_report(bare_glas: Glas) -> None:
-    refused = bare_glas.here("report", "--results", "typo")
-    assert refused.code == 2
-    assert "the folder typo does not exist" in refused.err
-    assert not (bare_glas.folder / "typo").exists()
-
-
 def test_a_study_from_sweep_to_report(glas: Glas) -> None:
     (glas.folder / "tiny.yaml").write_text(
         "name: tiny\nquestion: Does it?\nversion: 1\npreset: smoke\n"

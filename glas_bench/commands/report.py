@@ -78,8 +78,6 @@ def carry_out(request: Request) -> Answer:
     made = [_Page(csv_file.read(path), beside=path.parent) for path in files]
     problems: list[str] = []
     if names or not files:
-        if not (names or request.results.is_dir() or _has_store(request.results)):
-            raise UsageError(f"there are no results: the folder {request.results} does not exist")
         made += _from_record(request, names, problems)
     tripped = [
         line
