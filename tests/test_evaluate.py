@@ -375,3 +375,16 @@ def test_the_gap_is_what_an_objective_that_bounds_nothing_hides():
     scores, _ = scorer(Free, samples=20, estimators=evaluate.ESTIMATORS).score()
     assert scores["objective_gap"] == pytest.approx(scores["nll"] - scores["objective"], rel=1e-5)
     assert scores["objective"] == pytest.approx(scores["recon"])
+
+
+def test_scoring_reports_falls_to_a_slower_way():
+    from test_train import training
+
+    from glas_bench.yardstick import refit
+
+    run = training("cauchy")
+    scorer = evaluate.Scorer(run.model, run.config, run.splits, 0, tell=print)
+    assert scorer._own("evaluation-iw", "own-q", 2).log_w.tell == scorer.tell
+    recogniser = refit.Recogniser.of(run.model, 0)
+    weigher = refit.weigher(recogniser, 0, "p", "s", 2, scorer.budget, 100, scorer.tell)
+    assert weigher.log_w.tell == scorer.tell

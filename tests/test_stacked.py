@@ -263,6 +263,49 @@ def test_what_cannot_be_captured_falls_back_and_is_reported():
     assert program.way == "eager"
 
 
+def test_after_a_failed_capture_nothing_is_captured(monkeypatch):
+    monkeypatch.setattr(programs, "_captures_failed", True)
+    messages = []
+    program = programs.Program(
+        lambda compiled: torch.sin, torch.device("cpu"), tell=messages.append, ways=programs.WAYS
+    )
+    assert program(torch.zeros(1)).item() == 0
+    assert program.way == "compiled"
+    assert messages == []  # the failure itself was reported
+
+
+def test_a_graph_that_the_device_has_no_room_for_is_out_of_memory():
+    def build(compiled):
+        raise RuntimeError("CUDA error: out of memory")
+
+    program = programs.Program(build, torch.device("cpu"), ways=["compiled", "eager"])
+    with pytest.raises(torch.OutOfMemoryError):
+        program(torch.zeros(1))
+    assert program.way == "compiled"  # no slower way has more room
+
+
+def test_few_steps_are_not_worth_compiling():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert programs.ways_on(cuda, programs.FEW_STEPS) == programs.WAYS
+    assert programs.ways_on(cuda, 5850) == ("captured uncompiled", "eager")
+    assert programs.ways_on(cpu, 10**6) == ("eager",)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_another_cell_and_another_number_of_time_steps_compile_nothing():
+    from torch._dynamo.utils import counters
+
+    for overrides in ({"steps": 3}, {"steps": 5}, {"steps": 3, "learning_rate": 1e-4}):
+        whole = together(overrides={"epochs": 1, **overrides}, ways=["compiled"])
+        whole.step()
+        graphs = counters["stats"]["unique_graphs"]
+        if overrides == {"steps": 3}:
+            first = graphs
+    assert graphs == first
+    assert sum(counters["graph_break"].values()) == 0
+
+
 def test_bf16_stacks_as_it_runs_alone():
     overrides = {"epochs": 1, "precision": "bf16"}
     whole = together(overrides=overrides)
