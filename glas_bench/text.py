@@ -59,6 +59,14 @@ def p_value(p: float) -> str:
     return "p < 1e-16" if p < 1e-16 else f"p = {p:.2g}"
 
 
+def data_origin(origin: str | None) -> str:
+    """Return what a heading adds for data that is not the published one; nothing for that."""
+    if origin in (None, "", "published"):
+        return ""
+    stands_in = ", not the published data" if str(origin).startswith("stand-in") else ""
+    return f", {origin}{stands_in}"
+
+
 def bits_per_character(nats: float, characters: int) -> float:
     """Return bits a character from the nats of so many characters."""
     return nats / (characters * math.log(2))

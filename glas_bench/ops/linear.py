@@ -1,7 +1,7 @@
 """Products of the layers' weights: their precision, their gradients and the backend of each.
 
-A layer calls `add` (a base plus inputs times kernels), `lstm` and `missing` and gets plain tensor
-operations, which every transform of torch can handle. Inside `recording` they are recorded for one
+A layer calls `add` (a base plus inputs times kernels) and `lstm` and gets plain tensor operations,
+which every transform of torch can handle. Inside `recording` they are recorded for one
 backward pass by hand-written rules, which do no work over t that can be done once: the inputs of a
 kernel are kept side by side for all steps, one product makes its gradient at the end, a bias is
 summed once, and inputs that are the zeros of the first step are not multiplied. Training on a CPU

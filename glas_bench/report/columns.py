@@ -20,6 +20,7 @@ COLUMNS = (
 )
 FAILED = "20 nats better than the pixel-wise Bernoulli"
 FAILED_TEXT = "8 nats better than the place-wise unigram"
+"""What `likelihood` has as `gain` and `baseline`, without its torch."""
 
 DIFFERENCES = (
     "Differences from a baseline are exploratory: no verdict rests on them. They are paired by "

@@ -39,7 +39,7 @@ from glas_bench.report.table import (
     unit_of,
     value_of,
 )
-from glas_bench.text import calibrated, count
+from glas_bench.text import calibrated, count, data_origin
 
 REFEREE = (
     "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the "
@@ -134,9 +134,7 @@ def _newest(rows: Sequence[Row]) -> str:
 
 
 def _data(row: Row) -> str:
-    origin = row.get("data_origin") or "published"
-    other = "" if origin == "published" else f", {origin}"
-    other += ", not the published data" * origin.startswith("stand-in")
+    other = data_origin(row.get("data_origin"))
     images = f", {row['images']} test {unit_of([row])}s" if row.get("images") else ""
     return f"{row['dataset']}, {drawn_as(row['binarisation'])}{other}{images}"
 

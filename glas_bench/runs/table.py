@@ -13,7 +13,7 @@ from typing import Any
 from glas_bench import data, stats
 from glas_bench.record import SeedFolder, Summary, load_run
 from glas_bench.study import Cell
-from glas_bench.text import aligned, calibrated, count, number, p_value, paragraph
+from glas_bench.text import aligned, calibrated, count, data_origin, number, p_value, paragraph
 from glas_bench.yardstick.refit import STILL_GAINING
 
 METRICS = ("nll", "elbo", "iw")
@@ -124,9 +124,7 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
     unit = data.info(settings["dataset"]).unit
     rows = [_row(doc, row) for doc in documents for row in doc["seeds"]]
     images = next((row["images"] for doc in documents for row in doc["seeds"] if row["images"]), 0)
-    origin = documents[0]["data_origin"] or "published"
-    other = "" if origin == "published" else f", {origin}"
-    other += ", not the published data" * origin.startswith("stand-in")
+    other = data_origin(documents[0]["data_origin"])
     drawn = "characters" if unit == "line" else settings["binarisation"]
     head = (
         f"{settings['dataset']} ({drawn}{other}), test split"

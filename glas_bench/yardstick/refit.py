@@ -490,8 +490,8 @@ def weigher(
 
         return model_for
 
-    about = {"chunk": _chunk_on(model), "rows": rows, "log_w": Weights(tell)}
-    return Weigher(seed, purpose, stage, samples, prepare, **about)  # type: ignore[arg-type]
+    chunk, log_w = _chunk_on(model), Weights(tell)
+    return Weigher(seed, purpose, stage, samples, prepare, chunk=chunk, rows=rows, log_w=log_w)
 
 
 def _chunk_on(model: Glas) -> int:
