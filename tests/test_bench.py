@@ -1,6 +1,7 @@
 """The bench: what it counts, what it compares with, what it prints."""
 
 import csv
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -63,6 +64,23 @@ def test_the_loops_train_the_same_model_with_the_operations_they_are_said_to_hav
         assert float(loop.loss(loop.images[:4].float()).detach()) < first - 10
     # beside one product with x at each of the further steps they differ in nothing
     assert spent[False] - spent[True] == 2 * 4 * 784 * 4 * 16 * 2
+
+
+def test_captured_products_are_those_of_all_seeds():
+    left, right = torch.randn(3, 4, 5), torch.randn(3, 5, 6)
+    program = bench.captured_products(left, right, repeats=7)
+    with FlopCounterMode(display=False) as counter:
+        program()  # not captured on a CPU
+    assert program.way == "eager"
+    assert counter.get_total_flops() == 3 * 7 * 2 * 4 * 5 * 6
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_beside_its_ceilings():
+    row = bench.measure(dataclasses.replace(case(seeds=2), device="cuda"))
+    assert row["way"] == "captured"
+    assert row["large_matmul_ceiling"] > row["matmul_ceiling"] > row["gflop_per_second"] > 0
+    assert min(row[f"ratio_to_{name}"] for name in bench.LOOPS) > 0
 
 
 def test_the_command_measures_and_prints_one_document(bare_glas):

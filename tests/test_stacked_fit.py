@@ -138,22 +138,3 @@ def test_refining_by_a_compiled_step_is_refining():
     for a, b in zip(compiled, plain, strict=True):
         assert a.abs().sum() > 0
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.gpu
-def test_captured_fits_and_refinements_are_the_eager_ones():
-    found = {}
-    for ways in (["captured"], ["eager"]):
-        fits = []
-        for seed in SEEDS:
-            like = fit(SHORT, seed)
-            images = Images(like.validation.pixels_NP.cuda(), None, like.validation.names)
-            trained, splits = like.model.trained.cuda(), like.splits.to("cuda")
-            fits.append(refit.Fit(trained, like.config, splits, seed, images, SHORT))
-        together(fits, ways=ways)
-        recogniser, _ = fits[0].result()
-        moved = refit.Refiner(recogniser, refit.Budget(image_steps=3), ways=ways)(images, 0, "test")
-        found[ways[0]] = fits, moved
-    for one, other in zip(found["captured"][0], found["eager"][0], strict=True):
-        assert_same(one, other)
-    torch.testing.assert_close(found["captured"][1], found["eager"][1], rtol=1e-3, atol=1e-4)

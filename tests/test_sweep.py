@@ -659,6 +659,15 @@ def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
         assert workers.default_workers("cpu", cells, threads) == expected
 
 
+def test_workers_that_would_share_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: 2)
+    for device, most in (("cpu", 9), ("cuda", 2), ("cuda:1", 1)):
+        workers.check_workers(device, most)
+    for device, words in (("cuda", "--workers 9 on 2 GPUs"), ("cuda:1", "on 1 GPU: the seeds")):
+        with pytest.raises(UsageError, match=words):
+            workers.check_workers(device, 9)
+
+
 def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_planned(
     glas: Glas,
 ) -> None:

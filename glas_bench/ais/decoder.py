@@ -9,7 +9,7 @@ C chains, B images, R = C * B rows, P pixels, T steps, Z size of a sample, D = T
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class DecoderLikelihood:
         gradients: by shape of the noise, the programs that give value and gradient; shared by
             the chunks of a run.
         tell: called with a message when a program falls back to a slower way.
+        ways: what is tried; by default `programs.ways_on` the device.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class DecoderLikelihood:
         x_BP: Tensor,
         gradients: dict[torch.Size, programs.Program],
         tell: Callable[[str], None],
+        ways: Sequence[str] | None,
     ) -> None:
         self.tell = tell
+        self.ways = ways
         self.model = model
         self.x_BP = x_BP
         self.gradients = gradients
@@ -58,40 +61,41 @@ class DecoderLikelihood:
     def value_and_slope(self, noise_CBD: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and its gradient; overwritten by the next call on a GPU."""
         if noise_CBD.shape not in self.gradients:
-            device = noise_CBD.device
-            # T steps at once are too much for the compiler
-            ways = [way for way in programs.ways_on(device) if way not in ("captured", "compiled")]
             self.gradients[noise_CBD.shape] = programs.Program(
-                self._build, device, tell=self.tell, ways=ways
+                self._build, noise_CBD.device, tell=self.tell, ways=self.ways
             )
         value_CB, slope_CBD = self.gradients[noise_CBD.shape](self.x_BP, noise_CBD)
         return value_CB, slope_CBD
 
-    def _build(self, compile_parts: bool) -> programs.Function:
-        del compile_parts
-        return lambda x, noise: hmc.value_and_slope(functools.partial(self._of, x), noise)
+    def _build(self, compile_step: bool) -> programs.Function:
+        step = programs.compiled_tree(rollout.canvas_step(self.model), compile_step)
+        return lambda x, noise: hmc.value_and_slope(
+            functools.partial(self._of, x, step=step), noise
+        )
 
-    def _of(self, x_BP: Tensor, noise_CBD: Tensor) -> Tensor:
+    def _of(self, x_BP: Tensor, noise_CBD: Tensor, step: rollout.Decode | None = None) -> Tensor:
         C, B, _ = noise_CBD.shape
         target = x_BP.expand(C, -1, -1).reshape(C * B, -1)
-        return self.model.log_likelihood(canvas(self.model, noise_CBD), target).view(C, B)
+        return self.model.log_likelihood(canvas(self.model, noise_CBD, step), target).view(C, B)
 
 
 def log_likelihood_for(
-    model: Glas, tell: Callable[[str], None] = lambda message: None
+    model: Glas,
+    tell: Callable[[str], None] = lambda message: None,
+    ways: Sequence[str] | None = None,
 ) -> Callable[[Tensor], LogLikelihood]:
     """Return the map from images x [B, P] to log p(x|z) as a function of noise [C, B, T * Z].
 
-    `tell` is called with a message when a program falls back to a slower way.
+    `tell` and `ways` are those of `DecoderLikelihood`.
     """
     gradients: dict[torch.Size, programs.Program] = {}
-    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients, tell)
+    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients, tell, ways)
 
 
-def canvas(model: Glas, noise_CBD: Tensor) -> Tensor:
-    """Return the last canvas [C * B, P] of noise [C, B, T * Z]."""
+def canvas(model: Glas, noise_CBD: Tensor, step: rollout.Decode | None = None) -> Tensor:
+    """Return the last canvas [C * B, P] of noise [C, B, T * Z]; `step` as in `last_canvas`."""
     noise_TRZ = noise_CBD.reshape(-1, model.steps, model.noise_size).transpose(0, 1)
-    return rollout.last_canvas(model, rollout.sample_prior(model, noise_TRZ))
+    return rollout.last_canvas(model, rollout.sample_prior(model, noise_TRZ), step)
 
 
 def simulates(model: Glas) -> bool:

@@ -3,10 +3,11 @@
 Three programs train the same model at the same precision, in turns: the core; an eager loop that
 computes the product of x once and fuses the gates; and the plain eager loop of public DRAW code
 (both in `eager_loop`). The limit is the operations and bytes that a step cannot do without, over
-the rates that this machine reaches in products of the model's shapes and in copying.
+the rates that this machine reaches in products and in copying.
 
 A step trains every seed on one batch. On a CPU every seed is a process with one thread, all side by
-side, as in training; on a GPU the core is one program and the loops train one seed. Times are
+side, as in training. On a GPU the core is one program and the loops train one seed; there the first
+loop also runs captured as a CUDA graph, and a large product says what the card can do. Times are
 medians of rounds; a round gives each program its turn.
 """
 
@@ -42,6 +43,15 @@ EPOCH = 390
 """Batches of 128 in 50,000 images: a stack on a GPU waits for its device at the end of an epoch."""
 
 PROGRAMS = ("core", "reference", "plain")
+LOOPS = ("reference", "captured", "plain")
+"""What the core is compared with; `captured` is `reference` as a CUDA graph, on a GPU."""
+
+LARGE = 8192
+"""Rows and columns of a product that keeps all of a GPU busy."""
+
+REPLAYS = 20
+"""Of a few captured products, for their time to show."""
+
 ROUNDS = 9
 SECONDS = 12.0
 """A case is measured for about so long, but for three rounds at least."""
@@ -116,12 +126,15 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
     resolved = case.config(variant)
     names = PROGRAMS if case.reference and variant.cls.is_control else PROGRAMS[:1]
     on_gpu = case.device.startswith("cuda")
+    if on_gpu and len(names) > 1:
+        names = (*PROGRAMS, "captured")
     measured, peak, way = _on_gpu(case, names, tell) if on_gpu else _side_by_side(case, names)
     work = count_work(variant, resolved)
     gflop, gbytes = (work[what] * case.seeds / 1e9 for what in ("flops", "bytes"))
     # at once on this machine: every seed on a CPU, the whole card on a GPU
     core, matmul, copy = (statistics.median(measured[name]) for name in ("core", "matmul", "copy"))
-    limit = max(gflop / matmul, gbytes / copy)
+    large = statistics.median(measured["large"]) if on_gpu else None
+    limit = max(gflop / (large or matmul), gbytes / copy)
     row: dict[str, Any] = {
         "variant": variant.name,
         "steps": resolved.settings.get("steps", 1),
@@ -138,6 +151,7 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
         "gflop_per_second": gflop / core,
         "matmul_ceiling": matmul,
         "share_of_matmul_ceiling": gflop / core / matmul,
+        "large_matmul_ceiling": large,
         "gbytes_per_step": gbytes,
         "copy_ceiling": copy,
         "share_of_copy_ceiling": gbytes / core / copy,
@@ -148,7 +162,7 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
     }
     # the loops on a GPU train one seed: seconds for as many seeds, one after another
     many = case.seeds if on_gpu else 1
-    for name in PROGRAMS[1:]:
+    for name in LOOPS:
         pairs = zip(measured["core"], measured.get(name, []), strict=False)
         ratios = [many * loop / own for own, loop in pairs]
         row[f"{name}_seconds"] = many * statistics.median(measured[name]) if ratios else None
@@ -163,6 +177,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ("S", "seeds", "d"),
         ("precision", "precision", "s"),
         ("x reference", "ratio_to_reference", ".2f"),
+        ("x captured", "ratio_to_captured", ".2f"),
         ("x plain", "ratio_to_plain", ".2f"),
         ("of limit", "share_of_limit", ".0%"),
         ("of matmul", "share_of_matmul_ceiling", ".0%"),
@@ -171,6 +186,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ("images/s", "images_per_second", ".0f"),
         ("GFLOP/s", "gflop_per_second", ".0f"),
         ("matmul GFLOP/s", "matmul_ceiling", ".0f"),
+        ("large GFLOP/s", "large_matmul_ceiling", ".0f"),
         ("copy GB/s", "copy_ceiling", ".1f"),
     )
     lines = [[head for head, _, _ in columns] + ["peak memory"]]
@@ -235,32 +251,46 @@ class Ceilings:
     """How fast this device multiplies and copies.
 
     Products have the shapes of the model's: of a step's inputs with a kernel, of its gradient with
-    the kernel, and of the inputs of eight steps with their gradients. The fastest backend counts,
-    on a CPU of the three that `ops.linear` knows, without the time to lay a kernel out.
+    the kernel, and of the inputs of eight steps with their gradients. On a CPU the fastest of the
+    three backends counts that `ops.linear` knows, without the time to lay a kernel out. On a GPU a
+    product is one of all seeds, and many are captured as one graph.
     """
 
-    def __init__(self, resolved: RunConfig, device: str) -> None:
+    def __init__(self, resolved: RunConfig, device: str, seeds: int) -> None:
         hidden, rows = resolved.settings.get("hidden", 256), resolved.batch
         dtype = torch.bfloat16 if resolved.precision == "bf16" else torch.float32
         inputs, gates = PIXELS + 2 * hidden, 4 * hidden
         shapes = [(rows, inputs, gates), (rows, gates, inputs), (gates, 8 * rows, inputs)]
         largest = math.prod(shapes[2])
         self.device = device
+        on_gpu = device != "cpu"
         self.products = []
         for shape in shapes:
-            left, right = (torch.randn(*s, device=device).to(dtype) for s in (shape[:2], shape[1:]))
+            many = (seeds,) if on_gpu else ()
+            left, right = (
+                torch.randn(*many, *s, device=device).to(dtype) for s in (shape[:2], shape[1:])
+            )
             repeats = max(1, largest // math.prod(shape))
-            self.products.append((_ways(left, right, device), repeats, 2 * math.prod(shape)))
-        many = 2**24 if device == "cpu" else 2**28
-        self.source, self.target = (torch.zeros(many, device=device) for _ in range(2))
+            ways = [captured_products(left, right, repeats)] if on_gpu else _ways(left, right)
+            times = (REPLAYS, repeats * seeds * REPLAYS) if on_gpu else (repeats, repeats)
+            self.products.append((ways, times[0], times[1] * 2 * math.prod(shape)))
+        size = 2**28 if on_gpu else 2**24
+        self.source, self.target = (torch.zeros(size, device=device) for _ in range(2))
+        if on_gpu:
+            self.square = torch.randn(LARGE, LARGE, device=device).to(dtype)
 
     def matmul(self) -> float:
         """Return GFLOP/s."""
         spent = flops = 0.0
         for ways, repeats, each in self.products:
             spent += min(seconds(way, repeats, self.device) for way in ways)
-            flops += repeats * each
+            flops += each
         return flops / spent / 1e9
+
+    def large(self) -> float:
+        """Return GFLOP/s of a product that keeps all of a GPU busy."""
+        spent = seconds(lambda: torch.mm(self.square, self.square), 3, self.device)
+        return 3 * 2 * LARGE**3 / spent / 1e9
 
     def copy(self) -> float:
         """Return GB/s, read and written."""
@@ -268,36 +298,60 @@ class Ceilings:
         return 2 * self.source.nbytes / spent / 1e9
 
 
-def _ways(left: Tensor, right: Tensor, device: str) -> list[Callable[[], Tensor]]:
-    """Return the ways in which left @ right can be made on a device."""
-    ways: list[Callable[[], Tensor]] = [lambda: torch.mm(left, right)]
-    if device == "cpu":
-        ways.append(lambda: linear.matmul(left, right))
-        if linear.Packed.pays(right, len(left), linear.MANY_CALLS):
-            packed = linear.Packed(right, len(left))
-            ways.append(lambda: packed.multiply(left))
+def _ways(left: Tensor, right: Tensor) -> list[Callable[[], Tensor]]:
+    """Return the ways in which left @ right can be made on a CPU."""
+    ways = [lambda: torch.mm(left, right), lambda: linear.matmul(left, right)]
+    if linear.Packed.pays(right, len(left), linear.MANY_CALLS):
+        packed = linear.Packed(right, len(left))
+        ways.append(lambda: packed.multiply(left))
     return ways
 
 
-def _loops(case: Case, resolved: RunConfig, names: Sequence[str]) -> dict[str, Callable[[], None]]:
+def captured_products(left: Tensor, right: Tensor, repeats: int) -> programs.Program:
+    """Return so many products left @ right [S, ...] as one graph."""
+    result = torch.bmm(left, right)
+
+    def multiply() -> None:
+        for _ in range(repeats):
+            torch.bmm(left, right, out=result)
+
+    ways = ["captured uncompiled", "eager"]
+    return programs.Program(lambda compiled: multiply, left.device, ways=ways)
+
+
+def _loops(
+    case: Case,
+    resolved: RunConfig,
+    names: Sequence[str],
+    tell: Callable[[str], None] = lambda message: None,
+) -> dict[str, Callable[[], None]]:
     """Return one seed's step by every program but the core."""
-    return {
-        name: Loop(resolved, case.device, once=name == "reference").step
-        for name in names
-        if name != "core"
-    }
+    steps = {}
+    for name in set(names) - {"core"}:
+        loop = Loop(resolved, case.device, once=name != "plain")
+        if name == "captured":
+            ways = ["captured uncompiled", "eager"]
+            device = torch.device(case.device)
+            loop.train_on = programs.Program(  # type: ignore[method-assign]
+                lambda compiled, own=loop.train_on: own, device, tell=tell, ways=ways
+            )
+        steps[name] = loop.step
+    return steps
 
 
 Measured = tuple[dict[str, list[float]], int, str]
-"""Seconds per step by program, and the rates `matmul` and `copy`, a value per round; the peak
-memory in bytes; and how the core ran."""
+"""Seconds per step by program, and the rates `matmul`, `copy` and on a GPU `large`, a value per
+round; the peak memory in bytes; and how the core ran."""
 
 
 def _rounds(
-    names: Sequence[str], turn: Callable[[str], float], rate: Callable[[str], float]
+    names: Sequence[str],
+    turn: Callable[[str], float],
+    rate: Callable[[str], float],
+    rates: Sequence[str] = ("matmul", "copy"),
 ) -> dict[str, list[float]]:
     """Give every program and rate its turn, round after round."""
-    measured: dict[str, list[float]] = {name: [] for name in (*names, "matmul", "copy")}
+    measured: dict[str, list[float]] = {name: [] for name in (*names, *rates)}
     began = time.monotonic()
     done = 0
     while done < 3 or (done < ROUNDS and time.monotonic() - began < SECONDS):
@@ -323,8 +377,8 @@ def _on_gpu(case: Case, names: Sequence[str], tell: Callable[[str], None]) -> Me
             stack.collect()
             stack.end_epoch()
 
-    made = {"core": core, **_loops(case, resolved, names)}
-    ceilings = Ceilings(resolved, case.device)
+    made = {"core": core, **_loops(case, resolved, names, tell)}
+    ceilings = Ceilings(resolved, case.device, case.seeds)
     try:
         for name in names:
             made[name]()
@@ -337,6 +391,7 @@ def _on_gpu(case: Case, names: Sequence[str], tell: Callable[[str], None]) -> Me
         names,
         lambda name: seconds(made[name], BATCHES, case.device) / BATCHES,
         lambda name: float(getattr(ceilings, name)()),
+        ("matmul", "large", "copy"),
     )
     return measured, peak, stack.program.way
 
@@ -392,7 +447,7 @@ def _serve(order: dict[str, Any], tell: processes.OnEvent, inbox: queue.Queue[An
             training.end_epoch()
 
     made = {"core": core, **_loops(case, resolved, names)}
-    ceilings = Ceilings(resolved, case.device)
+    ceilings = Ceilings(resolved, case.device, 1)
     for _ in range(2):
         for step in made.values():
             step()

@@ -68,14 +68,19 @@ class Loop(nn.Module):
         self.log_std = nn.Linear(self.reads**2, self.latents)
         self.write = nn.Linear(hidden, PIXELS)
         self.to(device)
-        self.adam = torch.optim.Adam(self.parameters(), lr=1e-3)
+        self.adam = torch.optim.Adam(self.parameters(), lr=1e-3, capturable=device != "cpu")
         self.images = made_up(self.batch).train.images.to(device)
         self.taken = 0
 
     def step(self) -> None:
         """Train on one batch."""
         start = self.taken % BATCHES * self.batch
-        x = self.images[start : start + self.batch].float()
+        self.train_on(self.images[start : start + self.batch])
+        self.taken += 1
+
+    def train_on(self, images: Tensor) -> None:
+        """Take a step on images [B, P]; nothing in it waits for the device."""
+        x = images.float()
         self.adam.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.loss(x)
@@ -83,7 +88,6 @@ class Loop(nn.Module):
         for parameter in self.parameters():
             nn.utils.clip_grad_norm_([parameter], CLIP_NORM)
         self.adam.step()
-        self.taken += 1
 
     def loss(self, x: Tensor) -> Tensor:
         """Return the mean over the batch of -log p(x|z) + KL, nats."""

@@ -34,7 +34,7 @@ from glas_bench.sweep.status import (
 from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import make_view
 from glas_bench.sweep.worker import Job, finished, work
-from glas_bench.sweep.workers import Problem, default_workers, run_workers
+from glas_bench.sweep.workers import Problem, check_workers, default_workers, run_workers
 from glas_bench.text import count, seed_ranges
 from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
@@ -85,6 +85,7 @@ def carry_out(request: Request) -> Answer:
     checkpoint_seconds()  # refused now rather than by every seed
     url = storage.storage_url(request.storage, request.results)
     device = environment.choose_device(request.device)
+    check_workers(device, request.workers or 1)
     loaded = _load(request, device)
     if request.decide:
         _check_decidable(request, loaded)

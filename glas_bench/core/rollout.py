@@ -18,6 +18,7 @@ from glas_bench.model import BaseSettings, Context, Generation, Glas, State, Ste
 
 Trace = Callable[[int, State, Step], None]
 Auxiliary = Callable[[Any, Context, State], Tensor]
+Decode = Callable[[Generation, Tensor, Tensor], Generation]
 StepOf = Callable[[Context, State, Tensor, Tensor], tuple[State, Step]]
 
 
@@ -126,32 +127,47 @@ def rollout(
 
 
 def generate(
-    model: Glas, z_TBZ: Tensor, trace: Callable[[int, Generation], None] | None = None
+    model: Glas,
+    z_TBZ: Tensor,
+    trace: Callable[[int, Generation], None] | None = None,
+    step: Decode | None = None,
 ) -> Tensor:
-    """Decode given latents alone, without any x; return the last canvas, logits [B, P]."""
+    """Decode given latents alone, without any x; return the last canvas, logits [B, P].
+
+    `step` takes the place of the model's own `generate`, e.g. compiled.
+    """
     generation = model.begin_generation(z_TBZ.shape[1])
+    take = step or model.generate
     times = torch.arange(z_TBZ.shape[0], device=z_TBZ.device)
     for t, (time, z_BZ) in enumerate(zip(times.unbind(), z_TBZ.unbind(), strict=True)):
-        generation = model.generate(generation, z_BZ, time)
+        generation = take(generation, z_BZ, time)
         if trace is not None:
             trace(t, generation)
     return generation.canvas
 
 
-def last_canvas(model: Glas, z_TBZ: Tensor) -> Tensor:
-    """Return what `generate` returns, faster: the canvases before the last are not computed.
-
-    A canvas that is a sum of W d_t + b needs one product with W, of the sum of the d_t.
-    """
+def canvas_step(model: Glas) -> Decode:
+    """Return the step that `last_canvas` repeats."""
     kind = type(model)
     linear = kind.paint is Glas.paint and isinstance(model.write, nn.Linear)
-    if kind.generate is not Glas.generate or not linear:
-        return generate(model, z_TBZ)
+    return model.decode if linear and kind.generate is Glas.generate else model.generate
+
+
+def last_canvas(model: Glas, z_TBZ: Tensor, step: Decode | None = None) -> Tensor:
+    """Return what `generate` returns, faster: the canvases before the last are not computed.
+
+    A canvas that is a sum of W d_t + b needs one product with W, of the sum of the d_t. `step`
+    takes the place of `canvas_step`, e.g. compiled.
+    """
+    own = canvas_step(model)
+    take = step or own
+    if own != model.decode:
+        return generate(model, z_TBZ, step=take)
     generation = model.begin_generation(z_TBZ.shape[1])
     total_BH = torch.zeros_like(generation.hidden)
     times = torch.arange(z_TBZ.shape[0], device=z_TBZ.device)
     for time, z_BZ in zip(times.unbind(), z_TBZ.unbind(), strict=True):
-        generation = model.decode(generation, z_BZ, time)
+        generation = take(generation, z_BZ, time)
         total_BH = total_BH + generation.hidden
     bias_P = len(z_TBZ) * model.write.bias
     painted: Tensor = nn.functional.linear(total_BH, model.write.weight, bias_P)

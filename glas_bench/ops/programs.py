@@ -30,6 +30,9 @@ MOST_COMPILED = 256
 WARM_UP = 3
 """Calls before a capture, in which kernels are chosen and memory is allocated."""
 
+BACKEND = "inductor"
+"""Of `torch.compile`; `aot_eager` traces and differentiates alike and keeps torch's own kernels."""
+
 FEW_STEPS = 10_000
 """Steps below which compiling, about a minute, takes longer than it saves."""
 
@@ -198,8 +201,27 @@ def compiled(function: Function, wanted: bool) -> Function:
 
     # the limit is per function, and the cells of a sweep share it, each with its own shapes
     dynamo.recompile_limit, dynamo.accumulated_recompile_limit = MOST_COMPILED, 16 * MOST_COMPILED
-    made: Function = torch.compile(function, dynamic=False)
+    made: Function = torch.compile(function, dynamic=False, backend=BACKEND)
     return made
+
+
+def compiled_tree(function: Function, wanted: bool) -> Function:
+    """Return what `compiled` does, of a function whose result holds named tuples.
+
+    The compiled part returns a plain list: torch 2.11 cannot compile what returns a named tuple
+    that `_replace` made.
+    """
+    if not wanted:
+        return function
+    leaves = compiled(lambda *arguments: pytree.tree_leaves(function(*arguments)), True)
+    form: list[Any] = []
+
+    def run(*arguments: Any) -> Any:
+        if not form:
+            form.append(pytree.tree_structure(function(*arguments)))
+        return pytree.tree_unflatten(leaves(*arguments), form[0])
+
+    return run
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from glas_bench import environment
+from glas_bench.errors import UsageError
 from glas_bench.processes import OnEvent, Order, Pool
 from glas_bench.sweep import storage
 from glas_bench.sweep.worker import Job
+from glas_bench.text import count
 
 Problem = tuple[int, str]
 """Exit code and reason of what went wrong."""
@@ -62,3 +64,19 @@ def default_workers(device: str, cells: int, threads: int) -> int:
     if device == "cpu":
         return max(1, min(environment.cores() // threads, cells))
     return environment.gpus() if device == "cuda" else 1
+
+
+def check_workers(device: str, workers: int) -> None:
+    """Refuse several workers on one GPU: they take turns, and one runs its cells in a row anyway.
+
+    Raises:
+        UsageError: there are more workers than GPUs.
+    """
+    if device == "cpu":
+        return
+    most = default_workers(device, 1, 1)
+    if workers > most:
+        raise UsageError(
+            f"--workers {workers} on {count(most, 'GPU')}: the seeds of a cell train as one stack, "
+            f"and workers on one GPU only take turns; give at most {most}, or leave it out"
+        )

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from glas_bench.core import rollout, streams
 from glas_bench.errors import GlasBenchError
@@ -225,27 +224,21 @@ class Weights:
 
 
 def step_of(model: Glas, compile_step: bool) -> Callable[..., Any]:
-    """Return the model's step for `rollout`, without read, q and z, which are not used there.
+    """Return the model's step for `rollout`, without read, q and z, which are not used there."""
+    if not compile_step:
+        return model.step
 
-    A compiled part returns plain lists: torch 2.11 cannot compile what returns a named tuple that
-    `_replace` made.
-    """
-    form: list[Any] = []  # of a state after a step
-
-    def leaves(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    def few(*arguments: Any) -> Any:
         state, now = model.step(*arguments)
-        return pytree.tree_leaves(state), now.charge, now.log_ratio
+        return state, now.charge, now.log_ratio
 
-    take = programs.compiled(leaves, compile_step)
+    take = programs.compiled_tree(few, True)
 
     def step(*arguments: Any) -> Any:
-        if not form:
-            form.append(pytree.tree_structure(model.step(*arguments)[0]))
-        made, charge, log_ratio = take(*arguments)
-        now = Step(charge, log_ratio, read=charge, q=None, z=charge)  # read and z are not used
-        return pytree.tree_unflatten(made, form[0]), now
+        state, charge, log_ratio = take(*arguments)
+        return state, Step(charge, log_ratio, read=charge, q=None, z=charge)
 
-    return step if compile_step else model.step
+    return step
 
 
 def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callable[..., Tensor]:
