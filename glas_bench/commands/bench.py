@@ -42,8 +42,7 @@ from glas_bench.text import aligned, byte_size
 EPOCH = 390
 """Batches of 128 in 50,000 images: a stack on a GPU waits for its device at the end of an epoch."""
 
-PROGRAMS = ("core", "reference", "plain")
-LOOPS = ("reference", "captured", "plain")
+LOOPS = ("reference", "plain", "captured")
 """What the core is compared with; `captured` is `reference` as a CUDA graph, on a GPU."""
 
 LARGE = 8192
@@ -124,10 +123,10 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
     """
     variant = registry.find(case.variant)
     resolved = case.config(variant)
-    names = PROGRAMS if case.reference and variant.cls.is_control else PROGRAMS[:1]
     on_gpu = case.device.startswith("cuda")
-    if on_gpu and len(names) > 1:
-        names = (*PROGRAMS, "captured")
+    names: tuple[str, ...] = ("core",)
+    if case.reference and variant.cls.is_control:
+        names += LOOPS if on_gpu else LOOPS[:2]
     measured, peak, way = _on_gpu(case, names, tell) if on_gpu else _side_by_side(case, names)
     work = count_work(variant, resolved)
     gflop, gbytes = (work[what] * case.seeds / 1e9 for what in ("flops", "bytes"))
@@ -327,14 +326,10 @@ def _loops(
 ) -> dict[str, Callable[[], None]]:
     """Return one seed's step by every program but the core."""
     steps = {}
-    for name in set(names) - {"core"}:
+    for name in names[1:]:
         loop = Loop(resolved, case.device, once=name != "plain")
         if name == "captured":
-            ways = ["captured uncompiled", "eager"]
-            device = torch.device(case.device)
-            loop.train_on = programs.Program(  # type: ignore[method-assign]
-                lambda compiled, own=loop.train_on: own, device, tell=tell, ways=ways
-            )
+            loop.capture(tell)
         steps[name] = loop.step
     return steps
 

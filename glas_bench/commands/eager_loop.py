@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from glas_bench.config import RunConfig
 from glas_bench.core import streams
 from glas_bench.core.train import CLIP_NORM
 from glas_bench.data import Split, Splits
+from glas_bench.ops.programs import Program
 
 PIXELS, CLASSES = 784, 10
 
@@ -70,12 +72,19 @@ class Loop(nn.Module):
         self.to(device)
         self.adam = torch.optim.Adam(self.parameters(), lr=1e-3, capturable=device != "cpu")
         self.images = made_up(self.batch).train.images.to(device)
+        self.take: Callable[[Tensor], None] = self.train_on
         self.taken = 0
+
+    def capture(self, tell: Callable[[str], None]) -> None:
+        """Let further steps replay one CUDA graph; `tell` is called where there is none."""
+        device, ways = self.images.device, ["captured uncompiled", "eager"]
+        train_on = self.train_on
+        self.take = Program(lambda compiled: train_on, device, tell=tell, ways=ways)
 
     def step(self) -> None:
         """Train on one batch."""
         start = self.taken % BATCHES * self.batch
-        self.train_on(self.images[start : start + self.batch])
+        self.take(self.images[start : start + self.batch])
         self.taken += 1
 
     def train_on(self, images: Tensor) -> None:
