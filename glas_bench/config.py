@@ -215,6 +215,22 @@ def resolve(
         raise UsageError(explain(error, RunConfig)) from error
 
 
+def differing(
+    variant: Variant, config: RunConfig, preset: str | None, precision: str
+) -> dict[str, Any]:
+    """Return the settings of a cell that are not its variant's and preset's, for its name.
+
+    `precision` is that of the device, and the binarisation that of the data set, where a user
+    leaves them out.
+    """
+    preset = preset or DEFAULT_PRESET
+    default = resolve(
+        variant, preset=preset, dataset=config.dataset, overrides={"precision": precision}
+    )
+    usual = {**default.flat(), "dataset": PRESETS[preset]["dataset"]}
+    return {key: value for key, value in config.flat().items() if value != usual.get(key)}
+
+
 def check_settings(variant: Variant, values: Mapping[str, Any]) -> BaseSettings:
     """Return the variant's settings, defaults filled in.
 

@@ -633,6 +633,17 @@ class Glas(nn.Module):
         """Return p(z_t), a `Distribution`: N(0, I)."""
         return StandardNormal()
 
+    @torch.no_grad()
+    def sample(self, images: int, seed: int = 0) -> Tensor:
+        """Return E[x | o_T] of so many draws from the prior, [images, P]; a seed's are the same."""
+        device = next(self.parameters()).device
+        generator = torch.Generator().manual_seed(seed)
+        state = self.begin_generation(images)
+        for t in torch.arange(self.steps, device=device):
+            noise = torch.randn(images, self.noise_size, generator=generator).to(device)
+            state = self.generate(state, self.prior().sample(noise), t)
+        return self.likelihood.mean(state.canvas)
+
     def begin_generation(self, rows: int) -> Generation:
         """Return the first generative state for B = rows; the canvas is zero."""
         like = next(self.parameters())

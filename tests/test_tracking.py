@@ -59,7 +59,7 @@ def results(tables, tmp_path):
 # --------------------------------------------------------------------------- fabricated runs
 
 
-def make_run(results, variant="cauchy", **settings):
+def make_run(results, variant="cauchy", about=(), **settings):
     """Write a cell's folder with the record's own writers."""
     config = RunConfig(
         variant=variant,
@@ -70,7 +70,8 @@ def make_run(results, variant="cauchy", **settings):
     )
     key = protocol_key(config.model_dump())
     folder = RunFolder(results, variant, key)
-    about = {"preset": "smoke", "bounds_nll": variant != "hellinger", "bound_reason": "for a test"}
+    about = {"preset": "smoke", "bounds_nll": variant != "hellinger", **dict(about)}
+    about["bound_reason"] = "for a test"
     folder.prepare(config, {"variant": variant, "data_hash": "d", "core_version": 1, **about})
     git = {"commit": "c0ffee", "dirty": True}
     write_json(folder.path / "environment.json", {"device": "cpu: test", "git": git})
@@ -206,12 +207,14 @@ def test_a_folder_becomes_a_parent_and_its_seeds(results):
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.info.status == child.info.status == "FINISHED"
     assert child.info.start_time == round((BEGAN - 2) * 1000)
-    assert child.info.end_time >= time.time() * 1000 - 60_000
+    assert child.info.end_time - child.info.start_time == 6500  # trained 6 s, scored half a second
+    assert parent.info.end_time - parent.info.start_time == 13_000
     assert child.data.params.items() >= {"epochs": "3", "samples": "1000", "seed": "1"}.items()
     tags = {"git_commit": "c0ffee", "git_dirty": "true", "bounds_nll": "yes"}
     assert child.data.tags.items() >= {**tags, "elbo_status": "finite"}.items()
-    assert child.data.metrics.items() >= {"iw": 148.5, "seconds": 6.0}.items()
-    assert "nll" not in child.data.metrics
+    assert child.data.metrics.items() >= {"iw": 148.5, "yardstick/v_mean": 1.5}.items()
+    assert not {"nll", "seconds", "train/seconds"} & set(child.data.metrics)
+    assert histories(results)[f"{name} seed 1", "iw"][0][0] == 0  # a bar in MLflow's charts
     points = epochs(results, folder, 1)
     assert points == [(e, 200.0 - e, round((BEGAN + 2 * (e - 1)) * 1000)) for e in (1, 2, 3)]
     assert [step for step, *_ in histories(results)[f"{name} seed 1", "validation/elbo"]] == [2, 3]
@@ -221,6 +224,40 @@ def test_a_folder_becomes_a_parent_and_its_seeds(results):
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"config.yaml", "environment.json"}
     assert (results / "artifacts").is_dir()
+
+
+def test_a_cell_has_means_a_name_a_description_and_its_data(results):
+    differs = {"differs": {"filter_size": 3}, "reference": "cauchy", "data_file": None}
+    folder = make_run(results, filter_size=3, about=differs)
+    for seed, nll in enumerate((100.0, 103.0)):
+        train(folder.seed(seed), range(1, 4))
+        key = score(folder.seed(seed), nll=nll)
+    folder.seed(2).set_status("diverged", step=7)  # has no numbers
+    about = {"question": "A tiny filter?", "command": "glas-bench sweep mine.yaml"}
+    names = {folder.path.name: "cauchy size=3"}
+    note_study(results, "mine", {folder.path: key}, **about, names=names)
+    assert_ok(sync([folder.path], results, experiment="mine"), 1)
+    assert_ok(sync([folder.path], results), 1)
+    there = opened(results)
+    tags = there.client.get_experiment_by_name("mine").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.note.content"] == "A tiny filter?"
+    of_study = {run.info.run_name: run for run in there.runs("mine")}
+    by_hand = {run.info.run_name: run for run in there.runs("glas-bench")}
+    assert sorted(of_study) == ["cauchy size=3", *(f"cauchy size=3 seed {n}" for n in range(3))]
+    assert "cauchy preset=smoke filter_size=3 seed 2" in by_hand
+    parent = of_study["cauchy size=3"]
+    assert (parent.data.metrics["nll"], parent.data.metrics["iw"]) == (101.5, 148.5)
+    assert [each.dataset.name for each in parent.inputs.dataset_inputs] == [
+        f"mnist-5k {split}" for split in ("train", "validation", "test")
+    ]
+    run = "    glas-bench run --variant cauchy --preset smoke --seeds 0-2 --set filter_size=3"
+    described = parent.data.tags["mlflow.note.content"]
+    assert described.startswith("**A tiny filter?**")
+    assert described.endswith(run)
+    assert by_hand["cauchy preset=smoke filter_size=3"].data.tags["mlflow.note.content"] == (
+        f"The same again:\n\n{run}"
+    )
 
 
 def test_twice_is_harmless(results):
@@ -318,7 +355,7 @@ def test_the_newest_scoring_gives_the_numbers(results):
     key = score(folder.seed(0), samples=50, iw=147.0, elbo=None, elbo_status="undefined")
     assert_ok(sync([folder.path], results), 1)
     run = seed_run(results, folder).data
-    assert (run.metrics["iw"], run.metrics["samples"]) == (147.0, 50)
+    assert (run.metrics["iw"], run.metrics["yardstick/samples"]) == (147.0, 50)
     assert (run.tags["protocol_key"], run.tags["elbo_status"]) == (key, "undefined")
     numbers, _ = shown(folder)
     assert "elbo" not in numbers  # of the other scoring, and no number of this one
@@ -364,8 +401,8 @@ def test_a_complete_run_stands_for_a_seed_before_one_begun_later(results):
 def shown(folder):
     """Return the final numbers and tags of seed 0."""
     record = load_run(folder.path)
-    entry = entries.of_seed(record, record.seeds[0])
-    return {point.name: point.value for point in entry.numbers}, entry.tags
+    entry = entries.of_seed(record, record.seeds[0], {})
+    return {each.name.removeprefix("yardstick/"): each.value for each in entry.numbers}, entry.tags
 
 
 def test_ais_stands_beside_a_run_s_own_scores_and_has_a_number_only_if_accepted(results):
@@ -423,7 +460,7 @@ def test_nothing_that_is_not_finite_is_logged(results):
     values = [value for points in histories(results).values() for _, value, _ in points]
     assert all(abs(value) < 1e300 for value in values)  # sqlite keeps inf as the largest double
     run = seed_run(results, folder)
-    assert not {"elbo", "v_mean"} & set(run.data.metrics)
+    assert not {"elbo", "yardstick/v_mean"} & set(run.data.metrics)
     assert run.data.tags["elbo_status"] == "infinite"
 
 
@@ -438,13 +475,13 @@ def test_statuses(tmp_path, status, word):
     folder = make_run(tmp_path)
     folder.seed(0).set_status(status, step=7, reason="because " * 2000)
     record = load_run(folder.path)
-    entry = entries.of_seed(record, record.seeds[0])
+    entry = entries.of_seed(record, record.seeds[0], {})
     assert entry.status == word
     assert entry.tags["status"] == status
     assert len(entry.tags["reason"] or "") == entries.MOST_TEXT
     assert (entry.end is None) == (word in ("RUNNING", "SCHEDULED"))
     assert (entry.tags["diverged_step"] == "7") == (status == "diverged")
-    assert entries.of_cell(record).status == word
+    assert entries.of_cell(record, {}).status == word
 
 
 def test_a_broken_folder_does_not_hurt_the_others(results):

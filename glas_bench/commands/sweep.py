@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import make_view
 from glas_bench.sweep.worker import Job, finished, work
 from glas_bench.sweep.workers import Problem, check_workers, default_workers, run_workers
-from glas_bench.text import count, seed_ranges
+from glas_bench.text import count, seed_ranges, settings
 from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror
 
@@ -64,6 +65,14 @@ class Request:
     """After which no seed is begun."""
     device: str = "cpu"
     mirror: bool = False
+
+    @property
+    def command(self) -> str:
+        """The command that was given, as far as it says what is run."""
+        given = {name: getattr(self, name) for name in ("preset", "dataset", "seeds")}
+        options = [f"--{name} {shlex.quote(value)}" for name, value in given.items() if value]
+        options += ["--decide"] * self.decide
+        return " ".join(["glas-bench sweep", shlex.quote(self.study), *options])
 
     def load(self, precision: str | None = None) -> Study:
         """Lay the study out; `precision` is of cells for which it names none."""
@@ -303,9 +312,15 @@ class Sweep:
         Searches add folders as they go.
         """
         loaded, results = self.plan.study, self.plan.results
-        about = {"file": str(loaded.path.resolve()), "preset": loaded.preset}
+        about: Document = {"file": str(loaded.path.resolve()), "preset": loaded.preset}
         about |= {"dataset": loaded.dataset, "seeds": seed_ranges(loaded.seeds)}
-        cells = {cell.folder(results).path: cell.protocol for cell in self._cells()}
+        about |= {"question": loaded.question, "command": self.request.command}
+        own = {cell.folder(results).path: cell for cell in self._cells()}
+        cells = {path: cell.protocol for path, cell in own.items()}
+        about["names"] = {
+            path.name: f"{cell.variant.name} {settings(cell.params)}".strip()
+            for path, cell in own.items()
+        }
         note_study(results, self.plan.name, cells, **about, **self.searches())
         if self.mirror is not None:
             for folder in cells:

@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glas_bench.config import RunConfig
+from glas_bench.config import RunConfig, check_settings, config_key
 from glas_bench.errors import GlasBenchError, RunError, UsageError, nearest
 from glas_bench.record.files import os_errors, read_json, write_json
 from glas_bench.record.folders import RunFolder, SeedFolder
 from glas_bench.record.scores import Number, Scores, Status, is_number
+from glas_bench.text import aligned, duration, number
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from glas_bench.model import Glas
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SeedRecord:
     """One seed of a run, read back."""
 
@@ -38,6 +41,47 @@ class SeedRecord:
     def per_image(self, protocol: str | None = None) -> dict[str, np.ndarray]:
         """Return per-image values, nats [images]."""
         return self.folder.per_image(protocol)
+
+    def __repr__(self) -> str:
+        scores: Any = max(self.scores.values(), key=lambda each: each.get("time", 0.0), default={})
+        numbers = [f"{n} {number(scores[n])}" for n in ("nll", "elbo") if is_number(scores.get(n))]
+        return ", ".join([f"seed {self.seed}: {self.status}", *numbers])
+
+    def model(self, device: str = "cpu") -> Glas:
+        """Return the trained model, ready to sample from and to score; it needs no data.
+
+        Raises:
+            RunError: the seed is not complete, its checkpoint is gone, or the variant's source or
+                the training core has changed since.
+        """
+        import torch
+
+        from glas_bench import data, registry
+        from glas_bench.likelihood import LIKELIHOODS
+
+        if self.status != "complete":
+            raise RunError(f"seed {self.seed} is {self.status}: it has no finished model")
+        path = self.folder.path.parent
+        config, key, about = RunFolder.at(path).config()
+        variant = registry.find(str(about.get("reference", config.variant)))
+        if config_key(config, variant.source_hash, about["data_hash"]) != key:
+            raise RunError(
+                f"{path}: {variant.path.name} or the training core has changed since; "
+                "check out the commit that made it (see its environment.json)"
+            )
+        state = self.folder.load_checkpoint(device)
+        if state is None:
+            raise RunError(
+                f"{path}: seed {self.seed} has no sound checkpoint; `run --fresh` trains it again"
+            )
+        of = data.info(config.dataset)
+        settings = check_settings(variant, config.settings)
+        with torch.random.fork_rng(devices=[]):
+            pixels = math.prod(about.get("image_shape", (28, 28)))
+            model = variant.cls(settings, pixels, of.classes)
+        model.likelihood = LIKELIHOODS[of.likelihood]
+        model.load_state_dict(state["model"])
+        return model.eval().to(device)
 
     @property
     def began(self) -> float:
@@ -121,9 +165,9 @@ def _ais_numbers(scores: Scores) -> Iterator[Number]:
             yield Number(full, float(value), scores.get("time", 0.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunRecord:
-    """A run folder, read back."""
+    """A run folder, read back; shown as a small table, nats per image on the test split."""
 
     path: Path
     config: RunConfig
@@ -132,6 +176,18 @@ class RunRecord:
     environment: dict[str, Any]
     seeds: dict[int, SeedRecord]
     broken: str = ""  # that environment.json is
+
+    def __repr__(self) -> str:
+        names = ("nll", "elbo", "iw", "refit_iw", "objective")
+        rows = [["seed", "status", *names, "training"]]
+        for seed, one in self.seeds.items():
+            scores: Any = one.scores.get(self.protocol_of(seed) or "", {})
+            spent = one.about.get("seconds")
+            time = "-" if spent is None else duration(spent)
+            numbers = [number(scores.get(name)) for name in names]
+            rows.append([str(seed), one.status, *numbers, time])
+        about = f"{self.config.dataset}, {self.config.binarisation}"
+        return "\n".join([f"{self.path.name} ({about})", *aligned(rows)])
 
     @property
     def problems(self) -> list[str]:
@@ -160,20 +216,25 @@ class RunRecord:
         return max((key for key in own if not _by_ais(own[key])), key=order, default=None)
 
 
-def load_run(path: str | Path) -> RunRecord:
+def load_run(path: str | Path, results: str | Path | None = None) -> RunRecord:
     """Read a run folder.
 
     A seed with a broken file is failed, without numbers: see `SeedRecord.broken`.
 
     Args:
-        path: `<results>/runs/<variant>-<config_key>`, or a copy of it by any name.
+        path: `<results>/runs/<variant>-<config_key>`, or a copy of it by any name; or, where there
+            is no such folder, an unambiguous prefix of the name or key of a run in `results`.
+        results: the results folder; by default `GLAS_BENCH_RESULTS`, otherwise `results/local`.
 
     Raises:
-        UsageError: it has no `config.yaml`.
+        UsageError: it has no `config.yaml`, or no run or several begin so.
         RunError: that is broken.
         NewerRecord: a newer version wrote it.
     """
     path = Path(path)
+    if len(path.parts) == 1 and not path.is_dir():
+        results = results or os.environ.get("GLAS_BENCH_RESULTS") or "results/local"
+        path = find_run(Path(results), str(path))
     with os_errors(f"read {path}"):
         if not (path / "config.yaml").exists():
             why = f"{path} is no run folder: it has no config.yaml"
@@ -271,8 +332,8 @@ def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: 
         results: the results folder.
         study: its name.
         folders: its run folders, each with the key of the protocol that the study scores by.
-        about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`; and
-            `searches`, by cell.
+        about: what is needed to load the study again: `file`, `preset`, `dataset` and `seeds`; its
+            `question` and `command`; `names` of the folders; and `searches`, by cell.
     """
     protocols: dict[str, str] = {}
     with contextlib.suppress(RunError):  # a broken one is made again

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glas_bench import contract, environment, signals
-from glas_bench.config import CORE_VERSION, check_settings
+from glas_bench.config import CORE_VERSION, check_settings, differing
 from glas_bench.data import info
 from glas_bench.data.parse import PIXELS
 from glas_bench.errors import GlasBenchError, RunError, UsageError
@@ -169,8 +169,12 @@ def _describe(
         "source_hash": cell.variant.source_hash,
         "data_hash": splits.hash,
         "data_origin": splits.origin,
+        "image_shape": list(splits.image_shape),
         "core_version": CORE_VERSION,
         "preset": preset,
+        "differs": differing(
+            cell.variant, cell.config, preset, environment.default_precision(device)
+        ),
         "bounds_nll": bound.holds,
         "bound_reason": bound.reason,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import os
 import sys
 import uuid
@@ -47,6 +48,13 @@ _VARIABLES = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Set while mlflow is called: a dead server costs seconds instead of 247."""
+
+_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "nll",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+}
+"""Tags of an experiment: MLflow's pages open on its runs and not on traces of an application."""
 
 _SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 """The same for an sqlite file: a pooled connection would go on writing to a deleted one."""
@@ -147,8 +155,10 @@ class Store:
             for path in database.parent.glob(f"{fresh.name}*"):
                 path.unlink(missing_ok=True)
 
-    def use(self, name: str) -> None:
+    def use(self, name: str, question: str | None = None) -> None:
         """Write to this experiment from now on; create it where it does not exist.
+
+        Its description is the question, unless it has one.
 
         One that this results folder's own database had before it was moved or copied keeps its
         artifacts where they were, so another takes its place.
@@ -163,6 +173,9 @@ class Store:
                 self.client.delete_experiment(id)
                 there = None
             there = there or self._create_experiment(name)
+            about = _EXPERIMENT | ({"mlflow.note.content": question} if question else {})
+            for key in about.keys() - there.tags.keys():
+                self.client.set_experiment_tag(there.experiment_id, key, about[key])
         self.experiment_id = str(there.experiment_id)
         self.born = int(there.creation_time or 0)
         self.key = f"{redact(self.uri)} {name}"
@@ -223,6 +236,27 @@ class Store:
             tags=[RunTag(name, value) for name, value in tags.items()],
             synchronous=True,
         )
+
+    def log_data(self, run: Run, data: Mapping[str, str]) -> None:
+        """Name the splits that a run was trained, chosen and scored on, with the data's hash."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        there = {each.dataset.name for each in run.inputs.dataset_inputs} if run.inputs else set()
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    f"{data['name']} {split}",
+                    data["hash"][:36],  # all that MLflow takes
+                    "local",
+                    json.dumps({"origin": data["origin"], "sha256": data["hash"]}),
+                ),
+                [InputTag("mlflow.data.context", split)],
+            )
+            for split in ("train", "validation", "test")
+            if f"{data['name']} {split}" not in there
+        ]
+        if inputs:
+            self.client.log_inputs(run.info.run_id, inputs)
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
         """Add values of metrics."""

@@ -24,8 +24,8 @@ from glas_bench.record import (
     RunFolder,
     SeedFolder,
     load_run,
-    noted_protocols,
     read_json,
+    read_note,
     write_json,
 )
 from glas_bench.tracking import entries
@@ -74,15 +74,14 @@ def sync(
     with quiet_mlflow(debug):
         try:
             store = Store(results)
-            store.use(name)
-            protocols = noted_protocols(results, name)
+            note = read_note(results, name)
+            store.use(name, note.get("question"))
             known = {run.info.run_id for run in store.runs(name)} if len(folders) > MANY else None
         except Exception as error:
             return SyncReport(0, [(str(folder), error_line(error)) for folder in folders])
         for index, folder in enumerate(folders):
             try:
-                wanted = protocols.get(folder.resolve().name)
-                changed += _sync_folder(store, folder, known, wanted)
+                changed += _sync_folder(store, folder, known, note)
                 done += 1
             except Exception as error:  # the other folders may succeed
                 failures.append((str(folder), error_line(error)))
@@ -93,7 +92,7 @@ def sync(
 
 
 def _sync_folder(
-    store: Store, folder: Path, known: Collection[str] | None, wanted: str | None
+    store: Store, folder: Path, known: Collection[str] | None, note: Mapping[str, Any]
 ) -> bool:
     """Mirror a folder; return whether there was anything new."""
     if not (folder / "config.yaml").is_file():
@@ -101,7 +100,7 @@ def _sync_folder(
     with locked(folder / "tracking.lock", "this folder's mirror"):
         RunFolder.at(folder).settle_if_free()
         ledger = _Ledger(folder, store)
-        stamp = _stamp(folder, wanted)
+        stamp = _stamp(folder, note)
         if ledger.kept.get("stamp") == stamp and all(
             store.run(run_id) is not None if known is None else run_id in known
             for run_id in ledger.run_ids()
@@ -111,11 +110,11 @@ def _sync_folder(
         ledger.kept.pop("stamp", None)
         try:
             with store.writing():
-                parent = _Put(store, ledger, "cell", entries.of_cell(record)).run_id
+                parent = _Put(store, ledger, "cell", entries.of_cell(record, note)).run_id
             for seed in record.seeds.values():
                 if seed.broken:  # the store may have what was sound
                     continue
-                entry = entries.of_seed(record, seed, wanted)
+                entry = entries.of_seed(record, seed, note)
                 with store.writing():
                     _Put(store, ledger, str(seed.seed), entry, parent)
             ledger.kept["stamp"] = stamp
@@ -126,15 +125,17 @@ def _sync_folder(
     return True
 
 
-def _stamp(folder: Path, wanted: str | None) -> str:
-    """Return a digest of the wanted protocol and of the sizes and times of the folder's files."""
+def _stamp(folder: Path, note: Mapping[str, Any]) -> str:
+    """Return a digest of what a study notes of a folder, and of its files' sizes and times."""
     kinds = {".yaml", ".json", ".jsonl", ".npz", ".png"}
     files = [
         (str(path.relative_to(folder)), *_about(path))
         for path in sorted(folder.rglob("*"))
         if path.suffix in kinds and path.name != "tracking.json" and path.is_file()
     ]
-    document = json.dumps([entries.SCHEMA, FILES, wanted, *files])
+    noted = [note.get(key) for key in ("question", "command")]
+    noted += [note.get(key, {}).get(folder.resolve().name) for key in ("folders", "names")]
+    document = json.dumps([entries.SCHEMA, FILES, noted, *files])
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
@@ -235,6 +236,7 @@ class _Put:
         self.store.describe(self.run_id, params, tags)
         for key in [key for key, value in self.tags.items() if value is None and key in data.tags]:
             self.client.delete_tag(self.run_id, key)
+        self.store.log_data(self.run, self.entry.data)
         rows = self._new_rows()
         size = MOST_METRICS // max((len(row) for row in rows), default=1)
         for start in range(0, len(rows), size):  # an epoch is logged in one call
@@ -283,6 +285,8 @@ class _Put:
 
     def _status(self) -> None:
         entry, info = self.entry, self.run.info
+        if info.run_name != entry.name:
+            self.client.update_run(self.run_id, name=entry.name)
         if entry.end is None:
             if info.status != entry.status:
                 self.client.update_run(self.run_id, status=entry.status)
