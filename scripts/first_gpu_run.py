@@ -42,8 +42,8 @@ MOST_SEEDS = 5
 
 SHARES = {"matmul": "what products of its shapes reach", "large": "what a large product reaches"}
 
-OWN = ("draw", "uniform-pit", "masked")
-"""Parts of the names of GPU tests that call 1 has no time for."""
+LATER = ("-draw]", "-uniform-pit]", "-masked-progressive]")
+"""Ends of the names of GPU tests that call 1 has no time for."""
 
 
 @dataclass(frozen=True)
@@ -537,7 +537,7 @@ def first(run: Run) -> None:
 
     def rates(found: dict[str, Any]) -> str:
         parts = [
-            f"{p} {found[p]['matmul'] / 1e3:.1f} TFLOP/s in products of its shapes"
+            f"{p} {found[p]['matmul'] / 1e3:.3g} TFLOP/s in products of its shapes"
             for p in sizes.precisions
         ]
         return f"{', '.join(parts)}, {found['microseconds_per_tiny_kernel']} us a tiny kernel"
@@ -595,7 +595,7 @@ def start_tests(run: Run) -> subprocess.Popen[str]:
     beside = subprocess.run([sys.executable, "-c", "import xdist"], capture_output=True)
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-n", "6"] if beside.returncode == 0 and run.sizes.device == "cuda" else []
-    chosen = ["-k", " and ".join(f"not {name}" for name in OWN)]
+    chosen = ["-k", " and ".join(f"not {name}" for name in LATER)]
     with (run.work / "log-tests").open("w") as log:
         return subprocess.Popen(
             [*command, *chosen, *files],
@@ -728,6 +728,10 @@ def page(document: dict[str, Any]) -> str:
             lines += ["Problems:", "", *(f"- {each}" for each in found["problems"]), ""]
         else:
             lines += ["No problem was found.", ""]
+        if about := found.get("versions"):
+            shown = ("device", "driver", "cuda", "triton", "python")
+            parts = [f"{name} {about[name]}" for name in shown if about.get(name)]
+            lines += [f"torch {about['packages']['torch']}, {', '.join(parts)}.", ""]
         rows = [(s["name"], s["seconds"], s["line"]) for s in found["steps"]]
         lines += table(("step", "seconds", "what it said"), rows)
         lines += _first_tables(found) + _training(found)

@@ -38,6 +38,8 @@ INDICES = [RESULTS / "README.md", ARCHIVE / "README.md"]
 COSTLY = re.compile(r"\b(?:minutes?|hours?)\b|\bneeds a\b")
 OTHERS = ("mlflow", "pre-commit", "optuna-dashboard")
 OTHERS_OPTIONS = {"--backend-store-uri", "--gpus", "--strict"}
+OTHERS_OPTIONS |= {"--no-deps", "--only-binary", "--python-version", "--platform", "--no-index"}
+OTHERS_OPTIONS |= {"--rehearse", "--out", "--work", "--seconds"}
 REMOVED = {"--growth"}
 """Options that only the change log names."""
 
@@ -168,6 +170,9 @@ def test_other_programs_are_called_rightly() -> None:
             command = [sys.executable, ROOT / words[1], "--help"]
             helped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
             assert all(word in helped.stdout for word in words if word.startswith("--")), line
+        elif words[0].startswith("scripts/"):
+            assert (ROOT / words[0]).is_file(), line
+            assert not line.runs, line
         elif words[0] == "pip":
             for extra in re.findall(r"\[(\w+)\]", line.command):
                 assert re.search(rf"^{extra} = \[", project, re.M), line
