@@ -276,6 +276,21 @@ def check(variant: str) -> None:
     help="Exit with 4 where it holds, e.g. 'elbo(cauchy) > 90', or 'nll_low(mine) > 0': the 95 % "
     "interval of the difference from its baseline lies above 0; repeatable.",
 )
+@click.option("--html", is_flag=True, help="Also write each page as one HTML file to send.")
+@click.option("--latex", is_flag=True, help="Also write its tables for booktabs and siunitx.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["svg", "pdf"]),
+    multiple=True,
+    help="Also write each figure in this format; repeatable.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Also write STUDY.json, all results of a page; print a document instead of lines.",
+)
 @common
 def report(**given: Any) -> None:
     """Write pages: tables, a verdict on each claim, figures; of all studies, or of those named.
@@ -291,7 +306,8 @@ def report(**given: Any) -> None:
         debug=click.get_current_context().find_root().obj == "debug",
     )
     answer = command.carry_out(request)
-    for line in answer.lines:
+    lines = [json.dumps(answer.document, indent=2)] if request.as_json else answer.lines
+    for line in lines:
         click.echo(line)
     click.echo(f"written to {answer.out / 'README.md'}", err=True)
     sys.exit(answer.exit_code)

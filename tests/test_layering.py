@@ -39,6 +39,7 @@ OWNERS = {
     "sqlalchemy": {"sweep.database", "tracking.mlflow_store"},  # comes with both
     "pandas": {f"report.{name}" for name in ("csv_file", "figures", "record_figures")},
     "PIL": {"report.figures"},
+    "markdown_it": {"report.html_page"},
     "seaborn": {"report.figures", "report.record_figures"},
     "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},
     "scipy": {"decide", "sequential", "stats", "data.parse"},

@@ -7,6 +7,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,19 @@ from glas_bench.report import (
     csv_file,
     fail_if,
     figures,
+    html_page,
+    latex,
     page,
     plans,
     record_figures,
     records,
+    results_json,
 )
 from glas_bench.report.table import Row, TableRow, table_rows
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.yardstick import refit
 
+SCHEMA = Path(__file__).parents[1] / "docs/results.schema.json"
 GOLDEN = Path(__file__).with_name("golden_report.md")
 
 
@@ -326,9 +333,13 @@ def test_more_cells_than_a_figure_can_take() -> None:
     axis, caption = forest(*given)
     assert caption.endswith("The best 60 of 70 cells.")
     assert len(axis.get_yticks()) == 60
-    (legend,) = figure_of("objective", *given)[0].legends
-    names = {text.get_text() for text in legend.get_texts()}
-    assert len(names) == figures.MOST_NAMES
+    figure, caption = figure_of("objective", *given)
+    assert len(figure.axes[0].get_yticks()) == 60
+    assert caption.endswith("The best 60 of 70 cells.")
+    (legend,) = figure_of("modes", *(one | {"effective_dimensions": "2"} for one in given))[
+        0
+    ].legends
+    assert len(legend.get_texts()) == figures.MOST_NAMES
 
 
 def test_collapsed_seeds_do_not_stretch_the_picture_of_charges() -> None:
@@ -345,14 +356,18 @@ def test_a_charge_is_drawn_as_its_objective_counts_it() -> None:
     given = [
         row("min-chi2", charge=10.0, kl=30.0, least_kl_per_charge=2.725),
         row("cauchy", charge=20.0, kl=20.0),
-        row("cauchy", cell="c", charge=32.0, kl=32.0, params_charge_weight=0.25),
-    ]
+        row("cauchy", cell="c", charge=32.0, kl=32.0, params_charge_weight=0.25,
+            settings='{"charge_weight": "0.25"}'),
+    ]  # fmt: skip
     figure, caption = figure_of("charge", *given)
     assert "the sampler of `min-chi2` can cost: 2.725 times its charge." in caption
-    (points,) = figure.axes[0].collections
-    assert points.get_offsets().tolist() == pytest.approx(np.array([[20, 20], [8, 32], [10, 30]]))
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["cauchy", "cauchy (charge_weight=0.25)", "min-chi2"]
+    points = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines[:3]}
+    assert points == {
+        "min-chi2": [[10, 30]],
+        "cauchy": [[20, 20]],
+        "cauchy (charge_weight = 0.25)": [[8, 32]],
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*points]
     assert [each.name for each in figures.from_csv(given[1:])] == ["objective"]
 
 
@@ -412,35 +427,89 @@ def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:
     assert "A cross: one seed" in caption
 
 
-def drawn(axis: Any) -> list[Any]:
-    """The lines of an axis but for those that seaborn adds for its legend."""
-    return [line for line in axis.get_lines() if len(line.get_xdata())]
-
-
-def panelled(some: list[TableRow], series: Any) -> tuple[list[Any], str]:
-    """The panels of a figure of curves, and its caption."""
-    (drawing,) = record_figures._panelled("x", "X", "", ("x", "y"), some, series)
-    return [axis for axis in drawing.draw().axes if axis.lines], drawing.caption
+def panelled(some: list[TableRow], series: Any) -> tuple[Any, str]:
+    """A figure of curves, and its caption."""
+    about = ("x", "X", "", ("x", "y"), some, series, figures.Styles(some))
+    (drawing,) = record_figures._panelled(*about)
+    return drawing.draw(), drawing.caption
 
 
 def test_curves_show_every_seed() -> None:
     some = table_rows([row("cauchy", seed) for seed in range(3)])
     series = {("key-cauchy", seed): [(1.0, 90.0), (2.0, 80.0 + 50 * seed)] for seed in range(3)}
-    (axis,), caption = panelled(some, series)
-    assert sorted(line.get_ydata()[1] for line in drawn(axis)) == [80, 130, 130, 180]
+    figure, caption = panelled(some, series)
+    (axis,) = figure.axes
+    assert sorted(line.get_ydata()[1] for line in axis.lines) == [80, 130, 130, 180]
     assert caption == " Bold lines are means over seeds, thin ones single seeds."
-    assert axis.get_legend() is None  # its title names the only line
+    assert not figure.legends  # its title names the only line
 
 
-def test_a_variant_s_lines_are_named_by_its_settings_or_itself() -> None:
+def test_a_variant_s_lines_are_named_as_in_tables() -> None:
     size = record_figures.MOST_LINES
     about = [{}, *({"settings": f'{{"draws": "{n}"}}'} for n in range(size))]
     some = table_rows([row("vae", cell=f"c{i}", **more) for i, more in enumerate(about)])
     series = {(f"key-c{i}", 0): [(1.0, 90.0), (2.0, 80.0)] for i in range(size + 1)}
-    axes, _ = panelled(some, series)
-    assert [axis.get_title() for axis in axes] == ["vae (1)", "vae (2)"]
-    named = [text.get_text() for axis in axes for text in axis.get_legend().get_texts()]
-    assert named == ["vae", *(f"draws={n}" for n in range(size))]
+    figure, _ = panelled(some, series)
+    assert [axis.get_title() for axis in figure.axes if axis.lines] == ["vae (1)", "vae (2)"]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["vae", *(f"vae (draws = {n})" for n in range(size))]
+
+
+def test_a_curve_has_its_own_baseline_beside_it() -> None:
+    """`centred` is compared with the centred baseline, whatever else the page has."""
+    given = []
+    for grid in ("original", "centred"):
+        settings = json.dumps({"grid": grid})
+        given.append(row("cauchy", cell=f"cauchy-{grid}", settings=settings))
+        about = {"compared_with": f"cauchy-{grid}", "settings": settings}
+        given.append(row("gaussian" if grid == "original" else "draw", cell=grid, **about))
+    heights = {"cauchy-original": 10.0, "cauchy-centred": 20.0, "original": 30.0, "centred": 40.0}
+    series = {(f"key-{name}", 0): [(1.0, y), (2.0, y)] for name, y in heights.items()}
+    figure, caption = panelled(table_rows(given), series)
+    found = {
+        axis.get_title(): {line.get_label(): line.get_ydata()[0] for line in axis.lines}
+        for axis in figure.axes
+        if axis.lines
+    }
+    assert found["gaussian"]["baseline: cauchy (grid = original)"] == 10
+    assert found["draw"] == {
+        "baseline: cauchy (grid = centred)": 20,
+        "draw (grid = centred)": 40,
+    }
+    assert "the baseline that a curve is compared with" in caption
+
+
+def test_one_outlier_does_not_flatten_fifteen_panels() -> None:
+    names = [f"v{i}" for i in range(15)]
+    some = table_rows([row(name) for name in names])
+    tops = [150.0 + i for i in range(14)] + [9000.0]
+    series = {
+        (f"key-{name}", 0): [(1.0, top), (2.0, 100.0)]
+        for name, top in zip(names, tops, strict=True)
+    }
+    figure, caption = panelled(some, series)
+    axes = [axis for axis in figure.axes if axis.lines]
+    assert [axis.get_ylim()[1] < 200 for axis in axes] == [True] * 14 + [False]
+    assert axes[-1].get_ylim()[1] > 9000
+    assert axes[-1].get_title() == "v14 (own scale)"
+    assert "(own scale) in its title" in caption
+
+
+def test_a_variant_has_one_colour_everywhere_and_its_own_marker() -> None:
+    names = ["gaussian", "cauchy", *(f"v{i}" for i in range(20))]
+    about = {"effective_dimensions": 2.0, "compared_with": "cauchy", **ENDS}
+    rows = [row(name, **about) for name in names]
+    styles = figures.Styles(table_rows(rows))
+    assert styles.variants[0] == "cauchy"  # the baseline comes first
+    assert len({(styles.colour(name), styles.marker(name)) for name in names}) == len(names)
+    points = {line.get_label(): line for line in figure_of("modes", *rows)[0].axes[0].lines}
+    axis, _ = forest(*rows)
+    places = dict(
+        zip((text.get_text() for text in axis.get_yticklabels()), axis.get_yticks(), strict=True)
+    )
+    for name in names:
+        (line,) = [one for one in axis.lines if one.get_xydata().tolist() == [[0.5, places[name]]]]
+        assert line.get_color() == points[name].get_color() == styles.colour(name)
 
 
 def record_of(path: Path, cell: str, seed: int = 0, **values: Any) -> SeedRecord:
@@ -462,12 +531,13 @@ def test_a_reconstruction_alone_has_no_elbo_beside_it(
         return [{"epoch": i, "validation": x, "validation_kind": kind} for i, x in values]
 
     kinds = {"cauchy": "elbo", "uniform-pit": kind, "vae": "elbo"}
+    rows = [row(name, compared_with="cauchy") for name in kinds]
     records = {
         (f"key-{name}", 0): record_of(tmp_path, name, metrics=metrics(own))
         for name, own in kinds.items()
     }
-    (drawing,) = record_figures.from_records(table_rows(list(map(row, kinds))), records, {})
-    found = {axis.get_title(): len(drawn(axis)) for axis in drawing.draw().axes if axis.lines}
+    (drawing,) = record_figures.from_records(table_rows(rows), records, {})
+    found = {axis.get_title(): len(axis.lines) for axis in drawing.draw().axes if axis.lines}
     assert found == {"cauchy": 1, title: curves, "vae": 2}
 
 
@@ -496,6 +566,16 @@ def test_filters_are_shown_first_and_three_times(tmp_path: Path) -> None:
     assert titles == ["gaussian", "gaussian", "gaussian", "vae"]
 
 
+def test_samples_are_of_every_cell_the_baseline_first(tmp_path: Path) -> None:
+    names = ["vae", "draw", "cauchy"]
+    some = table_rows([row(name) for name in names])
+    records = {(f"key-{name}", 0): record_of(tmp_path, name) for name in names}
+    for record in records.values():
+        fabricated.picture(record.folder.path / "samples.png")
+    (drawing,) = record_figures.from_records(some, records, {})
+    assert [axis.get_title() for axis in drawing.draw().axes] == ["cauchy", "vae", "draw"]
+
+
 def test_pictures_of_text_are_lines(tmp_path: Path) -> None:
     per_step = {"canvas_variance": [0.1, 0.2], "kl_per_step": [1.0, 2.0]}
     names = ("samples", "reconstructions", "entropy", "filter")
@@ -514,7 +594,7 @@ def test_pictures_of_text_are_lines(tmp_path: Path) -> None:
     assert set(text) == {*names, *steps}
     assert set(images) == {"samples", "filter", *steps}
     for drawing in text.values():
-        assert drawing.png()
+        assert drawing.picture()
         about = " ".join(drawing.about("study").values())
         assert "image" not in about
         assert "sigmoid" not in about
@@ -800,7 +880,7 @@ def test_fail_if() -> None:
         assert why in message
     with pytest.raises(UsageError, match="Did you mean 'cauchy'"):
         fail_if.tripped(fail_if.read("elbo(couchy) > 1"), found)
-    with pytest.raises(UsageError, match="no cell of cauchy has grid=other"):
+    with pytest.raises(UsageError, match="no cell of cauchy has grid = other"):
         fail_if.tripped(fail_if.read("elbo(cauchy, grid=other) > 1"), found)
 
 
@@ -879,13 +959,19 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
+EVERYTHING: dict[str, Any] = {"html": True, "latex": True, "as_json": True}
+EVERYTHING["formats"] = ("svg", "pdf")
+SUFFIXES = {".md", ".csv", ".html", ".tex", ".json", ".png", ".svg", ".pdf"}
+
+
 def pages(
-    results: Path, *references: Any, out: Path | None = None
+    results: Path, *references: Any, out: Path | None = None, **about: Any
 ) -> tuple[report.Answer, list[str]]:
     """Make pages; return the answer, and what was said meanwhile."""
     messages: list[str] = []
+    names = list(map(str, references))
     request = report.Request(
-        references=list(map(str, references)), results=results, out=out, tell=messages.append
+        references=names, results=results, out=out, tell=messages.append, **about
     )
     return report.carry_out(request), messages
 
@@ -895,7 +981,7 @@ def made(golden: Path) -> tuple[report.Answer, list[str]]:
     """The pages of that store, made once, and what was said meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return pages(golden)
+        return pages(golden, **EVERYTHING)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -945,9 +1031,10 @@ def test_markdown_is_well_formed(made: tuple[report.Answer, list[str]]) -> None:
 def test_two_reports_are_the_same_bytes(
     golden: Path, made: tuple[report.Answer, list[str]], tmp_path: Path
 ) -> None:
-    pages(golden, "golden", out=tmp_path)
+    pages(golden, "golden", out=tmp_path, **EVERYTHING)
     again = files(tmp_path)
     once = files(made[0].out)
+    assert {Path(name).suffix for name in again} == SUFFIXES
     assert {name for name in again if name.endswith(".png")}
     for name, content in again.items():
         if name != "README.md":  # the index knows one study less here
@@ -962,7 +1049,7 @@ def test_the_page_from_the_csv_is_the_page_from_mlflow(
 
     monkeypatch.setattr(store, "Store", no_store)
     csvs = (made[0].out / f"{name}.csv" for name in ("golden", "glas-bench"))
-    answer, _ = pages(tmp_path / "nowhere", *csvs, out=tmp_path / "out")
+    answer, _ = pages(tmp_path / "nowhere", *csvs, out=tmp_path / "out", **EVERYTHING)
     assert answer.exit_code == 3
     assert files(tmp_path / "out") == files(made[0].out)
 
@@ -1007,13 +1094,107 @@ def test_the_index_keeps_pages_that_were_not_asked_for(
 # --------------------------------------------------------------------------- as a user
 
 
-@pytest.mark.parametrize("name", ["README.md", "golden.md", "golden.csv"])
+class Reader(HTMLParser):
+    """What a browser would fetch, link to, and find on a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.ids: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.counts[tag] += 1
+        found = dict(attrs)
+        self.targets += [found[name] for name in ("src", "href") if name in found]
+        self.ids += [found["id"]] if "id" in found else []
+
+
+@pytest.mark.parametrize("study", ["golden", "glas-bench"])
+def test_the_html_page_is_one_file_that_has_all_of_the_markdown(
+    made: tuple[report.Answer, list[str]], study: str
+) -> None:
+    text, markdown = ((made[0].out / f"{study}.{end}").read_text() for end in ("html", "md"))
+    found = Reader(text)
+    assert len(found.ids) == len(set(found.ids))
+    wanted = {f"#{name}" for name in found.ids}
+    inside = [one for one in found.targets if one.startswith("data:image/png;base64,")]
+    assert set(found.targets) - set(inside) <= wanted  # nothing is fetched, no link is dead
+    assert len(inside) == markdown.count("![")
+    assert found.counts["h3"] == len(re.findall(r"^### ", markdown, re.M))
+    assert found.counts["tr"] == len(re.findall(r"^\| ", markdown, re.M))
+    assert "[^" not in text.partition("<main>")[2].partition("<script>")[0]
+    assert all(
+        f'id="note-{name}"' in text for name in re.findall(r"^\[\^(.+?)\]: ", markdown, re.M)
+    )
+
+
+def test_a_page_that_says_html_shows_it_as_text() -> None:
+    one = row("cauchy", status="failed", reason="<script>alert(1)</script>")
+    text = html_page.render("mine", page.render([one]), {})
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_the_schema_of_results_is_the_committed_one() -> None:
+    """Without another VERSION, only new fields may come: then write `results_json.schema()`."""
+    assert results_json.schema() == SCHEMA.read_text()
+
+
+def test_results_fit_their_schema_and_are_those_of_the_csv(
+    made: tuple[report.Answer, list[str]],
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema")  # of the extra `test`
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    for name in ("golden", "glas-bench"):
+        document = json.loads((made[0].out / f"{name}.json").read_text())
+        validator.validate(document)
+        rows = csv_file.read(made[0].out / f"{name}.csv")
+        seeds = {
+            (cell["cell"], seed["seed"], seed["numbers"].get("nll"))
+            for table in document["tables"]
+            for cell in table["cells"]
+            for seed in cell["seeds"]
+        }
+        wanted = {
+            (one["cell"], int(one["seed"]), float(one["nll"]) if one["nll"] else None)
+            for one in rows
+            if one["cell"] not in document["not_begun"]
+        }
+        assert seeds == wanted
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(document | {"version": 2})
+
+
+def test_what_papers_print(made: tuple[report.Answer, list[str]]) -> None:
+    text = (made[0].out / "golden.tex").read_text()
+    (best,) = [line for line in text.splitlines() if "cauchy & " in line]
+    assert re.search(r"& 90\.\d\d\(\d{3,}\) & \{--\} & ", best)
+    assert re.search(r"70\.\d\d\(\d+\) \{\\textsuperscript\{\\dag\}\}", text)
+    escaped = latex.render([row("a_b%", settings='{"x": "1"}')])
+    assert r"a\_b\% (x = 1) & 90.00 & 92.00" in escaped
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX with siunitx")
+def test_latex_tables_compile(made: tuple[report.Answer, list[str]], tmp_path: Path) -> None:
+    names = ("golden", "glas-bench")
+    body = "".join(rf"\input{{{made[0].out / name}.tex}}" for name in names)
+    head = r"\documentclass{article}\usepackage{booktabs,siunitx}\begin{document}"
+    (tmp_path / "paper.tex").write_text(head + body + r"\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("name", ["README.md", "golden.md", "golden.csv", "golden.html"])
 def test_what_is_not_a_page_is_not_overwritten(name: str, bare_glas: Glas) -> None:
     path = bare_glas.folder / "mine.csv"
     path.write_bytes(csv_file.write([row(study="golden", figures="[]")]))
     out = bare_glas.folder / "project"
+    options = ("--out", out, "--html", "--latex", "--json")
     for _ in range(2):  # its own pages are
-        assert bare_glas.here("report", path, "--out", out).code == 0
+        assert bare_glas.here("report", path, *options).code == 0
     (out / name).write_text("my own notes, all of them\n")
     refused = bare_glas.here("report", path, "--out", out)
     assert refused.code == 2

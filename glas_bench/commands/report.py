@@ -15,9 +15,12 @@ from glas_bench.report import (
     csv_file,
     fail_if,
     figures,
+    html_page,
+    latex,
     page,
     plans,
     record_figures,
+    results_json,
     verdicts,
 )
 from glas_bench.report.plans import Plan
@@ -38,6 +41,14 @@ class Request:
     results: Path
     out: Path | None
     fail_if: Sequence[str] = ()
+    html: bool = False
+    """Also write each page as one HTML file."""
+    latex: bool = False
+    """Also write its tables as LaTeX."""
+    as_json: bool = False
+    """Also write its results as JSON."""
+    formats: Sequence[str] = ()
+    """In which each figure is written beside PNG: svg, pdf."""
     tell: Tell = lambda message: None
     """Called with a line on everything that the pages lack."""
     debug: bool = False
@@ -50,6 +61,8 @@ class Answer:
     out: Path
     lines: list[str] = field(default_factory=list)
     """A line per page, and the conditions that tripped."""
+    document: dict[str, Any] = field(default_factory=dict)
+    """The same for `--json`."""
     exit_code: int = 0
 
 
@@ -86,11 +99,14 @@ def carry_out(request: Request) -> Answer:
     ]
     answer = Answer(out)
     _check_own(out, [each.rows[0]["study"] for each in made])
+    written = []
     for each in made:
-        _write(each, out)
-        cells = table_rows(each.rows)
         study = each.rows[0]["study"]
-        answer.lines.append(f"{study}: {coverage(cells)}; {verdicts.in_one_line(cells)}")
+        files = _write(each, request, out)
+        cells = table_rows(each.rows)
+        about = {"coverage": coverage(cells), "verdicts": verdicts.in_one_line(cells)}
+        written.append({"study": study, **about, "files": files})
+        answer.lines.append(f"{study}: {about['coverage']}; {about['verdicts']}")
         done, planned = complete(cells)
         if done < planned or any(row["status"] == "failed" for row in each.rows):
             answer.exit_code = 3
@@ -99,6 +115,7 @@ def carry_out(request: Request) -> Answer:
     for problem in (*problems, *unread):
         request.tell(problem)
     answer.lines += [f"tripped: {line}" for line in tripped]
+    answer.document = {"out": str(out), "pages": written, "tripped": tripped}
     if tripped or problems:
         answer.exit_code = 4 if tripped else 3
     return answer
@@ -217,29 +234,60 @@ def _check_own(out: Path, studies: Sequence[str]) -> None:
     for study in studies:
         heads[out / f"{study}.md"] = {f"# {study}"}
         heads[out / f"{study}.csv"] = set(csv_file.NEEDED)
+        for name in ("html", "tex", "json"):
+            heads[out / f"{study}.{name}"] = {"glas-bench"}
     for path, wanted in heads.items():
         try:
-            head = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+            with path.open(encoding="utf-8", errors="replace") as file:
+                head = file.readline() + file.readline()
         except OSError:  # there is none, or writing will say more
             continue
-        if not wanted <= {head, *head.split(",")}:
+        if not all(words in head for words in wanted):
             raise UsageError(f"{path} is not of glas-bench; give another folder with --out")
 
 
-def _write(made: _Page, out: Path) -> None:
-    """Write a page with its csv and figures."""
+def _write(made: _Page, request: Request, out: Path) -> list[str]:
+    """Write a page, all that is asked for beside it, and its figures; return the files' names."""
     study = made.rows[0]["study"]
-    path = out / f"{study}.csv"
-    _put(path, csv_file.write(made.rows))
-    rows = csv_file.read(path)  # a page is made from its csv alone
-    drawn = {each.file(study): each.png for each in (*figures.from_csv(rows), *made.drawings)}
+    content = csv_file.write(made.rows)
+    _put(out / f"{study}.csv", content)
+    rows = csv_file.read(out / f"{study}.csv")  # a page is made from its csv alone
+    markdown = page.render(rows)
+    pictures = _figures(made, request, rows, out / "figures")
+    files = {"csv": content, "md": markdown.encode()}
+    if request.html:
+        files["html"] = html_page.render(study, markdown, pictures).encode()
+    if request.latex:
+        files["tex"] = latex.render(rows).encode()
+    if request.as_json:
+        files["json"] = results_json.render(rows).encode()
+    for suffix, content in files.items():
+        _put(out / f"{study}.{suffix}", content)
+    return [f"{study}.{suffix}" for suffix in files]
+
+
+def _figures(made: _Page, request: Request, rows: Sequence[Row], folder: Path) -> dict[str, bytes]:
+    """Write the figures of a page in every format; return the PNGs by file name."""
+    study = made.rows[0]["study"]
+    drawn = {each.file(study): each for each in (*figures.from_csv(rows), *made.drawings)}
+    pictures: dict[str, bytes] = {}
+    missing = []
     for name in (one["file"] for one in page.figures_of(rows)):
-        target = out / "figures" / name
-        if name in drawn:
-            _put(target, drawn[name]())
-        elif made.beside is not None and (kept := made.beside / "figures" / name).is_file():
-            _put(target, kept.read_bytes())
-    _put(out / f"{study}.md", page.render(rows).encode())
+        for kind in ("png", *dict.fromkeys(request.formats)):
+            file = str(Path(name).with_suffix(f".{kind}"))
+            if name in drawn:
+                picture = drawn[name].picture(kind)
+            elif made.beside is not None and (made.beside / "figures" / file).is_file():
+                picture = (made.beside / "figures" / file).read_bytes()
+            else:
+                missing.append(file)
+                continue
+            _put(folder / file, picture)
+            if kind == "png":
+                pictures[name] = picture
+    if missing:
+        request.tell(f"{study}: drawn from the record, not from a csv: {', '.join(missing)}")
+    return pictures
 
 
 def _put(path: Path, content: bytes) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from glas_bench.report.table import COMPARED, NBSP, Row, Table, TableRow, mean_of, value_of
+from glas_bench.report.table import NBSP, Row, Table, TableRow, mean_of, value_of
 from glas_bench.stats import ONE_SEED
 from glas_bench.text import duration, p_value
 
@@ -130,8 +129,7 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
     """
     common = group.common
     notes = Notes(str(place))
-    order = sorted(group.rows, key=lambda cell: (not cell.escaped, *_by_mean(cell)))
-    metric = next((cell.first["ranked_by"] for cell in order if cell.first.get("rank")), "nll")
+    order, metric = group.order, group.metric
     names = {cell.name: cell.title for cell in order}
     rows = [
         {
@@ -141,7 +139,7 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
             "bits per character": decimal(cell.mean("bits_per_character")),
             **{
                 f"{name} minus baseline [95 %]": _difference(cell, name, names, notes)
-                for name in compared(order)
+                for name in group.compared
             },
             "elbo": measured(cell, "elbo", notes),
             "iw": measured(cell, "iw", notes),
@@ -175,16 +173,6 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
     if metric == "nll":
         lines += _still_gaining(order)
     return [*lines, *_costs(order, notes), *notes.lines()]
-
-
-def _by_mean(cell: TableRow) -> tuple[float, str]:
-    value = cell.mean(cell.first.get("ranked_by", "nll"))
-    return math.inf if value is None else value, cell.name
-
-
-def compared(cells: Sequence[TableRow]) -> list[str]:
-    """Return the metrics by which any cell has a difference from its baseline."""
-    return [name for name in COMPARED if any(c.first.get(f"{name}_difference") for c in cells)]
 
 
 def _draws(cells: Sequence[TableRow]) -> list[str]:

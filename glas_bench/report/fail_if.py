@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from glas_bench.config import same_value
 from glas_bench.errors import UsageError, nearest, unknown
-from glas_bench.report.table import TableRow, value_of
+from glas_bench.report.table import TableRow, setting_list, value_of
 from glas_bench.study.claims import METRICS, SHARES, Term, parse
 from glas_bench.text import setting
 
@@ -83,7 +83,7 @@ def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
         raise UsageError(f"--fail-if {condition.text!r}: {wrong}")
     fits = [cell for cell in own if _fits(cell, reference)]
     if not fits:
-        got = ", ".join(f"{key}={setting(value)}" for key, value in reference.settings.items())
+        got = setting_list({key: setting(value) for key, value in reference.settings.items()})
         labels = [cell.label for cell in own]
         raise UsageError(
             f"--fail-if {condition.text!r}: no cell of {reference.variant} has {got}."

@@ -1,7 +1,8 @@
 """Figures that are drawn from the csv alone, and how every figure is drawn.
 
-Colours are seaborn's `colorblind`, doubled by markers and dashes, so that a grey print can be read.
-The same numbers give the same bytes: nothing is drawn at random, and a PNG carries no date.
+A variant has one colour on a page, of seaborn's `colorblind`, doubled by markers and dashes, so
+that a grey print can be read. Every figure is as wide as a page's text, in one size of type. The
+same numbers give the same bytes: nothing is drawn at random, and no file carries a date.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import io
 import json
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -27,6 +31,7 @@ from glas_bench.report.table import (
     MOST_TABLES,
     Row,
     TableRow,
+    setting_list,
     table_rows,
     tables,
     unit_of,
@@ -39,9 +44,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NATS = "nats per image"
+WIDTH = 7.0
+"""Inches, of every figure."""
+FIRST = (0.1, 0.1, 0.1)
+"""The colour of a page's baseline."""
+PALETTE = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]
+"""The colours of all others: without those that are pale, and without grey."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ((), (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1))
+SIZES = {"*": 9, "P": 7, "X": 7}
+DASHES = ((), (4, 1.5), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (8, 2))
+SHADES = ((0.0, "w"), (0.5, "w"), (0.4, "k"), (0.7, "w"))
+"""How much of white or black the colour of a variant's first, second, ... cell is mixed with."""
 DPI = 150
+FONTS = ("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize", "figure.titlesize")
+FONTS += ("legend.fontsize", "legend.title_fontsize", "xtick.labelsize", "ytick.labelsize")
+POINTS = 8
+STYLE: Any = {
+    **sns.axes_style("whitegrid"),
+    **sns.plotting_context("paper"),
+    **dict.fromkeys(FONTS, POINTS),
+    "font.family": ["DejaVu Sans"],
+    "svg.hashsalt": "glas-bench",  # names in an SVG are otherwise drawn at random
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
+}
+UNDATED: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 MOST_ROWS = 60
 """Rows of a figure with one row a cell."""
 MOST_NAMES = 25
@@ -70,14 +100,16 @@ class Drawing:
         """Return its file's name."""
         return f"{study}-{self.name}.png"
 
-    def png(self) -> bytes:
-        """Return the picture as PNG of 256 colours, without date and version, to be committed."""
+    def picture(self, kind: str = "png") -> bytes:
+        """Return it as png (256 colours, to be committed), svg or pdf; the same bytes each time."""
         drawn, buffer = io.BytesIO(), io.BytesIO()
-        with default_style():
+        with default_style(), mpl.rc_context(STYLE):
             figure = self.draw()
             for text in figure.findobj(Text) if self.unit != "image" else ():
                 text.set_text(self._worded(text.get_text()))
-            figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+            figure.savefig(drawn, format=kind, dpi=DPI, metadata=UNDATED[kind])
+        if kind != "png":
+            return drawn.getvalue()
         whole = Image.open(drawn).convert("RGB")
         few = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(buffer, "png", optimize=True)
@@ -87,55 +119,78 @@ class Drawing:
         return re.sub(r"\bimage(s?\b)(?!=)", rf"{self.unit}\1", text)
 
 
-def blank(
-    width: float, height: float, rows: int = 1, columns: int = 1, **about: Any
-) -> tuple[Figure, Any]:
-    """Return a figure and its axes [rows][columns], in the style of all figures."""
-    style: Any = sns.axes_style("whitegrid") | sns.plotting_context("paper")
-    with mpl.rc_context({**style, "font.family": ["DejaVu Sans"]}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **about)
-    return figure, axes
+def blank(height: float, rows: int = 1, columns: int = 1, **about: Any) -> tuple[Figure, Any]:
+    """Return a figure so many inches high, and its axes [rows][columns]."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **about)
 
 
-def colours(count: int) -> list[Any]:
-    """Return so many colours; they repeat where there are more than the palette has."""
-    palette = sns.color_palette("colorblind")
-    return [palette[i % len(palette)] for i in range(count)]
+class Styles:
+    """How the cells of a page are drawn: a variant's colour, and which of its cells one is.
 
-
-def styles(frame: pd.DataFrame, column: str, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return seaborn's arguments that give each value of a column its own colour and marker.
-
-    `names` are the values in their order, which may be more than those of the column.
+    The baseline comes first, so it looks alike on pages that have the same one.
     """
-    present = list(dict.fromkeys(frame[column]))
-    names = names or present
-    order = [name for name in names if name in present]
-    return {
-        "hue": column,
-        "hue_order": order,
-        "style": column,
-        "style_order": order,
-        "palette": dict(zip(names, colours(len(names)), strict=True)),
-        "markers": {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)},
-    }
+
+    def __init__(self, cells: Sequence[TableRow]) -> None:
+        baselines = [cell for cell in cells if cell.first.get("is_baseline")]
+        self.cells: dict[str, list[str]] = {}
+        for cell in (*baselines, *cells):
+            own = self.cells.setdefault(cell.variant, [])
+            own += [cell.name] if cell.name not in own else []
+        self.variants = list(self.cells)
+
+    def place(self, cell: TableRow) -> int:
+        """Return which of its variant's cells it is, from 0."""
+        return self.cells[cell.variant].index(cell.name)
+
+    def colour(self, variant: str, place: int = 0) -> Any:
+        """Return the colour of a variant, shaded for each of its cells."""
+        share, other = SHADES[place % len(SHADES)]
+        index = self.variants.index(variant)
+        own = PALETTE[(index - 1) % len(PALETTE)] if index else FIRST
+        return tuple((1 - share) * np.array(own) + share * np.array(to_rgb(other)))
+
+    def marker(self, variant: str, place: int = 0) -> str:
+        """Return the marker of a variant's cell; with its colour it tells 56 variants apart."""
+        return MARKERS[(self.variants.index(variant) + place) % len(MARKERS)]
+
+    def of(self, cell: TableRow) -> dict[str, Any]:
+        """Return colour and marker of a cell."""
+        place = self.place(cell)
+        return {
+            "color": self.colour(cell.variant, place),
+            "marker": self.marker(cell.variant, place),
+        }
+
+
+def usual(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return a range that takes in the given ones but for outliers, which would flatten the rest.
+
+    An outlier lies further than three times the distance of the quartiles from the nearer one
+    (Tukey 1977, "far out").
+    """
+    ends = np.array(ranges).ravel()
+    low, high = np.quantile(ends, [0.25, 0.75])
+    inside = ends[(ends >= low - 3 * (high - low)) & (ends <= high + 3 * (high - low))]
+    return float(inside.min()), float(inside.max())
 
 
 def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
     """Yield the figures that the rows of a csv have the data for."""
     axes = json.loads(rows[0].get("axes") or "[]")
+    every = table_rows(rows)
+    styles = Styles(every)
 
     def of_table(cells: Sequence[TableRow]) -> Iterator[Drawing]:
-        yield from _differences(cells)
+        yield from _differences(cells, styles)
         for key in axes:
-            yield from _axis(key, cells)
-        yield from _modes(cells)
-        yield from _objectives(cells)
-        yield from _charges(cells)
+            yield from _axis(key, cells, styles)
+        yield from _modes(cells, styles)
+        yield from _objectives(cells, styles)
+        yield from _charges(cells, styles)
 
     yield from (replace(each, unit=unit_of(rows)) for each in _looks(rows))
-    yield from by_table(table_rows(rows), of_table)
+    yield from by_table(every, of_table)
 
 
 def by_table(
@@ -194,7 +249,7 @@ def _difference(cell: TableRow, metric: str, cells: Sequence[TableRow]) -> _Diff
     )
 
 
-def _differences(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+def _differences(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     by_metric = {}
     for metric in COMPARED:
         made = (_difference(cell, metric, cells) for cell in cells)
@@ -228,11 +283,14 @@ def _differences(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         caption += " An arrow: the interval, or a seed, extends beyond the picture."
 
     def draw() -> Figure:
-        count = len(shown)
-        figure, axes = blank(3.2 + 3.0 * count, 0.9 + 0.24 * len(places), 1, count, sharey=True)
-        for axis, colour, metric in zip(axes[0], colours(count), shown, strict=True):
-            _forest(axis, shown[metric], ranges[metric], places, colour)
+        columns = min(2, len(shown))
+        lines = -(-len(shown) // columns)
+        figure, axes = blank((0.7 + 0.2 * len(places)) * lines, lines, columns, sharey=True)
+        for axis, metric in zip(axes.flat, shown, strict=False):
+            _forest(axis, shown[metric], ranges[metric], places, styles)
             axis.set_xlabel(f"{metric} - baseline, {NATS}")
+        for axis in axes.flat[len(shown) :]:
+            axis.set_visible(False)
         axes[0][0].set_yticks(list(places.values()), [labels[name] for name in places])
         axes[0][0].set_ylim(0.3, len(places) + 0.7)
         return figure
@@ -275,13 +333,13 @@ def _forest(
     some: Sequence[_Difference],
     shown: _Range,
     places: Mapping[str, float],
-    colour: Any,
+    styles: Styles,
 ) -> None:
     """Draw differences with their intervals and seeds, cut where the picture ends."""
     limit = shown.limit
     axis.axvline(0, color="0.3", linewidth=0.8)
     for one in some:
-        y = places[one.cell.name]
+        y, colour = places[one.cell.name], styles.colour(one.cell.variant)
         line, mark = (":", "x") if one.is_of_one_seed else ("-", "o")
         ends = [max(one.low, -limit), min(one.high, limit)]
         axis.plot(ends, [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
@@ -323,7 +381,7 @@ def _looks(rows: Sequence[Row]) -> Iterator[Drawing]:
     def draw() -> Figure:
         columns = min(3, len(taken))
         lines = math.ceil(len(taken) / columns)
-        figure, axes = blank(3.4 * columns, 2.7 * lines, lines, columns)
+        figure, axes = blank(2.4 * lines, lines, columns)
         places = [axis for row in axes for axis in row]
         for axis, (index, looks) in zip(places, taken.items(), strict=False):
             _interval_by_look(axis, claims[index], looks)
@@ -344,7 +402,7 @@ def _interval_by_look(
     axis: Axes, one: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]
 ) -> None:
     """Draw the intervals of one comparison over its looks."""
-    colour = colours(1)[0]
+    colour = PALETTE[0]
     if one["margin"]:
         axis.axhspan(-one["margin"], one["margin"], color="0.9", zorder=0)
     axis.axhline(0, color="0.3", linewidth=0.8)
@@ -354,59 +412,73 @@ def _interval_by_look(
         axis.plot([x], [look["estimate"]], "o", color=colour, markerfacecolor=face)
     axis.set_xticks(one["planned"])
     axis.set_xlim(one["planned"][0] - 1.5, one["planned"][-1] + 1.5)
-    at = "".join(f", {key} = {value}" for key, value in one["at"].items())
-    axis.set_title(f"claim {one['claim']}{at}\n{one['verdict']}", fontsize=8)
+    title = "".join(f", {key} = {value}" for key, value in one["at"].items())
+    title = textwrap.fill(f"claim {one['claim']}{title}", 32)
+    axis.set_title(f"{title}\n{one['verdict']}")
     axis.set(xlabel="seeds of each arm", ylabel=one["unit"] if one["unit"] != "nats" else NATS)
 
 
 # --------------------------------------------------------------------------- modes
 
 
-def _modes(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+def _modes(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     """Yield a figure of nll against effective dimensions, a point a seed."""
     frame = _frame(cells, "effective_dimensions", "nll")
     if frame.empty:
         return
+    ends = frame.groupby("label")["nll"].agg(["min", "max"])
+    low, high = usual([*ends.itertuples(index=False, name=None)])
+    beyond = int((~frame["nll"].between(low, high)).sum())
+    pad = 0.04 * (high - low or 1)
 
     def draw() -> Figure:
-        names = list(dict.fromkeys(frame["label"]))[:MOST_NAMES]
-        some = frame[frame["label"].isin(names)]
-        figure, axes = blank(7.4, 4.2)
-        about = styles(some, "label", names)
-        sns.scatterplot(
-            some, x="effective_dimensions", y="nll", ax=axes[0][0], s=28, alpha=0.75, **about
-        )
-        axes[0][0].set(xlabel="effective dimensions of E_q z", ylabel=f"nll, {NATS}")
-        axes[0][0].ticklabel_format(useOffset=False)
-        _legend(figure, axes[0][0], "outside right upper", fontsize=7)
+        figure, axes = blank(3.8)
+        axis = axes[0][0]
+        _points(axis, frame, "effective_dimensions", "nll", styles)
+        axis.set(xlabel="effective dimensions of E_q z", ylabel=f"nll, {NATS}")
+        axis.set_ylim(low - pad, high + pad)
+        axis.ticklabel_format(useOffset=False)
+        figure.legend(loc="outside right upper", frameon=False)
         return figure
 
+    cut = f" {beyond} of {len(frame)} seeds lie beyond the picture." if beyond else ""
     yield Drawing(
         "modes",
         "Effective dimensions and nll",
         "Each seed's nll against the effective dimensions of E_q z_t over images (participation "
-        "ratio): seeds that let another direction through end lower.",
+        "ratio): seeds that let another direction through end lower." + cut,
         draw,
     )
+
+
+def _points(axis: Axes, frame: pd.DataFrame, x: str, y: str, styles: Styles) -> None:
+    """Draw a point a seed, in the style of its cell; the first cells are named."""
+    for place, (label, some) in enumerate(frame.groupby("label", sort=False)):
+        about = styles.of(some["cell"].iloc[0])
+        about |= {"label": label} if place < MOST_NAMES else {}
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.5, "linestyle": ""}
+        size = SIZES.get(about["marker"], 6)
+        axis.plot(some[x], some[y], markersize=size, alpha=0.85, **edge, **about)
 
 
 # --------------------------------------------------------------------------- numeric axes
 
 
-def _axis(key: str, cells: Sequence[TableRow]) -> Iterator[Drawing]:
+def _axis(key: str, cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     """Yield a figure of metrics along an axis of the study, where any line has two points."""
     rows = []
     for cell in (cell for cell in cells if key in cell.settings):
-        rest = ", ".join(f"{name}={text}" for name, text in cell.settings.items() if name != key)
+        rest = {name: text for name, text in cell.settings.items() if name != key}
         about = {
-            "line": cell.variant + (f" ({rest})" if rest else ""),
+            "variant": cell.variant,
+            "line": cell.variant + (f" ({setting_list(rest)})" if rest else ""),
             key: float(cell.settings[key]),
         }
         for row in cell.finished:
             failed = {"true": 1.0, "false": 0.0}.get(row.get("failed", ""))
             numbers = {metric: value_of(row, metric) for metric in ("nll", "elbo")}
             rows.append({**about, **numbers, "failed": failed})
-    frame = pd.DataFrame(rows, columns=["line", key, "nll", "elbo", "failed"])
+    frame = pd.DataFrame(rows, columns=["variant", "line", key, "nll", "elbo", "failed"])
     if not (frame.groupby("line")[key].nunique() > 1).any():
         return
     labels = {"nll": f"nll, {NATS}", "elbo": f"elbo, {NATS}"}
@@ -415,17 +487,22 @@ def _axis(key: str, cells: Sequence[TableRow]) -> Iterator[Drawing]:
     labels = {metric: label for metric, label in labels.items() if frame[metric].notna().any()}
 
     def draw() -> Figure:
-        figure, axes = blank(4.2 * len(labels), 3.6, 1, len(labels))
-        style = styles(frame, "line")
-        dashes = [DASHES[i % len(DASHES)] for i in range(len(style["hue_order"]))]
+        figure, axes = blank(3.2, 1, len(labels))
+        for variant, some in frame.groupby("variant", sort=False):
+            for place, (line, own) in enumerate(some.groupby("line", sort=False)):
+                about: dict[str, Any] = {"color": styles.colour(str(variant), place)}
+                about |= {"marker": styles.marker(str(variant), place)}
+                dashes = DASHES[(styles.variants.index(str(variant)) + place) % len(DASHES)]
+                means = own.groupby(key)[[*labels]].mean()
+                for axis, metric in zip(axes[0], labels, strict=True):
+                    axis.plot(own[key], own[metric], **about, ls="", alpha=0.35, markersize=3)
+                    axis.plot(means.index, means[metric], **about, dashes=dashes, label=line)
         for axis, (metric, label) in zip(axes[0], labels.items(), strict=True):
-            about: dict[str, Any] = {"data": frame, "x": key, "y": metric, "ax": axis, **style}
-            sns.scatterplot(**about, alpha=0.35, legend=False, s=14)
-            sns.lineplot(**about, dashes=dashes, errorbar=None, legend=axis is axes[0][0])
-            axis.set(ylabel=label, xticks=sorted(frame[key].unique()))
+            axis.set(xlabel=key, ylabel=label, xticks=sorted(frame[key].unique()))
             if metric == "failed":
                 axis.set_ylim(-0.05, 1.05)
-        _legend(figure, axes[0][0], "outside lower center", ncols=2)
+        handles = axes[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
         return figure
 
     yield Drawing(
@@ -437,50 +514,55 @@ def _axis(key: str, cells: Sequence[TableRow]) -> Iterator[Drawing]:
     )
 
 
-def _legend(figure: Figure, axis: Axes, place: Any, **about: Any) -> None:
-    """Move the legend of an axis to the figure."""
-    handles: Any
-    handles, labels = axis.get_legend_handles_labels()
-    if (own := axis.get_legend()) is not None:
-        own.remove()
-    figure.legend(handles, labels, loc=place, frameon=False, **about)
-
-
 # --------------------------------------------------------------------------- objectives
 
 
-def _objectives(cells: Sequence[TableRow]) -> Iterator[Drawing]:
-    kinds = {"yes": "bounds -log p(x)", "no": "bounds nothing", "not shown": "not shown to bound"}
-    frame = _frame(cells, "objective", "nll")
-    if frame.empty:
-        return
-    frame["kind"] = [kinds[cell.says("bounds_nll")] for cell in frame["cell"]]
-    means = ((cell, cell.mean("objective"), cell.mean("nll")) for cell in cells)
-    hidden = [
-        (objective - nll, cell.name, cell.label)
-        for cell, objective, nll in means
-        if objective is not None and nll is not None and nll - objective > 1
+def _objectives(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
+    """Yield a figure with a row a cell: its objective beside its nll."""
+    found = [
+        (nll, objective, cell)
+        for cell in cells
+        if (objective := cell.mean("objective")) is not None
+        and (nll := cell.mean("nll")) is not None
     ]
-    names = [label for *_, label in sorted(hidden)][:MOST_NAMES]
+    if not found:
+        return
+    found.sort(key=lambda one: (one[0], one[2].name))
+    cut = f" The best {MOST_ROWS} of {len(found)} cells." if len(found) > MOST_ROWS else ""
+    shown = found[:MOST_ROWS]
+    low, high = usual([(min(one[:2]), max(one[:2])) for one in shown])
+    pad = 0.04 * (high - low or 1)
+    beyond = sum(not low <= min(one[:2]) <= max(one[:2]) <= high for one in shown)
+    cut += " An arrow: beyond the picture." if beyond else ""
 
     def draw() -> Figure:
-        figure, axes = blank(12.4 if names else 6.2, 4.6, 1, 2 if names else 1)
-        _scatter(axes[0][0], frame, "kind", list(kinds.values()))
-        axes[0][0].legend(loc="best", frameon=False, fontsize=8)
-        if names:  # they lie close together where others are far from their bounds
-            some = pd.concat([frame[frame["label"] == name] for name in names])
-            _scatter(axes[0][1], some, "label")
-            size = 8 if len(names) < 12 else 6
-            _legend(figure, axes[0][1], "outside right upper", fontsize=size)
+        figure, axes = blank(0.9 + 0.2 * len(shown))
+        axis = axes[0][0]
+        for place, (nll, objective, cell) in enumerate(shown):
+            colour, y = styles.colour(cell.variant), -place
+            inside = np.clip([nll, objective], low, high)
+            axis.plot(inside, [y, y], color=colour, linewidth=1.4)
+            kind = "s" if cell.says("bounds_nll") == "yes" else "X"
+            for value, at, marker in zip((nll, objective), inside, ("o", kind), strict=True):
+                arrow = "<" if value < low else ">" if value > high else marker
+                face = colour if marker == "o" else "white"
+                axis.plot([at], [y], arrow, color=colour, markerfacecolor=face, markersize=6)
+        axis.set_yticks([-i for i in range(len(shown))], [cell.label for *_, cell in shown])
+        axis.set(xlim=(low - pad, high + pad), ylim=(0.6 - len(shown), 0.6), xlabel=NATS)
+        axis.grid(axis="y", linewidth=0.4)
+        ends = {"nll": ("o", "0.3"), "objective that bounds it": ("s", "w")}
+        ends["objective not shown to bound it"] = ("X", "w")
+        for label, (marker, face) in ends.items():
+            axis.plot([], [], marker, color="0.3", markerfacecolor=face, label=label)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
         return figure
 
     yield Drawing(
         "objective",
         "What objectives hide",
-        "Each seed's objective against its nll, nats per image. On the diagonal the two agree; "
-        "above it the objective lies below our smallest bound on -log p(x): an objective that "
-        "bounds nothing hides at most this much. On the right: the cells whose objective lies "
-        "more than a nat below their nll, where there are any.",
+        "Means over seeds, nats per image, the best nll first. A bound lies to the right of nll or "
+        "on it. An objective that bounds nothing may lie to its left, by which it hides at most "
+        "the length of the line." + cut,
         draw,
     )
 
@@ -496,38 +578,17 @@ def _frame(cells: Sequence[TableRow], x: str, y: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["cell", "label", x, y])
 
 
-def _scatter(axis: Axes, frame: pd.DataFrame, by: str, names: Sequence[str] = ()) -> None:
-    """Draw nll against the objective, a point a seed, and as much of the diagonal as is near."""
-    about = styles(frame, by, names)
-    sns.scatterplot(frame, x="objective", y="nll", ax=axis, s=25, alpha=0.75, **about)
-    x, y = frame["objective"], frame["nll"]
-    low, high = min(x.min(), y.min()), max(x.max(), y.max())
-    pad = 0.04 * (high - low or 1)
-    axis.axline((low, low), slope=1, color="0.3", linewidth=0.8, dashes=(4, 2))
-    axis.set(
-        xlim=(low - pad, x.max() + 3 * pad),
-        ylim=(y.min() - pad, y.max() + pad),
-        xlabel=f"objective, {NATS}",
-        ylabel=f"nll, {NATS}",
-    )
-
-
 # --------------------------------------------------------------------------- charges
 
 
-def _charges(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+def _charges(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     """Yield a figure of charges against KL, where a variant is known to charge too little."""
     ratios = {cell.variant: value_of(cell.first, "least_kl_per_charge") for cell in cells}
     least = {variant: ratio for variant, ratio in ratios.items() if ratio is not None}
     frame = _frame(cells, "charge", "kl")
     if not any(cell.variant in least for cell in frame["cell"]):
         return
-    weights = [float(cell.first.get("params.charge_weight") or 1) for cell in frame["cell"]]
-    frame["charge"] *= weights
-    frame["name"] = [
-        cell.variant + ("" if weight == 1 else f" (charge_weight={weight:g})")
-        for cell, weight in zip(frame["cell"], weights, strict=True)
-    ]
+    frame["charge"] *= [float(c.first.get("params.charge_weight") or 1) for c in frame["cell"]]
     every, frame = len(frame), frame[frame[["charge", "kl"]].min(axis=1) > LEAST_CHARGE]
     unseen = every - len(frame)
     cut = f" {unseen} of {every} seeds lie below {LEAST_CHARGE} nats." if unseen else ""
@@ -538,10 +599,11 @@ def _charges(cells: Sequence[TableRow]) -> Iterator[Drawing]:
     )
 
     def draw() -> Figure:
-        figure, axes = blank(6.6, 4.4)
+        figure, axes = blank(4.0)
         axis = axes[0][0]
         if not frame.empty:
-            _costs(figure, axis, frame.sort_values("name", kind="stable"), list(least.values()))
+            _costs(axis, frame, list(least.values()), styles)
+            figure.legend(loc="outside right upper", frameon=False)
         axis.set(xlabel=f"charge, {NATS}", ylabel=f"true KL(q || p), {NATS}")
         return figure
 
@@ -555,11 +617,10 @@ def _charges(cells: Sequence[TableRow]) -> Iterator[Drawing]:
     )
 
 
-def _costs(figure: Figure, axis: Axes, frame: pd.DataFrame, least: Sequence[float]) -> None:
+def _costs(axis: Axes, frame: pd.DataFrame, least: Sequence[float], styles: Styles) -> None:
     """Draw KL against the charge on logarithmic scales, with the least ratios of the two."""
     axis.set(xscale="log", yscale="log")
-    about = {"x": "charge", "y": "kl", "s": 25, "alpha": 0.75, **styles(frame, "name")}
-    sns.scatterplot(frame, ax=axis, **about)
+    _points(axis, frame, "charge", "kl", styles)
     low, high = frame[["charge", "kl"]].min().min(), frame[["charge", "kl"]].max().max()
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(FuncFormatter(_round))
@@ -573,4 +634,3 @@ def _costs(figure: Figure, axis: Axes, frame: pd.DataFrame, least: Sequence[floa
         xlim=(0.7 * frame["charge"].min(), 1.4 * frame["charge"].max()),
         ylim=(0.7 * low, 1.4 * high),
     )
-    _legend(figure, axis, "outside right upper")

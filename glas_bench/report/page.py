@@ -14,7 +14,6 @@ from glas_bench.report.columns import (
     DIFFERENCES,
     Notes,
     budget,
-    compared,
     decimal,
     listed,
     measured,
@@ -116,7 +115,7 @@ def _facts(rows: Sequence[Row], cells: Sequence[TableRow]) -> Iterator[tuple[str
     if first.get("command"):
         yield "command", f"`{first['command']}`"
     yield "coverage", coverage(cells)
-    yield "newest run", _newest(rows) or "none yet"
+    yield "newest run", newest(rows) or "none yet"
     dirty = " with uncommitted changes"
     known = (row for row in rows if row.get("commit"))
     yield "commit", listed(row["commit"] + dirty * bool(row.get("dirty")) for row in known)
@@ -129,7 +128,8 @@ def _facts(rows: Sequence[Row], cells: Sequence[TableRow]) -> Iterator[tuple[str
     yield "seeds", first.get("seeds") or ", ".join(map(str, seeds))
 
 
-def _newest(rows: Sequence[Row]) -> str:
+def newest(rows: Sequence[Row]) -> str:
+    """Return the day of the newest run; empty where there is none."""
     return max(row.get("ended", "") for row in rows)
 
 
@@ -166,7 +166,7 @@ def _tables(cells: Sequence[TableRow]) -> str:
             "so each group has its own.",
             "",
         ]
-    if any(compared(group.rows) for group in groups):
+    if any(group.compared for group in groups):
         lines += [DIFFERENCES, ""]
     planned = {name: len(seeds) for name, seeds in statuses(cells).items()}
     counts = {name: len({group.common[name] for group in groups}) for name in KEYS}
@@ -390,7 +390,7 @@ def index(out: Path) -> tuple[str, list[str]]:
                 "study": f"[{rows[0]['study']}]({path.stem}.md)",
                 "question": rows[0].get("question") or "runs by hand",
                 "cells complete": " of ".join(map(str, complete(cells))),
-                "newest run": _newest(rows) or "–",
+                "newest run": newest(rows) or "–",
                 "verdicts": verdicts.in_one_line(cells),
                 "data": f"[csv]({path.name})",
             }

@@ -6,35 +6,52 @@ import functools
 import io
 import math
 import re
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
 
 from glas_bench.record import SeedRecord
 from glas_bench.registry import Variant
-from glas_bench.report.figures import DASHES, NATS, Drawing, blank, by_table, colours
+from glas_bench.report.figures import (
+    DASHES,
+    NATS,
+    PALETTE,
+    WIDTH,
+    Drawing,
+    Styles,
+    blank,
+    by_table,
+    usual,
+)
 from glas_bench.report.table import TableRow, unit_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Key = tuple[str, int]
 """config_key and seed."""
 Series = Mapping[Key, Sequence[tuple[float, float]]]
 """The points of a curve."""
 
-COLUMNS = 4
+COLUMNS = 3
 MOST_LINES = 4
 """Curves in one panel; a variant with more cells has several."""
 MOST_PANELS = 32
-MOST_PICTURES = 8
+GREYS = ("0.45", "0.7", "0.25")
+"""Of the baselines in other panels."""
+MOST_PICTURES = 36
+MOST_FOOTPRINTS = 8
 MOST_ALIKE = 3
 """Footprints of one filter."""
-TITLE_PIXELS = 60
-"""A block of ink lower than this, at the top of a picture of `runs.pictures`, is its title."""
+TEXT_PIXELS = 60
+"""A block of ink in a picture of `runs.pictures` that is smaller than this is text beside it."""
 
 
 def from_records(
@@ -51,9 +68,11 @@ def from_records(
         for figure in ("samples", "filter")
     )
 
+    styles = Styles(cells)
+
     def of_table(some: Sequence[TableRow]) -> Iterator[Drawing]:
-        yield from _curves(some, records)
-        yield from _per_step(some, records)
+        yield from _curves(some, records, styles)
+        yield from _per_step(some, records, styles)
         yield from _samples(some, records, samples)
         yield from _footprints(some, records, filters)
 
@@ -68,7 +87,9 @@ def _keys(cell: TableRow) -> list[Key]:
 # --------------------------------------------------------------------------- curves
 
 
-def _curves(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> Iterator[Drawing]:
+def _curves(
+    cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], styles: Styles
+) -> Iterator[Drawing]:
     """Yield the figure of the -ELBO over epochs, or of the reconstruction where there is none."""
     series: dict[Key, list[tuple[float, float]]] = {}
     recon: set[Key] = set()
@@ -91,6 +112,7 @@ def _curves(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> Ite
         ("epoch", f"validation, {NATS}"),
         cells,
         series,
+        styles,
         recon,
     )
 
@@ -118,7 +140,9 @@ _STEPS = (
 )
 
 
-def _per_step(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> Iterator[Drawing]:
+def _per_step(
+    cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], styles: Styles
+) -> Iterator[Drawing]:
     """Yield a figure of each diagnostic that a scoring has for every time step."""
     scores: dict[Key, Mapping[str, Any]] = {
         key: records[key].scores.get(row.get("protocol_key", ""), {})
@@ -133,7 +157,7 @@ def _per_step(cells: Sequence[TableRow], records: Mapping[Key, SeedRecord]) -> I
             if document.get(name) and None not in document[name]
         }
         about = (name.replace("_", "-"), title, caption, ("time step t", axis))
-        yield from _panelled(*about, cells, series)
+        yield from _panelled(*about, cells, series, styles)
 
 
 def _panelled(
@@ -143,48 +167,115 @@ def _panelled(
     labels: tuple[str, str],
     cells: Sequence[TableRow],
     series: Series,
+    styles: Styles,
     recon: Collection[Key] = (),
 ) -> Iterator[Drawing]:
-    """Yield a figure of small panels, one a variant, the baseline in each; none without data.
+    """Yield a figure of small panels, one a variant, each curve's baseline beside it.
 
-    `labels` are those of x and y; the curves in `recon` are of the reconstruction alone.
+    `labels` are those of x and y; the curves in `recon` are of the reconstruction alone. Without
+    data there is no figure.
     """
     if not series:
         return
     panels = list(_panels(cells, series))
-    baseline = next((cell for cell in cells if cell.first.get("is_baseline")), None)
+    shown = [_Panel(*one, cells, series, styles, recon) for one in panels[:MOST_PANELS]]
+    baselines = {cell.name: cell.title for panel in shown for cell in panel.baselines}
     caption += " Bold lines are means over seeds, thin ones single seeds"
-    if baseline is not None and len(panels) > 1:
-        caption += f"; dashed grey, in the others' panels, the mean of {baseline.title}, "
-        caption += "the baseline"
+    if baselines:
+        caption += "; dotted grey lines the mean of the baseline that a curve is compared with"
+        caption += f": {next(iter(baselines.values()))}" if len(baselines) == 1 else ""
+    greys = {name: GREYS[i % len(GREYS)] for i, name in enumerate(baselines)}
+    ranges = {panel: panel.ends for panel in shown}
+    low, high = usual([*ranges.values()])
+    own = {panel for panel, (least, most) in ranges.items() if least < low or most > high}
+    caption += ". A panel with (own scale) in its title would flatten the others" * bool(own)
     left_out = f" The first {MOST_PANELS} of {len(panels)} panels."
     caption += "." + left_out * (len(panels) > MOST_PANELS)
-    shown = panels[:MOST_PANELS]
+    pad = 0.05 * (high - low or 1)
 
     def draw() -> Figure:
         columns = min(COLUMNS, len(shown))
         rows = -(-len(shown) // columns)
-        width = 2.6 * columns + 0.4 if columns > 1 else 4.6
-        figure, axes = blank(width, 2.3 * rows + 0.5, rows, columns, sharex=True, sharey=True)
-        for axis, (panel, some) in zip(axes.flat, shown, strict=False):
-            other = any(key in recon for cell in some for key in _keys(cell))
-            if baseline is not None and baseline not in some and not other:
-                means = _frame([baseline], series).groupby("x")["y"].mean()
-                axis.plot(means.index, means, color="0.45", dashes=(3, 2), linewidth=1.3)
-            is_named = len(some) > 1 or bool(some[0].settings)
-            _draw_lines(axis, _frame(some, series), is_named)
-            axis.set_title(panel + (" (recon alone)" if other else ""), fontsize=8)
-            if is_named:
-                axis.legend(fontsize=6, framealpha=0.7, edgecolor="none", handlelength=2.2)
-            axis.set(xlabel="", ylabel="")
+        figure, axes = blank(1.9 * rows + 0.4, rows, columns, sharex=True)
+        for place, (axis, panel) in enumerate(zip(axes.flat, shown, strict=False)):
+            panel.draw(axis, greys, " (own scale)" * (panel in own))
+            if panel not in own:
+                axis.set_ylim(low - pad, high + pad)
+                axis.tick_params(labelleft=place % columns == 0)
+            axis.tick_params(labelbottom=place + columns >= len(shown))
         axes.flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         for axis in axes.flat[len(shown) :]:
             axis.set_visible(False)
-        figure.supxlabel(labels[0], fontsize=9)
-        figure.supylabel(labels[1], fontsize=9)
+        lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+        names = [name for name in lines if not str(name).startswith("_")]
+        if len(names) > len(baselines):
+            figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(names) // 2))
+            about = {"loc": "outside upper center", "ncols": 2, "frameon": False}
+            figure.legend([lines[name] for name in names], names, handlelength=3, **about)
+        figure.supxlabel(labels[0])
+        figure.supylabel(labels[1])
         return figure
 
     yield Drawing(name, title, caption, draw)
+
+
+@dataclass(frozen=True, eq=False)
+class _Panel:
+    """The curves of some cells of a variant."""
+
+    title: str
+    cells: Sequence[TableRow]
+    every: Sequence[TableRow]
+    """The cells of the figure, baselines among them."""
+    series: Series
+    styles: Styles
+    recon: Collection[Key]
+
+    @property
+    def is_recon(self) -> bool:
+        """Whether any curve is of the reconstruction alone, which no baseline stands beside."""
+        return any(key in self.recon for cell in self.cells for key in _keys(cell))
+
+    @functools.cached_property
+    def baselines(self) -> list[TableRow]:
+        """The baselines of its cells that are in another panel."""
+        found: dict[str, TableRow] = {}
+        by_name = {cell.name: cell for cell in self.every}
+        for cell in () if self.is_recon else self.cells:
+            other = by_name.get(cell.first.get("compared_with", ""))
+            if other is not None and other.variant != cell.variant and self._points(other):
+                found[other.name] = other
+        return list(found.values())
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Least and greatest y of its cells."""
+        values = [y for cell in self.cells for curve in self._points(cell) for _, y in curve]
+        return min(values), max(values)
+
+    def draw(self, axis: Axes, greys: Mapping[str, str], more: str) -> None:
+        """Draw each cell's mean over seeds, and each seed: a mean hides a collapse."""
+        for cell in self.baselines:
+            about = {"color": greys[cell.name], "dashes": (1, 1)}
+            self._mean(axis, cell, label=f"baseline: {cell.label}", **about)
+        for cell in self.cells:
+            curves, place = self._points(cell), self.styles.place(cell)
+            colour = self.styles.colour(cell.variant, place)
+            for curve in curves if len(curves) > 1 else ():
+                axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.5, linewidth=0.5)
+            is_named = len(self.cells) > 1 or cell.settings
+            label = cell.label if is_named else "_"  # else its title names it
+            self._mean(axis, cell, color=colour, dashes=DASHES[place % len(DASHES)], label=label)
+        axis.set_title(self.title + (" (recon alone)" if self.is_recon else "") + more)
+
+    def _mean(self, axis: Axes, cell: TableRow, **about: Any) -> None:
+        points = pd.DataFrame([point for curve in self._points(cell) for point in curve])
+        means = points.groupby(0)[1].mean()
+        marker = "o" if len(means) == 1 else ""
+        axis.plot(means.index, means, marker=marker, markersize=3, linewidth=1.3, **about)
+
+    def _points(self, cell: TableRow) -> list[Sequence[tuple[float, float]]]:
+        return [self.series[key] for key in _keys(cell) if key in self.series]
 
 
 def _panels(cells: Sequence[TableRow], series: Series) -> Iterator[tuple[str, list[TableRow]]]:
@@ -199,61 +290,33 @@ def _panels(cells: Sequence[TableRow], series: Series) -> Iterator[tuple[str, li
             yield name + more, some[place * size : (place + 1) * size]
 
 
-def _frame(cells: Sequence[TableRow], series: Series) -> pd.DataFrame:
-    """Return the points of the cells' curves."""
-    points = [
-        {"line": cell.setting_list or cell.variant, "seed": key[1], "x": x, "y": y}
-        for cell in cells
-        for key in _keys(cell)
-        for x, y in series.get(key, ())
-    ]
-    return pd.DataFrame(points, columns=["line", "seed", "x", "y"])
-
-
-def _draw_lines(axis: Any, frame: pd.DataFrame, legend: bool) -> None:
-    """Draw each cell's mean over seeds, and each seed: a mean hides a collapse."""
-    names = list(dict.fromkeys(frame["line"]))
-    about: dict[str, Any] = {"x": "x", "y": "y", "hue": "line", "hue_order": names}
-    about |= {"palette": colours(len(names)), "ax": axis}
-    dashes = [DASHES[i % len(DASHES)] for i in range(len(names))]
-    style: dict[str, Any] = {"style": "line", "style_order": names, "dashes": dashes}
-    if frame["x"].nunique() == 1:
-        style |= {"marker": "o", "markersize": 3}
-    sns.lineplot(frame, **about, **style, errorbar=None, legend=legend, linewidth=1.3)
-    several = frame[frame.groupby("line")["seed"].transform("nunique") > 1]
-    if not several.empty:
-        each: dict[str, Any] = {"units": "seed", "estimator": None, "legend": False}
-        sns.lineplot(several, **about, **each, alpha=0.4, linewidth=0.5)
-
-
 # --------------------------------------------------------------------------- pictures
 
 
 def _samples(
     cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], first: Collection[str]
 ) -> Iterator[Drawing]:
-    """Yield the samples of the variants that the figure is of, as published where there is one."""
-    some = []
-    for variant in first:
-        done = [cell for cell in cells if cell.variant == variant and cell.finished]
-        own = [cell for cell in done if cell.first.get("as_published") == "yes"]
-        some += (own or done)[:1]
-    beside = " beside ".join(f"`{cell.variant}`" for cell in some)
-    seed = "one seed" + (f", {beside}" if len(some) > 1 else "")
+    """Yield samples of images of every cell, baselines first; of text, of the variants `first`."""
+    done = [cell for cell in cells if cell.finished]
     title = "Samples over time steps"
     if unit_of([cell.first for cell in cells]) == "image":
-        about = f"Canvases of eight samples from the prior over time steps, {seed}. The write-up "
-        about += "says that early steps of its model look alike and DRAW's do not."
+        some = sorted(done, key=lambda cell: not cell.first.get("is_baseline"))
+        about = "Canvases of eight samples from the prior, a row each, one seed a cell; from left "
+        about += "to right the first to the last time step. The write-up says that early steps of "
+        about += "its model look alike and DRAW's do not."
         yield from _mosaic(some, records, "samples.png", "samples", title, about)
         return
+    some = [cell for v in first for cell in [c for c in done if c.variant == v][:1]]
+    beside = " beside ".join(f"`{cell.variant}`" for cell in some)
+    seed = "one seed" + (f", {beside}" if len(some) > 1 else "")
     shown = f"A row is the likeliest line at a time step, {seed}: each character shaded by its "
     shown += "probability, with a bar below where it changed since the step before. "
     about = shown + "Four samples from the prior."
-    yield from _mosaic(some, records, "samples.png", "samples", title, about, 1)
+    yield from _mosaic(some, records, "samples.png", "samples", title, about, False)
     about = shown + "Four test lines, the true line below; to the right, where the variant has a "
     about += "filter, its footprint on the latent matrix (bright: a large share of the read)."
     title = "Reconstructions over time steps"
-    yield from _mosaic(some, records, "reconstructions.png", "reconstructions", title, about, 1)
+    yield from _mosaic(some, records, "reconstructions.png", "reconstructions", title, about, False)
     about = "Mean entropy of a character, given the canvas, by place and time step, over samples "
     about += f"from the prior, {seed}; a uniform character has ln 28 = 3.33 nats."
     yield from _mosaic(some, records, "entropy.png", "entropy", "Entropy of characters", about)
@@ -274,10 +337,11 @@ def _footprints(
         "filter.png",
         "filter",
         "Where the filter looks",
-        "Mean footprint of the filter on the latent matrix at each time step, over a few test "
-        "images, one seed a cell, at most three cells of a filter and one of any other "
-        "variant; dark is a small share of the read, bright a large one, and each picture has "
-        "its own scale.",
+        "Mean footprint of the filter on the latent matrix from the first to the last time step, "
+        "over a few test images, one seed a cell, at most three cells of a filter and one of any "
+        "other variant; dark is a small share of the read, bright a large one, and each picture "
+        "has its own scale.",
+        most=MOST_FOOTPRINTS,
     )
 
 
@@ -288,46 +352,63 @@ def _mosaic(
     name: str,
     title: str,
     caption: str,
-    columns: int = 2,
+    are_tiles: bool = True,
+    most: int = MOST_PICTURES,
 ) -> Iterator[Drawing]:
-    """Yield a figure of a picture of each cell's first seed; none where there is no such file."""
+    """Yield a figure of a picture of each cell's first seed; none where there is no such file.
+
+    Of tiles the text beside them is cut off; others are drawn large, one below the other.
+    """
     there = [
         (cell, path)
         for cell in cells
         if (key := _keys(cell)[0]) in records
         and (path := records[key].folder.path / file).is_file()
     ]
-    if len(there) > MOST_PICTURES:
-        caption += f" The first {MOST_PICTURES} of {len(there)} cells."
-    pictures = [(cell.label, path.read_bytes()) for cell, path in there[:MOST_PICTURES]]
+    if len(there) > most:
+        caption += f" The first {most} of {len(there)} cells."
+    pictures = [(cell.label, path.read_bytes()) for cell, path in there[:most]]
     if pictures:
-        yield Drawing(name, title, caption, lambda: _side_by_side(pictures, columns))
+        yield Drawing(name, title, caption, lambda: _side_by_side(pictures, are_tiles))
 
 
-def _side_by_side(pictures: Sequence[tuple[str, bytes]], columns: int) -> Figure:
-    """Draw pictures beside one another, or large in one column, each below its name."""
-    images = [_without_title(imread(io.BytesIO(png), format="png")) for _, png in pictures]
+def _side_by_side(pictures: Sequence[tuple[str, bytes]], are_tiles: bool) -> Figure:
+    """Draw pictures beside one another, each below its name."""
+    images = [_cut(imread(io.BytesIO(png), format="png"), are_tiles) for _, png in pictures]
     ratio = max(image.shape[0] / image.shape[1] for image in images)
-    width = 10.0 if columns == 1 else 7.0 if ratio < 0.9 else 3.8
-    columns = min(columns, len(images))
-    width, rows = width * columns, -(-len(images) // columns)
-    figure, axes = blank(width, (width / columns * ratio + 0.25) * rows, rows, columns)
+    columns = min(max(2, min(4, round(3 * ratio))) if are_tiles else 1, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = blank(
+        (WIDTH / max(columns, 2 if are_tiles else 1) * ratio + 0.3) * rows, rows, columns
+    )
     for axis, image, (name, _) in zip(axes.flat, images, pictures, strict=False):
         axis.imshow(image, interpolation="lanczos")
-        axis.set_title(name, fontsize=9)
+        axis.set_title(textwrap.fill(name, 96 // columns))
     for axis in axes.flat:
         axis.axis("off")
     return figure
 
 
-def _without_title(image: np.ndarray) -> np.ndarray:
-    """Cut off the lines of text above a picture, which gets a new name."""
-    ink = (image[..., :3] < 0.98).any((1, 2))
+def _cut(image: np.ndarray, are_tiles: bool) -> np.ndarray:
+    """Cut off the title of a picture, which gets a new name; of tiles, all text beside them."""
+    ink = (image[..., :3] < 0.98).any(2)
+    top, bottom = _span(ink.any(1))
+    if not are_tiles:
+        return image[max(top - 4, 0) :]
+    left, right = _span(ink[top:bottom].any(0))  # leaves out a scale, which may be higher
+    top, bottom = _span(ink[:, left:right].any(1))
+    return image[top:bottom, left:right]
+
+
+def _span(ink: np.ndarray) -> tuple[int, int]:
+    """Return the first and the last place of what is larger than text."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], ink.view(np.int8), [0]])))
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
-        if end - start >= TITLE_PIXELS:
-            return image[max(start - 4, 0) :]
-    return image
+    large = [
+        (start, end)
+        for start, end in zip(edges[::2], edges[1::2], strict=True)
+        if end - start >= TEXT_PIXELS
+    ]
+    return (int(large[0][0]), int(large[-1][1])) if large else (0, len(ink))
 
 
 # --------------------------------------------------------------------------- grids
@@ -347,14 +428,14 @@ def _centres(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         from glas_bench.filters import GRIDS, grid_centres
 
         rows = [(grid, count) for count in filters for grid in GRIDS]
-        figure, axes = blank(6.4, 0.8 + 0.3 * len(rows))
+        figure, axes = blank(0.8 + 0.25 * len(rows))
         axis = axes[0][0]
         axis.axvspan(-0.5, size - 0.5, color="0.88", zorder=0)
         zero = torch.zeros(())
         for i, (grid, count) in enumerate(rows):
             centres = grid_centres(count, size, zero, zero, grid).tolist()
             y = [len(rows) - i] * count
-            axis.plot(centres, y, "osD"[i % 3], color=colours(3)[i % 3], markersize=6)
+            axis.plot(centres, y, "osD"[i % 3], color=("0.1", "0.45", "0.65")[i % 3], markersize=6)
         names = [f"{grid}, {count}x{count}" for grid, count in rows]
         axis.set_yticks(range(len(rows), 0, -1), names)
         axis.set_ylim(0.4, len(rows) + 0.6)
@@ -394,8 +475,12 @@ def of_searches(searches: Mapping[str, Any]) -> Iterator[Drawing]:
 def _search(
     names: Sequence[str], tried: Sequence[Mapping[str, Any]], won: Mapping[str, Any]
 ) -> Figure:
-    figure, axes = blank(3.2 * len(names), 2.8, 1, len(names), sharey=True)
-    for axis, name in zip(axes[0], names, strict=True):
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = blank(2.4 * rows, rows, columns, sharey=True)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
         values = [each["values"][name] for each in tried]
         best = won["values"][name]
         numeric = all(type(each) in (int, float) for each in values)
@@ -403,7 +488,7 @@ def _search(
             values, best = [str(each) for each in values], str(best)
         elif min(values) > 0 and max(values) > 20 * min(values):
             axis.set_xscale("log")
-        axis.plot(values, [each["validation_nll"] for each in tried], "o", color=colours(1)[0])
+        axis.plot(values, [each["validation_nll"] for each in tried], "o", color=PALETTE[0])
         ring = {"markersize": 12, "markerfacecolor": "none", "color": "black"}
         axis.plot([best], [won["validation_nll"]], "o", **ring)
         axis.set_xlabel(name)

@@ -77,6 +77,11 @@ def short(value: str) -> str:
     return value.removesuffix(".0")
 
 
+def setting_list(settings: Mapping[str, str]) -> str:
+    """Return settings as tables and figures spell them: `grid = centred, draws = 5`."""
+    return ", ".join(f"{key} = {short(value)}" for key, value in settings.items())
+
+
 @dataclass
 class TableRow:
     """The seeds of one cell in one table."""
@@ -116,18 +121,13 @@ class TableRow:
     @property
     def title(self) -> str:
         """Its variant and settings, as markdown."""
-        pairs = (f"{key}{NBSP}={NBSP}{short(value)}" for key, value in self.settings.items())
-        return f"`{self.variant}`" + (f" ({', '.join(pairs)})" if self.settings else "")
+        settings = self.label.removeprefix(self.variant)
+        return f"`{self.variant}`" + settings.replace(" = ", f"{NBSP}={NBSP}")
 
     @property
     def label(self) -> str:
         """Its variant and settings, as plain text."""
-        return self.variant + (f" ({self.setting_list})" if self.settings else "")
-
-    @property
-    def setting_list(self) -> str:
-        """Its settings, as plain text."""
-        return ", ".join(f"{key}={short(value)}" for key, value in self.settings.items())
+        return self.variant + (f" ({setting_list(self.settings)})" if self.settings else "")
 
     def write(self, columns: Mapping[str, str]) -> None:
         """Write columns into the rows of all seeds."""
@@ -171,6 +171,29 @@ class Table:
 
     common: dict[str, str]
     rows: list[TableRow] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """What its rows are ranked by."""
+        return next(
+            (cell.first["ranked_by"] for cell in self.order if cell.first.get("rank")), "nll"
+        )
+
+    @property
+    def order(self) -> list[TableRow]:
+        """Its rows, the best first; then those of which no seed left the mean image; then those
+        without a number."""
+
+        def by_mean(cell: TableRow) -> tuple[bool, bool, float, str]:
+            value = cell.mean(cell.first.get("ranked_by", "nll"))
+            return value is None, not cell.escaped, value or 0.0, cell.name
+
+        return sorted(self.rows, key=by_mean)
+
+    @property
+    def compared(self) -> list[str]:
+        """The metrics by which any of its rows has a difference from its baseline."""
+        return [m for m in COMPARED if any(c.first.get(f"{m}_difference") for c in self.rows)]
 
 
 def table_rows(rows: Sequence[Row]) -> list[TableRow]:
