@@ -562,7 +562,7 @@ def test_filters_are_shown_first_and_three_times(tmp_path: Path) -> None:
         fabricated.picture(record.folder.path / "filter.png")
     variants = {name: registry.find(name) for name in names}
     (drawing,) = record_figures.from_records(some, records, variants)
-    titles = [axis.get_title() for axis in drawing.draw().axes]
+    titles = [title for axis in drawing.draw().axes if (title := axis.get_title())]
     assert titles == ["gaussian", "gaussian", "gaussian", "vae"]
 
 
@@ -1049,9 +1049,11 @@ def test_the_page_from_the_csv_is_the_page_from_mlflow(
 
     monkeypatch.setattr(store, "Store", no_store)
     csvs = (made[0].out / f"{name}.csv" for name in ("golden", "glas-bench"))
-    answer, _ = pages(tmp_path / "nowhere", *csvs, out=tmp_path / "out", **EVERYTHING)
+    wanted = EVERYTHING | {"formats": ()}
+    answer, _ = pages(tmp_path / "nowhere", *csvs, out=tmp_path / "out", **wanted)
     assert answer.exit_code == 3
-    assert files(tmp_path / "out") == files(made[0].out)
+    again, once = files(tmp_path / "out"), files(made[0].out)
+    assert again == {name: once[name] for name in once if not name.endswith((".svg", ".pdf"))}
 
 
 def test_runs_of_another_machine_make_the_same_csv(

@@ -30,7 +30,7 @@ from glas_bench.report.figures import (
     by_table,
     usual,
 )
-from glas_bench.report.table import TableRow, unit_of
+from glas_bench.report.table import NBSP, TableRow, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -383,7 +383,8 @@ def _side_by_side(pictures: Sequence[tuple[str, bytes]], are_tiles: bool) -> Fig
     )
     for axis, image, (name, _) in zip(axes.flat, images, pictures, strict=False):
         axis.imshow(image, interpolation="lanczos")
-        axis.set_title(textwrap.fill(name, 96 // columns))
+        whole = name.replace(" = ", f"{NBSP}={NBSP}")
+        axis.set_title(textwrap.fill(whole, 96 // columns))
     for axis in axes.flat:
         axis.axis("off")
     return figure
