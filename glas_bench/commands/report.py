@@ -102,10 +102,10 @@ def carry_out(request: Request) -> Answer:
     written = []
     for each in made:
         study = each.rows[0]["study"]
-        files = _write(each, request, out)
+        own = _write(each, request, out)
         cells = table_rows(each.rows)
         about = {"coverage": coverage(cells), "verdicts": verdicts.in_one_line(cells)}
-        written.append({"study": study, **about, "files": files})
+        written.append({"study": study, **about, "files": own})
         answer.lines.append(f"{study}: {about['coverage']}; {about['verdicts']}")
         done, planned = complete(cells)
         if done < planned or any(row["status"] == "failed" for row in each.rows):

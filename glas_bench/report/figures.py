@@ -56,8 +56,10 @@ DASHES = ((), (4, 1.5), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (8, 2))
 SHADES = ((0.0, "w"), (0.5, "w"), (0.4, "k"), (0.7, "w"))
 """How much of white or black the colour of a variant's first, second, ... cell is mixed with."""
 DPI = 150
-FONTS = ("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize", "figure.titlesize")
-FONTS += ("legend.fontsize", "legend.title_fontsize", "xtick.labelsize", "ytick.labelsize")
+FONTS = (
+    *("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize", "figure.titlesize"),
+    *("legend.fontsize", "legend.title_fontsize", "xtick.labelsize", "ytick.labelsize"),
+)
 POINTS = 8
 STYLE: Any = {
     **sns.axes_style("whitegrid"),
@@ -456,7 +458,7 @@ def _points(axis: Axes, frame: pd.DataFrame, x: str, y: str, styles: Styles) -> 
     for place, (label, some) in enumerate(frame.groupby("label", sort=False)):
         about = styles.of(some["cell"].iloc[0])
         about |= {"label": label} if place < MOST_NAMES else {}
-        edge = {"markeredgecolor": "white", "markeredgewidth": 0.5, "linestyle": ""}
+        edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5, "linestyle": ""}
         size = SIZES.get(about["marker"], 6)
         axis.plot(some[x], some[y], markersize=size, alpha=0.85, **edge, **about)
 

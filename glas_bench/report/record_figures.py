@@ -210,7 +210,7 @@ def _panelled(
         names = [name for name in lines if not str(name).startswith("_")]
         if len(names) > len(baselines):
             figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(names) // 2))
-            about = {"loc": "outside upper center", "ncols": 2, "frameon": False}
+            about: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "frameon": False}
             figure.legend([lines[name] for name in names], names, handlelength=3, **about)
         figure.supxlabel(labels[0])
         figure.supylabel(labels[1])
@@ -392,12 +392,12 @@ def _side_by_side(pictures: Sequence[tuple[str, bytes]], are_tiles: bool) -> Fig
 
 def _cut(image: np.ndarray, are_tiles: bool) -> np.ndarray:
     """Cut off the title of a picture, which gets a new name; of tiles, all text beside them."""
-    ink = (image[..., :3] < 0.98).any(2)
-    top, bottom = _span(ink.any(1))
+    ink: np.ndarray = np.any(image[..., :3] < 0.98, axis=2)
+    top, bottom = _span(np.any(ink, axis=1))
     if not are_tiles:
         return image[max(top - 4, 0) :]
-    left, right = _span(ink[top:bottom].any(0))  # leaves out a scale, which may be higher
-    top, bottom = _span(ink[:, left:right].any(1))
+    left, right = _span(np.any(ink[top:bottom], axis=0))  # leaves out a scale, which may be higher
+    top, bottom = _span(np.any(ink[:, left:right], axis=1))
     return image[top:bottom, left:right]
 
 
