@@ -30,7 +30,7 @@ def call(folder, *arguments, **environment):
 
 def test_a_rehearsal_goes_through_all_calls(tmp_path, packed):
     for number, steps in (
-        (1, ["versions", "small", "ceilings", "prepare S=1 fp32", "prepare S=2 fp32", "tests"]),
+        (1, ["versions", "small", "ceilings", "prepare S=2 fp32", "tests"]),
         (2, ["train", "export"]),
         (3, ["score"]),
     ):
