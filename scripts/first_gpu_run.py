@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import queue
 import re
@@ -404,7 +405,7 @@ class Child:
                 cwd=ROOT,
                 env=run.environment,
             )
-        run.children.append(self)
+        run.processes.append(self.process)
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -450,7 +451,7 @@ class Run:
         self.deadline = self.began + seconds
         for folder in (out, work):
             folder.mkdir(parents=True, exist_ok=True)
-        self.children: list[Child] = []
+        self.processes: list[subprocess.Popen[str]] = []
         self.environment = {
             **os.environ,
             "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),  # shared by all processes and calls
@@ -511,9 +512,9 @@ class Run:
 
     def close(self) -> int:
         """End all processes, gather their logs, and return the exit code."""
-        for child in self.children:
-            if child.process.poll() is None:
-                child.process.kill()
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
         logs = sorted(self.work.glob("log-*"))
         tails = [f"==> {path.name}\n{path.read_text(errors='replace')[-20_000:]}" for path in logs]
         (self.out / f"{NAME}.log").write_text("\n".join(tails))
@@ -598,7 +599,7 @@ def start_tests(run: Run) -> subprocess.Popen[str]:
     command += ["-n", "6"] if find_spec("xdist") and not run.rehearse else []
     chosen = ["-k", " and ".join(f"not {name}" for name in LATER)]
     with (run.work / "log-tests").open("w") as log:
-        return subprocess.Popen(
+        started = subprocess.Popen(
             [*command, *chosen, *files],
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -606,6 +607,8 @@ def start_tests(run: Run) -> subprocess.Popen[str]:
             cwd=ROOT,
             env=run.environment,
         )
+    run.processes.append(started)
+    return started
 
 
 def end_tests(run: Run, tests: subprocess.Popen[str], limit: float) -> tuple[None, str]:
@@ -647,6 +650,7 @@ def second(run: Run) -> None:
                 env=run.environment,
                 text=True,
             )
+        run.processes.append(process)
         ends = time.monotonic() + run.left - (25 if run.rehearse else 60)
         while process.poll() is None and time.monotonic() < ends:
             rows = results.glob("runs/*/seed-*/metrics.jsonl")
@@ -817,20 +821,34 @@ def _training(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def positive(text: str) -> float:
+    """Return a positive number of seconds."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
 def main() -> int:
     """Be a call."""
     parser = argparse.ArgumentParser(prog=f"{NAME}.sh", description=__doc__.splitlines()[0])
     parser.add_argument("call", type=int, choices=tuple(CALLS))
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on a CPU")
-    parser.add_argument("--seconds", type=float, help="for the whole call")
+    parser.add_argument("--seconds", type=positive, help="for the whole call")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu")
     parser.add_argument("--work", type=Path, help="kept between calls 1 and 2")
     given = parser.parse_args()
     work = given.work or Path(tempfile.gettempdir()) / f"{NAME}{'-rehearsal' * given.rehearse}"
     call, seconds = CALLS[given.call]
-    run = Run(given.call, given.rehearse, given.seconds or seconds, given.out, work)
+    try:
+        run = Run(given.call, given.rehearse, given.seconds or seconds, given.out, work)
+    except OSError as error:
+        parser.error(f"{error.filename} cannot be written: {error.strerror}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # `close` ends what runs
     try:
         call(run)
+    except KeyboardInterrupt:
+        run.found["problems"].append("interrupted")
     finally:
         code = run.close()
     return code

@@ -79,6 +79,24 @@ def test_a_step_that_takes_too_long_costs_itself_alone(tmp_path):
     assert document["calls"]["1"]["steps"][0]["seconds"] < 5
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required: call"),
+        ([4], "invalid choice"),
+        ([1, "--seconds", "-1"], "invalid positive value: '-1'"),
+        ([1, "--out", "/proc/none"], "cannot be written"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, words):
+    command = ["bash", SCRIPT, *map(str, arguments)]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_missing_wheels_are_named(tmp_path):
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
