@@ -309,7 +309,8 @@ def report(**given: Any) -> None:
     lines = [json.dumps(answer.document, indent=2)] if request.as_json else answer.lines
     for line in lines:
         click.echo(line)
-    click.echo(f"written to {answer.out / 'README.md'}", err=True)
+    more = [name for each in answer.document["pages"] for name in each["files"][2:]]
+    click.echo(", ".join([f"written to {answer.out / 'README.md'}", *more]), err=True)
     sys.exit(answer.exit_code)
 
 

@@ -414,7 +414,7 @@ def test_a_seed_beyond_the_picture_is_an_arrow() -> None:
     axis, caption = forest(*given)
     assert axis.get_xlim()[1] < 10
     assert [line.get_marker() for line in axis.get_lines()].count(">") == 1
-    assert "or a seed, extends beyond the picture" in caption
+    assert "An arrow: beyond the picture." in caption
 
 
 def test_an_interval_of_one_seed_is_drawn_as_another_kind() -> None:

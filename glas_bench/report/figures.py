@@ -227,9 +227,9 @@ class _Difference:
     """Of the single seeds, where there are several."""
 
     @property
-    def reach(self) -> float:
-        """Greatest distance from zero of its interval and its seeds."""
-        return max(map(abs, (self.low, self.high, *self.seeds)))
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest of its interval and its seeds."""
+        return min(self.low, *self.seeds), max(self.high, *self.seeds)
 
 
 def _difference(cell: TableRow, metric: str, cells: Sequence[TableRow]) -> _Difference | None:
@@ -270,7 +270,12 @@ def _differences(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]
         for metric, some in by_metric.items()
         if (own := [one for one in some if one.cell.name in places])
     }
-    ranges = {metric: _range(own) for metric, own in shown.items()}
+    ranges = {metric: usual([one.ends for one in own]) for metric, own in shown.items()}
+    cuts = (
+        least < ranges[metric][0] or most > ranges[metric][1]
+        for metric, own in shown.items()
+        for least, most in (one.ends for one in own)
+    )
     caption = (
         "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by seed "
         "and image. Left of zero is better than the baseline"
@@ -281,8 +286,8 @@ def _differences(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]
     )
     if any(one.seeds for own in shown.values() for one in own):
         caption += " Upright strokes: single seeds."
-    if any(each.cuts for each in ranges.values()):
-        caption += " An arrow: the interval, or a seed, extends beyond the picture."
+    if any(cuts):
+        caption += " An arrow: beyond the picture."
 
     def draw() -> Figure:
         columns = min(2, len(shown))
@@ -300,62 +305,32 @@ def _differences(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]
     yield Drawing("differences", "Differences from the baseline", caption + cut, draw)
 
 
-@dataclass(frozen=True)
-class _Range:
-    """The part of the differences by one metric that is shown."""
-
-    limit: float
-    """Nats on either side of zero beyond which intervals are cut."""
-    cuts: bool
-    linear: float
-    """The scale is linear up to here and logarithmic beyond; infinite where it is linear."""
-
-
-def _range(some: Sequence[_Difference]) -> _Range:
-    """Return a range with every estimate, and with intervals and seeds as far as most of them go.
-
-    One outlier presses all others together. An interval or a seed that is one is cut; for an
-    estimate, the scale is linear near zero and logarithmic beyond.
-    """
-    reaches = sorted(one.reach for one in some)
-    median = reaches[len(reaches) // 2]
-    limit = max(1.1 * max(abs(one.estimate) for one in some), 2 * median)
-    cuts = reaches[-1] > 1.5 * limit
-    limit = limit if cuts else reaches[-1]
-    is_wide = len(reaches) > 2 and limit > 20 * max(median, 0.5)
-    return _Range(
-        limit=limit,
-        cuts=cuts,
-        linear=max(2.0, 2 * median) if is_wide else math.inf,
-    )
-
-
 def _forest(
     axis: Axes,
     some: Sequence[_Difference],
-    shown: _Range,
+    shown: tuple[float, float],
     places: Mapping[str, float],
     styles: Styles,
 ) -> None:
     """Draw differences with their intervals and seeds, cut where the picture ends."""
-    limit = shown.limit
+    low, high = shown
+    pad = 0.04 * (high - low or 1)
     axis.axvline(0, color="0.3", linewidth=0.8)
     for one in some:
         y, colour = places[one.cell.name], styles.colour(one.cell.variant)
         line, mark = (":", "x") if one.is_of_one_seed else ("-", "o")
-        ends = [max(one.low, -limit), min(one.high, limit)]
+        ends = np.clip([one.low, one.high], low, high)
         axis.plot(ends, [y, y], line, color=colour, linewidth=1.4, solid_capstyle="butt")
-        if inside := [value for value in one.seeds if abs(value) <= limit]:
+        if inside := [value for value in one.seeds if low <= value <= high]:
             axis.plot(inside, [y] * len(inside), "|", color=colour, alpha=0.6, markersize=6)
         face = colour if one.is_significant else "white"
-        axis.plot([one.estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
-        if min((one.low, *one.seeds)) < -limit:
-            axis.plot([-limit], [y], "<", color=colour, markersize=4.5)
-        if max((one.high, *one.seeds)) > limit:
-            axis.plot([limit], [y], ">", color=colour, markersize=4.5)
-    if shown.linear < math.inf:
-        axis.set_xscale("symlog", linthresh=shown.linear)
-        axis.xaxis.set_major_formatter(FuncFormatter(_round))
+        if low <= one.estimate <= high:
+            axis.plot([one.estimate], [y], mark, color=colour, markerfacecolor=face, markersize=4.5)
+        beyond = ((low, "<", one.ends[0] < low), (high, ">", one.ends[1] > high))
+        for end, arrow, is_beyond in beyond:
+            if is_beyond:
+                axis.plot([end], [y], arrow, color=colour, markerfacecolor=face, markersize=4.5)
+    axis.set_xlim(min(low, 0) - pad, max(high, 0) + pad)
     axis.grid(axis="y", linewidth=0.4)
 
 

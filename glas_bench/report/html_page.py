@@ -52,8 +52,7 @@ def _embed(image: Token, pictures: Mapping[str, bytes]) -> None:
     """Put a picture into the page, in its natural size."""
     png = pictures.get(str(image.attrGet("src")).removeprefix("figures/"))
     if png is None:
-        image.attrSet("src", "")
-        image.attrSet("alt", "")
+        image.type, image.content = "text", f"({image.content}: not drawn from a csv)"
         return
     width, height = (int.from_bytes(png[at : at + 4]) * 96 // DPI for at in (16, 20))
     image.attrSet("src", f"data:image/png;base64,{base64.b64encode(png).decode()}")

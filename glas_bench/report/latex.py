@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from glas_bench.report.table import Row, Table, TableRow, table_rows, tables, unit_of, value_of
+from glas_bench.report.table import (
+    Row,
+    Table,
+    TableRow,
+    drawn_as,
+    table_rows,
+    tables,
+    unit_of,
+    value_of,
+)
 
 HEAD = r"""% glas-bench report of {study}: \input this file. The preamble needs
 % \usepackage{{booktabs,siunitx}}
@@ -54,7 +63,7 @@ def _table(study: str, place: int, group: Table) -> str:
     hides = any(DAGGER in text for text in columns[-2][2])
     caption = CAPTION.format(
         study=_escaped(study),
-        data=_escaped(f"{common['data']}, {common['binarisation']}"),
+        data=_escaped(f"{common['data']}, {drawn_as(common['binarisation'])}"),
         sizes=", ".join(f"{name} = {common[name] or 'none'}" for name in ("K", "epochs", "T", "H")),
         unit=unit_of([cell.first for cell in order]),
         more=RANKS * is_ranked + COMPARED * bool(group.compared) + HIDES * hides,
