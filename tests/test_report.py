@@ -1196,7 +1196,17 @@ def test_what_is_not_a_page_is_not_overwritten(name: str, bare_glas: Glas) -> No
     out = bare_glas.folder / "project"
     options = ("--out", out, "--html", "--latex", "--json")
     for _ in range(2):  # its own pages are
-        assert bare_glas.here("report", path, *options).code == 0
+        done = bare_glas.here("report", path, *options)
+        assert done.code == 0
+        (one,) = json.loads(done.out)["pages"]
+        assert all((out / file).is_file() for file in one["files"])
+        assert {Path(file).suffix for file in one["files"]} == {
+            ".csv",
+            ".md",
+            ".html",
+            ".tex",
+            ".json",
+        }
     (out / name).write_text("my own notes, all of them\n")
     refused = bare_glas.here("report", path, "--out", out)
     assert refused.code == 2

@@ -50,7 +50,7 @@ FIRST = (0.1, 0.1, 0.1)
 """The colour of a page's baseline."""
 PALETTE = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]
 """The colours of all others: without those that are pale, and without grey."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">")
 SIZES = {"*": 9, "P": 7, "X": 7}
 DASHES = ((), (4, 1.5), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (8, 2))
 SHADES = ((0.0, "w"), (0.5, "w"), (0.4, "k"), (0.7, "w"))
@@ -153,7 +153,7 @@ class Styles:
         return tuple((1 - share) * np.array(own) + share * np.array(to_rgb(other)))
 
     def marker(self, variant: str, place: int = 0) -> str:
-        """Return the marker of a variant's cell; with its colour it tells 56 variants apart."""
+        """Return the marker of a variant's cell; with its colour it tells 77 variants apart."""
         return MARKERS[(self.variants.index(variant) + place) % len(MARKERS)]
 
     def of(self, cell: TableRow) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class _Difference:
     @property
     def ends(self) -> tuple[float, float]:
         """The least and the greatest of its interval and its seeds."""
-        return min(self.low, *self.seeds), max(self.high, *self.seeds)
+        return min([self.low, *self.seeds]), max([self.high, *self.seeds])
 
 
 def _difference(cell: TableRow, metric: str, cells: Sequence[TableRow]) -> _Difference | None:
