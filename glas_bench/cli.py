@@ -209,6 +209,12 @@ def run(as_json: bool, **given: Any) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Print the planned cells, and run nothing.")
 @click.option("--extend", is_flag=True, help="Accept a changed study; run only the new cells.")
+@click.option(
+    "--pruner",
+    type=click.Choice(["median", "halving"]),
+    help="End trials of a search early that are worse than others were by then (validation by "
+    "epoch); never seeds that are reported.",
+)
 @click.option("--retry", type=click.Choice(["failed"]), help="Run failed cells once more.")
 @device_option
 @mirror_option

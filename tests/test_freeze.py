@@ -280,6 +280,14 @@ def test_the_report_leaves_out_runs_of_an_older_core(frozen):
     assert "8 runs are left out: made by version 3 of the training core" in page
 
 
+def test_a_queue_of_an_older_version_is_read_and_extended(frozen):
+    ended = frozen.here("status", FROZEN / "frozen.yaml", "--json")
+    assert {cell["status"] for cell in ended.json["cells"]} == {"complete", "failed"}, ended.err
+    nothing_begins = ("--max-hours", 1e-9, "--no-mirror", "--json")
+    ended = frozen.here("sweep", FROZEN / "frozen.yaml", "--extend", *nothing_begins)
+    assert {cell["status"] for cell in ended.json["cells"]} == {"waiting"}, ended.err
+
+
 @pytest.mark.parametrize("command", ["samples", "evaluate"])
 def test_a_checkpoint_of_an_older_core_is_refused(command, frozen):
     ended = frozen.here(command, "93281", "--seed", 0)

@@ -625,7 +625,7 @@ def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
     assert len(trials(glas)) == 2
     (folder,) = glas.results.glob("runs/cauchy-*")
     rows = load_run(folder).seeds[0].metrics
-    assert [row["epoch"] for row in rows] == list(range(1, 13))
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
 
 
 @linux
@@ -1106,3 +1106,76 @@ def test_the_batch_script_passes_the_signal_on_and_requeues_on_75(
     process.terminate()
     assert process.wait(timeout=30) == code
     assert (again.read_text() if again.is_file() else "") == "requeue 11_3\n" * requeued
+
+
+# --------------------------------------------------------------------------- as a dashboard sees it
+
+GRID = TINY + "grid: {filter_size: [1, 3], grid: [original, centred]}\n"
+
+
+@pytest.mark.parametrize("server", [False, True], ids=["sqlite", "postgres"])
+def test_settings_are_parameters_and_what_is_new_fits_beside_them(
+    server: bool, glas: Glas, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("postgres").fresh() if server else None
+    queue, plan = planned(glas, GRID, url)
+    for nll in (100.0, 90.0):
+        trial = claimed(queue, plan)
+        queue.finish(replace(trial, status="complete", value=nll, curve={1: nll + 9, 2: nll}))
+    before = [each.params for each in trials_at(queue.database.url)]
+    assert before[1] == {"variant": "cauchy", "filter_size": 1, "grid": "centred"}
+    wider = GRID.replace("gaussian]", "gaussian, fixed-random]").replace("[1, 3]", "[1, 3, 5]")
+    plan = Plan(study.load(str(write(glas, wider))), glas.results)
+    queue.plan(plan, extend=True, retry_failed=False)
+    after = trials_at(queue.database.url)
+    assert len(after) == 18
+    assert [each.params for each in after[:8]] == before
+    axes = after[0].distributions
+    assert all(each.distributions == axes for each in after)  # what importance is ranked over
+    assert after[1].intermediate_values == {1: 99.0, 2: 90.0}
+    assert claimed(queue, plan).params == before[2]
+
+
+def test_an_axis_of_numbers_can_become_one_of_words(glas: Glas) -> None:
+    queue, _ = planned(glas, ALONE)
+    (first,) = queue.database.trials("tiny")
+    values = [2, 2, 5, 0.5, "all"]
+    for value in values:
+        queue.database.add(replace(first, params={"images": value}))
+    rows = trials(glas)[1:]
+    assert [each.params["images"] for each in rows] == values
+    assert len({str(each.distributions) for each in rows}) == 1
+
+
+PRUNED = (
+    ALONE.replace("samples: 5", "samples: 5, epochs: 8, batch: 500, images: 20")
+    + """\
+trials: 6
+tuning_seeds: 1000
+space: {learning_rate: {choices: [0.01, 0.011, 0.012, 0.013, 0.014, 1.0e-7]}}
+"""
+)
+
+
+@quick
+def test_a_pruner_ends_the_worst_trial_of_a_search_and_no_seed_that_is_reported(
+    glas: Glas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "0.1")
+    ended = sweep(glas, PRUNED, "--pruner", "median")
+    tried = trials(glas, "tiny/cauchy")
+    assert tried[-1].state is TrialState.PRUNED
+    assert 0 < len(tried[-1].intermediate_values) < 8
+    assert {each.state for each in tried[:5]} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert [*tried[0].intermediate_values] == [*range(1, 9)]
+    (reported,) = trials(glas)
+    assert len(reported.intermediate_values) == 8
+    search = cells(ended)["cauchy"]["search"]
+    assert search["trials"][-1]["status"] == "pruned"
+    assert "pruned" in search["reason"]
+    assert statuses(sweep(glas)) == {"cauchy": "complete"}  # nothing is left to do
+
+
+def test_a_pruner_needs_a_search(glas: Glas) -> None:
+    ended = sweep(glas, TINY, "--pruner", "median", code=2)
+    assert "tiny searches nothing" in ended.err

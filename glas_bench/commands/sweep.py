@@ -59,6 +59,8 @@ class Request:
     """Of the study's whole life."""
     extend: bool = False
     retry: str | None = None
+    pruner: str | None = None
+    """Of searches."""
     decide: bool = False
     """Whether to add seeds for undecided claims."""
     max_hours: float | None = None
@@ -98,6 +100,8 @@ def carry_out(request: Request) -> Answer:
     loaded = _load(request, device)
     if request.decide:
         _check_decidable(request, loaded)
+    if request.pruner and not loaded.space:
+        raise UsageError(f"--pruner: {loaded.name} searches nothing (it has no space)")
     check_results(request.results, room=False)  # workers look for room
     with signals.graceful(), contextlib.closing(Database(url)) as database:
         plan = Plan(loaded, request.results)
@@ -242,7 +246,8 @@ class Sweep:
         request, plan = self.request, self.plan
         workers = request.workers or self.workers()
         if workers == 1:
-            work(plan, self.queue, self.device, request.max_trials, on_event, self.until)
+            limits = request.max_trials, on_event, self.until, request.pruner
+            work(plan, self.queue, self.device, *limits)
             return []
         job = Job(
             study=str(plan.study.path.resolve()),
@@ -255,6 +260,7 @@ class Sweep:
             most=request.max_trials,
             by_cell={cell.name: list(cell.seeds) for cell in plan.study.cells},
             until=self.until,
+            pruner=request.pruner,
         )
         return run_workers(job, workers, self.queue.database.url, on_event)
 

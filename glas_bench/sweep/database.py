@@ -14,7 +14,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,6 +61,14 @@ VALUE = "validation nll"
 """What a dashboard calls a trial's value: nats per image, mean over the seeds."""
 
 METRICS = "study:metric_names"
+
+_STORED = """
+SELECT param_id, distribution_json, param_value FROM trial_params JOIN trials USING (trial_id)
+WHERE study_id = :study AND param_name = :name ORDER BY param_id
+"""
+_REWRITE = """
+UPDATE trial_params SET param_value = :value, distribution_json = :json WHERE param_id = :id
+"""
 
 LOCK_SECONDS = 120
 ADVISORY_KEY = 0x67_6C_61_73  # "glas"
@@ -298,14 +306,22 @@ class Database:
     # ---- trials written
 
     def add(
-        self, trial: Trial, distributions: Mapping[str, BaseDistribution] | None = None
+        self,
+        trial: Trial,
+        distributions: Mapping[str, BaseDistribution] | None = None,
+        beside: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Store a new trial, which waits, or is over where its cell is not applicable.
 
-        `distributions` are what the values of a search's trial are drawn from.
+        Args:
+            trial: what is stored.
+            distributions: what the values of a search's trial are drawn from.
+            beside: parameters of other trials that are about to be stored.
         """
         from optuna.trial import TrialState, create_trial
 
+        if distributions is None:
+            distributions = self._axes(trial, beside)
         shown, about = _attributes(trial)
         over = trial.status == "not_applicable"
         if over:
@@ -314,18 +330,50 @@ class Database:
             self.study_id(trial.study),
             create_trial(
                 state=TrialState.PRUNED if over else TrialState.WAITING,
-                params=trial.values if distributions else {},
-                distributions=dict(distributions or {}),
+                params={name: trial.params[name] for name in distributions},
+                distributions=dict(distributions),
                 user_attrs=shown,
                 system_attrs={ABOUT: about},
             ),
         )
 
-    def add_missing(self, trial: Trial, others: Iterable[Trial]) -> None:
+    def _axes(
+        self, trial: Trial, beside: Sequence[Mapping[str, Any]]
+    ) -> dict[str, BaseDistribution]:
+        """Return distributions of a trial's parameters that have its values and all stored ones.
+
+        Optuna takes no new choice into a study, and ranks only parameters that have the same
+        distribution in all trials. A study's axes are open: where a variant or a value is new, the
+        rows of the other trials are rewritten. The caller holds the lock.
+        """
+        from optuna.distributions import distribution_to_json, json_to_distribution
+        from sqlalchemy import text
+
+        axes = {}
+        with self.storage.engine.begin() as connection:
+            for name, value in trial.params.items():
+                of = {"study": self.study_id(trial.study), "name": name}
+                rows = [
+                    (id, old, json_to_distribution(old).to_external_repr(stored))
+                    for id, old, stored in connection.execute(text(_STORED), of)
+                ]
+                others = (each[name] for each in beside if name in each)
+                axes[name] = new = _distribution([*(each[2] for each in rows), value, *others])
+                if rows and rows[0][1] != (written := distribution_to_json(new)):
+                    changed = [
+                        {"id": id, "value": new.to_internal_repr(stored), "json": written}
+                        for id, _, stored in rows
+                    ]
+                    connection.execute(text(_REWRITE), changed)
+        return axes
+
+    def add_missing(
+        self, trial: Trial, others: Iterable[Trial], beside: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         """Store a new trial with those of its seeds that no other trial has, if any."""
         covered = {seed for other in others for seed in other.seeds}
         if missing := [seed for seed in trial.seeds if seed not in covered]:
-            self.add(replace(trial, seeds=missing))
+            self.add(replace(trial, seeds=missing), beside=beside)
 
     def adopt(self, trial: Trial) -> Trial:
         """Describe a running trial that optuna has just made; return it, run by this process."""
@@ -348,15 +396,33 @@ class Database:
         self._write(trial, {OWNER: self.owner}, worker=worker_id.described(self.owner))
         return self.current(trial)
 
-    def heartbeat(self, trial: Trial) -> None:
-        """Record that a trial's worker is alive; from any thread."""
+    def heartbeat(self, trial: Trial, curve: Mapping[int, float] | None = None) -> None:
+        """Record that a trial's worker is alive, and its validation so far; from any thread."""
         try:
             self.storage.record_heartbeat(trial.id)
+            self._report(trial, curve or {})
         except Exception:
             self.storage.engine.dispose()
             raise
         finally:
             self.storage.remove_session()
+
+    def _report(self, trial: Trial, curve: Mapping[int, float]) -> None:
+        """Write the values by epoch that the database has not."""
+        if curve:
+            there = self.storage.get_trial(trial.id).intermediate_values
+            for epoch, value in sorted(curve.items()):
+                if there.get(epoch) != value:
+                    self.storage.set_trial_intermediate_value(trial.id, epoch, value)
+
+    def should_prune(self, trial: Trial, pruner: str) -> bool:
+        """Return whether a running trial is worse so far than others of its study were."""
+        import optuna
+        from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
+
+        rule: BasePruner = MedianPruner() if pruner == "median" else SuccessiveHalvingPruner()
+        study = optuna.load_study(study_name=trial.study, storage=self.storage, pruner=rule)
+        return rule.prune(study, self.storage.get_trial(trial.id))
 
     def set_waiting(self, trial: Trial, lost: int | None = None) -> None:
         """Set a running trial waiting; `lost` is how many workers have died over it by now."""
@@ -373,9 +439,10 @@ class Database:
         optional = {"worked": trial.worked, "reason": trial.reason, "outcomes": trial.outcomes}
         shown: dict[str, Any] = {key: value for key, value in optional.items() if value}
         shown |= {name: round(value, 4) for name, value in trial.numbers.items()}
+        self._report(trial, trial.curve)
         self._write(trial, {}, status=trial.status, seconds=round(trial.seconds, 3), **shown)
-        if trial.status == "failed":
-            self._set_state(trial, "FAIL")
+        if trial.status in ("failed", "pruned"):
+            self._set_state(trial, "FAIL" if trial.status == "failed" else "PRUNED")
         else:  # seeds that all diverged have no number: the worst there is
             self._set_state(trial, "COMPLETE", math.inf if trial.value is None else trial.value)
 
@@ -400,7 +467,9 @@ def _trial(study: str, row: FrozenTrial) -> Trial:
     shown, hidden = row.user_attrs, row.system_attrs
     about = {"key": None, "protocol": None, "seeds": [], **hidden.get(ABOUT, {})}
     about["best_of"] = about.pop("of", None)
-    about["values"] = {**about.get("values", {}), **row.params}
+    if about.get("is_search"):
+        about["values"] = row.params
+    about["params"] = row.params
     known = ("reason", "outcomes", "seconds", "worked")
     value = row.values[0] if row.values else None
     return Trial(
@@ -417,6 +486,19 @@ def _trial(study: str, row: FrozenTrial) -> Trial:
         **{key: shown[key] for key in known if key in shown},
         **about,
     )
+
+
+def _distribution(values: Sequence[Any]) -> BaseDistribution:
+    """Return a distribution that has these values: a range of numbers, or choices."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    known = list(dict.fromkeys(values))
+    if any(isinstance(each, bool | str) for each in known):
+        return CategoricalDistribution(known)
+    low, high = min(known), max(known)
+    if all(isinstance(each, int) for each in known):
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high)
 
 
 def _attributes(trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,7 +22,7 @@ from glas_bench.sweep import worker_id
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database
 from glas_bench.sweep.plan import Document, Plan, differences, digest, rejudged
 from glas_bench.sweep.search import Search
-from glas_bench.sweep.trial import Trial, count_begun, search_name
+from glas_bench.sweep.trial import Progress, Trial, count_begun, search_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,10 +113,15 @@ class Queue:
         for trial in trials:
             if trial.status == "waiting" and not plan.wants(trial):
                 self.database.withdraw(trial)
-        for entry in plan.entries.values():
-            if not entry["searched"]:
-                own = [trial for trial in trials if trial.belongs(entry)]
-                self.database.add_missing(Trial.planned(plan.name, entry, entry["seeds"]), own)
+        planned = [
+            (entry, Trial.planned(plan.name, entry, entry["seeds"]))
+            for entry in plan.entries.values()
+            if not entry["searched"]
+        ]
+        params = [trial.params for _, trial in planned]
+        for entry, new in planned:
+            own = [trial for trial in trials if trial.belongs(entry)]
+            self.database.add_missing(new, own, params)
 
     def _repeat(self, study: str, chosen: Callable[[Trial], bool]) -> list[str]:
         """Add trials that take the place of those chosen, which are over; return their cells."""
@@ -125,7 +130,7 @@ class Queue:
         again = [trial for trial in trials if trial.number not in repeated and chosen(trial)]
         for trial in again:
             new = replace(trial, status="waiting", retry_of=trial.number)
-            self.database.add(new, self.database.distributions(trial))
+            self.database.add(new, self.database.distributions(trial) if trial.is_search else None)
         return [trial.cell for trial in again]
 
     @_exclusive
@@ -230,9 +235,23 @@ class Queue:
         else:
             self.database.set_waiting(trial, lost)
 
-    def beating(self, trial: Trial) -> contextlib.AbstractContextManager[None]:
-        """Record heartbeats of a trial meanwhile, through any outage of the database."""
-        return repeating(lambda: self.database.heartbeat(trial), self.database.beat)
+    def beating(
+        self, trial: Trial, progress: Progress | None = None, pruner: str | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Record heartbeats of a trial and its progress meanwhile, through any outage.
+
+        Where `pruner` (median or halving) gives up a trial of a search, it is to be pruned; trials
+        of a study's own seeds never are.
+        """
+        so_far = progress or Progress(trial.seeds)
+
+        def beat() -> None:
+            curve = {**so_far.curve}
+            self.database.heartbeat(trial, curve)
+            if pruner and trial.is_search and curve and not so_far.pruned:
+                so_far.pruned = self.database.should_prune(trial, pruner)
+
+        return repeating(beat, self.database.beat)
 
     # ---- ending
 

@@ -98,13 +98,12 @@ def _search(plan: Document, entry: Document, trials: Sequence[Trial]) -> Documen
     repeated = {trial.retry_of for trial in own}
     own = [trial for trial in own if trial.number not in repeated]
     by_status = Counter(trial.status for trial in own)
-    done = by_status["complete"] + by_status["failed"]
+    done = by_status["complete"] + by_status["failed"] + by_status["pruned"]
     ranked = [(trial.value, trial.number, trial) for trial in own if trial.value is not None]
     winner = min(ranked, key=lambda each: each[:2])[2] if ranked else None
     status = "running" if by_status["running"] else "waiting"
     reason = f"search: {done} of {count(plan['trials'], 'trial')}"
-    if by_status["failed"]:
-        reason += f", {by_status['failed']} failed"
+    reason += "".join(f", {by_status[s]} {s}" for s in ("pruned", "failed") if by_status[s])
     if done >= plan["trials"] and not (by_status["running"] or by_status["waiting"]):
         status = "complete" if winner else "failed"
         if winner is None:

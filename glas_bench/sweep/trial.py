@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glas_bench.text import settings
+from glas_bench.text import setting, settings
 
 NUMBERS = ("nll", "elbo", "iw", "refit_iw", "objective")
 """What a trial keeps of its scores: means over its seeds, nats per image."""
@@ -28,6 +28,8 @@ class Trial:
     seeds: list[int]
     values: dict[str, Any] = field(default_factory=dict)
     """Values of the searched axes."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """What a dashboard shows and ranks: the variant and its settings; of a search its values."""
     is_search: bool = False
     retry_of: int | None = None
     """Number of the trial whose place it takes."""
@@ -54,6 +56,8 @@ class Trial:
     """Status by seed."""
     numbers: dict[str, float] = field(default_factory=dict)
     """By name, of `NUMBERS`."""
+    curve: dict[int, float] = field(default_factory=dict)
+    """Validation by epoch, nats per image, mean over the seeds."""
     seconds: float = 0.0
     """How long it took the worker that ended it."""
     worked: int = 0
@@ -72,11 +76,17 @@ class Trial:
             more: other fields.
         """
         more = {"key": entry["key"], "protocol": entry["protocol"], **more}
+        values = more.get("values", {})
+        params = values
+        if not more.get("is_search"):
+            known = {"variant": entry["variant"], **entry["params"], **values}
+            params = {k: v if isinstance(v, int | float) else setting(v) for k, v in known.items()}
         return cls(
             study=study,
             cell=entry["cell"],
             variant=entry["variant"],
-            settings=settings({**entry["params"], **more.get("values", {})}),
+            settings=settings({**entry["params"], **values}),
+            params=params,
             seeds=list(seeds),
             status="not_applicable" if entry["not_applicable"] else "waiting",
             reason=entry["not_applicable"],
@@ -95,6 +105,26 @@ class Trial:
         if entry["searched"]:
             return bool(self.best_of == entry["key"])
         return (self.key, self.protocol) == (entry["key"], entry["protocol"])
+
+
+@dataclass
+class Progress:
+    """How far a running trial is, shared with the thread that records it."""
+
+    seeds: Sequence[int]
+    curve: dict[int, float] = field(default_factory=dict)
+    """As of `Trial`."""
+    pruned: bool = False
+    """Whether it is to end at its next step."""
+    _values: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    def add(self, seed: int, epoch: int, validation: float | None) -> None:
+        """Note the validation of a seed's epoch, nats per image."""
+        if validation is not None:
+            values = self._values.setdefault(epoch, {})
+            values[seed] = validation
+            if len(values) == len(self.seeds):
+                self.curve[epoch] = sum(values.values()) / len(values)
 
 
 def search_name(study: str, cell: str) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from typing import Any
 from glas_bench import environment, processes, signals, study
 from glas_bench.errors import AlreadyRunning, DataError, GlasBenchError, RunError
 from glas_bench.processes import OnEvent
-from glas_bench.record import SeedFolder
 from glas_bench.runs import cells
 from glas_bench.study import Cell
 from glas_bench.sweep import storage
 from glas_bench.sweep.database import PATIENCE, Database
 from glas_bench.sweep.plan import Plan, digest
 from glas_bench.sweep.queue import Queue
-from glas_bench.sweep.trial import NUMBERS, Trial
+from glas_bench.sweep.trial import NUMBERS, Progress, Trial
 
 POLL = 2.0
 """Seconds between two claims while others run the rest; less where heartbeats are closer."""
@@ -49,6 +48,8 @@ class Job:
     """Seeds of each cell."""
     until: float | None
     """Unix time from which on no trial is begun, and no further seed of one."""
+    pruner: str | None = None
+    """Of searches: median or halving."""
 
 
 def work(
@@ -58,6 +59,7 @@ def work(
     most: int | None,
     on_event: OnEvent,
     until: float | None = None,
+    pruner: str | None = None,
 ) -> None:
     """Run trials until nothing is left, or the process is asked to stop.
 
@@ -67,6 +69,8 @@ def work(
         device: where to train.
         most: trials of the study's whole life, if limited.
         until: Unix time from which on no trial is begun, and no further seed of one.
+        pruner: median or halving, which ends trials of a search early; never those on a study's
+            own seeds.
         on_event: called with `{"event": "begin" | "seed" | "end" | "back" | "wait", "cell", ...}`.
 
     Raises:
@@ -92,8 +96,9 @@ def work(
         begun = {"event": "begin", "cell": trial.cell, "name": trial.name, "seeds": trial.seeds}
         on_event(begun)
         try:
-            with queue.beating(trial):
-                ended = run_trial(plan, trial, device, on_event, until)
+            progress = Progress(trial.seeds)
+            with queue.beating(trial, progress, pruner):
+                ended = run_trial(plan, trial, device, on_event, until, progress)
         except AlreadyRunning as error:
             give_back(trial, str(error))
             elsewhere.append(trial.cell)
@@ -137,9 +142,14 @@ def _rest(seconds: float) -> None:
 
 
 def run_trial(
-    plan: Plan, trial: Trial, device: str, on_event: OnEvent, until: float | None = None
+    plan: Plan,
+    trial: Trial,
+    device: str,
+    on_event: OnEvent,
+    until: float | None = None,
+    progress: Progress | None = None,
 ) -> Trial:
-    """Run a trial's seeds; return it with how it ended: complete, failed or interrupted.
+    """Run a trial's seeds; return it with how it ended: complete, failed, pruned or interrupted.
 
     Where seeds run one after another, none is begun from the Unix time `until` on.
 
@@ -148,6 +158,7 @@ def run_trial(
         RunError: the folder cannot be written.
     """
     cell = plan.cell_of(trial)
+    progress = progress or Progress(cell.seeds)
     began = time.monotonic()
     worked = list(cell.finished(plan.results).values()).count(None)
     cells.check_results(plan.results, room=worked > 0)
@@ -155,24 +166,32 @@ def run_trial(
     def watch(_: Cell, seed: int, event: dict[str, Any]) -> None:
         about = {"cell": trial.cell, "name": trial.name, "seed": seed}
         on_event({"event": "seed", **about, "of": event})
+        if event["event"] == "epoch":
+            progress.add(seed, event["epoch"], event["validation"])
+        if progress.pruned and event["event"] in ("train", "epoch"):
+            raise signals.Stopped
 
     # A worker without processors for two seeds at once runs one after another in its own process.
     apart = device == "cpu" and environment.cores() < 2 * cell.config.threads
     outcomes: dict[tuple[str, int], dict[str, Any]] = {}
-    for seeds in [(seed,) for seed in cell.seeds] if apart else [cell.seeds]:
-        if outcomes and is_over(until):
-            break
-        outcomes |= cells.run_cells(
-            [cell.with_seeds(seeds)],
-            plan.splits(cell.config),
-            plan.results,
-            device=device,
-            preset=plan.study.preset,
-            watch=watch,
-        )
+    with contextlib.suppress(signals.Stopped):  # it is pruned, and its seeds' processes have ended
+        for seeds in [(seed,) for seed in cell.seeds] if apart else [cell.seeds]:
+            if outcomes and (is_over(until) or progress.pruned):
+                break
+            outcomes |= cells.run_cells(
+                [cell.with_seeds(seeds)],
+                plan.splits(cell.config),
+                plan.results,
+                device=device,
+                preset=plan.study.preset,
+                watch=watch,
+            )
     left = {"status": "interrupted"}
     by_seed = {seed: outcomes.get((cell.key, seed), left) for seed in cell.seeds}
     ended = end_of(trial, cell, plan.results, by_seed)
+    if progress.pruned and ended.status == "interrupted" and not signals.requested():
+        reason = f"pruned after epoch {max(progress.curve)}"
+        ended = replace(ended, status="pruned", value=None, reason=reason, curve=progress.curve)
     return replace(ended, seconds=time.monotonic() - began, worked=worked)
 
 
@@ -192,13 +211,17 @@ def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[s
     `by_seed` has their statuses, with reasons.
     """
     values: dict[str, list[float]] = {"validation": []}
-    reasons = []
+    reasons, curves = [], []
     for seed, outcome in by_seed.items():
         folder, status = cell.folder(results).seed(seed), outcome["status"]
         if status == "complete":
             scores = folder.scores(cell.protocol) or {}
             known: dict[str, Any] = {name: scores.get(name) for name in NUMBERS}
-            known["validation"] = _validation(folder, scores)
+            rows = folder.metrics()
+            curves.append({row["epoch"]: row.get("validation") for row in rows})
+            known["validation"] = scores.get("validation_nll")
+            if known["validation"] is None and rows:
+                known["validation"] = rows[-1].get("validation")
             for name, value in known.items():
                 if value is not None:
                     values.setdefault(name, []).append(value)
@@ -216,15 +239,18 @@ def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[s
         reason="; ".join(reasons) or None,
         outcomes=outcomes,
         numbers=means,
+        curve=_mean_curve(curves),
     )
 
 
-def _validation(folder: SeedFolder, scores: Mapping[str, Any]) -> float | None:
-    """Return a seed's validation nll, nats per image; where it has none, its last validation."""
-    if scores.get("validation_nll") is not None:
-        return float(scores["validation_nll"])
-    rows = folder.metrics()
-    return rows[-1].get("validation") if rows else None
+def _mean_curve(curves: Sequence[Mapping[int, float | None]]) -> dict[int, float]:
+    """Return the means over curves at the epochs at which all have a value."""
+    by_epoch = {epoch: [curve.get(epoch) for curve in curves] for epoch in (curves or [{}])[0]}
+    return {
+        epoch: sum(known) / len(known)
+        for epoch, values in by_epoch.items()
+        if len(known := [value for value in values if value is not None]) == len(values)
+    }
 
 
 # --------------------------------------------------------------------------- as a process
@@ -257,7 +283,7 @@ def run_job(job: Job, on_event: OnEvent) -> None:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
     url = storage.storage_url(None, results)
     with contextlib.closing(Database(url, patience=PATIENCE)) as database:
-        work(plan, Queue(database), job.device, job.most, on_event, job.until)
+        work(plan, Queue(database), job.device, job.most, on_event, job.until, job.pruner)
 
 
 if __name__ == "__main__":
