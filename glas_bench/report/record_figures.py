@@ -240,10 +240,11 @@ class _Panel:
     def baselines(self) -> list[TableRow]:
         """The baselines of its cells that are in another panel."""
         found: dict[str, TableRow] = {}
-        by_name = {cell.name: cell for cell in self.every}
+        own = {cell.name for cell in self.cells}
+        by_name = {cell.name: cell for cell in self.every if cell.name not in own}
         for cell in () if self.is_recon else self.cells:
             other = by_name.get(cell.first.get("compared_with", ""))
-            if other is not None and other.variant != cell.variant and self._points(other):
+            if other is not None and self._points(other):
                 found[other.name] = other
         return list(found.values())
 
