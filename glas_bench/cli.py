@@ -90,6 +90,11 @@ device_option = click.option(
 mirror_option = click.option(
     "--mirror/--no-mirror", default=True, help="Mirror to MLflow (default)."
 )
+log_model_option = click.option(
+    "--log-model",
+    is_flag=True,
+    help="Log each complete seed's model to MLflow too, for mlflow.pyfunc.load_model.",
+)
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), help="One seed; by default all finished ones."
 )
@@ -180,6 +185,7 @@ def cli() -> None:
     help="Start these seeds again; the old results go once new ones are complete.",
 )
 @mirror_option
+@log_model_option
 @json_option
 @common
 def run(as_json: bool, **given: Any) -> None:
@@ -322,15 +328,16 @@ def report(**given: Any) -> None:
 
 @cli.command(short_help="Mirror run folders to MLflow.")
 @click.argument("folders", nargs=-1, type=PathType(path_type=Path))
+@log_model_option
 @common
-def sync(folders: tuple[Path, ...], results: Path) -> None:
+def sync(folders: tuple[Path, ...], results: Path, log_model: bool) -> None:
     """Mirror run folders to MLflow, by default all of them; repeating it is harmless.
 
     Cells of a study go to the study's experiment.
     """
     from glas_bench.commands import sync as command
 
-    show(lambda: command.carry_out(folders, results))
+    show(lambda: command.carry_out(folders, results, log_model))
 
 
 # --------------------------------------------------------------------------- finished runs

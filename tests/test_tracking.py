@@ -22,13 +22,13 @@ from fabricated import BEGAN, epoch
 from services import Server, free_port
 
 from glas_bench.config import RunConfig, protocol_key
-from glas_bench.errors import RunError
+from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, find_runs, load_run, note_study, runs_by_study, write_json
 from glas_bench.report.records import runs_of
 from glas_bench.text import redact
 from glas_bench.tracking import entries
 from glas_bench.tracking import mlflow_store as store
-from glas_bench.tracking.address import experiment_name
+from glas_bench.tracking.address import experiment_name, tracking_uri
 from glas_bench.tracking.mirror import Mirror
 from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync
 
@@ -828,3 +828,53 @@ def test_a_mirror_that_dies_or_cannot_start_is_reported(tmp_path, monkeypatch):
     with Mirror(tmp_path, [folder.path]) as mirror:
         report = mirror.finish(20)
     assert "could not be started" in report.failures[0][1]
+
+
+# --------------------------------------------------------------------------- models and notebooks
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "load_run.ipynb"
+
+
+def test_a_seed_is_a_model_in_a_notebook_and_in_mlflow(glas, monkeypatch):
+    smoke = ("--preset=smoke", "--set=steps=2", "--set=hidden=4", "--set=epochs=1", "--no-mirror")
+    quickly = ("--set=images=4", "--set=samples=2")
+    ended = glas.here("run", "--variant=cauchy", *smoke, *quickly, "--json")
+    assert ended.code == 0, ended.err
+    monkeypatch.chdir(glas.folder)
+    monkeypatch.setenv("GLAS_BENCH_RESULTS", str(glas.results))
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    lines = "".join("".join(each["source"]) + "\n" for each in cells if each["cell_type"] == "code")
+    assert len([line for line in lines.splitlines() if line]) == 10
+    lines = f"os.environ['MPLBACKEND'] = 'agg'\n{lines}print(run)\nfigure.savefig('samples.png')"
+    assert run_script(lines).splitlines()[1].split()[:3] == ["seed", "status", "nll"]
+    assert (glas.folder / "samples.png").stat().st_size > 1000
+
+    ended = glas.here("sync", "--log-model")
+    assert ended.code == 0, ended.err
+    (run,) = (run for run in opened(glas.results).runs("glas-bench") if "seed" in run.data.params)
+    with store.quiet_mlflow():
+        import mlflow
+
+        mlflow.set_tracking_uri(tracking_uri(glas.results))
+        loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    images = np.zeros((3, 784), np.float32)
+    model = load_run("cauchy").seeds[0].model()
+    drawn = loaded.predict(images, params={"sample": True, "seed": 5})
+    assert np.array_equal(drawn, model.sample(3, seed=5).numpy())
+    copies = loaded.predict(images)
+    assert copies.shape == (3, 784)
+    assert (copies.min() >= 0) & (copies.max() <= 1)
+    assert np.array_equal(copies, loaded.predict(images))
+    before = len(list((glas.results / "artifacts").rglob("MLmodel")))
+    glas.here("sync", "--log-model")
+    assert len(list((glas.results / "artifacts").rglob("MLmodel"))) == before == 1
+
+
+def test_what_has_no_model_says_so(glas):
+    folder = finished(glas.results)
+    train(folder.seed(1), range(1, 2))
+    with pytest.raises(RunError, match="seed 1 is training: it has no finished model"):
+        load_run(folder.path).seeds[1].model()
+    with pytest.raises(UsageError, match="no run 'gauss' below"):
+        load_run("gauss", glas.results)
+    assert glas.here("run", "--variant", "cauchy", "--log-model", "--no-mirror").code == 2

@@ -34,6 +34,7 @@ class Request:
     fresh: bool
     mirror: bool
     results: Path
+    log_model: bool = False
 
 
 def request(
@@ -73,6 +74,8 @@ def carry_out(request: Request) -> Answer:
         RunError: a folder is locked, or cannot be written.
     """
     checkpoint_seconds()  # refused now rather than by every seed
+    if request.log_model and not request.mirror:
+        raise UsageError("--log-model logs to MLflow; leave --no-mirror out")
     variant = registry.find(request.variant)
     baseline = registry.find(request.baseline) if request.baseline else None
     device = environment.choose_device(request.device)
@@ -120,7 +123,7 @@ def _run_watched(
         mirror = None
         if request.mirror:
             folders = [cell.folder(request.results).path for cell in cells]
-            mirror = stack.enter_context(Mirror(request.results, folders))
+            mirror = stack.enter_context(Mirror(request.results, folders, models=request.log_model))
         with display.make_display() as shown:
 
             def watch(cell: Cell, seed: int, event: dict[str, Any]) -> None:

@@ -11,8 +11,10 @@ from glas_bench.text import count
 from glas_bench.tracking.sync import sync
 
 
-def carry_out(folders: Sequence[Path], results: Path) -> Answer:
+def carry_out(folders: Sequence[Path], results: Path, log_model: bool = False) -> Answer:
     """Mirror these run folders, by default all; exit code 3 if one could not be mirrored.
+
+    With `log_model` the models of complete seeds are logged too.
 
     Raises:
         UsageError: a folder is no run folder.
@@ -22,7 +24,7 @@ def carry_out(folders: Sequence[Path], results: Path) -> Answer:
     done: set[str] = set()
     failures: list[tuple[str, str]] = []
     for experiment, some in runs_by_study(results, folders or None).items():
-        report = sync(some, results, experiment=experiment)
+        report = sync(some, results, experiment=experiment, models=log_model)
         failures += report.failures
         done |= {str(each) for each in some} - {name for name, _ in report.failures}
     return Answer(

@@ -42,6 +42,7 @@ class Mirror:
         folders: run folders to mirror, each as soon as it exists.
         experiment: a study's; by default see `address.experiment_name`.
         every: seconds between two syncs.
+        models: log the models of complete seeds too.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Mirror:
         *,
         experiment: str | None = None,
         every: float = EVERY,
+        models: bool = False,
     ) -> None:
         self.results = results.resolve()
         self.folders = [folder.resolve() for folder in folders]
-        self.about = {"experiment": experiment, "every": every}
+        self.about = {"experiment": experiment, "every": every, "models": models}
         self.child: ChildProcess | None = None
         self.reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.problem = "it was not started"
@@ -151,7 +153,8 @@ def _serve(order: dict[str, Any], tell: OnEvent, inbox: queue.Queue[Any]) -> int
     folders, last = [Path(folder) for folder in order["folders"]], False
     while True:
         there, results = _that_exist(folders), Path(order["results"])
-        report = sync(there, results, experiment=order["experiment"], debug=True)
+        about = {"experiment": order["experiment"], "models": order["models"]}
+        report = sync(there, results, **about, debug=True)
         for failed, message in report.failures:
             print(f"{time.strftime('%F %T')} {failed}: {message}", flush=True)
         if last:

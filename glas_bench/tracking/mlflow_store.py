@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 from urllib.parse import urlsplit
 
+from glas_bench import __version__
 from glas_bench.errors import RunError
 from glas_bench.record import created
 from glas_bench.text import redact
@@ -265,6 +267,31 @@ class Store:
         for start in range(0, len(points), MOST_METRICS):
             metrics = [Metric(*point) for point in points[start : start + MOST_METRICS]]
             self.client.log_batch(run_id, metrics=metrics, synchronous=True)
+
+    def log_model(self, run_id: str, folder: Path, pixels: int) -> None:
+        """Log a copy of a run folder with one seed as the model `model` of its run."""
+        import numpy as np
+        from mlflow import pyfunc
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import ModelSignature
+        from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+        images = Schema([TensorSpec(np.dtype(np.float32), (-1, pixels))])
+        params = ParamSchema([ParamSpec("sample", "boolean", False), ParamSpec("seed", "long", 0)])
+        model = self.client.create_logged_model(
+            self.experiment_id, name="model", source_run_id=run_id
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            pyfunc.save_model(
+                f"{scratch}/model",
+                loader_module="glas_bench.tracking.served",
+                data_path=str(folder),
+                signature=ModelSignature(images, images, params),
+                pip_requirements=[f"glas-bench=={__version__}"],
+            )
+            self.client.log_model_artifacts(model.model_id, f"{scratch}/model")
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
     def runs(self, experiment: str) -> list[Run]:
         """Return the active runs of an experiment; none where there is no such experiment."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING, Any, cast
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import (
     RunFolder,
+    RunRecord,
     SeedFolder,
+    SeedRecord,
     load_run,
     read_json,
     read_note,
@@ -58,6 +61,7 @@ def sync(
     *,
     experiment: str | None = None,
     debug: bool = False,
+    models: bool = False,
 ) -> SyncReport:
     """Mirror run folders to MLflow; errors of MLflow or of a folder are returned, not raised.
 
@@ -66,6 +70,7 @@ def sync(
         results: the results folder, for the default store and its artifacts.
         experiment: a study's; by default see `experiment_name`.
         debug: let mlflow's own messages through to stderr.
+        models: log the models of complete seeds too.
     """
     if not folders:
         return SyncReport()
@@ -81,7 +86,7 @@ def sync(
             return SyncReport(0, [(str(folder), error_line(error)) for folder in folders])
         for index, folder in enumerate(folders):
             try:
-                changed += _sync_folder(store, folder, known, note)
+                changed += _sync_folder(store, folder, known, note, models)
                 done += 1
             except Exception as error:  # the other folders may succeed
                 failures.append((str(folder), error_line(error)))
@@ -92,7 +97,11 @@ def sync(
 
 
 def _sync_folder(
-    store: Store, folder: Path, known: Collection[str] | None, note: Mapping[str, Any]
+    store: Store,
+    folder: Path,
+    known: Collection[str] | None,
+    note: Mapping[str, Any],
+    models: bool,
 ) -> bool:
     """Mirror a folder; return whether there was anything new."""
     if not (folder / "config.yaml").is_file():
@@ -101,9 +110,13 @@ def _sync_folder(
         RunFolder.at(folder).settle_if_free()
         ledger = _Ledger(folder, store)
         stamp = _stamp(folder, note)
-        if ledger.kept.get("stamp") == stamp and all(
-            store.run(run_id) is not None if known is None else run_id in known
-            for run_id in ledger.run_ids()
+        if (
+            not models
+            and ledger.kept.get("stamp") == stamp
+            and all(
+                store.run(run_id) is not None if known is None else run_id in known
+                for run_id in ledger.run_ids()
+            )
         ):
             return False
         record = load_run(folder)
@@ -116,7 +129,9 @@ def _sync_folder(
                     continue
                 entry = entries.of_seed(record, seed, note)
                 with store.writing():
-                    _Put(store, ledger, str(seed.seed), entry, parent)
+                    put = _Put(store, ledger, str(seed.seed), entry, parent)
+                    if models and seed.status == "complete":
+                        put.log_model(record, seed)
             ledger.kept["stamp"] = stamp
         finally:
             ledger.save()
@@ -282,6 +297,19 @@ class _Put:
         tag = json.dumps(digests)
         if self.run.data.tags.get(FILES) != tag:
             self.store.describe(self.run_id, {}, {FILES: tag})
+
+    def log_model(self, record: RunRecord, seed: SeedRecord) -> None:
+        """Log the model of a seed, once."""
+        if "model" in self.slot:
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch, f"{record.config.variant}-{record.config_key}")
+            left_out = shutil.ignore_patterns("*.png", "partial*", ".*")
+            shutil.copytree(seed.folder.path, copy / seed.folder.path.name, ignore=left_out)
+            shutil.copy(record.path / "config.yaml", copy)
+            pixels = math.prod(record.about.get("image_shape", (28, 28)))
+            self.store.log_model(self.run_id, copy, pixels)
+        self.slot["model"] = True
 
     def _status(self) -> None:
         entry, info = self.entry, self.run.info
