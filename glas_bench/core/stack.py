@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from glas_bench.core import rollout, streams, train
 from glas_bench.model import LSTM, Context, Glas, Linear, State, Terms
-from glas_bench.ops import adam, programs
+from glas_bench.ops import adam, deferral, linear, programs
 from glas_bench.ops.adam import BETA_1, BETA_2, EPSILON
 
 
@@ -28,8 +28,7 @@ class Stack:
 
     Args:
         models: alike but for their numbers, on one device; they are not changed.
-        precision: of the layers' products. With bf16 their kernels are cast in every call, so that
-            the gradients of all calls are added up in float32.
+        precision: of the layers' products.
         like: the model whose trained parameters are those of the stack; by default the first.
     """
 
@@ -37,7 +36,8 @@ class Stack:
         self, models: Sequence[Glas], precision: str = "fp32", like: Glas | None = None
     ) -> None:
         self.skeleton = like or models[0]
-        self.low = kernel_names(self.skeleton) if precision == "bf16" else frozenset()
+        self.low = precision == "bf16"
+        self.cast = kernel_names(self.skeleton) if self.low else frozenset()
         self.parameters = {
             name: torch.stack([dict(m.named_parameters())[name].detach() for m in models])
             for name, _ in self.skeleton.named_parameters()
@@ -72,7 +72,7 @@ class Stack:
 
         def one(tensors: dict[str, Tensor], *arguments: Any) -> Any:
             named = {
-                f"model.{name}": tensor.to(torch.bfloat16) if name in self.low else tensor
+                f"model.{name}": tensor.to(torch.bfloat16) if name in self.cast else tensor
                 for name, tensor in tensors.items()
             }
             return torch.func.functional_call(module, named, arguments)
@@ -104,6 +104,7 @@ class Rollout:
         compile_step: whether the step is compiled.
         generates: as in `rollout.rollout`.
         auxiliary: as in `rollout.rollout`.
+        defers: whether the steps' gradients of weights are left to `gradients`.
     """
 
     def __init__(
@@ -113,9 +114,15 @@ class Rollout:
         compile_step: bool = False,
         generates: bool = True,
         auxiliary: rollout.Auxiliary | None = None,
+        defers: bool = False,
     ) -> None:
+        self.stack = stack
         self.generates = generates
         self.auxiliary = auxiliary
+        self.defers = defers
+        self.calls: list[deferral.Call | None] | None = None if defers else []
+        self.given: list[list[Tensor]] = []
+        self.taps: list[list[Tensor]] = []
         self._begin = stack.call(self._begin_one)
         self._step = programs.compiled(stack.call(self._step_one, shared=1), compile_step)
         self._finish = stack.call(self._finish_one)
@@ -134,8 +141,18 @@ class Rollout:
         silent = state.generation
         charge = log_ratio = x.new_zeros(seeds, draws * images)
         times = torch.arange(steps, device=x.device)
+        if self.calls is None:
+            self.calls = self._list_calls(tensors, context, state, noise_TSBZ[0], times[0])
+        dtype = torch.bfloat16 if self.stack.low else None
+        kernels = deferral.stacked_kernels(self.calls, self.stack.parameters, dtype)
+        self.given, self.taps = [], []
         for noise_SBZ, time in zip(noise_TSBZ.unbind(), times.unbind(), strict=True):
-            state, now = self._step(tensors, context, state, noise_SBZ, time)
+            taps = deferral.stacked_taps(self.calls, kernels)
+            state, now, given = self._step(
+                tensors, context, state, noise_SBZ, kernels, taps, time
+            )
+            self.given.append(given)
+            self.taps.append(taps)
             if self.generates:
                 charge, log_ratio = charge + now[0], log_ratio + now[1]
             else:
@@ -143,6 +160,38 @@ class Rollout:
         recon, aux = self._finish(tensors, context, state)
         shape = (seeds, draws, images)
         return Terms(*(part.reshape(shape) for part in (recon, charge, log_ratio, aux)))
+
+    def gradients(
+        self, value: Tensor, leaves: Mapping[str, Tensor]
+    ) -> dict[str, Tensor | None]:
+        """Return the gradients by parameters [S, ...] of a value [] made from the last rollout."""
+        assert self.calls is not None
+        taps = [tap for of_step in self.taps for tap in of_step]
+        found = torch.autograd.grad(value, [*leaves.values(), *taps], allow_unused=True)
+        arrived = iter(found[len(leaves) :])
+        by_step = [[next(arrived) for _ in of_step] for of_step in self.taps]
+        late = deferral.gradients(self.calls, leaves, self.given, by_step)
+        self.given, self.taps = [], []
+        gradients: dict[str, Tensor | None] = dict(zip(leaves, found, strict=False))
+        for name, gradient in late.items():
+            early = gradients[name]
+            gradients[name] = gradient if early is None else early + gradient
+        return gradients
+
+    @torch.no_grad()
+    def _list_calls(self, tensors: dict[str, Tensor], *arguments: Any) -> list[Any]:
+        """Return the calls of `linear.add` in a step, from one that is not used otherwise."""
+        calls: list[list[deferral.Call | None]] = []
+
+        def listed(model: Glas, parts: Any, state: State, noise: Tensor, t: Tensor) -> Tensor:
+            def step() -> None:
+                model.step(self._context(parts), state, noise, t)
+
+            calls.append(deferral.list_calls(step, dict(model.named_parameters())))
+            return noise
+
+        self.stack.call(listed, shared=1)(tensors, *arguments)
+        return calls[0]
 
     # ---- one seed's part, inside vmap
 
@@ -160,10 +209,24 @@ class Rollout:
         x, made, *labels = parts
         return Context(x, x, labels[0] if labels else None, made)
 
-    @classmethod
-    def _step_one(cls, model: Glas, parts: Any, state: State, noise: Tensor, t: Tensor) -> Any:
-        state, step = model.step(cls._context(parts), state, noise, t)
-        return state, (step.charge, step.log_ratio)
+    def _step_one(
+        self,
+        model: Glas,
+        parts: Any,
+        state: State,
+        noise: Tensor,
+        kernels: list[Tensor],
+        taps: list[Tensor],
+        t: Tensor,
+    ) -> Any:
+        context = self._context(parts)
+        if not taps:
+            state, step = model.step(context, state, noise, t)
+            return state, (step.charge, step.log_ratio), []
+        calls = deferral.Deferral(self.calls or [], kernels, taps)
+        with linear.recording(calls, "fp32"):
+            state, step = model.step(context, state, noise, t)
+        return state, (step.charge, step.log_ratio), calls.given
 
     def _finish_one(self, model: Glas, parts: Any, state: State) -> tuple[Tensor, Tensor]:
         context = self._context(parts)

@@ -255,19 +255,18 @@ class StackedTraining:
             compile_step=compile_parts,
             generates=phase.generates,
             auxiliary=phase.auxiliary,
+            defers=True,
         )
         objective = self.stack.call(lambda model, terms: train.mean_objective(phase, model, terms))
         moves = programs.compiled(move, compile_parts)
 
         def step() -> None:
             images, labels, noise = self._batch()
-            leaves = list(self.adam.trained.values())
             with torch.enable_grad():
                 tensors = self.stack.tensors
                 terms = run(tensors, images, labels, noise)
                 values_S = objective(tensors, terms)
-                grads = torch.autograd.grad(values_S.sum(), leaves, allow_unused=True)
-            gradients = dict(zip(self.adam.trained, grads, strict=True))
+                gradients = run.gradients(values_S.sum(), self.adam.trained)
             parts_S4 = torch.stack(
                 [values_S, *(part.mean((1, 2)) for part in (terms.recon, terms.charge, terms.aux))],
                 1,

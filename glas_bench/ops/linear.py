@@ -5,7 +5,8 @@ which every transform of torch can handle. Inside `recording` they are recorded 
 backward pass by hand-written rules, which do no work over t that can be done once: the inputs of a
 kernel are kept side by side for all steps, one product makes its gradient at the end, a bias is
 summed once, and inputs that are the zeros of the first step are not multiplied. Training on a CPU
-records. Both give the same numbers to rounding.
+records; `deferral` does the same in a step that is mapped over seeds. All give the same numbers to
+rounding.
 
 On a CPU, large kernels that multiply few rows many times are laid out once for oneDNN (`Packed`);
 other products in float32 are numpy's, whose OpenBLAS beats `torch.mm`. On each of two busy cores of
@@ -29,7 +30,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,10 +39,22 @@ from torch import Tensor
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
+class Recorder(Protocol):
+    """Records the calls of `add`: a `Tape`, or a part of `deferral`."""
+
+    def begin(self) -> None:
+        """Begin to record."""
+
+    def add(
+        self, base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool, low: bool, /
+    ) -> Tensor:
+        """Return base + sum of value @ kernel, in bfloat16 if `low`."""
+
+
 class _Mode:
     """How products are made; a process has one current mode."""
 
-    def __init__(self, low: bool, tape: Tape | None) -> None:
+    def __init__(self, low: bool, tape: Recorder | None) -> None:
         self.low = low
         self.tape = tape
         self.casts: dict[tuple[int, int, bool], tuple[Tensor, Tensor]] = {}
@@ -70,11 +83,11 @@ def precision(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recording(tape: Tape, name: str) -> Iterator[None]:
+def recording(tape: Recorder, name: str) -> Iterator[None]:
     """Make products at a precision and record them for one backward pass.
 
     Args:
-        tape: keeps the inputs of one rollout and its backward pass at a time; none where gradients
+        tape: a `Tape` keeps the inputs of one rollout and its backward pass at a time; none where gradients
             are not enabled. A tape used in inference mode cannot be used outside it.
         name: the precision.
     """
@@ -119,12 +132,19 @@ def add(base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool 
     mode = _current
     if mode.tape is not None:
         return mode.tape.add(base, inputs, transposed, mode.low)
+    return add_plain(base, inputs, transposed, mode.low)
+
+
+def add_plain(
+    base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool, low: bool
+) -> Tensor:
+    """Return what `add` does, by plain operations whatever is recorded."""
     for value, kernel in inputs:
-        if mode.low and kernel.dtype != torch.bfloat16:
-            kernel = mode.cast(kernel)
-        low = kernel.dtype == torch.bfloat16  # cast here or by the caller
+        if low and kernel.dtype != torch.bfloat16:
+            kernel = _current.cast(kernel)
+        was_cast = kernel.dtype == torch.bfloat16  # here or by the caller
         kernel = kernel.mT if transposed else kernel
-        if low:
+        if was_cast:
             base = base + (value.to(torch.bfloat16) @ kernel).to(base.dtype)
         else:
             base = torch.addmm(base, value, kernel)
