@@ -66,6 +66,9 @@ nats from K = 100 to 1000.
 
 BUDGET = refit.Budget()
 
+PRECISION = "fp32"
+"""Of the products in scoring, whatever the model was trained at: one yardstick for all."""
+
 
 def protocol(
     config: RunConfig,
@@ -97,6 +100,8 @@ def protocol(
         made["refit"] = _fit_protocol()
         made["choice_samples"] = CHOICE_SAMPLES
         made["own_samples"] = OWN_SAMPLES
+    if config.precision != PRECISION:  # else it goes without saying, as in records of old
+        made["precision"] = PRECISION
     return made
 
 
@@ -147,7 +152,7 @@ class Scorer:
     ) -> None:
         self.tell = tell
         self.model = model
-        self.config = config
+        self.config = config.model_copy(update={"precision": PRECISION})
         self.splits = splits
         self.seed = seed
         self.rows = rows or rows_on(splits.test.images.device)

@@ -308,25 +308,25 @@ def test_weights_of_a_program_are_those_of_a_rollout(ways):
             shift = (torch.randn(4, 2, 3), torch.randn(4, 2, 3))
             recogniser.shift = shift
             found = log_w(recogniser, x, None, noise)
-            assert recogniser.shift is shift
-            torch.testing.assert_close(found, rollout.rollout(recogniser, x, x, None, noise).log_w)
+            wide = weights.with_shift(noise, shift)
+            torch.testing.assert_close(found, rollout.rollout(recogniser, x, x, None, wide).log_w)
             plain = log_w(trained, x, None, noise)
             torch.testing.assert_close(plain, rollout.rollout(trained, x, x, None, noise).log_w)
     assert len(log_w.programs) == 2
     assert len(messages) == 2 * (len(ways) - 1)
 
 
-def test_a_bf16_run_is_scored_in_bf16_from_its_elbo_to_its_refit():
-    found = {
-        precision: scorer(
-            registry.find("cauchy"), estimators=("iw", "refit"), precision=precision, hidden=16
-        ).score()
+def test_a_run_in_bf16_is_scored_in_fp32_under_a_protocol_of_its_own():
+    scorers = [
+        scorer(registry.find("cauchy"), estimators=("iw", "refit"), precision=precision, hidden=16)
         for precision in ("fp32", "bf16")
-    }
+    ]
+    assert scorers[0].key != scorers[1].key  # such runs were once scored in bf16
+    assert "precision" not in scorers[0].protocol
+    assert scorers[1].protocol["precision"] == "fp32"
+    exact, same = (each.score()[1] for each in scorers)
     for name in ("elbo", "iw", "refit_iw", "nll"):
-        near, exact = (found[precision][1][name] for precision in ("bf16", "fp32"))
-        assert not np.array_equal(near, exact), name
-        np.testing.assert_allclose(near, exact, rtol=3e-2)
+        np.testing.assert_array_equal(same[name], exact[name])
 
 
 def test_what_draws_still_gain_marks_a_bound_and_v_does_not():

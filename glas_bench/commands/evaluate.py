@@ -71,7 +71,7 @@ def _score(request: Request) -> tuple[list[dict[str, Any]], str, list[str]]:
     with RunFolder.at(path).locked(), display.make_display() as shown, signals.graceful():
         seeds = load_finished(path, request.seed, device)
         config = seeds[0].record.config
-        environment.prepare_torch(config.threads, config.precision)  # as the run itself was scored
+        environment.prepare_torch(config.threads, evaluate.PRECISION)
         if own:
             rows += [_by_weights(each, request, own, shown) for each in seeds]
             texts.append(weights_text(rows))

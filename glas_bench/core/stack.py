@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glas_bench.core import rollout, streams, train
+from glas_bench.core import rollout, train
 from glas_bench.model import LSTM, Context, Glas, Linear, State, Terms
 from glas_bench.ops import adam, deferral, linear, programs
 from glas_bench.ops.adam import BETA_1, BETA_2, EPSILON
@@ -37,7 +37,6 @@ class Stack:
     ) -> None:
         self.skeleton = like or models[0]
         self.low = precision == "bf16"
-        self.cast = kernel_names(self.skeleton) if self.low else frozenset()
         self.parameters = {
             name: torch.stack([dict(m.named_parameters())[name].detach() for m in models])
             for name, _ in self.skeleton.named_parameters()
@@ -61,18 +60,22 @@ class Stack:
         """Parameters and buffers by name."""
         return {**self.parameters, **self.buffers}
 
-    def call(self, function: Callable[..., Any], *, shared: int = 0) -> Callable[..., Any]:
+    def call(
+        self, function: Callable[..., Any], *, shared: int = 0, cast: bool = True
+    ) -> Callable[..., Any]:
         """Return a function of (tensors, arguments...) carried over the leading axis.
 
         Args:
             function: takes the model and arguments, which are trees of tensors.
             shared: so many of the last arguments have no such axis.
+            cast: whether kernels are cast where the precision asks for it.
         """
         module = rollout.Program(self.skeleton, function)
+        low = kernel_names(self.skeleton) if self.low and cast else ()
 
         def one(tensors: dict[str, Tensor], *arguments: Any) -> Any:
             named = {
-                f"model.{name}": tensor.to(torch.bfloat16) if name in self.cast else tensor
+                f"model.{name}": tensor.to(torch.bfloat16) if name in low else tensor
                 for name, tensor in tensors.items()
             }
             return torch.func.functional_call(module, named, arguments)
@@ -124,7 +127,8 @@ class Rollout:
         self.given: list[list[Tensor]] = []
         self.taps: list[list[Tensor]] = []
         self._begin = stack.call(self._begin_one)
-        self._step = programs.compiled(stack.call(self._step_one, shared=1), compile_step)
+        step = stack.call(self._step_one, shared=1, cast=not defers)
+        self._step = programs.compiled(step, compile_step)
         self._finish = stack.call(self._finish_one)
 
     def __call__(
@@ -148,9 +152,7 @@ class Rollout:
         self.given, self.taps = [], []
         for noise_SBZ, time in zip(noise_TSBZ.unbind(), times.unbind(), strict=True):
             taps = deferral.stacked_taps(self.calls, kernels)
-            state, now, given = self._step(
-                tensors, context, state, noise_SBZ, kernels, taps, time
-            )
+            state, now, given = self._step(tensors, context, state, noise_SBZ, kernels, taps, time)
             self.given.append(given)
             self.taps.append(taps)
             if self.generates:
@@ -161,9 +163,7 @@ class Rollout:
         shape = (seeds, draws, images)
         return Terms(*(part.reshape(shape) for part in (recon, charge, log_ratio, aux)))
 
-    def gradients(
-        self, value: Tensor, leaves: Mapping[str, Tensor]
-    ) -> dict[str, Tensor | None]:
+    def gradients(self, value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """Return the gradients by parameters [S, ...] of a value [] made from the last rollout."""
         assert self.calls is not None
         taps = [tap for of_step in self.taps for tap in of_step]
@@ -287,9 +287,10 @@ class EpochBatches:
         seeds = torch.arange(len(rows_SB), device=rows_SB.device)[:, None]
         return self.pixels[seeds, rows_SB].to(torch.float32)
 
-    def noise(self, *shape: int) -> Tensor:
-        """Return every seed's noise of this step, [S, ...]."""
-        return streams.normals(self.keys, math.prod(shape), self.place[1]).reshape(-1, *shape)
+    def noise(self, normals: programs.Function, *shape: int) -> Tensor:
+        """Return every seed's noise of this step, [S, ...]; `normals` is that of `streams`."""
+        made: Tensor = normals(self.keys, math.prod(shape), self.place[1])
+        return made.reshape(-1, *shape)
 
 
 class StackedAdam:
@@ -339,47 +340,17 @@ class StackedAdam:
             for i, moved in enumerate(moved_SN)
         ]
 
-    def norms(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """Return the norm [S] of every group's gradient, in float64."""
-        norms = {}
-        for group, names in self.groups.items():
-            squares = [
-                gradient.flatten(1).norm(dim=1).double().square()
+    def moved(self, gradients: Mapping[str, Tensor | None]) -> list[list[Moved]]:
+        """Return the parameters with a gradient [S, ...] and their moments, in their groups."""
+        groups = [
+            [
+                Moved(self.trained[name], gradient, *self.moments[name], self.counts[name])
                 for name in names
                 if (gradient := gradients.get(name)) is not None
             ]
-            if squares:
-                norms[group] = torch.stack(squares).sum(0).sqrt()
-        return norms
-
-    def step(
-        self,
-        gradients: Mapping[str, Tensor | None],
-        norms: Mapping[str, Tensor],
-        good: Tensor,
-        rate: Tensor,
-        move: programs.Function,
-    ) -> None:
-        """Clip, and move the seeds [S] that are `good`.
-
-        Args:
-            gradients: by name, [S, ...] each.
-            norms: of these, as `norms` returns them.
-            good: which seeds are moved.
-            rate: the learning rate, [].
-            move: `move`, compiled or not.
-        """
-        factors = {
-            name: torch.clamp(train.CLIP_NORM / norm, max=1.0).to(torch.float32)
-            for group, norm in norms.items()
-            for name in self.groups[group]
-        }
-        moved = [
-            Moved(self.trained[name], gradient, *self.moments[name], self.counts[name], factor)
-            for name, factor in factors.items()
-            if (gradient := gradients[name]) is not None
+            for names in self.groups.values()
         ]
-        move(moved, good, rate)
+        return [group for group in groups if group]
 
 
 def group_names(model: nn.Module) -> dict[str, list[str]]:
@@ -397,12 +368,50 @@ class Moved(NamedTuple):
     mean: Tensor  # Adam's first moment
     square: Tensor  # its second
     steps: Tensor  # [S] taken so far
-    factor: Tensor  # [S] by which the gradient is clipped
 
 
-def move(stacks: list[Moved], good: Tensor, rate: Tensor) -> None:
-    """Take Adam's step in place for the seeds [S] that are `good`; the others stay as they are."""
-    for parameter, gradient, mean, square, steps, factor in stacks:
+class Progress(NamedTuple):
+    """Where the seeds stand, on the device."""
+
+    alive: Tensor  # bool [S]: whether the seed still moves
+    failed_step: Tensor  # int64 [S]; -1 while it does
+    reason: Tensor  # int64 [S]: 1 the objective is not finite, 2 a gradient
+    sums: Tensor  # float64 [S, parts] of the epoch
+    place: Tensor  # int64 [2] of `EpochBatches`
+
+
+@torch.no_grad()
+def update(groups: list[list[Moved]], progress: Progress, parts_SN: Tensor, rate: Tensor) -> None:
+    """Clip every group, take Adam's step for the seeds that can take it, and count, in place.
+
+    Args:
+        groups: parameters that are clipped as one tensor each, with their gradients.
+        progress: where the seeds stand.
+        parts_SN: what is summed over the epoch, the objective first.
+        rate: the learning rate, [].
+    """
+    norms = [
+        torch.stack([m.gradient.flatten(1).norm(dim=1).double().square() for m in group])
+        .sum(0)
+        .sqrt()
+        for group in groups
+    ]
+    finite = torch.isfinite(parts_SN[:, 0])
+    smooth = torch.stack([torch.isfinite(norm) for norm in norms]).all(0)
+    good = progress.alive & finite & smooth
+    failed = progress.alive & ~good
+    progress.failed_step.copy_(torch.where(failed, progress.place[1], progress.failed_step))
+    progress.reason.copy_(torch.where(failed, torch.where(finite, 2, 1), progress.reason))
+    progress.alive.copy_(good)
+    for group, norm in zip(groups, norms, strict=True):
+        _move(group, torch.clamp(train.CLIP_NORM / norm, max=1.0).to(torch.float32), good, rate)
+    progress.sums.add_(torch.where(good[:, None], parts_SN.double(), 0.0))
+    progress.place.add_(1)
+
+
+def _move(group: list[Moved], factor: Tensor, good: Tensor, rate: Tensor) -> None:
+    """Take Adam's step along gradients times a factor [S] for the seeds [S] that are `good`."""
+    for parameter, gradient, mean, square, steps in group:
         shape = (-1, *[1] * (parameter.dim() - 1))
         alive = good.view(shape)
         clipped = gradient * factor.view(shape)

@@ -15,13 +15,21 @@ Shapes: S seeds, N training images; otherwise as in `model`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from glas_bench.core import streams, train
-from glas_bench.core.stack import EpochBatches, Rollout, Stack, StackedAdam, group_names, move
+from glas_bench.core.stack import (
+    EpochBatches,
+    Progress,
+    Rollout,
+    Stack,
+    StackedAdam,
+    group_names,
+    update,
+)
 from glas_bench.core.train import PARTS, Diverged, Optimisation
 from glas_bench.ops import programs
 
@@ -67,10 +75,13 @@ class StackedTraining:
         keys = [streams.derive(one.seed, one.noise_stream) for one in self.trainings]
         self.batches = EpochBatches(torch.tensor(keys).to(self.device))
         seeds = len(self.trainings)
-        self.alive = torch.ones(seeds, dtype=torch.bool, device=self.device)
-        self.failed_step = torch.full((seeds,), -1, dtype=torch.int64, device=self.device)
-        self.reason = torch.zeros(seeds, dtype=torch.int64, device=self.device)
-        self.sums = torch.zeros(seeds, len(PARTS), dtype=torch.float64, device=self.device)
+        self.progress = Progress(
+            alive=torch.ones(seeds, dtype=torch.bool, device=self.device),
+            failed_step=torch.full((seeds,), -1, dtype=torch.int64, device=self.device),
+            reason=torch.zeros(seeds, dtype=torch.int64, device=self.device),
+            sums=torch.zeros(seeds, len(PARTS), dtype=torch.float64, device=self.device),
+            place=self.batches.place,
+        )
         self.rate = torch.zeros((), dtype=torch.float64, device=self.device)
         self._stack()
 
@@ -115,8 +126,8 @@ class StackedTraining:
         if not self.taken:  # the trainings may stand in a new epoch already
             return self.diverged
         self.stack.unstack([one.model for one in self.trainings])
-        alive, failed, reason = self.alive.tolist(), self.failed_step.tolist(), self.reason.tolist()
-        sums, states = self.sums.tolist(), self.adam.states()
+        alive, failed, reason, sums, _ = (tensor.tolist() for tensor in self.progress)
+        states = self.adam.states()
         for i in list(self.going):
             one = self.trainings[i]
             taken = self.taken if alive[i] else failed[i] - one.at.step
@@ -133,7 +144,7 @@ class StackedTraining:
 
     def leave(self, i: int) -> None:
         """Move one of the collected trainings no further."""
-        self.alive[i] = False
+        self.progress.alive[i] = False
         self.going.remove(i)
         self._follow()
 
@@ -224,8 +235,7 @@ class StackedTraining:
 
     def _kept(self) -> list[Tensor]:
         """Return what a step changes."""
-        flags = (self.alive, self.failed_step, self.reason, self.sums, self.batches.place)
-        return [*self.adam.tensors, *flags]
+        return [*self.adam.tensors, *self.progress]
 
     def _begin_epoch(self) -> None:
         """Put order, pixels, counters and sums of the trainings on the device."""
@@ -234,18 +244,18 @@ class StackedTraining:
         self.batches.begin(at, data, shared=not self.first.redraws)
         for i in self.going:
             values = [self.trainings[i].at.sums[part] for part in PARTS]
-            self.sums[i].copy_(torch.tensor(values, dtype=torch.float64))
+            self.progress.sums[i].copy_(torch.tensor(values, dtype=torch.float64))
 
     # ---- one step
 
-    def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _batch(self, normals: programs.Function) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return images [S, B, P], labels [S, B] and noise [S, T, K, B, Z] of the step."""
         batch, labels, model = self.first.batch, self.first.labels, self.stack.skeleton
         rows_SB = self.batches.rows(batch)
         return (
             self.batches.images(rows_SB),
             None if labels is None else labels[rows_SB],
-            self.batches.noise(model.steps, model.draws, batch, model.noise_size),
+            self.batches.noise(normals, model.steps, model.draws, batch, model.noise_size),
         )
 
     def _build(self, compile_parts: bool) -> Callable[[], None]:
@@ -258,10 +268,11 @@ class StackedTraining:
             defers=True,
         )
         objective = self.stack.call(lambda model, terms: train.mean_objective(phase, model, terms))
-        moves = programs.compiled(move, compile_parts)
+        normals = programs.compiled(streams.normals, compile_parts, any_size=True)
+        updates = programs.compiled(update, compile_parts)
 
         def step() -> None:
-            images, labels, noise = self._batch()
+            images, labels, noise = self._batch(normals)
             with torch.enable_grad():
                 tensors = self.stack.tensors
                 terms = run(tensors, images, labels, noise)
@@ -271,23 +282,6 @@ class StackedTraining:
                 [values_S, *(part.mean((1, 2)) for part in (terms.recon, terms.charge, terms.aux))],
                 1,
             ).detach()
-            self._update(moves, parts_S4, gradients)
+            updates(self.adam.moved(gradients), self.progress, parts_S4, self.rate)
 
         return step
-
-    @torch.no_grad()
-    def _update(
-        self, moves: programs.Function, parts_S4: Tensor, gradients: Mapping[str, Tensor | None]
-    ) -> None:
-        """Clip, move the seeds that can be moved, and count."""
-        norms = self.adam.norms(gradients)
-        finite = torch.isfinite(parts_S4[:, 0])
-        smooth = torch.stack([torch.isfinite(norm) for norm in norms.values()]).all(0)
-        good = self.alive & finite & smooth
-        now_failed = self.alive & ~good
-        self.failed_step.copy_(torch.where(now_failed, self.batches.place[1], self.failed_step))
-        self.reason.copy_(torch.where(now_failed, torch.where(finite, 2, 1), self.reason))
-        self.alive.copy_(good)
-        self.adam.step(gradients, norms, good, self.rate, moves)
-        self.sums += torch.where(good[:, None], parts_S4.double(), 0.0)
-        self.batches.place += 1

@@ -5,8 +5,8 @@ moves more memory than the products themselves. `linear`'s tape avoids that by h
 here it is done in plain tensor operations, which `torch.func.vmap` and `torch.compile` can handle:
 
 - `list_calls` finds the calls of `linear.add` in a step;
-- within the step (`linear.recording(Deferral(...))`), call i multiplies its inputs, side by side, by
-  a copy of its kernels that takes no gradient, and adds zeros, `taps[i]`. It notes the inputs;
+- within the step (`linear.recording(Deferral(...))`) call i multiplies its inputs, side by side,
+  by a copy of its kernels that takes no gradient, and adds zeros, `taps[i]`. It keeps the inputs;
 - the gradient of a tap is that of the result of its call. `gradients` makes those of the weights
   from them and the inputs, with one product over steps and rows for each call.
 
@@ -153,23 +153,20 @@ def gradients(
         arrived: of every step, the gradients [S, B, out] of its taps; None where nothing came.
     """
     made: dict[str, Tensor] = {}
-
-    def put(name: str, gradient: Tensor) -> None:
-        gradient = gradient.to(stacks[name].dtype)
-        made[name] = made[name] + gradient if name in made else gradient
-
     for place, call in enumerate(call for call in calls if call is not None):
         steps = [t for t, of_step in enumerate(arrived) if of_step[place] is not None]
         wanted = [name for name in (*call.kernels, call.bias) if name in stacks]
         if not steps or not wanted:
             continue
-        inputs = torch.cat([given[t][place] for t in steps], 1)  # [S, T B, in]
         results = torch.cat([arrived[t][place] for t in steps], 1)  # type: ignore[misc]
-        if call.bias in stacks:
-            put(call.bias, results.sum(1, dtype=stacks[call.bias].dtype))
-        if any(name in stacks for name in call.kernels):
-            whole = torch.bmm(inputs.mT, results)
-            for name, part in zip(call.kernels, whole.split(call.sizes, 1), strict=True):
-                if name in stacks:
-                    put(name, part.mT if call.transposed else part)
+        parts = {} if call.bias is None else {call.bias: results.sum(1, dtype=torch.float32)}
+        if wanted != [call.bias]:
+            inputs = torch.cat([given[t][place] for t in steps], 1)  # [S, T B, in]
+            pieces = torch.split(torch.bmm(inputs.mT, results), list(call.sizes), 1)
+            for name, piece in zip(call.kernels, pieces, strict=True):
+                parts[name] = piece.mT if call.transposed else piece
+        for name, part in parts.items():
+            if name in stacks:
+                part = part.to(stacks[name].dtype)
+                made[name] = made[name] + part if name in made else part
     return made

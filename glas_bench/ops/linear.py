@@ -87,8 +87,8 @@ def recording(tape: Recorder, name: str) -> Iterator[None]:
     """Make products at a precision and record them for one backward pass.
 
     Args:
-        tape: a `Tape` keeps the inputs of one rollout and its backward pass at a time; none where gradients
-            are not enabled. A tape used in inference mode cannot be used outside it.
+        tape: a `Tape` keeps the inputs of one rollout and its backward pass at a time; none where
+            gradients are not enabled. One used in inference mode cannot be used outside it.
         name: the precision.
     """
     tape.begin()

@@ -193,15 +193,21 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
-def compiled(function: Function, wanted: bool) -> Function:
-    """Return the function; if wanted, it is compiled at its first call."""
+def compiled(function: Function, wanted: bool, *, any_size: bool = False) -> Function:
+    """Return the function; if wanted, it is compiled at its first call.
+
+    Args:
+        function: of tensors.
+        wanted: whether to compile it.
+        any_size: once for all sizes, instead of once for each.
+    """
     if not wanted:
         return function
     import torch._dynamo.config as dynamo  # takes a second
 
     # the limit is per function, and the cells of a sweep share it, each with its own shapes
     dynamo.recompile_limit, dynamo.accumulated_recompile_limit = MOST_COMPILED, 16 * MOST_COMPILED
-    made: Function = torch.compile(function, dynamic=False, backend=BACKEND)
+    made: Function = torch.compile(function, dynamic=any_size, backend=BACKEND)
     return made
 
 

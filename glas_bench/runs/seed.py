@@ -263,8 +263,9 @@ class SeedRun:
 
     def score(self) -> None:
         """Score the last epoch's parameters and store the numbers, last of all."""
-        from glas_bench.evaluate import score_into
+        from glas_bench.evaluate import PRECISION, score_into
 
+        prepare_torch(self.training.config.threads, PRECISION)
         self.set_status("scoring")
         score_into(self.folder, self.scorer(), self.tell_scoring, self.every)
 

@@ -39,12 +39,21 @@ from glas_bench.model import (
     Recognition,
     RecurrentSettings,
     State,
+    Step,
     Terms,
 )
 from glas_bench.ops import programs
 from glas_bench.ops.adam import Adam
 from glas_bench.record import Partial
-from glas_bench.yardstick.weights import Images, NotFinite, Tick, Weigher, Weights, step_of
+from glas_bench.yardstick.weights import (
+    Images,
+    NotFinite,
+    Tick,
+    Weigher,
+    Weights,
+    step_of,
+    with_shift,
+)
 
 CHUNK = 125
 """Images that are refined together; they influence one another by rounding only."""
@@ -94,7 +103,7 @@ class Recogniser(Glas):
     def __init__(self, settings: RecurrentSettings, pixels: int) -> None:
         super().__init__(settings, pixels)
         self.shift: tuple[Tensor, Tensor] | None = None
-        """Added to an image's means and log-stds, [B, T, Z] each."""
+        """What `Weights` adds to an image's means and log-stds, [B, T, Z] each."""
 
     @classmethod
     def of(cls, trained: Glas, seed: int) -> Recogniser:
@@ -125,20 +134,25 @@ class Recogniser(Glas):
     def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
         return e_BH, memory
 
-    def products(self, x: Tensor) -> Memory:
-        rows = super().products(x)
-        if self.shift is not None:
-            rows |= dict(zip(("mean", "log_std"), self.shift, strict=True))
-        return rows
+    def step(
+        self, context: Context, state: State, noise_BZ: Tensor, t: Tensor
+    ) -> tuple[State, Step]:
+        """Take a step; the noise may come with what is added to means and log-stds, [B, 3 Z].
+
+        So the loop hands out each step's part: a selection by t would have a gradient as large as
+        all steps together, at every step.
+        """
+        noise_BZ, *shift = torch.split(noise_BZ, self.noise_size, -1)
+        if shift:
+            added = dict(zip(("mean", "log_std"), shift, strict=True))
+            context = context._replace(products=context.products | added)
+        return super().step(context, state, noise_BZ, t)
 
     def infer(self, context: Context, state: State, t: Tensor) -> tuple[Any, Tensor, Recognition]:
         q, read, recognition = super().infer(context, state, t)
         if "mean" in context.products:
-            mean, log_std = (
-                context.products[name].index_select(1, t[None])[:, 0]
-                for name in ("mean", "log_std")
-            )
-            q = Normal(q.mean + mean, q.std * log_std.exp())
+            added, log_std = context.products["mean"], context.products["log_std"]
+            q = Normal(q.mean + added, q.std * log_std.exp())
         return q, read, recognition
 
     # ---- generation: the trained model's
@@ -458,12 +472,10 @@ class Refiner:
         def gradients(x: Tensor, noise: Tensor, *shift: Tensor) -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 leaves = [tensor.detach().requires_grad_() for tensor in shift]
-                model.shift = (leaves[0], leaves[1])
-                try:
-                    terms = rollout.rollout(model, x, x, None, noise, step=take)
-                finally:
-                    model.shift = None
-                return torch.autograd.grad((terms.recon + terms.charge).sum(), leaves)
+                terms = rollout.rollout(model, x, x, None, with_shift(noise, leaves), step=take)
+                made = torch.autograd.grad((terms.recon + terms.charge).sum(), leaves)
+                # Adam's kernel reads memory in order, whatever the strides
+                return tuple(gradient.contiguous() for gradient in made)
 
         return gradients
 

@@ -188,8 +188,8 @@ class Weigher:
 class Weights:
     """Log importance weights of rollouts of the same shapes, many times: see `ops.programs`.
 
-    A model whose recogniser holds an image's own parameters (`shift`) gets them at every call; all
-    its other tensors must stay where they are.
+    A recogniser's parameters of an image's own (`shift`) are taken at every call; all other tensors
+    of the model must stay where they are.
 
     Args:
         tell: called with a message when a program falls back to a slower way.
@@ -215,12 +215,14 @@ class Weights:
         if key not in self.programs:
             build = functools.partial(_weights_program, model, labels is not None)
             self.programs[key] = programs.Program(build, x.device, tell=self.tell, ways=self.ways)
-        try:
-            log_w: Tensor = self.programs[key](*given)
-        finally:
-            if shift is not None:
-                model.shift = shift  # type: ignore[assignment]
+        log_w: Tensor = self.programs[key](*given)
         return log_w.clone()
+
+
+def with_shift(noise_TKBZ: Tensor, shift: Sequence[Tensor]) -> Tensor:
+    """Return noise side by side with an image's own parameters [B, T, Z], [T, K, B, 3 Z]."""
+    parts = [part.transpose(0, 1)[:, None].expand_as(noise_TKBZ) for part in shift]
+    return torch.cat([noise_TKBZ, *parts], -1)
 
 
 def step_of(model: Glas, compile_step: bool) -> Callable[..., Any]:
@@ -249,7 +251,7 @@ def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callabl
     def log_w(x: Tensor, noise: Tensor, *others: Tensor) -> Tensor:
         labels, shift = (others[0], others[1:]) if labelled else (None, others)
         if shift:
-            model.shift = shift  # type: ignore[assignment]
+            noise = with_shift(noise, shift)
         with linear.best_for(tape):
             return rollout.rollout(model, x, x, labels, noise, step=take).log_w
 
