@@ -149,9 +149,10 @@ class Rollout:
             self.calls = self._list_calls(tensors, context, state, noise_TSBZ[0], times[0])
         dtype = torch.bfloat16 if self.stack.low else None
         kernels = deferral.stacked_kernels(self.calls, self.stack.parameters, dtype)
+        zero = noise.new_zeros((), dtype=dtype, requires_grad=True)
         self.given, self.taps = [], []
         for noise_SBZ, time in zip(noise_TSBZ.unbind(), times.unbind(), strict=True):
-            taps = deferral.stacked_taps(self.calls, kernels)
+            taps = deferral.stacked_taps(self.calls, zero, seeds)
             state, now, given = self._step(tensors, context, state, noise_SBZ, kernels, taps, time)
             self.given.append(given)
             self.taps.append(taps)

@@ -78,7 +78,7 @@ class Deferral:
             return linear.add_plain(base, inputs, transposed, low)
         kernel, tap = self.kernels[len(self.given)], self.taps[len(self.given)]
         given = torch.cat([value.to(kernel.dtype) for value, _ in inputs], -1)
-        self.given.append(given)
+        self.given.append(given.detach())
         if call.bias is not None:
             base = base.detach()
         return base + (given @ kernel + tap).to(base.dtype)
@@ -129,13 +129,15 @@ def stacked_kernels(
     return laid_out
 
 
-def stacked_taps(calls: Sequence[Call | None], kernels: Sequence[Tensor]) -> list[Tensor]:
-    """Return zeros [S, B, out] for every call but None, which take gradients and no memory."""
-    known = [call for call in calls if call is not None]
-    return [
-        kernel.new_zeros((), requires_grad=True).expand(len(kernel), call.rows, call.out)
-        for call, kernel in zip(known, kernels, strict=True)
-    ]
+def stacked_taps(calls: Sequence[Call | None], zero: Tensor, seeds: int) -> list[Tensor]:
+    """Return zeros [S, B, out] for every call but None, which take gradients and no memory.
+
+    Args:
+        calls: as for `stacked_kernels`.
+        zero: a number of the dtype of products, which requires a gradient.
+        seeds: S.
+    """
+    return [zero.expand(seeds, call.rows, call.out) for call in calls if call is not None]
 
 
 def gradients(

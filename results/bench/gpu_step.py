@@ -50,18 +50,21 @@ class Count(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         is_view = func.is_view or func in _FREE
         if not self.inside and not is_view:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if torch.is_tensor(leaf)]
+            seen = result if func in _READS_NOTHING else (args, kwargs, result)
+            tensors = [leaf for leaf in tree_leaves(seen) if torch.is_tensor(leaf)]
             self.add("other", 1, sum(_size(tensor) for tensor in tensors))
         return result
 
 
 _FREE = {
     torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
     torch.ops.aten.new_empty.default,
     torch.ops.aten.detach.default,
     torch.ops.aten._unsafe_view.default,
     torch.ops.aten.lift_fresh.default,
 }
+_READS_NOTHING = {torch.ops.aten.new_zeros.default, torch.ops.aten.zeros_like.default}
 
 
 def _size(tensor: torch.Tensor) -> int:
