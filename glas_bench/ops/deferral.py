@@ -161,7 +161,8 @@ def gradients(
         if not steps or not wanted:
             continue
         results = torch.cat([arrived[t][place] for t in steps], 1)  # type: ignore[misc]
-        parts = {} if call.bias is None else {call.bias: results.sum(1, dtype=torch.float32)}
+        sums = torch.promote_types(results.dtype, torch.float32)
+        parts = {} if call.bias is None else {call.bias: results.sum(1, dtype=sums)}
         if wanted != [call.bias]:
             inputs = torch.cat([given[t][place] for t in steps], 1)  # [S, T B, in]
             pieces = torch.split(torch.bmm(inputs.mT, results), list(call.sizes), 1)

@@ -106,7 +106,9 @@ def kernels_of(graph: torch.fx.GraphModule, inputs: list[Any]) -> list[tuple[int
         with V.set_graph_handler(made), V.set_debug_handler(DebugContext()):
             made.run(*given)
             made._update_scheduler()
-            found = [(n.is_extern(), n.get_read_write_buffers_sizes()) for n in made.scheduler.nodes]
+            found = [
+                (n.is_extern(), n.get_read_write_buffers_sizes()) for n in made.scheduler.nodes
+            ]
     kinds = [[size for extern, size in found if extern is kind] for kind in (True, False)]
     return [(len(sizes), sum(sizes)) for sizes in kinds]
 
@@ -149,7 +151,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--precision", default="fp32,bf16", help="tf32 moves the bytes of fp32")
     given = parser.parse_args()
-    print("| precision | kernels | of these products | GB | of these products | other than lowered |")
+    print(
+        "| precision | kernels | of these products | GB | of these products | other than lowered |"
+    )
     print("|---|---|---|---|---|---|")
     for precision in given.precision.split(","):
         sizes = given.variant, given.hidden, given.batch
