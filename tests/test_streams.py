@@ -6,14 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import needs_compiler
 from scipy import stats as scipy_stats
 
 from glas_bench.core import streams
+from glas_bench.ops import programs
 
 
 def words(key, counter, block=0):
-    found = streams._philox(torch.tensor(key), counter + 1, block)
-    return [int(word[counter]) for word in found]
+    found = streams._philox(torch.tensor([counter]), torch.tensor(key), block)
+    return [int(word) for word in found]
 
 
 def test_it_is_philox():
@@ -22,6 +24,17 @@ def test_it_is_philox():
     assert words(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     for key, counter, block in ((1, 0, 0), (2**62 + 12345, 7, 3), (2**63 - 1, 3, 2**32 - 1)):
         assert words(key, counter, block) == reference(key, counter, block)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_it_is_philox_compiled_too_for_any_number_of_counters():
+    philox = programs.compiled(streams._philox, True, any_size=True)
+    keys, block = torch.tensor([3, 2**62 + 12345, 2**63 - 1]), torch.tensor(2**32 - 1)
+    for count in (70, 130):
+        at = streams.counters(count, keys.device)
+        for word, exact in zip(philox(at, keys, block), streams._philox(at, keys, block)):
+            assert torch.equal(word, exact)
 
 
 def reference(key, counter, block):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glas_bench.core import rollout, train
+from glas_bench.core import rollout, streams, train
 from glas_bench.model import LSTM, Context, Glas, Linear, State, Terms
 from glas_bench.ops import adam, deferral, linear, programs
 from glas_bench.ops.adam import BETA_1, BETA_2, EPSILON
@@ -289,9 +289,10 @@ class EpochBatches:
         return self.pixels[seeds, rows_SB].to(torch.float32)
 
     def noise(self, normals: programs.Function, *shape: int) -> Tensor:
-        """Return every seed's noise of this step, [S, ...]; `normals` is that of `streams`."""
-        made: Tensor = normals(self.keys, math.prod(shape), self.place[1])
-        return made.reshape(-1, *shape)
+        """Return every seed's noise of this step, [S, ...]; `normals` is `streams.normals_at`."""
+        count = math.prod(shape)
+        made: Tensor = normals(streams.counters(count, self.keys.device), self.keys, self.place[1])
+        return made[:, :count].reshape(-1, *shape)
 
 
 class StackedAdam:

@@ -268,7 +268,7 @@ class StackedTraining:
             defers=True,
         )
         objective = self.stack.call(lambda model, terms: train.mean_objective(phase, model, terms))
-        normals = programs.compiled(streams.normals, compile_parts, any_size=True)
+        normals = programs.compiled(streams.normals_at, compile_parts, any_size=True)
         updates = programs.compiled(update, compile_parts)
 
         def step() -> None:

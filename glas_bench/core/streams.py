@@ -66,37 +66,55 @@ def normals(keys: Tensor, count: int, block: Tensor | int = 0) -> Tensor:
         count: numbers wanted of each stream.
         block: stretch of the stream; an int, or int64 that broadcasts to the keys.
     """
-    a, b, c, d = _philox(keys, -(-count // 4), block)
+    return normals_at(counters(count, keys.device), keys, block)[..., :count]
+
+
+def counters(count: int, device: torch.device) -> Tensor:
+    """Return the counters 0, 1, ... of so many numbers, four of each, int64."""
+    return torch.arange(-(-count // 4), device=device)
+
+
+def normals_at(counters_N: Tensor, keys: Tensor, block: Tensor | int) -> Tensor:
+    """Return the normals of these counters [N], float32 [..., 4 N]; as `normals` otherwise.
+
+    This part may be compiled. The counters may not be made in it: torch's compiler takes a multiple
+    of `arange` for a place in memory, in fewer bits than the product has.
+    """
+    a, b, c, d = _philox(counters_N, keys, block)
     pairs = (*_box_muller(a, b), *_box_muller(c, d))
-    return torch.stack(pairs, -1).flatten(-2)[..., :count]
+    return torch.stack(pairs, -1).flatten(-2)
 
 
 def uniforms(keys: Tensor, count: int, block: Tensor | int = 0) -> Tensor:
     """Return float32 uniform noise in [0, 1), [..., count]; as `normals` otherwise."""
-    words = _philox(keys, -(-count // 4), block)
+    words = _philox(counters(count, keys.device), keys, block)
     parts = [(word >> 8).to(torch.float32) * 2.0**-24 for word in words]
     return torch.stack(parts, -1).flatten(-2)[..., :count]
 
 
-def _philox(keys: Tensor, count: int, block: Tensor | int) -> tuple[Tensor, ...]:
-    """Return four words in [0, 2^32) as int64 [..., count] for the counters 0..count-1."""
-    position = torch.arange(count, device=keys.device)
-    a = position.expand(*keys.shape, count)
+def _philox(counters_N: Tensor, keys: Tensor, block: Tensor | int) -> tuple[Tensor, ...]:
+    """Return four words in [0, 2^32) as int64 [..., N] for these counters [N]."""
+    a = counters_N.expand(*keys.shape, len(counters_N))
     blocks = torch.as_tensor(block, device=keys.device).expand(keys.shape)
     b, d = torch.zeros_like(a), torch.zeros_like(a)
     c = (blocks & _LOW)[..., None].expand_as(a)
     low, high = (keys & _LOW)[..., None], ((keys >> 32) & _LOW)[..., None]
     for _ in range(_ROUNDS):
-        # A product of two words wraps around in int64 and keeps its 64 bits.
-        first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a, b, c, d = (
-            ((second >> 32) & _LOW) ^ b ^ low,
-            second & _LOW,
-            ((first >> 32) & _LOW) ^ d ^ high,
-            first & _LOW,
-        )
+        first_high, first_low = _product(a, _MULTIPLIERS[0])
+        second_high, second_low = _product(c, _MULTIPLIERS[1])
+        a, b, c, d = second_high ^ b ^ low, second_low, first_high ^ d ^ high, first_low
         low, high = (low + _WEYL[0]) & _LOW, (high + _WEYL[1]) & _LOW
     return a, b, c, d
+
+
+def _product(word: Tensor, other: int) -> tuple[Tensor, Tensor]:
+    """Return the high and the low word of a product of two words."""
+    if torch.compiler.is_compiling():  # a compiler may assume that int64 does not overflow
+        low = (word & 0xFFFF) * other
+        high = (word >> 16) * other + (low >> 16)
+        return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+    product = word * other  # wraps around and keeps its 64 bits
+    return (product >> 32) & _LOW, product & _LOW
 
 
 def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
