@@ -33,7 +33,9 @@ def test_it_is_philox_compiled_too_for_any_number_of_counters():
     keys, block = torch.tensor([3, 2**62 + 12345, 2**63 - 1]), torch.tensor(2**32 - 1)
     for count in (70, 130):
         at = streams.counters(count, keys.device)
-        for word, exact in zip(philox(at, keys, block), streams._philox(at, keys, block)):
+        for word, exact in zip(
+            philox(at, keys, block), streams._philox(at, keys, block), strict=True
+        ):
             assert torch.equal(word, exact)
 
 
