@@ -166,15 +166,17 @@ class Styles:
 
 
 def usual(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return a range that takes in the given ones but for outliers, which would flatten the rest.
+    """Return a range that takes in the given ones but for outliers, where they flatten the rest.
 
     An outlier lies further than three times the distance of the quartiles from the nearer one
-    (Tukey 1977, "far out").
+    (Tukey 1977, "far out"). Outliers flatten the rest where it has less than a third of the whole.
     """
     ends = np.array(ranges).ravel()
     low, high = np.quantile(ends, [0.25, 0.75])
-    inside = ends[(ends >= low - 3 * (high - low)) & (ends <= high + 3 * (high - low))]
-    return float(inside.min()), float(inside.max())
+    rest = ends[(ends >= low - 3 * (high - low)) & (ends <= high + 3 * (high - low))]
+    if np.ptp(ends) <= 3 * np.ptp(rest):
+        rest = ends
+    return float(rest.min()), float(rest.max())
 
 
 def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
