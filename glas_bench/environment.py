@@ -231,10 +231,13 @@ def processor() -> str:
 def git_state() -> dict[str, Any]:
     """Return the commit of the checkout of this package and whether it is dirty.
 
-    Both are None, with a reason, outside a checkout.
+    An installed wheel has the commit that it was built from. Otherwise both are None, with a
+    reason.
     """
     here = Path(__file__).resolve()
     tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)
+    if tracked is None and (built := here.with_name("COMMIT")).is_file():
+        return {"commit": built.read_text().strip(), "dirty": None, "reason": "a build of it"}
     if tracked is None:
         return {"commit": None, "dirty": None, "reason": "not run from a git checkout, or no git"}
     commit = _git(here.parent, "rev-parse", "HEAD")
