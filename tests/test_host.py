@@ -181,3 +181,10 @@ def test_a_package_that_is_too_old_is_named(tmp_path: Path) -> None:
         "too old: pip install 'optuna>=" in glas("doctor", folder=tmp_path, PYTHONPATH=old).stdout
     )
     assert not environment.outdated()
+
+
+def test_an_installed_build_names_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    assert environment.git_state()["commit"] is None
+    (tmp_path / "COMMIT").write_text("0123abc\n")  # as setup.py writes it into a wheel
+    assert environment.git_state() == {"commit": "0123abc", "dirty": None, "reason": "a build of it"}
