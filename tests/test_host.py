@@ -187,4 +187,5 @@ def test_an_installed_build_names_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     assert environment.git_state()["commit"] is None
     (tmp_path / "COMMIT").write_text("0123abc\n")  # as setup.py writes it into a wheel
-    assert environment.git_state() == {"commit": "0123abc", "dirty": None, "reason": "a build of it"}
+    built = {"commit": "0123abc", "dirty": None, "reason": "a build of it"}
+    assert environment.git_state() == built
