@@ -64,7 +64,7 @@ class Difference(_Part):
     why_none: str | None
 
 
-class Seed(_Part):
+class SeedResults(_Part):
     """One seed of a cell."""
 
     seed: int
@@ -76,7 +76,7 @@ class Seed(_Part):
     numbers: dict[str, float]
 
 
-class Cell(_Part):
+class CellResults(_Part):
     """A variant under one setting, in one table."""
 
     cell: str
@@ -89,18 +89,18 @@ class Cell(_Part):
     scores: dict[str, Mean]
     compared_with: str | None
     differences: dict[str, Difference]
-    seeds: list[Seed]
+    seeds: list[SeedResults]
 
 
-class Comparable(_Part):
+class TableResults(_Part):
     """Cells that may be compared: one table of the page."""
 
     common: dict[str, str] = Field(description="data, K, budget and what else the rows share")
     ranked_by: str
-    cells: list[Cell]
+    cells: list[CellResults]
 
 
-class Look(_Part):
+class LookResults(_Part):
     """The interval of a claim after a number of seeds."""
 
     number: int
@@ -110,7 +110,7 @@ class Look(_Part):
     high: float | None
 
 
-class Claim(_Part):
+class ClaimResults(_Part):
     """A comparison that a claim asks for, and its verdict."""
 
     claim: int
@@ -126,7 +126,7 @@ class Claim(_Part):
     estimate: float | None
     low: float | None
     high: float | None
-    looks: list[Look]
+    looks: list[LookResults]
 
 
 class Results(_Part):
@@ -145,8 +145,8 @@ class Results(_Part):
     cells_planned: int
     cells_complete: int
     seeds: dict[str, int] = Field(description="number of seeds by status")
-    claims: list[Claim]
-    tables: list[Comparable]
+    claims: list[ClaimResults]
+    tables: list[TableResults]
     not_begun: list[str] = Field(description="planned cells without any run")
     remarks: list[str]
 
@@ -190,15 +190,15 @@ def schema() -> str:
     return json.dumps(Results.model_json_schema(), indent=1) + "\n"
 
 
-def _table(group: Table) -> Comparable:
+def _table(group: Table) -> TableResults:
     cells = [_cell(cell) for cell in group.order]
-    return Comparable(common=group.common, ranked_by=group.metric, cells=cells)
+    return TableResults(common=group.common, ranked_by=group.metric, cells=cells)
 
 
-def _cell(cell: TableRow) -> Cell:
+def _cell(cell: TableRow) -> CellResults:
     first = cell.first
     ranks = (first.get("rank"), first.get("rank_to"))
-    return Cell(
+    return CellResults(
         cell=cell.name,
         variant=cell.variant,
         settings=cell.settings,
@@ -233,9 +233,9 @@ def _difference(row: Row, metric: str) -> Difference:
     )
 
 
-def _seed(row: Row) -> Seed:
+def _seed(row: Row) -> SeedResults:
     numbers = {name: value_of(row, name) for name in (*SCORES, *OTHERS)}
-    return Seed(
+    return SeedResults(
         seed=int(row["seed"]),
         status=row["status"],
         reason=row.get("reason") or None,
@@ -246,7 +246,10 @@ def _seed(row: Row) -> Seed:
     )
 
 
-def _claim(one: Mapping[str, Any]) -> Claim:
-    looks = [Look(**{name: look[name] for name in Look.model_fields}) for look in one["looks"]]
-    known = {name: one[name] for name in Claim.model_fields if name != "looks"}
-    return Claim(**known, looks=looks)
+def _claim(one: Mapping[str, Any]) -> ClaimResults:
+    looks = [
+        LookResults(**{name: look[name] for name in LookResults.model_fields})
+        for look in one["looks"]
+    ]
+    known = {name: one[name] for name in ClaimResults.model_fields if name != "looks"}
+    return ClaimResults(**known, looks=looks)
