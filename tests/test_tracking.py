@@ -355,7 +355,7 @@ def test_the_newest_scoring_gives_the_numbers(results):
     key = score(folder.seed(0), samples=50, iw=147.0, elbo=None, elbo_status="undefined")
     assert_ok(sync([folder.path], results), 1)
     run = seed_run(results, folder).data
-    assert (run.metrics["iw"], run.metrics["yardstick/samples"]) == (147.0, 50)
+    assert (run.metrics["iw"], json.loads(run.tags["protocol"])) == (147.0, {"samples": 50})
     assert (run.tags["protocol_key"], run.tags["elbo_status"]) == (key, "undefined")
     numbers, _ = shown(folder)
     assert "elbo" not in numbers  # of the other scoring, and no number of this one

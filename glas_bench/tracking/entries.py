@@ -47,6 +47,12 @@ MAIN = (
 )
 """Final numbers under their own names; the others' begin with `yardstick/`."""
 
+_COUNTS = (
+    *("images", "samples", "iw_samples", "diagnosed_images", "diagnosed_draws"),
+    *("refit_steps", "refit_total_steps", "active_units_of", "footprint_cells"),
+)
+"""No results: the tag `protocol` and the files have them."""
+
 _SYSTEM = ("images_per_second", "peak_memory_bytes", "parameters")
 _ABOUT = ("data_origin", "data_hash", "source_hash", "core_version", "preset", "bound_reason")
 _NOT_CURVES = ("epoch", "step", "time", "seconds", "phase", "validation", "validation_kind")
@@ -146,12 +152,16 @@ def _name(record: RunRecord, note: Mapping[str, Any]) -> str:
 
 
 def _numbers(seed: SeedRecord, protocol: str | None) -> list[Point]:
-    """Return the final numbers of a seed; the step of a sweep is its number of weights."""
+    """Return the final numbers of a seed, the main ones first, as MLflow lists them.
+
+    The step of a sweep is its number of weights.
+    """
     points = []
     for name, value, time, weights in seed.numbers(protocol):
-        if "seconds" not in name:
+        if "seconds" not in name and name not in _COUNTS:
             group = "system/" if name in _SYSTEM else "" if name in MAIN else "yardstick/"
             points.append(Point(group + name, value, round(1000 * time), weights or 0))
+    points.sort(key=lambda each: MAIN.index(each.name) if each.name in MAIN else len(MAIN))
     return points
 
 
