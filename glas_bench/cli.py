@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from glas_bench import __version__
+from glas_bench import __version__, completion
 from glas_bench.errors import GlasBenchError, unknown
 
 if TYPE_CHECKING:
@@ -99,9 +99,17 @@ seed_option = click.option(
     "--seed", type=click.IntRange(min=0), help="One seed; by default all finished ones."
 )
 study_options = options(
-    click.argument("study"),
-    click.option("--preset", help="Instead of the study's own: another study, STUDY@PRESET."),
-    click.option("--dataset", help="Instead of the preset's: another study, STUDY@DATASET."),
+    click.argument("study", shell_complete=completion.studies),
+    click.option(
+        "--preset",
+        help="Instead of the study's own: another study, STUDY@PRESET.",
+        shell_complete=completion.presets,
+    ),
+    click.option(
+        "--dataset",
+        help="Instead of the preset's: another study, STUDY@DATASET.",
+        shell_complete=completion.datasets,
+    ),
     click.option(
         "--storage",
         metavar="URL",
@@ -153,22 +161,40 @@ def cli() -> None:
 
 
 @cli.command(short_help="Train and score one variant, and a baseline beside it.")
-@click.option("--variant", required=True, help="A variant's name, or the path of its file.")
-@click.option("--baseline", help="A variant to run as well and compare with.")
-@click.option("--dataset", help="A name that `datasets` lists; by default the preset's.")
+@click.option(
+    "--variant",
+    required=True,
+    help="A variant's name, or the path of its file.",
+    shell_complete=completion.variants,
+)
+@click.option(
+    "--baseline",
+    help="A variant to run as well and compare with.",
+    shell_complete=completion.variants,
+)
+@click.option(
+    "--dataset",
+    help="A name that `datasets` lists; by default the preset's.",
+    shell_complete=completion.datasets,
+)
 @click.option(
     "--data-file",
     type=PathType(path_type=Path),
     help="A text of your own, in UTF-8 (.txt); or, with --dataset omniglot, a .mat with the layout "
     "of chardata.mat; or a packed .npz of either.",
 )
-@click.option("--preset", help="smoke, quick (default), laptop, short or paper.")
+@click.option(
+    "--preset",
+    help="smoke, quick (default), laptop, short or paper.",
+    shell_complete=completion.presets,
+)
 @click.option("--seeds", default="0", show_default=True, help="0, 0-2 or 0,3,5-7.")
 @click.option(
     "--set",
     "pairs",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=completion.settings,
     help="Change a setting: epochs, batch, learning_rate, samples (K), images, ..., or one of the "
     "variant's own (glas-bench variants NAME); repeatable.",
 )
@@ -251,7 +277,7 @@ def status(as_json: bool, **given: Any) -> None:
 
 
 @cli.command(short_help="List the variants, or explain one.")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.variants)
 @json_option
 @without_results
 def variants(name: str | None, as_json: bool) -> None:
@@ -262,7 +288,7 @@ def variants(name: str | None, as_json: bool) -> None:
 
 
 @cli.command(short_help="Test a variant against the contract.")
-@click.argument("variant")
+@click.argument("variant", shell_complete=completion.variants)
 @without_results
 def check(variant: str) -> None:
     """Test a variant (a name, or the path of a file) against every promise of the contract."""
@@ -275,7 +301,12 @@ def check(variant: str) -> None:
 
 
 @cli.command(short_help="Write pages: tables, verdicts, figures.")
-@click.argument("references", nargs=-1, metavar="[STUDY ... | FILE.csv]")
+@click.argument(
+    "references",
+    nargs=-1,
+    metavar="[STUDY ... | FILE.csv]",
+    shell_complete=completion.studies,
+)
 @click.option(
     "--out",
     type=PathType(file_okay=False, path_type=Path),
@@ -344,7 +375,7 @@ def sync(folders: tuple[Path, ...], results: Path, log_model: bool) -> None:
 
 
 @cli.command(short_help="Score a finished run again, or by AIS.")
-@click.argument("run")
+@click.argument("run", shell_complete=completion.runs)
 @click.option(
     "--estimator",
     "estimators",
@@ -389,7 +420,7 @@ def evaluate(as_json: bool, **given: Any) -> None:
 
 
 @cli.command(short_help="Draw pictures of a finished run.")
-@click.argument("run")
+@click.argument("run", shell_complete=completion.runs)
 @seed_option
 @click.option(
     "--images",
@@ -445,6 +476,51 @@ def pack(name: str, folder: Path, data_file: Path | None) -> None:
     click.echo(str(data.pack(name, folder, data_file)))
 
 
+@cli.command(short_help="List the shipped studies.")
+@click.option("--preset", help="Instead of each study's own.", shell_complete=completion.presets)
+@json_option
+@without_results
+def studies(preset: str | None, as_json: bool) -> None:
+    """List the shipped studies: cells, claims, the core hours that they take here, question."""
+    from glas_bench.commands import lists
+
+    show(lambda: lists.studies(preset), as_json)
+
+
+@cli.group(
+    invoke_without_command=True,
+    short_help="List the runs of a results folder; `runs remove RUN`.",
+)
+@json_option
+@common
+@click.pass_context
+def runs(context: click.Context, as_json: bool, results: Path) -> None:
+    """List runs: data, status of the seeds, size on disk, age; `runs remove RUN` removes some."""
+    from glas_bench.commands import lists
+
+    if context.invoked_subcommand is None:
+        show(lambda: lists.runs(results), as_json)
+
+
+@runs.command()
+@click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=completion.runs)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def remove(names: tuple[str, ...], yes: bool, results: Path) -> None:
+    """Remove runs from the disk, given by path or by the beginning of name or key.
+
+    What MLflow holds of them stays.
+    """
+    from glas_bench.commands import lists
+
+    found = lists.to_remove(results, names)
+    if not yes:
+        for each in found:
+            click.echo(each["path"])
+        click.confirm(f"remove with all seeds: {len(found)}", abort=True)
+    show(lambda: lists.remove(found))
+
+
 @cli.command(short_help="Show what this machine has and lacks.")
 @json_option
 @common
@@ -488,7 +564,7 @@ def run_command_line() -> NoReturn:
     """Run the command in `sys.argv`; errors are one message, tracebacks only with --debug."""
     debug = "--debug" in sys.argv
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="glas-bench", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -13,7 +13,7 @@ import torch
 from matplotlib.image import imread
 from test_train import tiny_splits, training
 
-from glas_bench import data, evaluate, registry
+from glas_bench import data, evaluate, registry, study
 from glas_bench.commands import evaluate as commands_evaluate
 from glas_bench.data import parse
 from glas_bench.errors import RunError, UsageError
@@ -344,3 +344,65 @@ def test_evaluate_names_a_seed_that_is_broken_and_scores_the_others(glas):
     assert str(broken) in ended.err
     assert "Seed 1 is left out" in ended.err
     assert "own      10" in ended.out
+
+
+# --------------------------------------------------------------------------- lists
+
+
+def test_studies_are_listed_with_their_core_hours(finished):
+    command, _ = finished
+    listed = {each["study"]: each for each in json.loads(command.here("studies", "--json").out)}
+    assert set(listed) == set(study.shipped())
+    slip, smoke = listed["grid-slip"], listed["smoke"]
+    assert (slip["cells"], slip["claims"], slip["runs"]) == (4, 4, 20)
+    assert 0 < smoke["core_hours"] < slip["core_hours"] < listed["published"]["core_hours"]
+    ended = command.here("studies", "--preset", "labtop")
+    assert ended.code == 2
+    assert "Did you mean 'laptop'?" in ended.err
+
+
+def test_runs_are_listed_and_removed_unless_at_work(finished, tmp_path):
+    command, document = finished
+    results = tmp_path / "results"
+    name = Path(document["folder"]).name
+    shutil.copytree(document["folder"], results / "runs" / name)
+    broken = results / "runs" / "cauchy-0123456789ab"
+    (broken / "seed-0").mkdir(parents=True)
+    sizes = [p.stat().st_size for p in (results / "runs" / name).rglob("*") if p.is_file()]
+    rows = json.loads(command.here("runs", "--json", "--results", results).out)
+    listed = {each["run"]: each for each in rows}
+    assert listed[name]["seeds"] == {"complete": 1}
+    assert (listed[name]["finished"], listed[name]["bytes"]) == (True, sum(sizes))
+    assert not listed[broken.name]["finished"]
+    assert "config.yaml" in listed[broken.name]["problem"]
+    assert "1 complete" in command.here("runs", "--results", results).out
+
+    ended = command.here("runs", "remove", "nix", "--yes", "--results", results)
+    assert (ended.code, "no run 'nix'" in ended.err) == (2, True)
+    ended = command.here("runs", "remove", name[:9], "--results", results)  # nobody answers
+    assert ended.code != 0
+    with RunFolder.at(results / "runs" / name).locked():
+        ended = command.here("runs", "remove", name[:9], "--yes", "--results", results)
+    assert (ended.code, "already running" in ended.err) == (1, True)
+    assert (results / "runs" / name).is_dir()
+    ended = command.here("runs", "remove", name, broken.name, "--yes", "--results", results)
+    assert ended.code == 0, ended.err
+    assert list((results / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("run --variant hel", {"hellinger", "hellinger-renyi"}),
+        ("run --variant draw --set read", {"read_size="}),
+        ("run --preset la", {"laptop"}),
+        ("sweep grid-", {"grid-parts", "grid-slip"}),
+        ("samples cauchy-", None),
+    ],
+)
+def test_a_shell_completes_names(finished, words, expected):
+    command, document = finished
+    place = {"COMP_WORDS": f"glas-bench {words}", "COMP_CWORD": len(words.split())}
+    ended = command(_GLAS_BENCH_COMPLETE="bash_complete", **place)
+    found = {line.split(",", 1)[1] for line in ended.out.split()}
+    assert found == (expected or {Path(document["folder"]).name})

@@ -26,7 +26,7 @@ LAYERS = (
     ("ais", "study"),
     ("decide", "runs", "tracking"),
     ("report", "sweep"),
-    ("commands",),
+    ("commands", "completion"),
     ("cli",),
     ("__main__",),
 )
@@ -50,7 +50,7 @@ OWNERS = {
     "rich": {"display", "sweep.view"},
     "filelock": {"tracking.address", "sweep.database"},
     "threadpoolctl": {"environment"},
-    "click": {"cli"},
+    "click": {"cli", "completion"},
 }
 ANYWHERE = {"torch", "numpy", "pydantic", "yaml"}
 FOR_VARIANTS = {"torch", "pydantic"}

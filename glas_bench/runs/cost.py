@@ -22,6 +22,14 @@ SCORING = 0.25
 """Scoring's part of training's time, at most, at the sizes of `laptop`."""
 
 
+def work(cell: Cell) -> int:
+    """Return updates x time steps x trajectories: what training takes grows about with it."""
+    config, cls = cell.config, cell.variant.cls
+    draws = config.settings.get("draws", cls.draws)
+    updates = DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
+    return int(updates * config.settings.get("steps", 1) * config.batch * draws)
+
+
 def core_hours(cell: Cell) -> float:
     """Return about how many hours of one core a seed of a cell takes here, scoring included."""
     times_longer, settings = 1.0, cell.config.settings
