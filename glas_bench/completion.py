@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -64,8 +63,9 @@ def _settings(ctx: click.Context) -> Iterable[str]:
     from glas_bench import registry
     from glas_bench.config import RunConfig
 
-    own: Any = registry.find(ctx.params.get("variant") or "cauchy").cls.Settings.model_fields
-    fields = {*RunConfig.model_fields, *own} - {"variant", "settings"}
+    fields = set(RunConfig.model_fields) - {"variant", "settings"}
+    if variant := ctx.params.get("variant"):
+        fields |= set(registry.find(variant).cls.Settings.model_fields)
     return sorted(f"{name}=" for name in fields)
 
 
