@@ -80,7 +80,7 @@ def sound(packed, tmp_path_factory):
     (command.folder / "damaged.yaml").write_text(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "BUDGET", QUICK)
-        patch.setattr(figures.Drawing, "png", lambda self: b"")
+        patch.setattr(figures.Drawing, "picture", lambda self, kind="png": b"")
         patch.setattr(sync, "sync", lambda *_, **__: sync.SyncReport())
         patch.setenv("GLAS_BENCH_CORES", "1")  # seeds are trained in this process
         patch.chdir(command.folder)

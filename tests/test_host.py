@@ -109,7 +109,7 @@ def draw():
     axes[0][0].plot([1, 2, -3])
     return figure
 import hashlib
-print(hashlib.sha256(figures.Drawing("n", "t", "c", draw).png()).hexdigest())
+print(hashlib.sha256(figures.Drawing("n", "t", "c", draw).picture()).hexdigest())
 """
 
 

@@ -625,7 +625,7 @@ def test_a_killed_sweep_is_taken_up_at_once_where_it_was(glas: Glas) -> None:
     assert len(trials(glas)) == 2
     (folder,) = glas.results.glob("runs/cauchy-*")
     rows = load_run(folder).seeds[0].metrics
-    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
 
 
 @linux
