@@ -855,7 +855,8 @@ def test_a_seed_is_a_model_in_a_notebook_and_in_mlflow(glas, monkeypatch):
     with store.quiet_mlflow():
         import mlflow
 
-        mlflow.set_tracking_uri(tracking_uri(glas.results))
+        # `set_tracking_uri` would set it for good
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(glas.results))
         loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     images = np.zeros((3, 784), np.float32)
     model = load_run("cauchy").seeds[0].model()
