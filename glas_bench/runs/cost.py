@@ -7,6 +7,7 @@ import time
 import torch
 
 from glas_bench import environment
+from glas_bench.config import RunConfig
 from glas_bench.core.train import Training
 from glas_bench.data import DATASETS, Split, Splits
 from glas_bench.data.parse import PIXELS
@@ -24,10 +25,14 @@ SCORING = 0.25
 
 def work(cell: Cell) -> int:
     """Return updates x time steps x trajectories: what training takes grows about with it."""
-    config, cls = cell.config, cell.variant.cls
-    draws = config.settings.get("draws", cls.draws)
-    updates = DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
-    return int(updates * config.settings.get("steps", 1) * config.batch * draws)
+    config = cell.config
+    draws = config.settings.get("draws", cell.variant.cls.draws)
+    return int(_updates(config) * config.settings.get("steps", 1) * config.batch * draws)
+
+
+def _updates(config: RunConfig) -> int:
+    """Return the optimiser's steps of a run on published data."""
+    return DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
 
 
 def core_hours(cell: Cell) -> float:
@@ -52,5 +57,4 @@ def core_hours(cell: Cell) -> float:
         times.append(time.process_time() - began)
         if training.epoch_done:
             training.end_epoch()
-    steps = DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
-    return min(times[1:]) * times_longer * steps * (1 + SCORING) / 3600
+    return min(times[1:]) * times_longer * _updates(config) * (1 + SCORING) / 3600
