@@ -48,7 +48,10 @@ class SeedRecord:
         return ", ".join([f"seed {self.seed}: {self.status}", *numbers])
 
     def model(self, device: str = "cpu") -> Glas:
-        """Return the trained model, ready to sample from and to score; it needs no data.
+        """Return the trained model in evaluation mode; it needs no data.
+
+        The recogniser of a variant with running statistics (`statistics_of`) needs training images
+        first, see `core.train.scoring`; sampling from the prior does not.
 
         Raises:
             RunError: the seed is not complete, its checkpoint is gone, or the variant's source or
