@@ -34,7 +34,9 @@ class MaskedProgressive(Glas):
 
     def begin_recognition(self, x: Tensor) -> Recognition:
         mask = x.new_zeros(x.shape[0], *self.latent.shape)
-        return super().begin_recognition(x)._replace(memory={"mask": mask})
+        # a tensor: a step that divides by T would be compiled again for another T
+        most = x.new_full((x.shape[0], 1, 1), self.settings.rate * (mask[0].numel() / self.steps))
+        return super().begin_recognition(x)._replace(memory={"mask": mask, "most": most})
 
     def attend(self, e_BH: Tensor, memory: Memory, t: Tensor) -> tuple[Tensor, Memory]:
         mask = memory["mask"]
@@ -44,10 +46,9 @@ class MaskedProgressive(Glas):
 
     def used(self, memory: Memory, rows_y: Tensor, rows_x: Tensor) -> Memory:
         """Return the mask after a read."""
-        mask = memory["mask"]
-        cells_a_step = self.latent.numel() / self.steps
-        removed = self.settings.rate * cells_a_step * footprint(rows_y, rows_x)
-        return {"mask": mask + (1 - mask) * removed.clamp(max=1)}
+        mask, most = memory["mask"], memory["most"]
+        removed = most * footprint(rows_y, rows_x)
+        return {"mask": mask + (1 - mask) * removed.clamp(max=1), "most": most}
 
 
 def footprint(rows_y: Tensor, rows_x: Tensor) -> Tensor:

@@ -180,6 +180,16 @@ def sample_prior(model: Glas, noise_TBZ: Tensor) -> Tensor:
     return torch.stack([prior.sample(noise_BZ) for noise_BZ in noise_TBZ.unbind()])
 
 
+def statistics(model: Glas) -> dict[str, Tensor]:
+    """Return running statistics [T, ...] by name, those of a model within the model too."""
+    models = ((at, each) for at, each in model.named_modules() if isinstance(each, Glas))
+    return {
+        f"{at}.{name}".lstrip("."): each.get_buffer(name)
+        for at, each in models
+        for name in each.statistics_of
+    }
+
+
 def freeze_statistics(
     model: Glas, x_BP: Tensor, labels_B: Tensor | None, noise_TKBZ: Tensor
 ) -> None:

@@ -128,6 +128,10 @@ class Rollout:
         self.taps: list[list[Tensor]] = []
         self._begin = stack.call(self._begin_one)
         step = stack.call(self._step_one, shared=1, cast=not defers)
+        if compile_step:
+            for name, buffer in rollout.statistics(stack.skeleton).items():
+                programs.any_length(buffer, 0)
+                programs.any_length(stack.buffers[name], 1)
         self._step = programs.compiled(step, compile_step)
         self._finish = stack.call(self._finish_one)
 

@@ -211,6 +211,14 @@ def compiled(function: Function, wanted: bool, *, any_size: bool = False) -> Fun
     return made
 
 
+def any_length(tensor: Tensor, dim: int) -> None:
+    """Let a function that is compiled with this tensor, e.g. a buffer, serve every size of dim."""
+    import torch._dynamo as dynamo
+
+    dynamo.config.force_parameter_static_shapes = False  # of buffers too
+    dynamo.mark_dynamic(tensor, dim)
+
+
 def compiled_tree(function: Function, wanted: bool) -> Function:
     """Return what `compiled` does, of a function whose result holds named tuples.
 

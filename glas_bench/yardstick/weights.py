@@ -234,6 +234,8 @@ def step_of(model: Glas, compile_step: bool) -> Callable[..., Any]:
         state, now = model.step(*arguments)
         return state, now.charge, now.log_ratio
 
+    for buffer in rollout.statistics(model).values():
+        programs.any_length(buffer, 0)
     take = programs.compiled_tree(few, True)
 
     def step(*arguments: Any) -> Any:
