@@ -180,8 +180,8 @@ def cli() -> None:
 @click.option(
     "--data-file",
     type=PathType(path_type=Path),
-    help="A text of your own, in UTF-8 (.txt); or, with --dataset omniglot, a .mat with the layout "
-    "of chardata.mat; or a packed .npz of either.",
+    help="Data of your own: images of any size (.npz, .npy, a folder of PNGs), a text in UTF-8 "
+    "(.txt); with --dataset omniglot a .mat with the layout of chardata.mat; or a packed .npz.",
 )
 @click.option(
     "--preset",

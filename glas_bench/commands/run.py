@@ -58,8 +58,8 @@ def request(
                 raise UsageError(f"--{key} and --set {key} set the same; give one of them")
             overrides[key] = value
     file = given["data_file"]
-    if file is not None and file.suffix == ".txt":
-        overrides.setdefault("dataset", "text")
+    if file is not None and (name := data.name_of(file)):
+        overrides.setdefault("dataset", name)
     return Request(seeds=config.parse_seeds(seeds), overrides=overrides, **given)
 
 
@@ -91,6 +91,8 @@ def carry_out(request: Request) -> Answer:
         check_memory(cell, device)
     first = cells[0].config
     splits = data.load(first.dataset, first.binarisation, request.data_file, progress=True)
+    for cell in cells:
+        check_memory(cell, device, splits.pixels)
     cells = [cell.on(splits) for cell in cells]
     done = [all(cell.finished(request.results).values()) for cell in cells]
     check_results(request.results, room=request.fresh or not all(done))

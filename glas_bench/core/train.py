@@ -313,6 +313,8 @@ def check_applicable(variant: Variant, config: RunConfig, splits: Splits | None 
     if reason := not_applicable(variant, config):
         raise UsageError(reason)
     size, _, test = data.info(config.dataset).sizes
+    if splits is None and not size:  # a user's own, not opened yet
+        return
     if splits is not None:
         size, test = len(splits.train.images), len(splits.test.images)
     if config.batch > size:

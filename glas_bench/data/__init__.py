@@ -31,7 +31,7 @@ class DatasetInfo:
     title: str
     licence: str
     source: tuple[str, ...]  # addresses of the files, or the package that ships them
-    sizes: tuple[int, int, int]  # images in train, validation and test
+    sizes: tuple[int, int, int]  # images in train, validation and test; 0 of a user's own
     split: str  # its origin
     labels: str | None  # "digit", "alphabet", or None without labels
     classes: int  # number of labels; 0 without labels
@@ -121,13 +121,24 @@ DATASETS: dict[str, DatasetInfo] = {
                 ),
             )
         ),
+        DatasetInfo(
+            name="images",
+            title="images of your own, of any size: --data-file FILE.npz, FILE.npy or a folder of PNGs",
+            licence="your own",
+            source=("your own file",),
+            sizes=(0, 0, 0),
+            split="its own, or 8:1:1 by a seeded draw",
+            labels=None,
+            classes=0,
+            binarisations=("dynamic", "static", "soft"),
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Split:
-    """One of train, validation and test: N images of P = 784 pixels, row by row.
+    """One of train, validation and test: N images of P pixels, row by row.
 
     Of text a line is an "image" of 28 places x 28 symbols, one-hot.
     """
@@ -211,8 +222,8 @@ def load(
         binarisation: "static" (drawn once), "dynamic" (train is grey, for ``binarise`` to draw
             from each epoch; validation and test are frozen), "soft" (as "dynamic", but grey is
             the target of training) or "none" (text). By default the data set's first.
-        data_file: for omniglot a ``.mat`` with the layout of chardata.mat, for text a ``.txt``, or
-            an ``.npz`` that ``pack`` wrote of either, to read instead.
+        data_file: for omniglot a ``.mat`` with the layout of chardata.mat, for text a ``.txt``, for
+            images see `data.images`, or an ``.npz`` that ``pack`` wrote of any, to read instead.
         progress: draw a bar on stderr while fetching.
 
     Raises:
@@ -228,16 +239,24 @@ def load(
         packed = cache.published(name, names, progress=progress)
     else:
         packed = cache.stand_in(name, data_file, names)
+    height, width = map(int, packed.arrays.get("shape", (28, 28)))
     return Splits(
         name=name,
         binarisation=chosen,
         origin=packed.origin,
         hash=hashlib.sha256(f"{chosen}\n{packed.digest(names)}".encode()).hexdigest(),
         classes=known.classes,
-        pixels=parse.PIXELS,
-        image_shape=(28, 28),
-        **{split: _split(packed, split, names) for split in parse.SPLITS},
+        pixels=height * width,
+        image_shape=(height, width),
+        **{split: _split(packed, split, names, height * width) for split in parse.SPLITS},
     )
+
+
+def name_of(data_file: Path) -> str | None:
+    """Return the data set that takes a user's file, by its ending; None where several could."""
+    if data_file.suffix in (".npz", ".npy") or data_file.is_dir():
+        return None if cache.is_packed(data_file) else "images"
+    return "text" if data_file.suffix == ".txt" else None
 
 
 def fetch(name: str, *, progress: bool = True) -> list[Path]:
@@ -322,17 +341,18 @@ def _array_names(known: DatasetInfo, binarisation: str) -> list[str]:
     if binarisation in ("dynamic", "soft"):
         kinds = {"train": ["grey"], "validation": ["bits", "grey"], "test": ["bits", "grey"]}
     labels = ["labels"] if known.labels else []
-    return [f"{split}.{kind}" for split in parse.SPLITS for kind in kinds[split] + labels]
+    names = [f"{split}.{kind}" for split in parse.SPLITS for kind in kinds[split] + labels]
+    return names if any(known.sizes) else ["shape", *names]
 
 
-def _split(packed: Packed, split: str, names: list[str]) -> Split:
+def _split(packed: Packed, split: str, names: list[str], pixels: int) -> Split:
     """Make the tensors of one split from the packed arrays of these names."""
     found = {}
     for kind in ("bits", "grey", "labels"):
         if (name := f"{split}.{kind}") in names:
             array = packed.arrays[name]
             if kind == "bits":
-                array = np.unpackbits(array, axis=1, count=parse.PIXELS)
+                array = np.unpackbits(array, axis=1, count=pixels)
             elif kind == "grey" and array.dtype == np.uint8:
                 array = array.astype(np.float32) / np.float32(255)
             found[kind] = torch.from_numpy(array)

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glas_bench.data import parse, sources
+from glas_bench.data import images, parse, sources
 from glas_bench.data.parse import Arrays
 from glas_bench.errors import DataError, UsageError
 
@@ -41,10 +42,11 @@ random numbers. Those of omniglot and text8 are unknown; a digest verifies the s
 
 
 STAND_INS = {
-    "omniglot": (".mat", "with the layout of Burda's chardata.mat"),
-    "text": (".txt", "in UTF-8"),
+    "omniglot": ((".mat",), ".mat with the layout of Burda's chardata.mat"),
+    "text": ((".txt",), ".txt in UTF-8"),
+    "images": ((".npz", ".npy"), ".npz, .npy, a folder of PNGs"),
 }
-"""Data sets that take a user's file: its ending, and what it must be."""
+"""Data sets that take a user's file: its endings, and what it must be."""
 
 
 class BrokenPackError(Exception):
@@ -204,20 +206,25 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
     path = Path(os.path.abspath(os.path.expanduser(data_file)))
     if name not in STAND_INS:
         raise UsageError(
-            f"{name} takes no data file, got {str(data_file)!r}. Use `--dataset omniglot` with a "
-            "file in place of chardata.mat, `--dataset text` with a text file."
+            f"{name} takes no data file, got {str(data_file)!r}. Use `--dataset images` with images "
+            "of your own, `--dataset text` with a text, `--dataset omniglot` with a file in place of "
+            "chardata.mat."
         )
-    suffix, form = STAND_INS[name]
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"the data file {path} {what}. Give a {suffix} file, or a packed .npz.")
-    if path.suffix not in (suffix, ".npz"):
+    suffixes, form = STAND_INS[name]
+    form = f"{form}, or .npz that `glas-bench datasets pack` wrote"
+    is_folder = path.is_dir()
+    if not path.exists() or (is_folder and name != "images"):
+        what = "is a folder" if is_folder else "does not exist"
+        raise UsageError(f"the data file {path} {what}. Allowed for {name}: {form}.")
+    if path.suffix not in (*suffixes, ".npz") and not is_folder:
         raise UsageError(
-            f"the data file {path} ends in {path.suffix or 'nothing'!r}. Allowed for {name}: "
-            f"{suffix}, {form}, or .npz that `glas-bench datasets pack` wrote."
+            f"the data file {path} ends in {path.suffix or 'nothing'!r}. Allowed for {name}: {form}."
         )
 
     def parsed() -> Packed:
+        if name == "images":
+            packed = make(name, "", images.read(path))
+            return dataclasses.replace(packed, origin=f"file {path.name} ({packed.digest()[:8]})")
         content = sources.read_file(path)
         if name == "text":
             return make(name, f"file {path.name}", parse.text(content, path))
@@ -227,11 +234,12 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         return make(name, origin, parse.omniglot(content, path))
 
     try:
-        if path.suffix == ".npz":
+        if is_packed(path) or (path.suffix == ".npz" and name != "images"):
             packed = _read_pack(path, names, name)
         else:
             key = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-            packed = _cached(f"{path.stem}-{key}.npz", [path], names, parsed)
+            files = images.pictures_in(path) if is_folder else [path]
+            packed = _cached(f"{path.stem}-{key}.npz", files, names, parsed)
         if name == "text" and (doubt := parse.repeats(packed.arrays)):
             _warn(f"{path}: {doubt}.")
         for part in ("train", "test") if name == "omniglot" else ():
@@ -243,6 +251,15 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         if path.suffix == ".mat" and not sources.importable("scipy"):
             raise
         raise UsageError(f"the data file cannot be used: {error}") from error
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a file looks like a packed one: an npz with a description."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "description.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _pinned(packed: Packed, otherwise: str) -> Packed:

@@ -44,7 +44,11 @@ FILES = {
     "text-kjv": (),
     "text8": ("text8.zip",),
     "text": (),
+    "images": (),
 }
+OWN = {"text": "FILE.txt", "images": "FILE.npz, FILE.npy or a folder of PNGs"}
+"""What a user gives as --data-file."""
+
 SOURCES: dict[str, Source] = {
     **{file: Source(f"{_LAROCHELLE}/{file}", digest) for file, digest in _AMATS.items()},
     "chardata.mat": Source(
@@ -242,8 +246,8 @@ def fetch_files(name: str, *, progress: bool = True) -> list[Path]:
         UsageError: the data is a user's own.
         DataError: a file cannot be fetched or stored, or is not the published one.
     """
-    if name == "text":
-        raise UsageError("text is a file of your own; give it to `run` with --data-file FILE.txt")
+    if name in OWN:
+        raise UsageError(f"{name} is data of your own; give it to `run` with --data-file {OWN[name]}")
     if package := PACKAGES.get(name):
         if package.path is None:
             raise package.missing(name)

@@ -64,21 +64,23 @@ def check_results(results: Path, *, room: bool = True) -> None:
         )
 
 
-def check_memory(cell: Cell, device: str) -> None:
+def check_memory(cell: Cell, device: str, pixels: int = PIXELS) -> None:
     """Refuse, before anything is allocated, a model that this machine cannot train.
 
-    Counted are its parameters with their gradients and Adam's two moments, and the states and
+    `pixels` is P, known of a user's own images once they are read. Counted are its parameters with their gradients and Adam's two moments, and the states and
     draws that a step keeps: less than training takes.
 
     Raises:
-        UsageError: these alone take more than its memory.
+        UsageError: these alone take more than its memory, or the variant refuses the size.
     """
     import torch
 
     settings = check_settings(cell.variant, cell.config.settings)
     try:
         with torch.device("meta"):
-            model = cell.variant.cls(settings, PIXELS, info(cell.config.dataset).classes)
+            model = cell.variant.cls(settings, pixels, info(cell.config.dataset).classes)
+    except ValueError as error:  # it says what it needs, square images for instance
+        raise UsageError(f"{cell.name}: {error}") from error
     except Exception:  # a variant that computes with numbers as it is made; training says more
         return
     sizes = cell.config.flat()
