@@ -453,7 +453,7 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
         raise _Lacking(f"{metric} of {arm.name} is not finite on seed {seed}")
     if metric == "ais":
         return [int(image) for image in stored["image"]], values
-    total = DATASETS[arm.cell.config.dataset].sizes[2]
+    total = DATASETS[arm.cell.config.dataset].sizes[2] or len(values)
     images = scored_images(total, scores["protocol"]["images"]).tolist()
     return images[: len(values)], values
 

@@ -38,7 +38,7 @@ OWNERS = {
     "optuna": {"sweep.database", "sweep.search"},
     "sqlalchemy": {"sweep.database", "tracking.mlflow_store"},  # comes with both
     "pandas": {f"report.{name}" for name in ("csv_file", "figures", "record_figures")},
-    "PIL": {"report.figures"},
+    "PIL": {"data.images", "report.figures"},
     "markdown_it": {"report.html_page"},
     "seaborn": {"report.figures", "report.record_figures"},
     "matplotlib": {"report.figures", "report.record_figures", "runs.pictures"},

@@ -60,6 +60,8 @@ class Draw(NoAttention):
         },
     ]
 
+    needs_square = True  # images as high as wide
+
     class Settings(RecurrentSettings):
         """The two filters, over the image."""
 

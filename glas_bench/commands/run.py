@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from glas_bench.commands import Answer
 from glas_bench.errors import UsageError
 from glas_bench.runs import table
 from glas_bench.runs.cells import check_memory, check_results, run_cells
+from glas_bench.runs.cost import core_hours
 from glas_bench.runs.seed import checkpoint_seconds
 from glas_bench.study import Cell
+from glas_bench.text import count, duration
 from glas_bench.tracking.mirror import Mirror
 
 if TYPE_CHECKING:
@@ -96,6 +99,8 @@ def carry_out(request: Request) -> Answer:
     cells = [cell.on(splits) for cell in cells]
     done = [all(cell.finished(request.results).values()) for cell in cells]
     check_results(request.results, room=request.fresh or not all(done))
+    if device == "cpu" and not all(done) and (text := _estimate(cells, splits, request)):
+        print(text, file=sys.stderr, flush=True)
     outcomes, problem = _run_watched(cells, splits, device, request)
     documents = [table.document(cell, request.results, outcomes) for cell in cells]
     document, difference = documents[0] | {}, None
@@ -115,6 +120,25 @@ def carry_out(request: Request) -> Answer:
     else:
         code = 0 if all(complete) and not problem else 3
     return Answer(text, document, code, [problem] if problem else [], tracebacks)
+
+
+def _estimate(cells: list[Cell], splits: Splits, request: Request) -> str | None:
+    """Return about how long the seeds that are left take; None of a variant that cannot step."""
+    hours, seeds = 0.0, 0
+    for cell in cells:
+        finished = cell.finished(request.results).values()
+        left = sum(request.fresh or not status for status in finished)
+        with contextlib.suppress(Exception):  # its seeds report it
+            hours += left * core_hours(cell, splits) if left else 0.0
+            seeds += left
+    if not seeds:
+        return None
+    threads = max(cell.config.threads for cell in cells)
+    at_a_time = min(seeds, max(1, environment.cores() // threads))
+    return (
+        f"about {duration(3600 * hours / at_a_time)} for {count(seeds, 'seed')}, {at_a_time} at a "
+        "time (a few steps were timed)"
+    )
 
 
 def _run_watched(

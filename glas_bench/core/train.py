@@ -307,8 +307,8 @@ def check_applicable(variant: Variant, config: RunConfig, splits: Splits | None 
     """Refuse what cannot run, as far as possible before any data is opened.
 
     Raises:
-        UsageError: the variant needs labels that the data set has not, or a batch or the scored
-            images are more than there are.
+        UsageError: the variant needs labels that the data set has not, or square images, or a
+            batch or the scored images are more than there are.
     """
     if reason := not_applicable(variant, config):
         raise UsageError(reason)
@@ -317,6 +317,11 @@ def check_applicable(variant: Variant, config: RunConfig, splits: Splits | None 
         return
     if splits is not None:
         size, test = len(splits.train.images), len(splits.test.images)
+        height, width = splits.image_shape
+        if getattr(variant.cls, "needs_square", False) and height != width:
+            raise UsageError(
+                f"{variant.name} needs square images; {splits.origin} has {height} x {width}"
+            )
     if config.batch > size:
         raise UsageError(
             f"batch {config.batch} is larger than the {size} training images of "

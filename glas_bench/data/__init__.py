@@ -123,7 +123,7 @@ DATASETS: dict[str, DatasetInfo] = {
         ),
         DatasetInfo(
             name="images",
-            title="images of your own, of any size: --data-file FILE.npz, FILE.npy or a folder of PNGs",
+            title="images of your own, of any size: --data-file FILE.npz, FILE.npy or a PNG folder",
             licence="your own",
             source=("your own file",),
             sizes=(0, 0, 0),
@@ -253,10 +253,12 @@ def load(
 
 
 def name_of(data_file: Path) -> str | None:
-    """Return the data set that takes a user's file, by its ending; None where several could."""
-    if data_file.suffix in (".npz", ".npy") or data_file.is_dir():
-        return None if cache.is_packed(data_file) else "images"
-    return "text" if data_file.suffix == ".txt" else None
+    """Return the data set that a user's file is for, or None if it does not say so itself."""
+    if data_file.suffix == ".npy" or data_file.is_dir():
+        return "images"
+    if data_file.suffix == ".npz":
+        return cache.packed_name(data_file) or "images"
+    return {".txt": "text", ".mat": "omniglot"}.get(data_file.suffix)
 
 
 def fetch(name: str, *, progress: bool = True) -> list[Path]:
@@ -285,7 +287,8 @@ def pack(name: str, folder: Path | str, data_file: Path | None = None) -> Path:
     """Write the arrays of a data set to one file, for a machine that has only torch and numpy.
 
     Copy it into the folder that ``GLAS_BENCH_DATA`` names there (a stand-in: give it as the data
-    file). It is ``<folder>/<name>.npz``, of a stand-in ``<folder>/<stem of the file>.npz``.
+    file). It is ``<folder>/<name>.npz``, of a stand-in ``<folder>/<stem of the file>.npz``. A
+    user's own data is read from there too, as sweeps need it.
 
     Raises:
         UsageError: the name or data file cannot be used.
@@ -295,7 +298,8 @@ def pack(name: str, folder: Path | str, data_file: Path | None = None) -> Path:
     if data_file is None:
         packed, stem = cache.published(name), name
     else:
-        packed, stem = cache.stand_in(name, data_file), Path(data_file).stem
+        packed = cache.stand_in(name, data_file)
+        stem = name if name in sources.OWN else Path(data_file).stem
     path = Path(folder) / f"{stem}.npz"
     try:
         cache.write(path, dataclasses.replace(packed, source=[]))

@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,7 +167,7 @@ def published(name: str, names: list[str] | None = None, *, progress: bool = Fal
         _warn(f"GLAS_BENCH_DATA is {asked!r}, which does not exist; {name} comes from {paths[0]}.")
     if paths[0].suffix == ".npz":
         packed = _read_pack(paths[0], names, name)
-        if packed.origin != "published":
+        if packed.origin != "published" and name not in sources.OWN:
             raise DataError(
                 f"{paths[0]} holds a {packed.origin}, not the published {name}. "
                 "Remove it, or give it as --data-file."
@@ -204,37 +203,36 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         DataError: scipy, which reads the file, is missing.
     """
     path = Path(os.path.abspath(os.path.expanduser(data_file)))
+    if not path.exists():
+        raise UsageError(f"the data file {path} does not exist")
     if name not in STAND_INS:
         raise UsageError(
-            f"{name} takes no data file, got {str(data_file)!r}. Use `--dataset images` with images "
-            "of your own, `--dataset text` with a text, `--dataset omniglot` with a file in place of "
-            "chardata.mat."
+            f"{name} takes no data file, got {str(data_file)!r}. Use `--dataset images` with "
+            "images of your own, `--dataset text` with a text, `--dataset omniglot` with a file in "
+            "place of chardata.mat."
         )
     suffixes, form = STAND_INS[name]
-    form = f"{form}, or .npz that `glas-bench datasets pack` wrote"
     is_folder = path.is_dir()
-    if not path.exists() or (is_folder and name != "images"):
-        what = "is a folder" if is_folder else "does not exist"
-        raise UsageError(f"the data file {path} {what}. Allowed for {name}: {form}.")
-    if path.suffix not in (*suffixes, ".npz") and not is_folder:
+    if name != "images" if is_folder else path.suffix not in (*suffixes, ".npz"):
+        what = "is a folder" if is_folder else f"ends in {path.suffix or 'nothing'!r}"
         raise UsageError(
-            f"the data file {path} ends in {path.suffix or 'nothing'!r}. Allowed for {name}: {form}."
+            f"the data file {path} {what}. Allowed for {name}: {form}, or .npz that `glas-bench "
+            "datasets pack` wrote."
         )
 
     def parsed() -> Packed:
         if name == "images":
-            packed = make(name, "", images.read(path))
-            return dataclasses.replace(packed, origin=f"file {path.name} ({packed.digest()[:8]})")
+            return _own(name, path, images.read(path))
         content = sources.read_file(path)
         if name == "text":
-            return make(name, f"file {path.name}", parse.text(content, path))
+            return _own(name, path, parse.text(content, path))
         git_id = sources.SOURCES["chardata.mat"].digest
         same = sources.digest(content, git_id) == git_id
         origin = "published" if same else f"stand-in: {path.name}"
         return make(name, origin, parse.omniglot(content, path))
 
     try:
-        if is_packed(path) or (path.suffix == ".npz" and name != "images"):
+        if path.suffix == ".npz" and (name != "images" or packed_name(path)):
             packed = _read_pack(path, names, name)
         else:
             key = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
@@ -243,8 +241,8 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         if name == "text" and (doubt := parse.repeats(packed.arrays)):
             _warn(f"{path}: {doubt}.")
         for part in ("train", "test") if name == "omniglot" else ():
-            images, labels = (packed.arrays[f"{part}.{kind}"] for kind in ("grey", "labels"))
-            if doubt := parse.doubts(images, labels, path):
+            grey, labels = (packed.arrays[f"{part}.{kind}"] for kind in ("grey", "labels"))
+            if doubt := parse.doubts(grey, labels, path):
                 _warn(f"{path}: its {part} images have {doubt}; they are used as they are.")
         return packed
     except DataError as error:
@@ -253,13 +251,19 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         raise UsageError(f"the data file cannot be used: {error}") from error
 
 
-def is_packed(path: Path) -> bool:
-    """Return whether a file looks like a packed one: an npz with a description."""
+def packed_name(path: Path) -> str | None:
+    """Return the data set of a packed file, or None if it is none."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return "description.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False
+        with np.load(path) as file:
+            return str(json.loads(file["description"].tobytes())["name"])
+    except Exception:  # zipfile, numpy and json raise many kinds
+        return None
+
+
+def _own(name: str, path: Path, arrays: Arrays) -> Packed:
+    """Return a user's arrays, named by file and digest."""
+    packed = make(name, "", arrays)
+    return dataclasses.replace(packed, origin=f"file {path.name} ({packed.digest()[:8]})")
 
 
 def _pinned(packed: Packed, otherwise: str) -> Packed:

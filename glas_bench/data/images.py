@@ -42,7 +42,7 @@ def read(path: Path) -> Arrays:
     if len(set(shapes.values())) > 1:
         raise DataError(f"{path}: its splits have images of different sizes: {shapes}.")
     if len(known) == 1:
-        (name, whole), *_ = known.items()
+        (whole,) = known.values()
         if len(whole) < LEAST:
             raise DataError(f"{path}: {len(whole)} images are too few; at least {LEAST}.")
         order = np.random.RandomState(SPLIT_SEED).permutation(len(whole))
@@ -105,7 +105,7 @@ def _pictures(path: Path) -> NDArray[np.uint8]:
             raise DataError(f"{each} is no picture that can be read: {error}.") from error
         if images[-1].shape != images[0].shape:
             sizes = [" x ".join(map(str, image.shape)) for image in (images[-1], images[0])]
-            raise DataError(f"{each} is {sizes[0]}, those before it {sizes[1]}; one size is needed.")
+            raise DataError(f"{each} is {sizes[0]}, the first one {sizes[1]}; give one size.")
     if not images:
         raise DataError(f"{path} holds no PNG. {WANTED}.")
     return np.stack(images)
@@ -124,7 +124,7 @@ def _grey(array: NDArray[Any], where: str) -> NDArray[Any]:
     if not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array)):
         raise DataError(f"{where} holds {array.dtype}; expected numbers.")
     low, high = float(array.min()), float(array.max())
-    most = 255 if np.issubdtype(array.dtype, np.integer) else 1
+    most = 1 if (array % 1).any() else 255
     if not (low >= 0 and high <= most):  # nan too
         raise DataError(f"{where} has values from {low:g} to {high:g}; expected 0 to {most}.")
     if most == 255 and high > 1:

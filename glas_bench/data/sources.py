@@ -43,11 +43,11 @@ FILES = {
     "omniglot": ("chardata.mat",),
     "text-kjv": (),
     "text8": ("text8.zip",),
-    "text": (),
-    "images": (),
+    "text": ("FILE.txt",),
+    "images": ("FILE.npz, FILE.npy or a folder of PNGs",),
 }
-OWN = {"text": "FILE.txt", "images": "FILE.npz, FILE.npy or a folder of PNGs"}
-"""What a user gives as --data-file."""
+OWN = ("text", "images")
+"""Data sets that are a user's file; `FILES` has what it may be."""
 
 SOURCES: dict[str, Source] = {
     **{file: Source(f"{_LAROCHELLE}/{file}", digest) for file, digest in _AMATS.items()},
@@ -247,7 +247,11 @@ def fetch_files(name: str, *, progress: bool = True) -> list[Path]:
         DataError: a file cannot be fetched or stored, or is not the published one.
     """
     if name in OWN:
-        raise UsageError(f"{name} is data of your own; give it to `run` with --data-file {OWN[name]}")
+        raise UsageError(
+            f"{name} is data of your own: give it to `run` with --data-file {FILES[name][0]}; for "
+            f"a sweep, `glas-bench datasets pack {name} FOLDER --data-file ...` and set "
+            "GLAS_BENCH_DATA to FOLDER"
+        )
     if package := PACKAGES.get(name):
         if package.path is None:
             raise package.missing(name)

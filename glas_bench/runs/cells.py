@@ -67,8 +67,9 @@ def check_results(results: Path, *, room: bool = True) -> None:
 def check_memory(cell: Cell, device: str, pixels: int = PIXELS) -> None:
     """Refuse, before anything is allocated, a model that this machine cannot train.
 
-    `pixels` is P, known of a user's own images once they are read. Counted are its parameters with their gradients and Adam's two moments, and the states and
-    draws that a step keeps: less than training takes.
+    `pixels` is P, known of a user's own images once they are read. Counted are its parameters with
+    their gradients and Adam's two moments, and the states and draws that a step keeps: less than
+    training takes.
 
     Raises:
         UsageError: these alone take more than its memory, or the variant refuses the size.

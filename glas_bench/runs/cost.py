@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 
-from glas_bench import environment
+from glas_bench import data, environment
 from glas_bench.config import RunConfig
 from glas_bench.core.train import Training
 from glas_bench.data import DATASETS, Split, Splits
-from glas_bench.data.parse import PIXELS
 from glas_bench.study import Cell
 
 STEPS = 3
@@ -35,19 +35,32 @@ def _updates(config: RunConfig) -> int:
     return DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
 
 
-def core_hours(cell: Cell) -> float:
-    """Return about how many hours of one core a seed of a cell takes here, scoring included."""
+def core_hours(cell: Cell, splits: Splits | None = None) -> float:
+    """Return about how many hours of one core a seed of a cell takes here, scoring included.
+
+    A user's own data is opened where `splits` is not given.
+
+    Raises:
+        UsageError: it is not there.
+    """
     times_longer, settings = 1.0, cell.config.settings
     if (T := settings.get("steps", 1)) > MOST_TIME_STEPS:
         times_longer = T / MOST_TIME_STEPS
         settings = {**settings, "steps": MOST_TIME_STEPS}
     # nothing is scored
     config = cell.config.model_copy(update={"images": "all", "settings": settings})
-    images = torch.randint(2, (config.batch, PIXELS), dtype=torch.uint8)
-    classes = DATASETS[config.dataset].classes
+    if splits is None and not _updates(config):
+        splits = data.load(config.dataset, config.binarisation)
+    updates, shape = _updates(config), (28, 28)
+    if splits is not None:
+        updates = len(splits.train.images) // config.batch * config.epochs
+        shape = splits.image_shape
+    P, classes = math.prod(shape), DATASETS[config.dataset].classes
+    kept = torch.uint8 if config.binarisation in ("static", "none") else torch.float32
+    images = torch.randint(2, (config.batch, P), dtype=kept)
     labels = torch.arange(config.batch) % classes if classes else None
     split = Split(images, labels, None)
-    kind = (config.dataset, config.binarisation, "random pixels", "", classes, PIXELS, (28, 28))
+    kind = (config.dataset, config.binarisation, "random pixels", "", classes, P, shape)
     environment.prepare_torch(1, "fp32")
     training = Training(cell.variant, config, Splits(*kind, split, split, split), seed=0)
     times = []
@@ -57,4 +70,4 @@ def core_hours(cell: Cell) -> float:
         times.append(time.process_time() - began)
         if training.epoch_done:
             training.end_epoch()
-    return min(times[1:]) * times_longer * _updates(config) * (1 + SCORING) / 3600
+    return min(times[1:]) * times_longer * updates * (1 + SCORING) / 3600

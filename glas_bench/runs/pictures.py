@@ -317,7 +317,7 @@ def _mosaic(title: str, tiles: np.ndarray, names: list[str]) -> tuple[Figure, An
     axis.set_yticks([])
     axis.tick_params(length=0, labelsize=6)
     axis.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(title, fontsize=8, wrap=True)
     return figure, axis
 
 

@@ -54,7 +54,14 @@ class Cell:
         return protocol_key(evaluate.protocol(self.config))
 
     def on(self, splits: Splits) -> Cell:
-        """Return the cell on this data, with its key."""
+        """Return the cell on this data, with its key.
+
+        Raises:
+            UsageError: the variant or a setting does not fit the data.
+        """
+        from glas_bench.core import train
+
+        train.check_applicable(self.variant, self.config, splits)
         return replace(self, key=config_key(self.config, self.variant.source_hash, splits.hash))
 
     def folder(self, results: Path) -> RunFolder:
