@@ -21,7 +21,8 @@ from conftest import alive, until
 from fabricated import BEGAN, epoch
 from services import Server, free_port
 
-from glas_bench.config import RunConfig, protocol_key
+from glas_bench import registry
+from glas_bench.config import RunConfig, check_settings, protocol_key
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, find_runs, load_run, note_study, runs_by_study, write_json
 from glas_bench.report.records import runs_of
@@ -30,6 +31,7 @@ from glas_bench.tracking import entries
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.tracking.address import experiment_name, tracking_uri
 from glas_bench.tracking.mirror import Mirror
+from glas_bench.tracking.served import Served
 from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync
 
 
@@ -869,6 +871,15 @@ def test_a_seed_is_a_model_in_a_notebook_and_in_mlflow(glas, monkeypatch):
     before = len(list((glas.results / "artifacts").rglob("MLmodel")))
     glas.here("sync", "--log-model")
     assert len(list((glas.results / "artifacts").rglob("MLmodel"))) == before == 1
+
+
+def test_a_served_model_with_running_statistics_samples_alone():
+    variant = registry.find("uniform-pit")
+    sizes = {"steps": 2, "hidden": 4, "latent_size": 4, "filter_size": 2}
+    served = Served(variant.cls(check_settings(variant, sizes), 9).eval())
+    assert served.predict(np.zeros((3, 9)), {"sample": True}).shape == (3, 9)
+    with pytest.raises(RunError, match="running statistics"):
+        served.predict(np.zeros((3, 9)))
 
 
 def test_what_has_no_model_says_so(glas):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glas_bench.errors import RunError
 from glas_bench.record import load_run
 
 if TYPE_CHECKING:
@@ -31,12 +32,20 @@ class Served:
             images: x in [0, 1], [N, P].
             params: `seed` of the draws (0); with `sample` (false) they are from the prior, one for
                 each of the images, which are not looked at, and otherwise from q of the images.
+
+        Raises:
+            RunError: q has running statistics, which take training images, and `sample` is false.
         """
         import torch
 
         given = {"sample": False, "seed": 0, **(params or {})}
         if given["sample"]:
             return self.model.sample(len(images), int(given["seed"])).numpy()
+        if self.model.statistics_of:
+            raise RunError(
+                "the recogniser of this variant has running statistics, which are made of training "
+                "images and are not part of the model; only params={'sample': True} works"
+            )
         generator = torch.Generator().manual_seed(int(given["seed"]))
         x_BP = torch.as_tensor(images, dtype=torch.float32)
         with torch.inference_mode():
