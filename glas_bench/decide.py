@@ -348,7 +348,8 @@ def _log_rank(arms: Sequence[Arm], seeds: Sequence[int]) -> float | None:
         samples.append(stats.CensoredData.right_censored(times, [each is None for each in epochs]))
     if not escaped:
         return None
-    p = float(stats.logrank(samples[0], samples[1]).pvalue)
+    with np.errstate(invalid="ignore"):  # all of them in the same epoch: 0 / 0
+        p = float(stats.logrank(samples[0], samples[1]).pvalue)
     return p if math.isfinite(p) else None
 
 

@@ -1007,6 +1007,18 @@ def test_golden_pages(made: tuple[report.Answer, list[str]]) -> None:
     assert any("broken is broken" in line for line in messages)
 
 
+def test_a_claim_on_a_cell_that_has_not_begun_names_that_cell_alone(
+    golden: Path, tmp_path: Path
+) -> None:
+    claim = "claims: [{text: Chi2 is better., source: nobody, expect: nll(chi2) < nll(cauchy)}]"
+    (tmp_path / "late.yaml").write_text(STUDY[: STUDY.index("claims:")] + claim)
+    pages(golden, tmp_path / "late.yaml", out=tmp_path)
+    [verdict] = json.loads(csv_file.read(tmp_path / "golden.csv")[-1]["claims"])
+    assert verdict["verdict"] == "undecided"
+    assert verdict["why"].endswith("chi2 has 0")
+    assert "(nobody) | `nll(chi2) < nll(cauchy)` | –" in (tmp_path / "README.md").read_text()
+
+
 def test_markdown_is_well_formed(made: tuple[report.Answer, list[str]]) -> None:
     for path in made[0].out.glob("*.md"):
         text = path.read_text(encoding="utf-8")

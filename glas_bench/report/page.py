@@ -64,7 +64,7 @@ TITLE = "# glas-bench report"
 ARCHIVE = "archive/README.md"
 """Where a folder of pages keeps those of earlier protocols."""
 
-INDEXED = ("question", "claims", "ended", *KEYS.values())
+INDEXED = ("question", "claims", "ended", "updates", *KEYS.values())
 """Columns of a csv that the index is made from."""
 
 
@@ -377,6 +377,7 @@ def index(out: Path) -> tuple[str, list[str]]:
         "",
     ]
     entries: list[dict[str, str]] = []
+    pages: dict[str, list[TableRow]] = {}
     problems = []
     for path in sorted(out.glob("*.csv")):
         try:
@@ -384,19 +385,20 @@ def index(out: Path) -> tuple[str, list[str]]:
         except GlasBenchError as error:
             problems.append(str(error))
             continue
-        cells = table_rows(rows)
+        cells = pages[path.stem] = table_rows(rows)
         entries.append(
             {
                 "study": f"[{rows[0]['study']}]({path.stem}.md)",
                 "question": rows[0].get("question") or "runs by hand",
                 "cells complete": " of ".join(map(str, complete(cells))),
                 "newest run": newest(rows) or "–",
-                "verdicts": verdicts.in_one_line(cells),
+                "verdicts": verdicts.counted(cells),
                 "data": f"[csv]({path.name})",
             }
         )
     none = ["No runs yet: `glas-bench run --variant hellinger`.", ""]
     lines += table(entries) if entries else none
+    lines += [verdicts.index(pages)] if entries else []
     if (out / ARCHIVE).is_file():
         lines += [f"Pages of earlier protocols are in the [archive]({ARCHIVE}).", ""]
     return "\n".join(lines), problems

@@ -6,7 +6,8 @@ The rows of a cell hold, in `claims`, as JSON, the verdicts on claims whose firs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,11 +37,14 @@ def write(
 ) -> None:
     """Judge the claims and write the verdicts into the rows of their first cells.
 
-    A cell that was run on two editions of its data has two table rows; each edition is judged.
+    A cell that was run on two editions of its data has two table rows; each edition is judged, and
+    cells that have not begun belong to the first.
     """
     judged: dict[int, list[dict[str, Any]]] = {}
-    for data in dict.fromkeys(cell.says("data_hash") for cell in cells):
-        there = {cell.name: cell for cell in cells if cell.says("data_hash") == data}
+    editions = dict.fromkeys(data for cell in cells if (data := cell.says("data_hash")))
+    first = next(iter(editions), "")
+    for edition in editions or {"": None}:
+        there = {cell.name: cell for cell in cells if (cell.says("data_hash") or first) == edition}
         arms = {
             cell.name: _arm(cell, there[cell.name], seeds)
             for cell in study.cells
@@ -87,22 +91,8 @@ def section(cells: Sequence[TableRow]) -> str:
     claims = claims_of(cells)
     if not claims:
         return ""
-    by_name = {cell.name: cell for cell in cells}
     notes = Notes("c")
-    rows = []
-    for before, one in zip([None, *claims], claims, strict=False):
-        is_new = before is None or one["claim"] != before["claim"]
-        rows.append(
-            {
-                "": str(one["claim"]) if is_new else "",
-                "claim": f"{one['text']} ({one['source']})" if is_new else "",
-                "as a comparison": f"`{one['expect']}`" + _at(one),
-                "left less right": _measured(one),
-                "look": _look(one),
-                "verdict": f"**{one['verdict']}**{notes.mark(_why(one))}",
-                "budget": budget(by_name[one["cells"][0]].first),
-            }
-        )
+    rows = _rows(cells, lambda one: notes.mark(_why(one)))
     lines = ["## Claims", ""]
     without = []
     if len({row["budget"] for row in rows}) == 1:
@@ -110,6 +100,40 @@ def section(cells: Sequence[TableRow]) -> str:
         without = ["budget"]
     about = CLAIMS.format(comparisons=len(claims))
     return "\n".join([*lines, *table(rows, without), about, "", *notes.lines()])
+
+
+def index(pages: Mapping[str, Sequence[TableRow]]) -> str:
+    """Return the section on the verdicts of several pages, by their files; nothing without any."""
+    rows = []
+    for page, cells in pages.items():
+        if {one["verdict"] for one in claims_of(cells)} <= {NO_VERDICT}:
+            continue
+        link = f"[{cells[0].first['study']}]({page}.md)"
+        rows += [{name: row[name] for name in row if name} | {"page": link} for row in _rows(cells)]
+    about = "Claims, each with its repeated 95 % interval; its page says what may be concluded."
+    return "\n".join(["## Verdicts", "", *table(rows), about, ""]) if rows else ""
+
+
+def _rows(
+    cells: Sequence[TableRow], mark: Callable[[Mapping[str, Any]], str] = lambda one: ""
+) -> list[dict[str, str]]:
+    """Return a table's rows, one a comparison, with a mark at the verdict."""
+    by_name, seen, rows = {cell.name: cell for cell in cells}, set(), []
+    for one in claims_of(cells):
+        is_new = one["claim"] not in seen
+        seen.add(one["claim"])
+        rows.append(
+            {
+                "": str(one["claim"]) if is_new else "",
+                "claim": f"{one['text']} ({one['source']})" if is_new else "",
+                "as a comparison": f"`{one['expect']}`" + _at(one),
+                "left less right": _measured(one),
+                "look": _look(one),
+                "verdict": f"**{one['verdict']}**{mark(one)}",
+                "budget": budget(by_name[one["cells"][0]].first),
+            }
+        )
+    return rows
 
 
 def _at(one: Mapping[str, Any]) -> str:
@@ -157,6 +181,15 @@ def _why(one: Mapping[str, Any]) -> str:
     if one.get("slack"):
         parts.append("part of the difference may be slack of the bounds")
     return "; ".join(parts)
+
+
+def counted(cells: Sequence[TableRow]) -> str:
+    """Return how many comparisons ended with each verdict."""
+    claims = claims_of(cells)
+    counts = Counter(one["verdict"] for one in claims)
+    if counts.keys() <= {NO_VERDICT}:
+        return in_one_line(cells)
+    return ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
 
 
 def in_one_line(cells: Sequence[TableRow]) -> str:
