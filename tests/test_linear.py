@@ -46,14 +46,14 @@ def test_recorded_products_give_the_gradients_of_plain_ones(name):
     tape = linear.Tape(3)
     model = subject.model()
     for _ in range(2):  # what the first rollout took is used again
-        assert_alike(gradients(subject, model, linear.recording(tape, "fp32")), plain)
+        assert_alike(gradients(subject, model, linear.precision("fp32", tape)), plain)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_tape_that_is_too_short_goes_on_in_pieces(steps):
     subject = contract.Subject(registry.find("cauchy"))
     plain = gradients(subject, subject.model())
-    tape = linear.recording(linear.Tape(steps), "fp32")
+    tape = linear.precision("fp32", linear.Tape(steps))
     assert_alike(gradients(subject, subject.model(), tape), plain)
 
 
@@ -61,7 +61,7 @@ def test_a_phase_without_generation_trains_recognition_alone():
     subject = contract.Subject(registry.find("fixed-supervised"))
     about = {"generates": False, "auxiliary": type(subject.model()).cross_entropy}
     plain = gradients(subject, subject.model(), **about)
-    tape = linear.recording(linear.Tape(3), "fp32")
+    tape = linear.precision("fp32", linear.Tape(3))
     found = gradients(subject, subject.model(), tape, **about)
     assert_alike(found, plain)
     assert found[1]["decoder.bias"] is None
@@ -73,7 +73,7 @@ def test_a_call_that_nothing_came_of_counts_nothing():
     layer = Linear(3, 2)
     value = torch.randn(4, 3)
     tape = linear.Tape(3)
-    with linear.recording(tape, "fp32"):
+    with linear.precision("fp32", tape):
         layer(value)
         layer(2 * value).sum().backward()
         first = layer.weight.grad.clone()
@@ -85,7 +85,7 @@ def test_frozen_weights_have_no_gradient_and_pass_it_on():
     torch.manual_seed(0)
     layer = Linear(3, 2).requires_grad_(False)
     value = torch.randn(4, 3, requires_grad=True)
-    with linear.recording(linear.Tape(1), "fp32"):
+    with linear.precision("fp32", linear.Tape(1)):
         layer(value).sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad is None
@@ -98,7 +98,7 @@ def test_bf16_products_are_near_and_added_up_in_float32(how):
     exact = gradients(subject, subject.model().float())
     context = {
         "plain": linear.precision("bf16"),
-        "recorded": linear.recording(linear.Tape(3), "bf16"),
+        "recorded": linear.precision("bf16", linear.Tape(3)),
     }[how]
     near = gradients(subject, subject.model().float(), context)
     assert near[0].dtype == torch.float32
@@ -115,7 +115,7 @@ def test_zeros_that_a_state_begins_with_are_not_multiplied():
     zeros = torch.zeros(()).expand(5, 4)
     value = torch.randn(5, 3)
     tape = linear.Tape(2)
-    with linear.recording(tape, "fp32"):
+    with linear.precision("fp32", tape):
         lstm.gates(lstm.bias, input=value, hidden=zeros).sum().backward()
     (kernel,) = tape.kernels.values()
     assert (kernel.zero_calls, kernel.zeros_from) == (1, 1)
@@ -205,7 +205,7 @@ def test_a_recorded_rollout_with_packed_kernels_has_the_gradients_of_float64(pre
 
     exact = gradients(torch.float64)
     tape = linear.Tape(32)
-    with linear.recording(tape, precision):
+    with linear.precision(precision, tape):
         found = gradients(torch.float32)
     for kernel in tape.kernels.values():
         assert [type(packed) for packed in kernel.packed.values()] == [linear.Packed] * 2

@@ -229,7 +229,7 @@ class Rollout:
             state, step = model.step(context, state, noise, t)
             return state, (step.charge, step.log_ratio), []
         calls = deferral.Deferral(self.calls or [], kernels, taps)
-        with linear.recording(calls, "fp32"):
+        with linear.precision("fp32", calls.add):
             state, step = model.step(context, state, noise, t)
         return state, (step.charge, step.log_ratio), calls.given
 

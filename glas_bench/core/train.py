@@ -130,7 +130,7 @@ class Optimisation:
         """
         images, labels, noise = self._batch()
         self.optimiser.forget_gradients()
-        with linear.best_for(self.tape, self.config.precision):
+        with linear.precision(self.config.precision, self.tape):
             terms = rollout.rollout(
                 self.model,
                 images,

@@ -5,7 +5,7 @@ moves more memory than the products themselves. `linear`'s tape avoids that by h
 here it is done in plain tensor operations, which `torch.func.vmap` and `torch.compile` can handle:
 
 - `list_calls` finds the calls of `linear.add` in a step;
-- within the step (`linear.recording(Deferral(...))`) call i multiplies its inputs, side by side,
+- within the step (`Deferral.add`) call i multiplies its inputs, side by side,
   by a copy of its kernels that takes no gradient, and adds zeros, `taps[i]`. It keeps the inputs;
 - the gradient of a tap is that of the result of its call. `gradients` makes those of the weights
   from them and the inputs, with one product over steps and rows for each call.
@@ -40,10 +40,22 @@ class Call(NamedTuple):
 
 def list_calls(step: Callable[[], Any], parameters: Mapping[str, Tensor]) -> list[Call | None]:
     """Return the calls of `linear.add` in a step, None for those that autograd is left with."""
-    listing = _Listing({id(parameter): name for name, parameter in parameters.items()})
-    with linear.recording(listing, "fp32"):
+    all_names = {id(parameter): name for name, parameter in parameters.items()}
+    calls: list[Call | None] = []
+
+    def add(
+        base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool, low: bool
+    ) -> Tensor:
+        made = linear.add_plain(base, inputs, transposed, low)
+        names = tuple(all_names[id(k)] for _, k in inputs if id(k) in all_names)
+        sizes = tuple(value.shape[-1] for value, _ in inputs)
+        call = Call(names, sizes, transposed, all_names.get(id(base)), *made.shape)
+        calls.append(call if len(names) == len(inputs) else None)
+        return made
+
+    with linear.precision("fp32", add):
         step()
-    return listing.calls
+    return calls
 
 
 class Deferral:
@@ -65,9 +77,6 @@ class Deferral:
         self.given: list[Tensor] = []
         """Inputs of the calls so far, side by side, [B, in]."""
 
-    def begin(self) -> None:
-        """Do nothing: a deferral serves one step."""
-
     def add(
         self, base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool, low: bool
     ) -> Tensor:
@@ -82,29 +91,6 @@ class Deferral:
         if call.bias is not None:
             base = base.detach()
         return base + (given @ kernel + tap).to(base.dtype)
-
-
-class _Listing:
-    """Lists the calls of `linear.add`."""
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        self.names = names
-        self.calls: list[Call | None] = []
-
-    def begin(self) -> None:
-        """Do nothing: a listing serves one step."""
-
-    def add(
-        self, base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool, low: bool
-    ) -> Tensor:
-        """Note the call; return its result."""
-        made = linear.add_plain(base, inputs, transposed, low)
-        names = [self.names.get(id(kernel)) for _, kernel in inputs]
-        known = tuple(name for name in names if name is not None)
-        sizes = tuple(value.shape[-1] for value, _ in inputs)
-        call = Call(known, sizes, transposed, self.names.get(id(base)), *made.shape)
-        self.calls.append(call if len(known) == len(names) else None)
-        return made
 
 
 # --------------------------------------------------------------------------- stacks of seeds

@@ -1,7 +1,7 @@
 """Products of the layers' weights: their precision, their gradients and the backend of each.
 
 A layer calls `add` (a base plus inputs times kernels) and `lstm` and gets plain tensor operations,
-which every transform of torch can handle. Inside `recording` they are recorded for one
+which every transform of torch can handle. Under a tape (`precision`) they are recorded for one
 backward pass by hand-written rules, which do no work over t that can be done once: the inputs of a
 kernel are kept side by side for all steps, one product makes its gradient at the end, a bias is
 summed once, and inputs that are the zeros of the first step are not multiplied. Training on a CPU
@@ -29,34 +29,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-
-
-class Recorder(Protocol):
-    """Records the calls of `add`: a `Tape`, or a part of `deferral`."""
-
-    def begin(self) -> None:
-        """Begin to record."""
-
-    def add(
-        self, base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool, low: bool, /
-    ) -> Tensor:
-        """Return base + sum of value @ kernel, in bfloat16 if `low`."""
+Recorder = Callable[[Tensor, Sequence[tuple[Tensor, Tensor]], bool, bool], Tensor]
+"""Takes the place of `add_plain`: of a tape, or of a part of `deferral`."""
 
 
 class _Mode:
     """How products are made; a process has one current mode."""
 
-    def __init__(self, low: bool, tape: Recorder | None) -> None:
+    def __init__(self, low: bool, add: Recorder) -> None:
         self.low = low
-        self.tape = tape
+        self.add = add
         self.casts: dict[tuple[int, int, bool], tuple[Tensor, Tensor]] = {}
 
     def cast(self, weight: Tensor) -> Tensor:
@@ -71,51 +60,30 @@ class _Mode:
         return self.casts[key][1]
 
 
-_PLAIN = _Mode(False, None)
-_current = _PLAIN
-
-
 @contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    """Make the layers' products at a precision: fp32 (or tf32, set on the device) or bf16."""
-    with _mode(_Mode(name == "bf16", None)):
-        yield
-
-
-@contextlib.contextmanager
-def recording(tape: Recorder, name: str) -> Iterator[None]:
-    """Make products at a precision and record them for one backward pass.
+def precision(name: str | None = None, tape: Tape | Recorder | None = None) -> Iterator[None]:
+    """Make the layers' products at a precision, and record them where there is a tape.
 
     Args:
+        name: fp32 (or tf32, set on the device) or bf16; by default the current one.
         tape: a `Tape` keeps the inputs of one rollout and its backward pass at a time; none where
             gradients are not enabled. One used in inference mode cannot be used outside it.
-        name: the precision.
     """
-    tape.begin()
-    with _mode(_Mode(name == "bf16", tape)):
+    global _current
+    if isinstance(tape, Tape):
+        tape.begin()
+        tape = tape.add
+    before = _current
+    _current = _Mode(before.low if name is None else name == "bf16", tape or add_plain)
+    try:
         yield
-
-
-def best_for(tape: Tape | None, name: str | None = None) -> contextlib.AbstractContextManager[None]:
-    """Return `recording` if there is a tape, `precision` otherwise; by default at the current
-    precision."""
-    name = name or ("bf16" if _current.low else "fp32")
-    return precision(name) if tape is None else recording(tape, name)
+    finally:
+        _current = before
 
 
 def tape_for(device: torch.device, steps: int) -> Tape | None:
     """Return a tape where recording pays: on a CPU."""
     return Tape(steps) if device.type == "cpu" else None
-
-
-@contextlib.contextmanager
-def _mode(mode: _Mode) -> Iterator[None]:
-    global _current
-    before, _current = _current, mode
-    try:
-        yield
-    finally:
-        _current = before
 
 
 # --------------------------------------------------------------------------- what layers ask for
@@ -129,10 +97,7 @@ def add(base: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], transposed: bool 
         inputs: values [B, in] with their kernels, [in, out], or [out, in] where `transposed`.
         transposed: how the kernels lie.
     """
-    mode = _current
-    if mode.tape is not None:
-        return mode.tape.add(base, inputs, transposed, mode.low)
-    return add_plain(base, inputs, transposed, mode.low)
+    return _current.add(base, inputs, transposed, _current.low)
 
 
 def add_plain(
@@ -149,6 +114,9 @@ def add_plain(
         else:
             base = torch.addmm(base, value, kernel)
     return base
+
+
+_current = _Mode(False, add_plain)
 
 
 def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:

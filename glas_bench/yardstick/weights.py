@@ -254,7 +254,7 @@ def _weights_program(model: Glas, labelled: bool, compile_step: bool) -> Callabl
         labels, shift = (others[0], others[1:]) if labelled else (None, others)
         if shift:
             noise = with_shift(noise, shift)
-        with linear.best_for(tape):
+        with linear.precision(tape=tape):
             return rollout.rollout(model, x, x, labels, noise, step=take).log_w
 
     return log_w
