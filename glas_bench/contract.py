@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,13 +57,12 @@ class Finding:
     problem: str | None  # None where the promise is kept
 
 
-@dataclass(frozen=True)
-class Run:
-    """The terms of a rollout, its latents and its last canvas."""
+class Run(NamedTuple):
+    """What a rollout went through."""
 
     terms: Terms
-    z_TBZ: Tensor
-    canvas_BP: Tensor
+    steps: list[Step]
+    canvas_BP: Tensor  # the last
 
 
 class Subject:
@@ -94,16 +93,7 @@ class Subject:
 
     def run(self, model: Glas, x: Tensor, target: Tensor, noise: Tensor) -> Run:
         """Return a rollout."""
-        z: list[Tensor] = []
-        canvas: list[Tensor] = []
-
-        def trace(t: int, state: State, step: Step) -> None:
-            del t
-            z.append(step.z)
-            canvas.append(state.generation.canvas)
-
-        terms = rollout.rollout(model, x, target, self.labels, noise, trace=trace)
-        return Run(terms, torch.stack(z), canvas[-1])
+        return _run(model, x, target, self.labels, noise)
 
     def scoring(self, model: Glas) -> Glas:
         """Return the model in scoring mode, with frozen statistics."""
@@ -142,6 +132,20 @@ def _some(likelihood: Likelihood, pixels: int) -> Tensor:
     generator = streams.generator(seed, "contract")
     uniform = torch.rand(IMAGES, pixels, generator=generator, dtype=torch.float64)
     return likelihood.draw(torch.full_like(uniform, 0.4).logit(), torch.special.ndtri(uniform))
+
+
+def _run(model: Glas, x: Tensor, target: Tensor, labels: Tensor, noise: Tensor) -> Run:
+    steps: list[Step] = []
+    canvas = target
+
+    def trace(t: int, state: State, step: Step) -> None:
+        nonlocal canvas
+        del t
+        steps.append(step)
+        canvas = state.generation.canvas
+
+    terms = rollout.rollout(model, x, target, labels, noise, trace=trace)
+    return Run(terms, steps, canvas)
 
 
 def _where(error: Exception, path: Path) -> str:
@@ -212,21 +216,9 @@ def returns_nats_per_image(subject: Subject) -> None:
 
 
 def charges_each_row(subject: Subject) -> None:
-    """charge and log_ratio return one number per row at every step."""
+    """charge and log_ratio return one number per row at every step: the rollout refuses others."""
     model = subject.model()
-
-    def trace(t: int, state: State, step: Step) -> None:
-        del state
-        for name in ("charge", "log_ratio"):
-            shape = list(getattr(step, name).shape)
-            _require(
-                shape == [IMAGES],
-                f"{name} must have shape [B] = [{IMAGES}] at step {t}, got {shape}"
-                + ("; did it forget .sum(-1)?" if len(shape) == 2 else ""),
-            )
-
-    noise = subject.noise(model)
-    rollout.rollout(model, subject.x, subject.x, subject.labels, noise, trace=trace)
+    subject.run(model, subject.x, subject.x, subject.noise(model))
 
 
 def trains_every_parameter(subject: Subject) -> None:
@@ -312,7 +304,7 @@ def keeps_the_recogniser_out(subject: Subject) -> None:
         seen = subject.run(model, 1 - subject.x, subject.x, noise)
         model.load_state_dict(kept)
         subject.run(model, subject.x, subject.x, noise)
-        alone = rollout.generate(model, seen.z_TBZ)
+        alone = rollout.generate(model, torch.stack([step.z for step in seen.steps]))
         recon = -model.log_likelihood(alone, subject.x)
     _require(
         torch.equal(alone, seen.canvas_BP),
@@ -463,22 +455,13 @@ def _problem_of(
         return f"its densities could not be checked: {type(error).__name__}: {error}"
 
 
-def _trial(model: Glas, draws: int) -> tuple[Terms, list[Step], Tensor, Tensor]:
-    """Run a model of few pixels; return terms, steps, the last canvas and the images."""
+def _trial(model: Glas, draws: int) -> tuple[Run, Tensor]:
+    """Run a model of few pixels; return that and its images."""
     x_BP, labels_B = _some(model.likelihood, FEW_PIXELS), torch.arange(IMAGES) % CLASSES
     shape = (model.steps, draws, IMAGES, model.noise_size)
     noise = streams.normal(shape, 1, "contract-noise").double()
     rollout.freeze_statistics(model, x_BP, labels_B, noise[:, :1])
-    steps: list[Step] = []
-    canvas_BP = x_BP
-
-    def trace(t: int, state: State, step: Step) -> None:
-        nonlocal canvas_BP
-        steps.append(step)
-        canvas_BP = state.generation.canvas
-
-    terms = rollout.rollout(model, x_BP, x_BP, labels_B, noise, trace=trace)
-    return terms, steps, canvas_BP, x_BP
+    return _run(model, x_BP, x_BP, labels_B, noise), x_BP
 
 
 def _perturb(model: Glas, by: float, times: float = 1) -> None:
@@ -493,8 +476,8 @@ def _check_likelihood(model: Glas) -> str | None:
     every = model.likelihood.outcomes(FEW_PIXELS)
     random = 2 * streams.normal((IMAGES, FEW_PIXELS), 0, "contract").double()
     for training in (True, False):
-        terms, _, canvas_BP, x_BP = _trial(model.train(training), 1)
-        if not _close(terms.recon[0], -model.log_likelihood(canvas_BP, x_BP)):
+        run, x_BP = _trial(model.train(training), 1)
+        if not _close(run.terms.recon[0], -model.log_likelihood(run.canvas_BP, x_BP)):
             return "recon is not -log_likelihood of the last canvas and the image"
         canvas_BP = random.repeat_interleave(len(every), 0)
         log_p = model.log_likelihood(canvas_BP, every.repeat(IMAGES, 1))
@@ -512,13 +495,13 @@ def _check_likelihood(model: Glas) -> str | None:
 def _check_ratio(model: Glas) -> str | None:
     """Compare E_q[p/q f] with E_p[f] where q > 0, and E_p[q/p f] with E_q[f] where p > 0."""
     p, draws, wild = model.eval().prior(), 2000, True
-    _, steps, _, _ = _trial(model, 1)
+    steps = _trial(model, 1)[0].steps
     cls, known = type(model), (Normal, StandardNormal, Uniform, StandardUniform)
     own = any(getattr(cls, name) is not getattr(Glas, name) for name in ("log_ratio", "step"))
     if not own and all(type(each) in known for each in (p, *(step.q for step in steps))):
         return None
     for _ in range(12):  # until q differs from p, but not so much that a mean is blind
-        _, steps, _, _ = _trial(model, draws)
+        steps = _trial(model, draws)[0].steps
         ratios = torch.stack([step.log_ratio for step in steps]).clamp(-9, 9)
         wild = not all((step.z.abs() < 30).all() for step in steps)
         if not wild and float(ratios.std()) > 0.3:

@@ -396,7 +396,7 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
         if METRICS[own[0][0].metric].per_image and by_cell[name][used[0]].size < 2:
             raise _NoNumber("one image has no spread: score at least two")
     try:
-        return sequential.contrast([(1, each) for each in by_cell.values()], expectation.constant)
+        return sequential.contrast(list(by_cell.values()), expectation.constant)
     except ValueError as error:
         raise _NoNumber(str(error)) from error
 

@@ -42,16 +42,20 @@ class Likelihood(Protocol):
 
     def calibration(self, train: Tensor, x: Tensor) -> dict[str, float]:
         """Return the mean nats of x [B, P] under models of train without latents, by score."""
+        del train, x
+        return {}
 
     def rate(self, nats: float, pixels: int) -> dict[str, float]:
         """Return nats of an x of P = `pixels` numbers in the field's other unit, by score."""
+        del nats, pixels
+        return {}
 
     def outcomes(self, pixels: int) -> Tensor:
         """Return every x of so few numbers, float64 [N, pixels]."""
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Likelihood):
     """Binary pixels with logits o."""
 
     name: ClassVar[str] = "bernoulli"
@@ -78,23 +82,13 @@ class Bernoulli:
         log_odds_P = torch.log(ink_P) - torch.log1p(-ink_P)
         return -(x.double() @ log_odds_P + torch.log1p(-ink_P).sum())
 
-    def calibration(self, train: Tensor, x: Tensor) -> dict[str, float]:
-        """Return nothing."""
-        del train, x
-        return {}
-
-    def rate(self, nats: float, pixels: int) -> dict[str, float]:
-        """Return nothing."""
-        del nats, pixels
-        return {}
-
     def outcomes(self, pixels: int) -> Tensor:
         """Return every binary image, float64 [2^pixels, pixels]."""
         return torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * pixels)
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(Likelihood):
     """One symbol of an alphabet at each place, one-hot, place by place; independent given o.
 
     P is places x symbols. The logits of a place are its part of the canvas.

@@ -131,19 +131,14 @@ def half_width(
     return np.hypot(by_seeds, by_images)
 
 
-def difference(a: Mapping[int, Array], b: Mapping[int, Array]) -> Difference:
-    """Return a - b; see `contrast`."""
-    return contrast([(1, a), (-1, b)])
+def contrast(arms: Sequence[Mapping[int, Array]], minus: float = 0.0) -> Difference:
+    """Return the sum of the arms' means, less a constant.
 
-
-def contrast(arms: Sequence[tuple[int, Mapping[int, Array]]], minus: float = 0.0) -> Difference:
-    """Return the signed sum of the arms' means, less a constant.
-
-    Two arms of opposite sign are a difference, four a difference of differences, one beside a
-    constant a comparison with a number.
+    With one of two arms negative it is a difference, with two of four a difference of differences,
+    with one arm beside a constant a comparison with a number.
 
     Args:
-        arms: sign and values by seed, [B] each of the same images; [1] where there are none.
+        arms: signed values by seed, [B] each of the same images; [1] where there are none.
         minus: constant that is subtracted.
 
     Raises:
@@ -151,7 +146,7 @@ def contrast(arms: Sequence[tuple[int, Mapping[int, Array]]], minus: float = 0.0
             not finite.
     """
     estimate, variance, spread, by_image, counts = -minus, 0.0, 0.0, None, []
-    for sign, arm in arms:
+    for arm in arms:
         if len(arm) < 2:
             raise ValueError(f"two seeds an arm have a spread, got {len(arm)}")
         values_SB = np.stack([np.asarray(values, np.float64) for values in arm.values()])
@@ -161,10 +156,10 @@ def contrast(arms: Sequence[tuple[int, Mapping[int, Array]]], minus: float = 0.0
             raise ValueError("a value is not finite")
         means_S = values_SB.mean(1)
         error = means_S.var(ddof=1) / len(arm)
-        estimate += sign * means_S.mean()
+        estimate += means_S.mean()
         variance += error
         spread += error**2 / (len(arm) - 1)
-        by_image = sign * values_SB.mean(0) + (0 if by_image is None else by_image)
+        by_image = values_SB.mean(0) + (0 if by_image is None else by_image)
         counts.append(len(arm))
     assert by_image is not None
     df = variance**2 / spread if spread > 0 else min(counts) - 1
@@ -239,16 +234,9 @@ class Share:
 
 
 def share_difference(a: tuple[int, int], b: tuple[int, int]) -> ShareDifference:
-    """Return the difference of two shares, each as (count, seeds).
-
-    Raises:
-        ValueError: no seeds, or more counted than there are.
-    """
+    """Return the difference of two shares, each as (count, seeds)."""
     from scipy import stats
 
-    for count, seeds in (a, b):
-        if not 0 <= count <= seeds or seeds < 1:
-            raise ValueError(f"a share is a count of at least one seed, got {count} of {seeds}")
     table = np.array([[a[0], a[1] - a[0]], [b[0], b[1] - b[0]]])
     p = float(stats.fisher_exact(table).pvalue)
     return ShareDifference(a[0] / a[1] - b[0] / b[1], a, b, p)
@@ -330,19 +318,11 @@ def chance_to_decide(
     )
 
 
-def seeds_to_decide(
-    difference: Difference,
-    p: float,
-    margin: float,
-    direction: int,
-    *,
-    power: float = 0.8,
-    most: int = 1000,
-) -> int | None:
-    """Return the least number of seeds an arm that decides with this probability, None beyond most.
+def seeds_to_decide(difference: Difference, p: float, margin: float, direction: int) -> int | None:
+    """Return the least number of seeds an arm that decides with probability .8, None beyond 1000.
 
     Arguments as in `chance_to_decide`.
     """
-    seeds = np.arange(max(difference.seeds) + 1, most + 1)
-    enough = chance_to_decide(difference, seeds, p, margin, direction) >= power
+    seeds = np.arange(max(difference.seeds) + 1, 1001)
+    enough = chance_to_decide(difference, seeds, p, margin, direction) >= 0.8
     return int(seeds[enough.argmax()]) if enough.any() else None

@@ -262,7 +262,7 @@ def _exact(variant: Any, resolved: Any, sizes: Sizes) -> dict[str, Any]:
     model = one.model.double()
     terms = rollout.rollout(model, images.double(), images.double(), labels, noise.double())
     train.mean_objective(one.phase, model, terms).backward()
-    train.clip_gradients(train.clip_groups(model), train.CLIP_NORM)
+    train.clip_gradients(one.clip_groups, train.CLIP_NORM)
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: {"exp_avg": (1 - BETA_1) * grad} for name, grad in grads.items()}
 

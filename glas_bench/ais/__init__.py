@@ -24,31 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glas_bench.ais.annealing import (
-    AISResult,
-    Annealing,
-    Course,
-    Pilot,
-    Walk,
-    joined,
-    mean_and_error,
-    schedule,
-)
-from glas_bench.ais.hmc import LogLikelihood, Walkers
-
-__all__ = [
-    "AISResult",
-    "Annealing",
-    "Bidirectional",
-    "LogLikelihood",
-    "anneal",
-    "annealed_importance_sampling",
-    "bidirectional",
-    "schedule",
-    "seconds_a_move",
-    "simulated",
-    "walks",
-]
+from glas_bench.ais.annealing import AISResult as AISResult
+from glas_bench.ais.annealing import Annealing as Annealing
+from glas_bench.ais.annealing import Course, Pilot, Walk, joined, mean_and_error
+from glas_bench.ais.annealing import schedule as schedule
+from glas_bench.ais.hmc import LogLikelihood as LogLikelihood
+from glas_bench.ais.hmc import Walkers
 
 LikelihoodFor = Callable[[Tensor], LogLikelihood]  # images -> their log p(x|z)
 Simulate = Callable[[Tensor, Callable[[int], Tensor]], Tensor]

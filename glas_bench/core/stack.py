@@ -304,10 +304,10 @@ class StackedAdam:
 
     Args:
         stack: what is moved, in place.
-        groups: by name the names of parameters that are clipped as one tensor, see `group_names`.
+        groups: names of parameters that are clipped as one tensor, see `train.clip_groups`.
     """
 
-    def __init__(self, stack: Stack, groups: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, stack: Stack, groups: Sequence[Sequence[str]]) -> None:
         self.trained = {n: p for n, p in stack.parameters.items() if p.requires_grad}
         self.groups = groups
         self.moments = {
@@ -318,7 +318,7 @@ class StackedAdam:
     @property
     def tensors(self) -> list[Tensor]:
         """What a step changes."""
-        return programs.tensors_of((self.trained, self.moments, self.counts))
+        return pytree.tree_leaves((self.trained, self.moments, self.counts))
 
     def load(self, i: int, states: adam.State) -> None:
         """Continue seed i from the state of an optimiser of its own."""
@@ -354,16 +354,9 @@ class StackedAdam:
                 for name in names
                 if (gradient := gradients.get(name)) is not None
             ]
-            for names in self.groups.values()
+            for names in self.groups
         ]
         return [group for group in groups if group]
-
-
-def group_names(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of trained parameters in the groups of `train.clip_groups`."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = [[names[id(piece)] for piece in group] for group in train.clip_groups(model)]
-    return {group[0]: group for group in groups}
 
 
 class Moved(NamedTuple):

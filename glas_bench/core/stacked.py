@@ -27,7 +27,6 @@ from glas_bench.core.stack import (
     Rollout,
     Stack,
     StackedAdam,
-    group_names,
     update,
 )
 from glas_bench.core.train import PARTS, Diverged, Optimisation
@@ -223,7 +222,7 @@ class StackedTraining:
         self.phase = self.first.phase
         models = [one.model for one in self.trainings]
         self.stack = Stack(models, self.config.precision, like=self.first.model)
-        self.adam = StackedAdam(self.stack, group_names(self.first.model))
+        self.adam = StackedAdam(self.stack, train.clip_groups(self.first.model))
         for i, one in enumerate(self.trainings):
             self.adam.load(i, one.optimiser.state)
         self.batches.epoch = None

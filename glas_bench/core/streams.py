@@ -85,13 +85,6 @@ def normals_at(counters_N: Tensor, keys: Tensor, block: Tensor | int) -> Tensor:
     return torch.stack(pairs, -1).flatten(-2)
 
 
-def uniforms(keys: Tensor, count: int, block: Tensor | int = 0) -> Tensor:
-    """Return float32 uniform noise in [0, 1), [..., count]; as `normals` otherwise."""
-    words = _philox(counters(count, keys.device), keys, block)
-    parts = [(word >> 8).to(torch.float32) * 2.0**-24 for word in words]
-    return torch.stack(parts, -1).flatten(-2)[..., :count]
-
-
 def _philox(counters_N: Tensor, keys: Tensor, block: Tensor | int) -> tuple[Tensor, ...]:
     """Return four words in [0, 2^32) as int64 [..., N] for these counters [N]."""
     a = counters_N.expand(*keys.shape, len(counters_N))

@@ -14,6 +14,7 @@ an epoch is dropped; the loss is the batch mean, nats per image.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,9 @@ class Optimisation:
         self.phases = tuple(phases)
         self.batch = min(config.batch, len(splits.train.images))
         self.steps_per_epoch = len(splits.train.images) // self.batch
-        self.total_steps = sum(phase.epochs for phase in self.phases) * self.steps_per_epoch
+        self.ends = list(itertools.accumulate(phase.epochs for phase in self.phases))
+        """Epochs after which each phase is over."""
+        self.total_steps = self.ends[-1] * self.steps_per_epoch
         self.labels = splits.train.labels
         self.at = Position()
         self._begin_phase(self.phases[0])
@@ -100,7 +103,7 @@ class Optimisation:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
-        return self.at.epoch >= sum(phase.epochs for phase in self.phases)
+        return self.at.epoch >= self.ends[-1]
 
     @property
     def redraws(self) -> bool:
@@ -109,7 +112,7 @@ class Optimisation:
 
     def learning_rate_at(self, epoch: int, step: int) -> float:
         """Return the learning rate of a step of an epoch; every phase has the whole schedule."""
-        config, start = self.config, self._phase_start(self.phase)
+        config, start = self.config, self.ends[self.phases.index(self.phase)] - self.phase.epochs
         done = step - start * self.steps_per_epoch
         rate = config.learning_rate * min(1.0, (done + 1) / max(1, config.warmup_steps))
         if config.schedule == "linear":
@@ -164,7 +167,8 @@ class Optimisation:
         means = {part: total / self.steps_per_epoch for part, total in self.at.sums.items()}
         self.at = Position(self.at.epoch + 1, 0, self.at.step, seconds=self.at.seconds)
         if not self.finished:
-            following = self._phase_at(self.at.epoch)
+            phases = zip(self.phases, self.ends, strict=True)
+            following = next(phase for phase, end in phases if self.at.epoch < end)
             if following is not self.phase:
                 self._change_phase(following)
         return means
@@ -196,24 +200,15 @@ class Optimisation:
 
     # ---- phases
 
-    def _phase_start(self, phase: Phase) -> int:
-        return sum(earlier.epochs for earlier in self.phases[: self.phases.index(phase)])
-
-    def _phase_at(self, epoch: int) -> Phase:
-        for phase in self.phases:
-            if epoch < self._phase_start(phase) + phase.epochs:
-                return phase
-        return self.phases[-1]
-
     def _begin_phase(self, phase: Phase) -> None:
         """Choose what is trained and start a new optimiser."""
         self.phase = phase
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not matches(name, phase.frozen))
-        self.optimiser = Adam(
-            {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        )
-        self.clip_groups = clip_groups(self.model)
+        named = self.model.named_parameters()
+        trained: dict[str, Tensor] = {name: p for name, p in named if p.requires_grad}
+        self.optimiser = Adam(trained)
+        self.clip_groups = [[trained[name] for name in each] for each in clip_groups(self.model)]
 
     def _change_phase(self, phase: Phase) -> None:
         """Keep what the phase keeps, draw everything else again, restart the optimiser."""
@@ -372,8 +367,8 @@ def chosen(splits: Splits, split: Split, most: int, purpose: str) -> tuple[Tenso
     return images[rows].to(torch.float32), labels
 
 
-def clip_groups(model: nn.Module) -> list[list[Tensor]]:
-    """Return the trained parameters in groups that are clipped as one tensor.
+def clip_groups(model: nn.Module) -> list[list[str]]:
+    """Return the names of trained parameters in groups that are clipped as one tensor.
 
     The pieces of a kernel kept in one `nn.ParameterDict` are a group, as one concatenated tensor
     would be; every other parameter is a group of its own.
@@ -384,10 +379,10 @@ def clip_groups(model: nn.Module) -> list[list[Tensor]]:
         if isinstance(module, nn.ParameterDict)
         for piece in module.values()
     }
-    groups: dict[str, list[Tensor]] = {}
+    groups: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(pieces.get(id(parameter), name), []).append(parameter)
+            groups.setdefault(pieces.get(id(parameter), name), []).append(name)
     return list(groups.values())
 
 

@@ -238,11 +238,6 @@ def compiled_tree(function: Function, wanted: bool) -> Function:
     return run
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """Return the tensors of nested tuples, lists and dicts."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def bytes_kept(function: Callable[[], Any]) -> tuple[Any, int]:
     """Return a function's result and the bytes of all that autograd keeps for its gradients."""
     kept: dict[int, int] = {}
