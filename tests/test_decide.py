@@ -155,13 +155,26 @@ def only(planned: study.Study, there: dict[str, decide.Arm]) -> Verdict:
     return verdict
 
 
+def judged(
+    tmp_path: Path, expect: str, *given: list[Arm], more: str = "", about: str = ""
+) -> Verdict:
+    """The verdict on one claim about `cauchy` and `gaussian` on the original grid."""
+    planned = plan(tmp_path, expect, more=more, about=about)
+    cells = (f"cauchy {GRID}", f"gaussian {GRID}")
+    return only(planned, arms(planned, tmp_path, dict(zip(cells, given, strict=False))))
+
+
+def estimate_of(verdict: Verdict) -> float:
+    assert verdict.last is not None
+    assert verdict.last.estimate is not None
+    return verdict.last.estimate
+
+
 CLAIM = "nll(gaussian, grid=original) > nll(cauchy, grid=original)"
 
 
 def test_a_large_difference_is_settled_at_the_first_look(tmp_path: Path) -> None:
-    planned = plan(tmp_path, CLAIM)
-    given = {f"cauchy {GRID}": seeds(90.0), f"gaussian {GRID}": seeds(100.0)}
-    verdict = only(planned, arms(planned, tmp_path, given))
+    verdict = judged(tmp_path, CLAIM, seeds(90.0), seeds(100.0))
     assert verdict.word == "reproduced"
     assert verdict.claim.margin == 2.0
     assert [look.seeds for look in verdict.looks] == [5]
@@ -197,9 +210,8 @@ def test_the_interval_is_that_of_welch_and_the_images_at_the_nominal_level(
     [(80.0, ">", "opposite"), (90.1, ">", "no larger difference"), (80.0, "<", "reproduced")],
 )
 def test_other_words(tmp_path: Path, other: float, direction: str, word: str) -> None:
-    planned = plan(tmp_path, CLAIM.replace(">", direction))
-    given = {f"cauchy {GRID}": seeds(90.0, 0.2), f"gaussian {GRID}": seeds(other, 0.2)}
-    assert only(planned, arms(planned, tmp_path, given)).word == word
+    expect = CLAIM.replace(">", direction)
+    assert judged(tmp_path, expect, seeds(90.0, 0.2), seeds(other, 0.2)).word == word
 
 
 def test_what_is_undecided_wants_the_seeds_of_the_next_look(tmp_path: Path) -> None:
@@ -242,9 +254,7 @@ def test_it_depends_on_no_order_and_on_no_other_arm(tmp_path: Path) -> None:
 
 
 def test_a_look_waits_for_its_last_seed(tmp_path: Path) -> None:
-    planned = plan(tmp_path, CLAIM)
-    given = {f"cauchy {GRID}": seeds(90.0, count=4), f"gaussian {GRID}": seeds(100.0)}
-    verdict = only(planned, arms(planned, tmp_path, given))
+    verdict = judged(tmp_path, CLAIM, seeds(90.0, count=4), seeds(100.0))
     assert verdict.word == "undecided"
     assert verdict.why == f"look 1 of 4 takes 5 seeds of each arm: cauchy {GRID} has 4"
     assert verdict.wanted == 5
@@ -264,66 +274,48 @@ def collapsed(count: int) -> list[Arm]:
 
 
 def test_means_are_over_seeds_that_left_the_mean_image(tmp_path: Path) -> None:
-    planned = plan(tmp_path, CLAIM)
-    given = {
-        f"cauchy {GRID}": seeds(90.0),
-        f"gaussian {GRID}": seeds(100.0, count=4) + collapsed(1),
-    }
-    verdict = only(planned, arms(planned, tmp_path, given))
+    verdict = judged(tmp_path, CLAIM, seeds(90.0), seeds(100.0, count=4) + collapsed(1))
     assert verdict.word == "reproduced"
     assert verdict.escaped == ((4, 5), (5, 5))
-    assert verdict.last is not None
-    assert verdict.last.estimate == pytest.approx(10, abs=1)
+    assert estimate_of(verdict) == pytest.approx(10, abs=1)
 
 
 def test_shares_that_differ_clearly_withhold_a_verdict_on_means(tmp_path: Path) -> None:
-    some = {
-        f"cauchy {GRID}": seeds(90.0, count=12),
-        f"gaussian {GRID}": seeds(100.0, count=3) + collapsed(9),
-    }
-    looks = "looks: [12, 20]"
-    planned = plan(tmp_path, CLAIM, more=looks)
-    there = arms(planned, tmp_path, some)
-    verdict = only(planned, there)
+    some, more = (seeds(90.0, count=12), seeds(100.0, count=3) + collapsed(9)), "looks: [12, 20]"
+    verdict = judged(tmp_path, CLAIM, *some, more=more)
     assert verdict.word == "undecided"
     assert "3 of 12 seeds of gaussian" in verdict.looks[0].why
     assert "among: escaped" in verdict.looks[0].why
-    conditional = plan(tmp_path, CLAIM, more=looks, about=", among: escaped")
-    assert only(conditional, there).word == "reproduced"
+    conditional = judged(tmp_path, CLAIM, *some, more=more, about=", among: escaped")
+    assert conditional.word == "reproduced"
     shares = CLAIM.replace("nll", "escaped_share").replace(">", "<")
-    assert only(plan(tmp_path, shares, more=looks), there).word == "reproduced"
+    assert judged(tmp_path, shares, *some, more=more).word == "reproduced"
 
 
 def test_epochs_of_escape_are_compared_by_a_log_rank_test(tmp_path: Path) -> None:
-    planned = plan(tmp_path, CLAIM)
-    given = {
-        f"cauchy {GRID}": [Arm(nll=90.0 + i, scores={"escape_epoch": 1}) for i in range(5)],
-        f"gaussian {GRID}": [
-            Arm(nll=91.0 + i, scores={"escape_epoch": epoch})
-            for i, epoch in enumerate((1, 2, 2, None, 2))
-        ],
-    }
-    verdict = only(planned, arms(planned, tmp_path, given))
-    last = planned.cells[0].config.epochs
+    given = [
+        [Arm(nll=nll + i, scores={"escape_epoch": epoch}) for i, epoch in enumerate(epochs)]
+        for nll, epochs in ((90.0, (1, 1, 1, 1, 1)), (91.0, (1, 2, 2, None, 2)))
+    ]
+    verdict = judged(tmp_path, CLAIM, *given)
+    last = plan(tmp_path, CLAIM).cells[0].config.epochs
     censored = scipy_stats.CensoredData.right_censored([1, 2, 2, last, 2], [0, 0, 0, 1, 0])
     expected = scipy_stats.logrank(x=censored, y=[1] * 5).pvalue
     assert verdict.escape_p == pytest.approx(float(expected))
-    same = {f"cauchy {GRID}": collapsed(5), f"gaussian {GRID}": collapsed(5)}
-    assert only(planned, arms(planned, tmp_path / "same", same)).escape_p is None
+    (tmp_path / "same").mkdir()
+    same = judged(tmp_path / "same", CLAIM, collapsed(5), collapsed(5))
+    assert same.escape_p is None
 
 
 def test_a_diverged_seed_did_not_leave_the_mean_image(tmp_path: Path) -> None:
-    given = {f"cauchy {GRID}": [*seeds(90.0, count=4), None], f"gaussian {GRID}": seeds(100.0)}
-    planned = plan(tmp_path, CLAIM)
-    verdict = only(planned, arms(planned, tmp_path, given))  # type: ignore[arg-type]
+    some = [*seeds(90.0, count=4), None]
+    verdict = judged(tmp_path, CLAIM, some, seeds(100.0))  # type: ignore[arg-type]
     assert verdict.word == "reproduced"
     assert verdict.escaped == ((5, 5), (4, 5))
 
 
 def test_all_seeds_collapsed_or_diverged_give_no_number(tmp_path: Path) -> None:
-    planned = plan(tmp_path, CLAIM)
-    given = {f"cauchy {GRID}": collapsed(20), f"gaussian {GRID}": seeds(100.0, count=20)}
-    verdict = only(planned, arms(planned, tmp_path, given))
+    verdict = judged(tmp_path, CLAIM, collapsed(20), seeds(100.0, count=20))
     assert verdict.word == "undecided"
     assert "0 of 20 seeds of cauchy" in verdict.why
     assert verdict.outlook == "no look is left"
@@ -334,13 +326,11 @@ def test_all_seeds_collapsed_or_diverged_give_no_number(tmp_path: Path) -> None:
 
 def test_a_number_is_compared_with_one_arm(tmp_path: Path) -> None:
     expect = "footprint_perplexity(cauchy, grid=original) < 20.25 cells"
-    planned = plan(tmp_path, expect)
-    given = {f"cauchy {GRID}": [Arm(scores={"footprint_perplexity": 64.0 + i}) for i in range(5)]}
-    verdict = only(planned, arms(planned, tmp_path, given))
+    given = [Arm(scores={"footprint_perplexity": 64.0 + i}) for i in range(5)]
+    verdict = judged(tmp_path, expect, given)
     assert verdict.word == "opposite"
     assert verdict.claim.margin == 0
-    assert verdict.last is not None
-    assert verdict.last.estimate == pytest.approx(66 - 20.25)
+    assert estimate_of(verdict) == pytest.approx(66 - 20.25)
 
 
 def test_an_interaction_is_judged_over_four_arms(tmp_path: Path) -> None:
@@ -354,8 +344,7 @@ def test_an_interaction_is_judged_over_four_arms(tmp_path: Path) -> None:
     given = {name: seeds(mean, 0.3) for name, mean in means.items()}
     verdict = only(planned, arms(planned, tmp_path, given))
     assert verdict.word == "reproduced"
-    assert verdict.last is not None
-    assert verdict.last.estimate == pytest.approx(14.5, abs=1)
+    assert estimate_of(verdict) == pytest.approx(14.5, abs=1)
 
 
 @pytest.mark.parametrize(("dimensions", "word"), [(1.1, "reproduced"), (2.4, "undecided")])
@@ -366,31 +355,27 @@ def test_shares_of_seeds_that_meet_a_condition(
         "share(gaussian, grid=original, effective_dimensions >= 1.5) "
         "< share(cauchy, grid=original, effective_dimensions >= 1.5)"
     )
-    planned = plan(tmp_path, expect, more="looks: [8, 12]")
-    given = {
-        f"cauchy {GRID}": seeds(90.0, count=12, effective_dimensions=2.2),
-        f"gaussian {GRID}": seeds(91.0, count=12, effective_dimensions=dimensions),
-    }
-    assert only(planned, arms(planned, tmp_path, given)).word == word
+    given = (
+        seeds(90.0, count=12, effective_dimensions=2.2),
+        seeds(91.0, count=12, effective_dimensions=dimensions),
+    )
+    assert judged(tmp_path, expect, *given, more="looks: [8, 12]").word == word
 
 
 def test_a_share_is_compared_with_a_number_exactly(tmp_path: Path) -> None:
-    planned = plan(tmp_path, "escaped_share(cauchy, grid=original) > 0.2", more="looks: [12]")
-    verdict = only(planned, arms(planned, tmp_path, {f"cauchy {GRID}": seeds(90.0, count=12)}))
+    expect = "escaped_share(cauchy, grid=original) > 0.2"
+    verdict = judged(tmp_path, expect, seeds(90.0, count=12), more="looks: [12]")
     assert verdict.word == "reproduced"
     assert verdict.last is not None
     assert verdict.last.low == pytest.approx(0.025 ** (1 / 12) - 0.2)
 
 
 def test_a_seed_that_never_escaped_counts_as_one_epoch_past_all(tmp_path: Path) -> None:
-    planned = plan(tmp_path, "escape_epoch(cauchy, grid=original) > 3 epochs")
-    given = {
-        f"cauchy {GRID}": [Arm(scores={"escape_epoch": epoch}) for epoch in (None, 10, 12, 14, 9)]
-    }
-    verdict = only(planned, arms(planned, tmp_path, given))
-    epochs = planned.cells[0].config.epochs
-    assert verdict.last is not None
-    assert verdict.last.estimate == pytest.approx((epochs + 1 + 10 + 12 + 14 + 9) / 5 - 3)
+    expect = "escape_epoch(cauchy, grid=original) > 3 epochs"
+    given = [Arm(scores={"escape_epoch": epoch}) for epoch in (None, 10, 12, 14, 9)]
+    epochs = plan(tmp_path, expect).cells[0].config.epochs
+    expected = (epochs + 1 + 10 + 12 + 14 + 9) / 5 - 3
+    assert estimate_of(judged(tmp_path, expect, given)) == pytest.approx(expected)
 
 
 def ais(tmp_path: Path, planned: study.Study, lower: float, gap: float) -> dict[str, decide.Arm]:
@@ -420,13 +405,12 @@ def test_an_objective_is_compared_with_ais_on_the_same_images_and_its_gap_is_sla
     planned = plan(tmp_path, "objective(cauchy, grid=original) < ais(cauchy, grid=original)")
     verdict = only(planned, ais(tmp_path, planned, lower, gap))
     assert verdict.word == word
-    assert verdict.last is not None
-    assert verdict.last.estimate == pytest.approx(-lower)
+    assert estimate_of(verdict) == pytest.approx(-lower)
 
 
 def test_without_ais_a_claim_says_how_to_get_it(tmp_path: Path) -> None:
-    planned = plan(tmp_path, "objective(cauchy, grid=original) < ais(cauchy, grid=original)")
-    verdict = only(planned, arms(planned, tmp_path, {f"cauchy {GRID}": seeds(90.0)}))
+    expect = "objective(cauchy, grid=original) < ais(cauchy, grid=original)"
+    verdict = judged(tmp_path, expect, seeds(90.0))
     assert verdict.word == "undecided"
     assert "--estimator ais" in verdict.why
     assert verdict.wanted is None  # more seeds would lack it too

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import needs_compiler
 from test_refit import fit
 
 from glas_bench import registry
@@ -13,7 +12,7 @@ from glas_bench.core.stacked import StackedTraining
 from glas_bench.ops import linear
 from glas_bench.record import Partial
 from glas_bench.yardstick import refit
-from glas_bench.yardstick.weights import Images, NotFinite
+from glas_bench.yardstick.weights import NotFinite
 
 SEEDS = (0, 1, 2)
 SHORT = refit.Budget(share=6.0, learning_rate=5e-3)
@@ -124,17 +123,3 @@ def test_every_variants_decoder_can_be_fitted_under_vmap():
             plain = rollout.rollout(recogniser, x[0], x[0], None, noise[0])
         torch.testing.assert_close(terms.recon[0], plain.recon, msg=lambda m, n=name: f"{n}: {m}")
         torch.testing.assert_close(terms.charge[0], plain.charge)
-
-
-@needs_compiler
-@pytest.mark.filterwarnings("default")  # the compiler's own
-def test_refining_by_a_compiled_step_is_refining():
-    one = alone()
-    recogniser, _ = one.result()
-    budget = refit.Budget(image_steps=3, image_learning_rate=0.1)
-    images = Images(one.validation.pixels_NP, None, one.validation.names)
-    plain = refit.Refiner(recogniser, budget)(images, 0, "test")
-    compiled = refit.Refiner(recogniser, budget, ways=["compiled"])(images, 0, "test")
-    for a, b in zip(compiled, plain, strict=True):
-        assert a.abs().sum() > 0
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
