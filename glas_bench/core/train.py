@@ -13,6 +13,7 @@ an epoch is dropped; the loss is the batch mean, nats per image.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import math
@@ -167,8 +168,8 @@ class Optimisation:
         means = {part: total / self.steps_per_epoch for part, total in self.at.sums.items()}
         self.at = Position(self.at.epoch + 1, 0, self.at.step, seconds=self.at.seconds)
         if not self.finished:
-            phases = zip(self.phases, self.ends, strict=True)
-            following = next(phase for phase, end in phases if self.at.epoch < end)
+            place = bisect.bisect_right(self.ends[:-1], self.at.epoch)
+            following = self.phases[place]  # a fit may go on in its only one
             if following is not self.phase:
                 self._change_phase(following)
         return means
