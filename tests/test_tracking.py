@@ -601,7 +601,8 @@ def test_a_database_that_the_disk_had_no_room_for_is_made_later(tmp_path):
 def test_ten_processes_open_a_new_store_at_once(tmp_path):
     folders = [str(finished(tmp_path, filter_size=size).path) for size in range(1, 11)]
     script = (
-        "import mlflow.store.tracking.sqlalchemy_store\n"
+        "import mlflow.store.tracking.sqlalchemy_store, warnings\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)\n"  # Python 3.12: threads and fork
         "from test_tracking import as_line, sync\n"
         "results, *folders = map(Path, sys.argv[1:])\n"
         "gate, open_gate = os.pipe()\n"
