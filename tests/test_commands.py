@@ -72,7 +72,7 @@ def test_pictures_show_what_the_model_gives():
 def test_a_variant_without_a_filter_has_no_filter_picture(tmp_path):
     run = training("no-attention")
     subject = pictures.Subject("a title", run.model, run.config, run.splits, 0)
-    drawn = pictures.draw(tmp_path, subject, 2)
+    drawn = pictures.draw(tmp_path, subject, pictures.trace(subject, 2))
     assert [path.name for path in drawn] == ["samples.png", "reconstructions.png"]
 
 
@@ -90,12 +90,12 @@ def test_text_is_drawn_a_row_a_step_with_its_entropy(variant, tmp_path, monkeypa
     figures = {}
     monkeypatch.setattr(pictures, "_save", lambda path, figure: figures.update({path: figure}))
     subject = text_subject(variant)
-    pictures.draw(tmp_path, subject, 3)
+    traces = pictures.trace(subject, 3)
+    pictures.draw(tmp_path, subject, traces)
     by_name = {path.name: figure for path, figure in figures.items()}
     filters = {"filter.png"} if subject.model.has_filter else set()
     assert set(by_name) == {"samples.png", "reconstructions.png", "entropy.png"} | filters
 
-    traces = pictures.trace(subject, 3)
     first, _, third, empty, _ = by_name["reconstructions.png"].axes
     assert not empty.axison
     assert [label.get_text() for label in first.get_yticklabels()] == ["t=1", "t=2", "t=3", "true"]
@@ -135,8 +135,11 @@ def test_samples_prints_lines_as_they_form(glas, monkeypatch):
     folder = Path(ended.json["folder"])
     names = ["samples.png", "reconstructions.png", "entropy.png", "filter.png"]
     assert set(names) <= set(os.listdir(folder / "seed-0"))
+    traced, trace = [], pictures.trace
+    monkeypatch.setattr(pictures, "trace", lambda *of: traced.append(of) or trace(*of))
     ended = glas.here("samples", str(folder), "--images", "2")
     assert ended.code == 0, ended.err
+    assert len(traced) == 1  # what is printed is what is drawn
     shown = ended.out.splitlines()
     assert [Path(line).name for line in shown[-4:]] == names
     (subject,) = [each.subject for each in load_finished(folder)]
@@ -155,7 +158,7 @@ def test_samples_prints_lines_as_they_form(glas, monkeypatch):
             marks = "".join(line for line in block if set(line) <= {" ", "^"})
             assert marks.count("^") == len(pictures.changes(lines))
     monkeypatch.setattr("glas_bench.commands.evaluate.screen_width", lambda: 80)
-    on_screen = [*commands_evaluate._forming(subject, 2)]
+    on_screen = [*commands_evaluate._forming(subject.title, traces)]
     assert "^" not in "".join(on_screen)
     plain = [re.sub(r"\033\[\d?m", "", line).rstrip() for line in on_screen]
     assert plain[2:] == [line for line in shown[2:-4] if not line or not set(line) <= {" ", "^"}]

@@ -173,18 +173,18 @@ def draw(results: Path, run: str, seed: int | None, images: int | None) -> Itera
         RunError: the run cannot be loaded.
     """
     finished = load_finished(find_run(results, run), seed)
-    for each in finished:
+    traced = [pictures.trace(each.subject, images) for each in finished]
+    for each, traces in zip(finished, traced, strict=True):
         if pictures.is_text(each.subject):
-            yield from _forming(each.subject, images)
-    for each in finished:
-        yield from map(str, pictures.draw(each.folder, each.subject, images))
+            yield from _forming(each.subject.title, traces)
+    for each, traces in zip(finished, traced, strict=True):
+        yield from map(str, pictures.draw(each.folder, each.subject, traces))
 
 
-def _forming(subject: pictures.Subject, images: int | None) -> Iterator[str]:
+def _forming(title: str, traces: pictures.Traces) -> Iterator[str]:
     """Yield the likeliest line at each step, a row a step, of samples and of reconstructions."""
     highlights = screen_width() is not None and not os.environ.get("NO_COLOR")
-    traces = pictures.trace(subject, images)
-    yield f"{subject.title}: the likeliest line at each step"
+    yield f"{title}: the likeliest line at each step"
     yield "Characters that changed since the step before are " + (
         "highlighted." if highlights else "marked below by ^."
     )

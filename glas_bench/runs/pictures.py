@@ -73,8 +73,8 @@ def is_text(subject: Subject) -> bool:
     return isinstance(subject.model.likelihood, Categorical)
 
 
-def draw(folder: Path, subject: Subject, images: int | None = None) -> list[Path]:
-    """Write the pictures of one seed into its folder; return their paths.
+def draw(folder: Path, subject: Subject, traces: Traces | None = None) -> list[Path]:
+    """Write the pictures of one seed, by default of its `trace`, into its folder; return the paths.
 
     `samples.png` from the prior, `reconstructions.png` of a seeded random draw of test images,
     of text `entropy.png`, and, where the variant has a filter, `filter.png`: the mean footprint on
@@ -84,7 +84,7 @@ def draw(folder: Path, subject: Subject, images: int | None = None) -> list[Path
         ImportError: matplotlib is not installed.
         RunError: the folder cannot be written.
     """
-    traces = trace(subject, images)
+    traces = traces or trace(subject)
     title = subject.title
     if subject.splits.origin != "published":
         title += f" ({subject.splits.origin})"
