@@ -89,14 +89,6 @@ def decimal(
     return f"{value:{'+' if signed else ''}.{digits}f}{more}"
 
 
-def interval(estimate: float, low: float, high: float, p: float | None) -> str:
-    """Return a difference with its interval, and with p where there is one."""
-    text = f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}]"
-    if p is None:
-        return text
-    return f"{text}, {p_value(p).replace(' ', NBSP)}"
-
-
 def listed(texts: Iterable[str]) -> str:
     """Return the different texts in one line; `unknown` where there are none."""
     return ", ".join(sorted(set(texts) - {""})) or "unknown"
@@ -220,16 +212,14 @@ def _difference(cell: TableRow, metric: str, names: Mapping[str, str], notes: No
     first = cell.first
     if not first.get("compared_with"):
         return "baseline" if first.get("is_baseline") else "–"
-    estimate, low, high, p = (
-        value_of(first, f"{metric}_{name}") for name in ("difference", "low", "high", "p_bh")
-    )
-    if estimate is None or low is None or high is None:
+    if (found := cell.difference(metric)) is None:
         why = first.get(f"{metric}_apart") if cell.finished else None
         return "–" + (notes.mark(f"no difference in {metric}: {why}") if why else "")
-    if first[f"{metric}_pairs"].startswith(ONE_SEED):
-        p = None  # images alone say nothing of another seed
-    pairs = f"paired over {first[f'{metric}_pairs']}, against {names[first['compared_with']]}"
-    return interval(estimate, low, high, p) + notes.mark(pairs)
+    estimate, low, high, p = found
+    text, pairs = f"{estimate:+.2f}{NBSP}[{low:+.2f},{NBSP}{high:+.2f}]", first[f"{metric}_pairs"]
+    if p is not None and not pairs.startswith(ONE_SEED):  # images say nothing of another seed
+        text += f", {p_value(p).replace(' ', NBSP)}"
+    return text + notes.mark(f"paired over {pairs}, against {names[first['compared_with']]}")
 
 
 def _v(cell: TableRow, metric: str) -> str:

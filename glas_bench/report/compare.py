@@ -12,13 +12,11 @@ is no difference), the same for every metric that the study compares by; `rank`,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from glas_bench.report.table import Row, TableRow, differing, tables
+from glas_bench.report.table import TableRow, differing, tables
 from glas_bench.stats import (
     ALPHA,
     PairedDifference,
@@ -31,88 +29,28 @@ Values = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 """By metric and (config_key, seed): nats [images]."""
 
 
-@dataclass
-class Comparison:
-    """a minus b by one metric, or the reason why they cannot be compared."""
-
-    metric: str
-    result: PairedDifference | None = None
-    why_not: str = ""
-    p_bh: float | None = None
-    """p, adjusted for the false discovery rate over the comparisons of the metric."""
-
-
-@dataclass
-class Comparisons:
-    """The comparisons of a page, each made once; those of one metric are one family."""
-
-    values: Values
-    made: dict[tuple[Any, ...], Comparison] = field(default_factory=dict)
-
-    def of(self, metric: str, a: TableRow, b: TableRow) -> Comparison:
-        """Return a minus b; b minus a is another comparison."""
-        identity = (metric, a.place, b.place)
-        if identity not in self.made:
-            self.made[identity] = compare(metric, a, b, self.values)
-        return self.made[identity]
-
-    def correct(self) -> None:
-        """Adjust the p-values of each metric (Benjamini and Hochberg 1995).
-
-        A pair counts once, in either direction.
-        """
-        families: dict[str, dict[frozenset[Any], list[Comparison]]] = {}
-        for (metric, *pair), comparison in sorted(self.made.items(), key=lambda item: item[0]):
-            if comparison.result is not None:
-                families.setdefault(metric, {}).setdefault(frozenset(pair), []).append(comparison)
-        for family in families.values():
-            p_values = [each[0].result.p for each in family.values() if each[0].result is not None]
-            for comparisons, p in zip(family.values(), false_discovery_rate(p_values), strict=True):
-                for comparison in comparisons:
-                    comparison.p_bh = p
-
-
-def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> Comparison:
-    """Return a minus b, paired by the seeds, and the images, that both have."""
-    comparison = Comparison(metric)
+def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> PairedDifference | str:
+    """Return a minus b, paired by the seeds and images that both have, or why there is none."""
     if why := differing(a.common, b.common):
-        comparison.why_not = f"they differ in {why} and cannot be compared"
-        return comparison
-    ended = [
-        {int(row["seed"]): row for row in cell.seeds if row["status"] in ("complete", "diverged")}
-        for cell in (a, b)
-    ]
-    both = [(ended[0][seed], ended[1][seed]) for seed in sorted(ended[0].keys() & ended[1].keys())]
-    done = [pair for pair in both if all(row["status"] == "complete" for row in pair)]
-    result = _difference(metric, a, b, done, len(both) - len(done), values)
-    if isinstance(result, str):
-        comparison.why_not = result
-    else:
-        comparison.result = result
-    return comparison
-
-
-def _difference(
-    metric: str,
-    a: TableRow,
-    b: TableRow,
-    done: Sequence[tuple[Row, Row]],
-    diverged: int,
-    values: Values,
-) -> PairedDifference | str:
-    """Return the difference over the seeds that both finished, or why there is none."""
+        return f"they differ in {why} and cannot be compared"
     for cell in (a, b):
         if (status := cell.status(metric)) != "finite":
             return f"{metric} of {cell.label} is {status}"
-    protocols = {row.get("ais_protocol_key", "") for pair in done for row in pair} - {""}
+    by_seed = [{int(row["seed"]): row for row in cell.seeds} for cell in (a, b)]
+    both = [
+        [arm[seed] for arm in by_seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())
+    ]
+    ended = [two for two in both if {row["status"] for row in two} <= {"complete", "diverged"}]
+    done = [two for two in ended if {row["status"] for row in two} == {"complete"}]
+    protocols = {row.get("ais_protocol_key", "") for two in done for row in two} - {""}
     if metric == "ais" and len(protocols) > 1:
         return "they were scored by different protocols of AIS"
-    if not {row["seed"] for row in a.seeds} & {row["seed"] for row in b.seeds}:
+    if not both:
         return "they have no seed in common"
     there, images = values.get(metric, {}), values.get("image", {})
     arms: tuple[dict[int, np.ndarray], ...] = ({}, {})
-    for pair in done:
-        keys = [(row["config_key"], int(row["seed"])) for row in pair]
+    for two in done:
+        keys = [(row["config_key"], int(row["seed"])) for row in two]
         x, y = (images.get(key) for key in keys)
         if metric == "ais" and (x is None or y is None or not np.array_equal(x, y)):
             continue
@@ -122,10 +60,7 @@ def _difference(
     pairs = pair_arms(metric, *arms)
     if isinstance(pairs, str):
         return pairs
-    return paired_difference(pairs.a_SB, pairs.b_SB, diverged=diverged)
-
-
-# --------------------------------------------------------------------------- all of a page
+    return paired_difference(pairs.a_SB, pairs.b_SB, diverged=len(ended) - len(done))
 
 
 def write_comparisons(cells: Sequence[TableRow], values: Values, metrics: Sequence[str]) -> None:
@@ -134,20 +69,24 @@ def write_comparisons(cells: Sequence[TableRow], values: Values, metrics: Sequen
     Args:
         cells: of the page.
         values: per-image values of the metrics.
-        metrics: by which cells are compared with their baselines.
+        metrics: by which cells are compared with their baselines; the p-values of each are adjusted
+            as one family (Benjamini and Hochberg 1995).
     """
-    made = Comparisons(values)
     baselines = [(cell, other) for cell in cells if (other := baseline_of(cell, cells))]
-    for cell, baseline in baselines:
-        for metric in metrics:
-            made.of(metric, cell, baseline)
-    made.correct()
-    for cell, baseline in baselines:
-        columns = {"compared_with": baseline.name}
-        for metric in metrics:
-            about = _columns(made.of(metric, cell, baseline))
-            columns |= {f"{metric}_{name}": value for name, value in about.items()}
-        cell.write(columns)
+    for cell, other in baselines:
+        cell.write({"compared_with": other.name})
+    for metric in metrics:
+        made = [(cell, compare(metric, cell, other, values)) for cell, other in baselines]
+        known = [(cell, one) for cell, one in made if isinstance(one, PairedDifference)]
+        adjusted = false_discovery_rate([one.p for _, one in known])
+        for (cell, one), p_bh in zip(known, adjusted, strict=True):
+            estimate, low, high, p = one
+            numbers = {"difference": estimate, "low": low, "high": high, "p": p, "p_bh": p_bh}
+            cell.write({f"{metric}_{name}": repr(value) for name, value in numbers.items()})
+            cell.write({f"{metric}_pairs": one.label})
+        for cell, why in made:
+            if isinstance(why, str):
+                cell.write({f"{metric}_apart": why})
     write_ranks(cells, values)
 
 
@@ -171,20 +110,6 @@ def baseline_of(cell: TableRow, cells: Sequence[TableRow]) -> TableRow | None:
     return min(controls, key=disagreements, default=None)
 
 
-def _columns(comparison: Comparison) -> Row:
-    """Return a comparison as the csv has it."""
-    result = comparison.result
-    if result is None:
-        return {"apart": comparison.why_not}
-    estimate, low, high, p = result
-    numbers = {"difference": estimate, "low": low, "high": high, "p": p}
-    numbers |= {} if comparison.p_bh is None else {"p_bh": comparison.p_bh}
-    return {name: repr(float(value)) for name, value in numbers.items()} | {"pairs": result.label}
-
-
-# --------------------------------------------------------------------------- ranks
-
-
 def ranked_by(cells: Sequence[TableRow]) -> str:
     """Return what a table is ranked by: nll, or iw where a row with weights lacks nll."""
     weighed = [cell for cell in cells if cell.mean("iw") is not None]
@@ -201,25 +126,15 @@ def write_ranks(cells: Sequence[TableRow], values: Values) -> None:
     for table in tables(cells):
         metric = ranked_by(table.rows)
         order = [cell for cell in table.rows if cell.mean(metric) is not None and cell.escaped]
+        seeds = [{row["seed"] for row in cell.finished} for cell in order]
         better, worse = [0] * len(order), [0] * len(order)
         for (i, a), (j, b) in combinations(enumerate(order), 2):
-            if sign := _shown(metric, a, b, values):
-                better[i if sign > 0 else j] += 1
-                worse[j if sign > 0 else i] += 1
+            if len(seeds[i] & seeds[j]) < 2:  # one distinguishes images, not what others would give
+                continue
+            one = compare(metric, a, b, values)
+            if isinstance(one, PairedDifference) and one.seeds > 1 and one.p < ALPHA:
+                better[i if one.estimate > 0 else j] += 1
+                worse[j if one.estimate > 0 else i] += 1
         for above, below, cell in zip(better, worse, order, strict=True):
             ranks = {"rank": str(1 + above), "rank_to": str(len(order) - below)}
             cell.write(ranks | {"ranked_by": metric})
-
-
-def _shown(metric: str, a: TableRow, b: TableRow, values: Values) -> int:
-    """Return the sign of a minus b where it is shown with p not adjusted, else 0.
-
-    One seed distinguishes images, not what another seed would give.
-    """
-    seeds = [{row["seed"] for row in cell.finished} for cell in (a, b)]
-    if len(seeds[0] & seeds[1]) < 2:
-        return 0
-    result = compare(metric, a, b, values).result
-    if result is None or result.seeds < 2 or result.p >= ALPHA:
-        return 0
-    return 1 if result.estimate > 0 else -1

@@ -13,7 +13,6 @@ from glas_bench.report.table import (
     table_rows,
     tables,
     unit_of,
-    value_of,
 )
 
 HEAD = r"""% glas-bench report of {study}: \input this file. The preamble needs
@@ -119,13 +118,7 @@ def _objective(cell: TableRow) -> str:
 
 def _differences(metric: str, order: Sequence[TableRow]) -> list[tuple[str, str, list[str]]]:
     """Return a column of differences from the baseline, and one of their intervals."""
-    ends = [
-        [value_of(cell.first, f"{metric}_{end}") for end in ("difference", "low", "high")]
-        for cell in order
-    ]
-    estimates = ["{--}" if one[0] is None else f"{one[0]:+.2f}" for one in ends]
-    intervals = [
-        "" if low is None or high is None else f"$[{low:.2f},\\,{high:.2f}]$"
-        for _, low, high in ends
-    ]
+    found = [cell.difference(metric) for cell in order]
+    estimates = [f"{one[0]:+.2f}" if one else "{--}" for one in found]
+    intervals = [f"$[{one[1]:.2f},\\,{one[2]:.2f}]$" if one else "" for one in found]
     return [_numbers(r"$\Delta$", estimates), ("r", r"95\,\%", intervals)]

@@ -148,11 +148,20 @@ class TableRow:
             return None
         return statistics.stdev(float(row[column]) for row in self.finished)
 
+    def difference(self, metric: str) -> tuple[float, float, float, float | None] | None:
+        """Return the difference from its baseline, the ends of its interval, and the adjusted p."""
+        estimate, low, high, p = (
+            value_of(self.first, f"{metric}_{name}")
+            for name in ("difference", "low", "high", "p_bh")
+        )
+        if estimate is None or low is None or high is None:
+            return None
+        return estimate, low, high, p
+
     def status(self, metric: str) -> str:
         """Return `finite`, or the worst of the seeds': `infinite`, `undefined`, `refused` (AIS)."""
-        statuses = {row.get(f"{metric}_status", "") for row in self.finished}
-        bad = (word for word in ("infinite", "undefined", "refused") if word in statuses)
-        return next(bad, "finite")
+        there = {row.get(f"{metric}_status", "") for row in self.finished}
+        return next((one for one in ("infinite", "undefined", "refused") if one in there), "finite")
 
     @property
     def escaped(self) -> bool:
@@ -211,11 +220,20 @@ def table_rows(rows: Sequence[Row]) -> list[TableRow]:
     everywhere = set().union(*known.values())
     by_place: dict[tuple[str, tuple[str, ...]], TableRow] = {}
     for row, common in zip(rows, commons, strict=True):
-        if not all(common[:-1]):
-            common = _complete(common, known.get(row["cell"], set()), everywhere)
+        for candidates in () if all(common[:-1]) else (known.get(row["cell"], set()), everywhere):
+            fits = [other for other in candidates if _agree(common, other)]
+            if len(fits) == 1:
+                common = fits[0]
+                break
         new = TableRow(row["cell"], row["variant"], [], common)
         by_place.setdefault(new.place, new).seeds.append(row)
     return list(by_place.values())
+
+
+def _agree(common: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Return whether values agree with others where they are known; the look always is."""
+    pairs = zip(common[:-1], other[:-1], strict=True)
+    return common[-1] == other[-1] and all(a in ("", b) for a, b in pairs)
 
 
 def _common(row: Row) -> tuple[str, ...]:
@@ -224,20 +242,6 @@ def _common(row: Row) -> tuple[str, ...]:
     if not values["T"]:
         values["H"] = ""
     return tuple(values.values())
-
-
-def _complete(common: tuple[str, ...], *known: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the only known values that agree with incomplete ones, else those as they are."""
-    for candidates in known:
-        fits = [
-            other
-            for other in candidates
-            if all(a in ("", b) for a, b in zip(common[:-1], other[:-1], strict=True))
-            and common[-1] == other[-1]
-        ]
-        if len(fits) == 1:
-            return fits[0]
-    return common
 
 
 def tables(cells: Sequence[TableRow]) -> list[Table]:
