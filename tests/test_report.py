@@ -1228,9 +1228,6 @@ def test_a_study_from_sweep_to_report(glas: Glas) -> None:
         "variants: [cauchy]\ngrid: {filter_size: [2, 5]}\nseeds: 0\n"
     )
     study_file = glas.folder / "tiny.yaml"
-    first = glas.here("report", study_file, "--out", glas.folder / "out")
-    assert first.code == 3, first.err
-    assert "tiny: 0 of 2 cells complete (seeds: 2 waiting)" in first.out
     done = glas("sweep", study_file, "--json")
     assert done.code == 0, done.err
     first_report = glas.here("report", "--fail-if", "elbo(cauchy) > 9000")
@@ -1257,32 +1254,37 @@ def test_a_study_from_sweep_to_report(glas: Glas) -> None:
         assert words in wrong.err
 
 
-def test_nothing_yet(bare_glas: Glas) -> None:
-    found = bare_glas.here("report")
-    assert found.code == 0, found.err
-    assert "No runs yet" in (bare_glas.results / "report" / "README.md").read_text()
+@pytest.mark.parametrize("arguments", [(), ("smoke",), ("glas-bench", "--html")])
+def test_a_folder_without_results_gets_no_pages(bare_glas: Glas, arguments: Any) -> None:
+    (bare_glas.folder / "empty").mkdir()
+    for name in ("typo", "empty"):
+        wrong = bare_glas.here("report", *arguments, "--results", bare_glas.folder / name)
+        assert wrong.code == 2
+        assert f"there are no results in {bare_glas.folder / name}. Name" in wrong.err
+        assert wrong.err.count("\n") == 1
+    assert files(bare_glas.folder) == {}
 
 
 def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     name, command = "grid-slip@laptop", "glas-bench sweep grid-slip --preset laptop"
-    (one,) = plans.named(["grid_slip@laptop"], tmp_path)
+    one = plans.find("grid_slip@laptop", tmp_path)
     assert (one.name, one.command) == (name, command)
     about = {"file": str(study.shipped()["grid-slip"]), "preset": "laptop"}
     note_study(tmp_path, name, {}, **about, dataset="mnist-static", seeds="0-2")
-    (fewer,) = plans.named([name], tmp_path)
+    fewer = plans.find(name, tmp_path)
     assert fewer.command == f"{command} --seeds 0-2"
     for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
-        assert plans.named([alike], tmp_path) == [fewer]
+        assert plans.find(alike, tmp_path) == fewer
 
 
 def test_a_study_file_has_the_seeds_it_was_swept_with(tmp_path: Path) -> None:
     shipped = study.shipped()["grid-slip"].resolve()
     note_study(tmp_path, "grid-slip", {}, file=str(shipped), seeds="0-2")
-    (swept,) = plans.named([str(shipped)], tmp_path)
+    swept = plans.find(str(shipped), tmp_path)
     assert swept.command == "glas-bench sweep grid-slip --seeds 0-2"
-    (copy,) = plans.named([shutil.copy(shipped, str(tmp_path))], tmp_path)
+    copy = plans.find(shutil.copy(shipped, str(tmp_path)), tmp_path)
     assert copy.command == "glas-bench sweep grid-slip"
-    assert plans.named([str(shipped), "grid-slip"], tmp_path) == [swept]
+    assert plans.find("grid-slip", tmp_path) == swept
 
 
 def test_a_run_that_is_scored_again_stays_beside_its_neighbours(tmp_path: Path) -> None:
@@ -1307,7 +1309,6 @@ def test_a_run_that_is_scored_again_stays_beside_its_neighbours(tmp_path: Path) 
 
 
 def test_plans_of_a_run_by_hand_and_of_none(tmp_path: Path) -> None:
-    (two,) = plans.named(["glas-bench"], tmp_path)
-    assert two.study is None
+    assert plans.find("glas-bench", tmp_path).study is None
     with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):
-        plans.named(["grid-slop"], tmp_path)
+        plans.find("grid-slop", tmp_path)

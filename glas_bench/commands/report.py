@@ -92,11 +92,8 @@ def carry_out(request: Request) -> Answer:
     problems: list[str] = []
     if names or not files:
         made += _from_record(request, names, problems)
-    tripped = [
-        line
-        for one in conditions
-        for line in fail_if.tripped(one, [cell for each in made for cell in table_rows(each.rows)])
-    ]
+    every = [cell for each in made for cell in table_rows(each.rows)]
+    tripped = [line for one in conditions for line in fail_if.tripped(one, every)]
     answer = Answer(out)
     _check_own(out, [each.rows[0]["study"] for each in made])
     written = []
@@ -125,9 +122,15 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
     """Return the pages of studies, or of all that there is."""
     results = request.results
     folders = runs_by_study(results)
-    wanted = plans.named(names, results) if names else _every_plan(request, folders, problems)
+    if not (_has_store(results) or folders[None] or len(folders) > 1):
+        raise UsageError(
+            f"there are no results in {results}. Name their folder with --results, or make some "
+            "with `glas-bench run` or `glas-bench sweep`"
+        )
+    found = [plans.find(name, results) for name in names]
+    wanted = {plan.name: plan for plan in found or _every_plan(request, folders, problems)}
     made = []
-    for plan in wanted:
+    for plan in wanted.values():
         study = None if plan.name == experiment_name() else plan.name
         own = folders.get(study, [])
         mirrored = sync.sync(own, results, experiment=study, debug=request.debug)
@@ -136,9 +139,8 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
         records, left_out = _records(request, plan.name, own, problems)
         for text in left_out:
             request.tell(f"{plan.name}: {text}")
-        if (
-            one := _make(plan, runs_of(records), left_out, plans.searches(plan.name, results))
-        ) is not None:
+        searches = plans.searches(plan.name, results)
+        if one := _make(plan, runs_of(records), left_out, searches):
             made.append(one)
         else:
             request.tell(f"{plan.name}: no runs yet")
@@ -148,18 +150,22 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
 def _every_plan(
     request: Request, folders: Mapping[str | None, Sequence[Path]], problems: list[str]
 ) -> list[Plan]:
-    """Return the plans of all that has runs, here or in the MLflow store."""
-    ours = [experiment_name(name) for name, some in folders.items() if some]
+    names = [experiment_name(name) for name, some in folders.items() if some]
     if _has_store(request.results):
         try:
             shared, foreign = mlflow_store.experiments(request.results, debug=request.debug)
-            ours += shared
+            names += shared
             for name in foreign:
                 request.tell(f"experiment {name}: none of its runs is of glas-bench; left out")
         except RunError as error:
             problems.append(str(error))
-    wanted, unplanned = plans.everything(ours, request.results)
-    problems += unplanned
+    wanted = []
+    for name in sorted({*names, *plans.noted(request.results)}):
+        try:
+            wanted.append(plans.find(name, request.results))
+        except GlasBenchError as error:
+            wanted += [Plan(name, None)] * (name in names)  # its runs have a page without a plan
+            problems.append(f"{name}: {error}")
     return wanted
 
 

@@ -343,7 +343,6 @@ class Sweep:
         return {"searches": found} if found else {}
 
     def _cells(self) -> Iterator[Cell]:
-        """Return the cells known from the start, and those that searches have run so far."""
         yield from (cell for cell in self.plan.cells.values() if cell.key and not cell.searched)
         with contextlib.suppress(StorageDown):
             read = self.queue.read(self.plan.name) if self.plan.searches else None
@@ -425,7 +424,6 @@ def dry_run(request: Request) -> Answer:
 
 
 def _claim_lines(claim: Claim) -> list[str]:
-    """Return a claim, and below it how often and how it is judged."""
     text = f"claim {claim.number}: {' '.join(claim.expect.split())}"
     about = []
     if len(claim.comparisons) > 1:

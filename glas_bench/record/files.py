@@ -202,7 +202,6 @@ def _not_now(path: Path, why: str) -> str:
 
 
 def _moved(state: Any, device: Any) -> Any:
-    """Return nested containers with their tensors on a device."""
     import torch
 
     if isinstance(state, torch.Tensor):

@@ -271,7 +271,6 @@ class SeedFolder:
 
 
 def _of_protocol(arrays: Mapping[str, np.ndarray], protocol: str) -> dict[str, np.ndarray]:
-    """Return a protocol's arrays by their own names."""
     prefix = f"{protocol}/"
     return {n.removeprefix(prefix): each for n, each in arrays.items() if n.startswith(prefix)}
 

@@ -103,7 +103,6 @@ def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
 
 
 def _fits(cell: TableRow, reference: Term) -> bool:
-    """Return whether a cell has the settings that a condition names."""
     for key, value in reference.settings.items():
         text = cell.settings.get(key, cell.first.get(f"params.{key}", ""))
         if not same_value(text, setting(value)):
@@ -112,7 +111,6 @@ def _fits(cell: TableRow, reference: Term) -> bool:
 
 
 def _why_none(cell: TableRow, metric: str) -> str:
-    """Return why there is no difference; empty where none is asked for."""
     name, _, part = metric.rpartition("_")
     if part not in DIFFERENCES:
         return ""

@@ -312,7 +312,6 @@ def _forest(
     places: Mapping[str, float],
     styles: Styles,
 ) -> None:
-    """Draw differences with their intervals and seeds, cut where the picture ends."""
     low, high = shown
     pad = 0.04 * (high - low or 1)
     axis.axvline(0, color="0.3", linewidth=0.8)
@@ -343,7 +342,6 @@ def _round(value: float, _: object) -> str:
 
 
 def _looks(rows: Sequence[Row]) -> Iterator[Drawing]:
-    """Yield a figure of the claims' intervals, look after look, where a look was taken."""
     first = {row["cell"]: row for row in reversed(rows)}
     claims = [one for row in first.values() for one in json.loads(row.get("claims") or "[]")]
     claims.sort(key=lambda one: one["claim"])
@@ -378,7 +376,6 @@ def _looks(rows: Sequence[Row]) -> Iterator[Drawing]:
 def _interval_by_look(
     axis: Axes, one: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Draw the intervals of one comparison over its looks."""
     colour = PALETTE[0]
     if one["margin"]:
         axis.axhspan(-one["margin"], one["margin"], color="0.9", zorder=0)
@@ -399,7 +396,6 @@ def _interval_by_look(
 
 
 def _modes(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
-    """Yield a figure of nll against effective dimensions, a point a seed."""
     frame = _frame(cells, "effective_dimensions", "nll")
     if frame.empty:
         return
@@ -442,7 +438,6 @@ def _points(axis: Axes, frame: pd.DataFrame, x: str, y: str, styles: Styles) -> 
 
 
 def _axis(key: str, cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
-    """Yield a figure of metrics along an axis of the study, where any line has two points."""
     rows = []
     for cell in (cell for cell in cells if key in cell.settings):
         rest = {name: text for name, text in cell.settings.items() if name != key}
@@ -495,7 +490,6 @@ def _axis(key: str, cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawi
 
 
 def _objectives(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
-    """Yield a figure with a row a cell: its objective beside its nll."""
     found = [
         (nll, objective, cell)
         for cell in cells
@@ -559,7 +553,6 @@ def _frame(cells: Sequence[TableRow], x: str, y: str) -> pd.DataFrame:
 
 
 def _charges(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
-    """Yield a figure of charges against KL, where a variant is known to charge too little."""
     ratios = {cell.variant: value_of(cell.first, "least_kl_per_charge") for cell in cells}
     least = {variant: ratio for variant, ratio in ratios.items() if ratio is not None}
     frame = _frame(cells, "charge", "kl")

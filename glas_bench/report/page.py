@@ -110,7 +110,6 @@ def _head(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
 
 
 def _facts(rows: Sequence[Row], cells: Sequence[TableRow]) -> Iterator[tuple[str, str]]:
-    """Yield what a page's numbers are, as pairs."""
     first = rows[0]
     if first.get("command"):
         yield "command", f"`{first['command']}`"
@@ -140,7 +139,6 @@ def _data(row: Row) -> str:
 
 
 def _estimators(rows: Sequence[Row]) -> str:
-    """Return which estimators were scored, with every K."""
     ks = sorted({int(row["samples"]) for row in rows if row.get("protocol") and row.get("samples")})
     names = sorted({name for row in rows for name in protocol(row).get("estimators", ())})
     text = ", ".join(names) or "elbo, iw"
@@ -154,7 +152,6 @@ def _estimators(rows: Sequence[Row]) -> str:
 
 
 def _tables(cells: Sequence[TableRow]) -> str:
-    """Return a table for each group of comparable cells that have been begun."""
     groups = tables(cells)
     lines = ["## Tables", ""]
     if not groups:
@@ -200,7 +197,6 @@ def _heading(group: Table, named: Sequence[str]) -> str:
 
 
 def _referee(cells: Sequence[TableRow]) -> str:
-    """Return the section on AIS; nothing where no run was scored by it."""
     asked = [(cell, row) for cell in cells for row in cell.finished if row.get("ais_status")]
     if not asked:
         return ""
@@ -210,8 +206,6 @@ def _referee(cells: Sequence[TableRow]) -> str:
 
 
 def _refereed(cell: TableRow, row: Row, notes: Notes) -> dict[str, str]:
-    """Return a run's numbers by AIS beside its nll on the same images."""
-
     def signed(column: str) -> str:
         error = value_of(row, f"{column}_error")
         return decimal(value_of(row, column), error=error, signed=True)
@@ -303,7 +297,6 @@ def _beside(cell: TableRow, one: Mapping[str, Any], notes: Notes) -> dict[str, s
 
 
 def _unlike(cell: TableRow, one: Mapping[str, Any]) -> Iterator[str]:
-    """Yield in what our run is not the published one."""
     first = cell.first
     if first["dataset"] != one["dataset"]:
         yield f"{first['dataset']} here, {one['dataset']} there"

@@ -11,7 +11,7 @@ from typing import Any
 from glas_bench import study
 from glas_bench.config import PRESETS, parse_seeds
 from glas_bench.data import DATASETS
-from glas_bench.errors import GlasBenchError, RunError, UsageError, unknown
+from glas_bench.errors import RunError, UsageError, unknown
 from glas_bench.record import read_note
 from glas_bench.study import Study
 from glas_bench.text import seed_ranges
@@ -43,34 +43,6 @@ class Plan:
         return " ".join(parts)
 
 
-def named(references: Sequence[str], results: Path) -> list[Plan]:
-    """Return the plans of studies: each a name, NAME@PRESET@DATASET, or a file.
-
-    Raises:
-        UsageError: there is no such study, or its file has a fault.
-    """
-    plans = {plan.name: plan for plan in (_named(each, results) for each in references)}
-    return list(plans.values())
-
-
-def everything(experiments: Sequence[str], results: Path) -> tuple[list[Plan], list[str]]:
-    """Return the plans of all studies and experiments, and why some studies have none.
-
-    Args:
-        experiments: those with runs; one whose study cannot be read has a page without a plan.
-        results: the results folder, whose noted studies have a page before they have runs.
-    """
-    plans, problems = [], []
-    for name in sorted({*experiments, *noted(results)}):
-        try:
-            plans.append(_named(name, results))
-        except GlasBenchError as error:
-            if name in experiments:
-                plans.append(Plan(name, None))
-            problems.append(f"{name}: {error}")
-    return plans, problems
-
-
 def searches(name: str, results: Path) -> dict[str, Any]:
     """Return what a study's searches have tried, by cell; nothing where they ran elsewhere."""
     with contextlib.suppress(RunError):  # a broken note is named where its study is read
@@ -83,7 +55,13 @@ def noted(results: Path) -> list[str]:
     return sorted(path.stem for path in (results / "studies").glob("*.json"))
 
 
-def _named(reference: str, results: Path) -> Plan:
+def find(reference: str, results: Path) -> Plan:
+    """Return the plan of a study: a name, NAME@PRESET@DATASET, or a file; or of runs by hand.
+
+    Raises:
+        UsageError: there is no such study, or its file has a fault.
+        RunError: the file of a study that was begun is no longer what it was.
+    """
     if reference == experiment_name():
         return Plan(reference, None)
     if "/" not in reference and (note := read_note(results, reference)):
@@ -101,7 +79,7 @@ def _named(reference: str, results: Path) -> Plan:
         known = [*study.shipped(), *noted(results), experiment_name()]
         raise unknown("study", reference, known) from error
     note = read_note(results, own.name)  # of its own name: it may have been swept with other seeds
-    if note and (not is_file or _file_of(note) == own.path.resolve()):
+    if note and (not is_file or Path(str(note.get("file", ""))) == own.path.resolve()):
         own = _from_note(own.name, note)
     return Plan(own.name, own)
 
@@ -111,15 +89,11 @@ def _preset_and_dataset(words: Sequence[str]) -> tuple[str | None, str | None]:
     return preset, next((word for word in words if word in DATASETS), None)
 
 
-def _file_of(note: Mapping[str, Any]) -> Path:
-    return Path(str(note.get("file", "")))
-
-
 def _from_note(name: str, note: Mapping[str, Any]) -> Study:
     """Return a study as it was begun."""
     base, *others = name.split("@")
     preset, dataset = _preset_and_dataset(others)
-    file = _file_of(note)
+    file = Path(str(note.get("file", "")))
     if not file.is_file():  # made elsewhere, or moved since
         if base not in study.shipped():
             raise RunError(

@@ -90,7 +90,6 @@ def _keys(cell: TableRow) -> list[Key]:
 def _curves(
     cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], styles: Styles
 ) -> Iterator[Drawing]:
-    """Yield the figure of the -ELBO over epochs, or of the reconstruction where there is none."""
     series: dict[Key, list[tuple[float, float]]] = {}
     recon: set[Key] = set()
     for key in (key for cell in cells for key in _keys(cell) if key in records):
@@ -143,7 +142,6 @@ _STEPS = (
 def _per_step(
     cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], styles: Styles
 ) -> Iterator[Drawing]:
-    """Yield a figure of each diagnostic that a scoring has for every time step."""
     scores: dict[Key, Mapping[str, Any]] = {
         key: records[key].scores.get(row.get("protocol_key", ""), {})
         for cell in cells
@@ -280,7 +278,6 @@ class _Panel:
 
 
 def _panels(cells: Sequence[TableRow], series: Series) -> Iterator[tuple[str, list[TableRow]]]:
-    """Yield a title and its cells, by variant, in the order of the page."""
     there = [cell for cell in cells if any(key in series for key in _keys(cell))]
     for name in dict.fromkeys(cell.variant for cell in there):
         some = [cell for cell in there if cell.variant == name]
@@ -374,7 +371,6 @@ def _mosaic(
 
 
 def _side_by_side(pictures: Sequence[tuple[str, bytes]], are_tiles: bool) -> Figure:
-    """Draw pictures beside one another, each below its name."""
     images = [_cut(imread(io.BytesIO(png), format="png"), are_tiles) for _, png in pictures]
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     columns = min(max(2, min(4, round(3 * ratio))) if are_tiles else 1, len(images))

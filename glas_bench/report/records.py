@@ -152,8 +152,6 @@ def _other_protocols(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
 
 
 class _Planned:
-    """The planned seeds of a study with their runs."""
-
     def __init__(self, plan: Plan, study: Study, runs: Sequence[Run]) -> None:
         self.plan = plan
         self.study = study
@@ -292,7 +290,6 @@ def _axes(study: Study) -> list[str]:
 
 
 def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
-    """Yield the rows of runs that no study planned."""
     axes = _differing(runs)
     variants = variants_of(plan, runs)
     for run in sorted(runs, key=_by_settings):

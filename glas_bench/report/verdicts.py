@@ -71,7 +71,6 @@ def write(
 
 
 def _arm(cell: Cell, row: TableRow, seeds: Mapping[tuple[str, int], SeedRecord]) -> decide.Arm:
-    """Return the records of a table row's seeds."""
     key = row.first.get("config_key", "")
     own = {seed: record for (other, seed), record in seeds.items() if other == key}
     return decide.Arm(replace(cell, key=key), own)

@@ -184,7 +184,6 @@ def parse(text: str) -> Expectation:
 def _read_side(
     side: str, factor: int, terms: list[Term], constants: list[tuple[float, str]], text: str
 ) -> None:
-    """Add the terms and numbers of one side, with their signs."""
     at = 0
     while at < len(side) or at == 0:
         match = _ITEM.match(side, at)

@@ -163,7 +163,6 @@ def find(reference: str) -> Path:
 
 
 def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Return every combination of the values of some axes."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
@@ -181,8 +180,6 @@ class _Entry:
 
 
 class _Planner:
-    """From a file to its cells and claims."""
-
     def __init__(
         self,
         file: StudyFile,

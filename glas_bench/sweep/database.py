@@ -408,7 +408,6 @@ class Database:
             self.storage.remove_session()
 
     def _report(self, trial: Trial, curve: Mapping[int, float]) -> None:
-        """Write the values by epoch that the database has not."""
         if curve:
             there = self.storage.get_trial(trial.id).intermediate_values
             for epoch, value in sorted(curve.items()):
@@ -447,7 +446,6 @@ class Database:
             self._set_state(trial, "COMPLETE", math.inf if trial.value is None else trial.value)
 
     def _write(self, trial: Trial, hidden: Mapping[str, Any], **shown: Any) -> None:
-        """Set system attributes, then those that a dashboard shows."""
         for key, value in hidden.items():
             self.storage.set_trial_system_attr(trial.id, key, value)
         for key, value in shown.items():

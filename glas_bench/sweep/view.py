@@ -147,13 +147,11 @@ def _window(cells: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
 
 
 def _seeds(event: dict[str, Any]) -> str:
-    """Return the seeds of a trial that begins."""
     seeds = event.get("seeds")
     return f", seed{'s' * (len(seeds) > 1)} {seed_ranges(seeds)}" if seeds else ""
 
 
 def _progress(event: dict[str, Any]) -> str | None:
-    """Return a seed's event in a few words."""
     if event["event"] == "train":
         return (
             f"epoch {event['epoch']}/{event['epochs']}  {event['images_per_second']:.0f} images/s  "

@@ -132,7 +132,6 @@ def is_over(until: float | None) -> bool:
 
 
 def _rest(seconds: float) -> None:
-    """Sleep, unless asked to stop."""
     until = time.monotonic() + seconds * (0.75 + random.random() / 2)
     while time.monotonic() < until and not signals.requested():
         time.sleep(0.05)

@@ -182,7 +182,6 @@ def _means(record: RunRecord, wanted: str | None) -> list[Point]:
 
 
 def _data(record: RunRecord) -> dict[str, str]:
-    """Return name, hash and origin of the data that a cell is trained and scored on."""
     about = {"hash": record.about.get("data_hash"), "origin": record.about.get("data_origin")}
     return {"name": record.config.dataset, **{key: str(value) for key, value in about.items()}}
 
@@ -267,7 +266,6 @@ def _span(record: RunRecord, seeds: Sequence[SeedRecord]) -> tuple[str, int, int
 
 
 def _work(seed: SeedRecord) -> float:
-    """Return the seconds that a seed has trained and was scored."""
     scored: Iterable[float] = (scores.get("seconds", 0.0) for scores in seed.scores.values())
     return seed.about.get("seconds", 0.0) + sum(scored)
 

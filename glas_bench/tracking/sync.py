@@ -155,7 +155,6 @@ def _stamp(folder: Path, note: Mapping[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
-    """Return a digest of a file's content; nothing where there is no file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
 
 
@@ -372,7 +371,6 @@ def fetch(results: Path, experiment: str, *, debug: bool = False) -> Fetched:
 
 
 def _seed_of(run: Run) -> int | None:
-    """Return the seed of a seed's run, or None for a cell's."""
     tags = run.data.tags
     if (schema := tags.get("glas_bench.schema")) is None:
         raise RunError("is not of glas-bench")
@@ -421,7 +419,6 @@ def _copy(store: Store, target: Path, runs: Mapping[str, Run]) -> None:
 
 
 def _listed(run: Run) -> list[tuple[str, str]]:
-    """Return a run's artifacts with their digests."""
     if FILES not in run.data.tags:
         raise RunError(
             "was mirrored without all of its files; give `glas-bench sync` where its folder is"
