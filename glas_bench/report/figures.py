@@ -121,10 +121,20 @@ class Drawing:
         return re.sub(r"\bimage(s?\b)(?!=)", rf"{self.unit}\1", text)
 
 
-def blank(height: float, rows: int = 1, columns: int = 1, **about: Any) -> tuple[Figure, Any]:
-    """Return a figure so many inches high, and its axes [rows][columns]."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **about)
+def panels(
+    height: float, count: int = 1, most: int = 1, more: float = 0.0, **about: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes: `count` panels, at most `most` side by side.
+
+    It is `height` inches high for each row of panels, and `more`.
+    """
+    columns = min(most, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH, height * rows + more), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **about).ravel()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, list(axes[:count])
 
 
 class Styles:
@@ -290,16 +300,12 @@ def _differences(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]
         caption += " An arrow: beyond the picture."
 
     def draw() -> Figure:
-        columns = min(2, len(shown))
-        lines = -(-len(shown) // columns)
-        figure, axes = blank((0.7 + 0.2 * len(places)) * lines, lines, columns, sharey=True)
-        for axis, metric in zip(axes.flat, shown, strict=False):
+        figure, axes = panels(0.7 + 0.2 * len(places), len(shown), 2, sharey=True)
+        for axis, metric in zip(axes, shown, strict=True):
             _forest(axis, shown[metric], ranges[metric], places, styles)
             axis.set_xlabel(f"{metric} - baseline, {NATS}")
-        for axis in axes.flat[len(shown) :]:
-            axis.set_visible(False)
-        axes[0][0].set_yticks(list(places.values()), [labels[name] for name in places])
-        axes[0][0].set_ylim(0.3, len(places) + 0.7)
+        axes[0].set_yticks(list(places.values()), [labels[name] for name in places])
+        axes[0].set_ylim(0.3, len(places) + 0.7)
         return figure
 
     yield Drawing("differences", "Differences from the baseline", caption + cut, draw)
@@ -345,23 +351,15 @@ def _looks(rows: Sequence[Row]) -> Iterator[Drawing]:
     first = {row["cell"]: row for row in reversed(rows)}
     claims = [one for row in first.values() for one in json.loads(row.get("claims") or "[]")]
     claims.sort(key=lambda one: one["claim"])
-    taken = {
-        index: looks
-        for index, one in enumerate(claims)
-        if (looks := [look for look in one["looks"] if look["low"] is not None])
-    }
+    looks = [(one, [look for look in one["looks"] if look["low"] is not None]) for one in claims]
+    taken = [(one, some) for one, some in looks if some]
     if not taken:
         return
 
     def draw() -> Figure:
-        columns = min(3, len(taken))
-        lines = math.ceil(len(taken) / columns)
-        figure, axes = blank(2.4 * lines, lines, columns)
-        places = [axis for row in axes for axis in row]
-        for axis, (index, looks) in zip(places, taken.items(), strict=False):
-            _interval_by_look(axis, claims[index], looks)
-        for axis in places[len(taken) :]:
-            axis.set_visible(False)
+        figure, axes = panels(2.4, len(taken), 3)
+        for axis, (one, looks) in zip(axes, taken, strict=True):
+            _interval_by_look(axis, one, looks)
         return figure
 
     yield Drawing(
@@ -405,8 +403,7 @@ def _modes(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     pad = 0.04 * (high - low or 1)
 
     def draw() -> Figure:
-        figure, axes = blank(3.8)
-        axis = axes[0][0]
+        figure, (axis,) = panels(3.8)
         _points(axis, frame, "effective_dimensions", "nll", styles)
         axis.set(xlabel="effective dimensions of E_q z", ylabel=f"nll, {NATS}")
         axis.set_ylim(low - pad, high + pad)
@@ -459,21 +456,21 @@ def _axis(key: str, cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawi
     labels = {metric: label for metric, label in labels.items() if frame[metric].notna().any()}
 
     def draw() -> Figure:
-        figure, axes = blank(3.2, 1, len(labels))
+        figure, axes = panels(3.2, len(labels), len(labels))
         for variant, some in frame.groupby("variant", sort=False):
             for place, (line, own) in enumerate(some.groupby("line", sort=False)):
                 about: dict[str, Any] = {"color": styles.colour(str(variant), place)}
                 about |= {"marker": styles.marker(str(variant), place)}
                 dashes = DASHES[(styles.variants.index(str(variant)) + place) % len(DASHES)]
                 means = own.groupby(key)[[*labels]].mean()
-                for axis, metric in zip(axes[0], labels, strict=True):
+                for axis, metric in zip(axes, labels, strict=True):
                     axis.plot(own[key], own[metric], **about, ls="", alpha=0.35, markersize=3)
                     axis.plot(means.index, means[metric], **about, dashes=dashes, label=line)
-        for axis, (metric, label) in zip(axes[0], labels.items(), strict=True):
+        for axis, (metric, label) in zip(axes, labels.items(), strict=True):
             axis.set(xlabel=key, ylabel=label, xticks=sorted(frame[key].unique()))
             if metric == "failed":
                 axis.set_ylim(-0.05, 1.05)
-        handles = axes[0][0].get_legend_handles_labels()
+        handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
         return figure
 
@@ -507,8 +504,7 @@ def _objectives(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     cut += " An arrow: beyond the picture." if beyond else ""
 
     def draw() -> Figure:
-        figure, axes = blank(0.9 + 0.2 * len(shown))
-        axis = axes[0][0]
+        figure, (axis,) = panels(0.9 + 0.2 * len(shown))
         for place, (nll, objective, cell) in enumerate(shown):
             colour, y = styles.colour(cell.variant), -place
             inside = np.clip([nll, objective], low, high)
@@ -569,8 +565,7 @@ def _charges(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     )
 
     def draw() -> Figure:
-        figure, axes = blank(4.0)
-        axis = axes[0][0]
+        figure, (axis,) = panels(4.0)
         if not frame.empty:
             _costs(axis, frame, list(least.values()), styles)
             figure.legend(loc="outside right upper", frameon=False)

@@ -26,8 +26,8 @@ from glas_bench.report.figures import (
     WIDTH,
     Drawing,
     Styles,
-    blank,
     by_table,
+    panels,
     usual,
 )
 from glas_bench.report.table import NBSP, TableRow, unit_of
@@ -175,8 +175,8 @@ def _panelled(
     """
     if not series:
         return
-    panels = list(_panels(cells, series))
-    shown = [_Panel(*one, cells, series, styles, recon) for one in panels[:MOST_PANELS]]
+    every = list(_panels(cells, series))
+    shown = [_Panel(*one, cells, series, styles, recon) for one in every[:MOST_PANELS]]
     baselines = {cell.name: cell.title for panel in shown for cell in panel.baselines}
     caption += " Bold lines are means over seeds, thin ones single seeds"
     if baselines:
@@ -187,24 +187,21 @@ def _panelled(
     low, high = usual([*ranges.values()])
     own = {panel for panel, (least, most) in ranges.items() if least < low or most > high}
     caption += ". A panel with (own scale) in its title would flatten the others" * bool(own)
-    left_out = f" The first {MOST_PANELS} of {len(panels)} panels."
-    caption += "." + left_out * (len(panels) > MOST_PANELS)
+    left_out = f" The first {MOST_PANELS} of {len(every)} panels."
+    caption += "." + left_out * (len(every) > MOST_PANELS)
     pad = 0.05 * (high - low or 1)
 
     def draw() -> Figure:
         columns = min(COLUMNS, len(shown))
-        rows = -(-len(shown) // columns)
-        figure, axes = blank(1.9 * rows + 0.4, rows, columns, sharex=True)
-        for place, (axis, panel) in enumerate(zip(axes.flat, shown, strict=False)):
+        figure, axes = panels(1.9, len(shown), COLUMNS, more=0.4, sharex=True)
+        for place, (axis, panel) in enumerate(zip(axes, shown, strict=True)):
             panel.draw(axis, greys, " (own scale)" * (panel in own))
             if panel not in own:
                 axis.set_ylim(low - pad, high + pad)
                 axis.tick_params(labelleft=place % columns == 0)
             axis.tick_params(labelbottom=place + columns >= len(shown))
-        axes.flat[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        for axis in axes.flat[len(shown) :]:
-            axis.set_visible(False)
-        lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+        axes[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
         names = [name for name in lines if not str(name).startswith("_")]
         if len(names) > len(baselines):
             figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(names) // 2))
@@ -374,15 +371,12 @@ def _side_by_side(pictures: Sequence[tuple[str, bytes]], are_tiles: bool) -> Fig
     images = [_cut(imread(io.BytesIO(png), format="png"), are_tiles) for _, png in pictures]
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     columns = min(max(2, min(4, round(3 * ratio))) if are_tiles else 1, len(images))
-    rows = -(-len(images) // columns)
-    figure, axes = blank(
-        (WIDTH / max(columns, 2 if are_tiles else 1) * ratio + 0.3) * rows, rows, columns
-    )
-    for axis, image, (name, _) in zip(axes.flat, images, pictures, strict=False):
+    height = WIDTH / max(columns, 2 if are_tiles else 1) * ratio + 0.3
+    figure, axes = panels(height, len(images), columns)
+    for axis, image, (name, _) in zip(axes, images, pictures, strict=True):
         axis.imshow(image, interpolation="lanczos")
         whole = name.replace(" = ", f"{NBSP}={NBSP}")
         axis.set_title(textwrap.fill(whole, 96 // columns))
-    for axis in axes.flat:
         axis.axis("off")
     return figure
 
@@ -426,8 +420,7 @@ def _centres(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         from glas_bench.filters import GRIDS, grid_centres
 
         rows = [(grid, count) for count in filters for grid in GRIDS]
-        figure, axes = blank(0.8 + 0.25 * len(rows))
-        axis = axes[0][0]
+        figure, (axis,) = panels(0.8 + 0.25 * len(rows))
         axis.axvspan(-0.5, size - 0.5, color="0.88", zorder=0)
         zero = torch.zeros(())
         for i, (grid, count) in enumerate(rows):
@@ -473,12 +466,8 @@ def of_searches(searches: Mapping[str, Any]) -> Iterator[Drawing]:
 def _search(
     names: Sequence[str], tried: Sequence[Mapping[str, Any]], won: Mapping[str, Any]
 ) -> Figure:
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = blank(2.4 * rows, rows, columns, sharey=True)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = panels(2.4, len(names), 3, sharey=True)
+    for axis, name in zip(axes, names, strict=True):
         values = [each["values"][name] for each in tried]
         best = won["values"][name]
         numeric = all(type(each) in (int, float) for each in values)
@@ -490,5 +479,5 @@ def _search(
         ring = {"markersize": 12, "markerfacecolor": "none", "color": "black"}
         axis.plot([best], [won["validation_nll"]], "o", **ring)
         axis.set_xlabel(name)
-    axes[0][0].set_ylabel(f"validation nll, {NATS}")
+    axes[0].set_ylabel(f"validation nll, {NATS}")
     return figure
