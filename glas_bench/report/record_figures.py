@@ -173,29 +173,67 @@ def _panelled(
     `labels` are those of x and y; the curves in `recon` are of the reconstruction alone. Without
     data there is no figure.
     """
-    if not series:
+    curves = {cell.name: [series[key] for key in _keys(cell) if key in series] for cell in cells}
+    there = [cell for cell in cells if curves[cell.name]]
+    if not there:
         return
-    every = list(_panels(cells, series))
-    shown = [_Panel(*one, cells, series, styles, recon) for one in every[:MOST_PANELS]]
+    every = [
+        _Panel(variant + (f" ({place})" if len(parts) > 1 else ""), part)
+        for variant in dict.fromkeys(cell.variant for cell in there)
+        for parts in [_parts([cell for cell in there if cell.variant == variant])]
+        for place, part in enumerate(parts, 1)
+    ]
+    shown, by_name = every[:MOST_PANELS], {cell.name: cell for cell in there}
+    for panel in shown:
+        if any(key in recon for cell in panel.cells for key in _keys(cell)):
+            panel.title += " (recon alone)"  # which no baseline stands beside
+            continue
+        others = (by_name.get(cell.first.get("compared_with", "")) for cell in panel.cells)
+        panel.baselines = [*{c.name: c for c in others if c and c not in panel.cells}.values()]
     baselines = {cell.name: cell.title for panel in shown for cell in panel.baselines}
     caption += " Bold lines are means over seeds, thin ones single seeds"
     if baselines:
         caption += "; dotted grey lines the mean of the baseline that a curve is compared with"
         caption += f": {next(iter(baselines.values()))}" if len(baselines) == 1 else ""
     greys = {name: GREYS[i % len(GREYS)] for i, name in enumerate(baselines)}
-    ranges = {panel: panel.ends for panel in shown}
-    low, high = usual([*ranges.values()])
-    own = {panel for panel, (least, most) in ranges.items() if least < low or most > high}
+    for panel in shown:
+        heights = [y for cell in panel.cells for curve in curves[cell.name] for _, y in curve]
+        panel.ends = min(heights), max(heights)
+    low, high = usual([panel.ends for panel in shown])
+    own = [panel for panel in shown if panel.ends[0] < low or panel.ends[1] > high]
+    for panel in own:
+        panel.title += " (own scale)"
     caption += ". A panel with (own scale) in its title would flatten the others" * bool(own)
     left_out = f" The first {MOST_PANELS} of {len(every)} panels."
     caption += "." + left_out * (len(every) > MOST_PANELS)
     pad = 0.05 * (high - low or 1)
 
+    def mean(axis: Axes, cell: TableRow, **about: Any) -> None:
+        points = pd.DataFrame([point for curve in curves[cell.name] for point in curve])
+        means = points.groupby(0)[1].mean()
+        marker = "o" if len(means) == 1 else ""
+        axis.plot(means.index, means, marker=marker, markersize=3, linewidth=1.3, **about)
+
+    def draw_panel(axis: Axes, panel: _Panel) -> None:
+        """Draw each cell's mean over seeds, and each seed: a mean hides a collapse."""
+        for cell in panel.baselines:
+            label = f"baseline: {cell.label}"
+            mean(axis, cell, color=greys[cell.name], dashes=(1, 1), label=label)
+        for cell in panel.cells:
+            place = styles.place(cell)
+            colour = styles.colour(cell.variant, place)
+            for curve in curves[cell.name] if len(curves[cell.name]) > 1 else ():
+                axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.5, linewidth=0.5)
+            is_named = len(panel.cells) > 1 or cell.settings
+            label = cell.label if is_named else "_"  # else its title names it
+            mean(axis, cell, color=colour, dashes=DASHES[place % len(DASHES)], label=label)
+        axis.set_title(panel.title)
+
     def draw() -> Figure:
         columns = min(COLUMNS, len(shown))
         figure, axes = panels(1.9, len(shown), COLUMNS, more=0.4, sharex=True)
         for place, (axis, panel) in enumerate(zip(axes, shown, strict=True)):
-            panel.draw(axis, greys, " (own scale)" * (panel in own))
+            draw_panel(axis, panel)
             if panel not in own:
                 axis.set_ylim(low - pad, high + pad)
                 axis.tick_params(labelleft=place % columns == 0)
@@ -214,75 +252,19 @@ def _panelled(
     yield Drawing(name, title, caption, draw)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Panel:
-    """The curves of some cells of a variant."""
-
     title: str
     cells: Sequence[TableRow]
-    every: Sequence[TableRow]
-    """The cells of the figure, baselines among them."""
-    series: Series
-    styles: Styles
-    recon: Collection[Key]
-
-    @property
-    def is_recon(self) -> bool:
-        """Whether any curve is of the reconstruction alone, which no baseline stands beside."""
-        return any(key in self.recon for cell in self.cells for key in _keys(cell))
-
-    @functools.cached_property
-    def baselines(self) -> list[TableRow]:
-        """The baselines of its cells that are in another panel."""
-        found: dict[str, TableRow] = {}
-        own = {cell.name for cell in self.cells}
-        by_name = {cell.name: cell for cell in self.every if cell.name not in own}
-        for cell in () if self.is_recon else self.cells:
-            other = by_name.get(cell.first.get("compared_with", ""))
-            if other is not None and self._points(other):
-                found[other.name] = other
-        return list(found.values())
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Least and greatest y of its cells."""
-        values = [y for cell in self.cells for curve in self._points(cell) for _, y in curve]
-        return min(values), max(values)
-
-    def draw(self, axis: Axes, greys: Mapping[str, str], more: str) -> None:
-        """Draw each cell's mean over seeds, and each seed: a mean hides a collapse."""
-        for cell in self.baselines:
-            about = {"color": greys[cell.name], "dashes": (1, 1)}
-            self._mean(axis, cell, label=f"baseline: {cell.label}", **about)
-        for cell in self.cells:
-            curves, place = self._points(cell), self.styles.place(cell)
-            colour = self.styles.colour(cell.variant, place)
-            for curve in curves if len(curves) > 1 else ():
-                axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.5, linewidth=0.5)
-            is_named = len(self.cells) > 1 or cell.settings
-            label = cell.label if is_named else "_"  # else its title names it
-            self._mean(axis, cell, color=colour, dashes=DASHES[place % len(DASHES)], label=label)
-        axis.set_title(self.title + (" (recon alone)" if self.is_recon else "") + more)
-
-    def _mean(self, axis: Axes, cell: TableRow, **about: Any) -> None:
-        points = pd.DataFrame([point for curve in self._points(cell) for point in curve])
-        means = points.groupby(0)[1].mean()
-        marker = "o" if len(means) == 1 else ""
-        axis.plot(means.index, means, marker=marker, markersize=3, linewidth=1.3, **about)
-
-    def _points(self, cell: TableRow) -> list[Sequence[tuple[float, float]]]:
-        return [self.series[key] for key in _keys(cell) if key in self.series]
+    baselines: Sequence[TableRow] = ()
+    """Those of its cells that are in other panels."""
+    ends: tuple[float, float] = (0.0, 0.0)
+    """Least and greatest y of its cells."""
 
 
-def _panels(cells: Sequence[TableRow], series: Series) -> Iterator[tuple[str, list[TableRow]]]:
-    there = [cell for cell in cells if any(key in series for key in _keys(cell))]
-    for name in dict.fromkeys(cell.variant for cell in there):
-        some = [cell for cell in there if cell.variant == name]
-        count = -(-len(some) // MOST_LINES)
-        size = -(-len(some) // count)
-        for place in range(count):
-            more = f" ({place + 1})" if count > 1 else ""
-            yield name + more, some[place * size : (place + 1) * size]
+def _parts(cells: Sequence[TableRow]) -> list[Sequence[TableRow]]:
+    size = -(-len(cells) // -(-len(cells) // MOST_LINES))
+    return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
 # --------------------------------------------------------------------------- pictures
