@@ -29,6 +29,7 @@ from glas_bench.record import RunRecord, SeedRecord
 from glas_bench.registry import Variant
 from glas_bench.report.plans import Plan
 from glas_bench.report.table import Row
+from glas_bench.runs.cost import updates
 from glas_bench.study import Cell, Study
 from glas_bench.text import count, seed_ranges, setting
 
@@ -126,8 +127,8 @@ def rows_of(plan: Plan, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
     if plan.study is None:
         rows, remarks = list(_by_hand(plan, runs)), []
     else:
-        planned = _Planned(plan, plan.study, runs)
-        rows, remarks = list(planned.rows()), list(planned.remarks())
+        rows = list(_planned(plan, plan.study, runs))
+        remarks = list(_left_out(plan, plan.study, rows, runs))
     return rows, remarks + list(_other_protocols(rows, runs))
 
 
@@ -151,129 +152,112 @@ def _other_protocols(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
 # --------------------------------------------------------------------------- a study
 
 
-class _Planned:
-    def __init__(self, plan: Plan, study: Study, runs: Sequence[Run]) -> None:
-        self.plan = plan
-        self.study = study
-        self.runs = runs
-        self.taken: set[tuple[str, int]] = set()
-        self.baselines = {cell.baseline for cell in study.cells}
-        self.data = sorted({run.data for run in runs})
-
-    def rows(self) -> Iterator[Row]:
-        """Yield a row for every planned seed, and for every data that a cell was run on."""
-        constant = self._constant()
-        for cell in self.study.cells:
-            about = constant | self._about(cell)
-            for by_seed in self._places(cell) or [{}]:
-                for seed in self._seeds(by_seed):
-                    row = self._row(cell, by_seed.get(seed)) | about | {"seed": str(seed)}
-                    yield row | _described(cell.variant, row, searched=bool(cell.searched))
-
-    def _row(self, cell: Cell, run: Run | None) -> Row:
-        """Return what a run holds, or what is known of a cell without one."""
-        config = cell.config
-        if run is not None:
-            self.taken.add(run.key)
-            return _row(run, cell.protocol)
-        return {
-            **{f"params.{key}": _text(value) for key, value in config.flat().items()},
-            "samples": _text(config.samples),
-            "dataset": config.dataset,
-            "binarisation": config.binarisation,
-            "core_version": _text(CORE_VERSION),
-            "source_hash": cell.variant.source_hash,
-            "status": "not_applicable" if cell.not_applicable else "waiting",
-            "reason": cell.not_applicable or "",
-        }
-
-    def _seeds(self, by_seed: Mapping[int, Run]) -> list[int]:
-        """Return the planned seeds of a cell, and those that were run for a look."""
-        study = self.study
-        looks = decide.seeds_at(study, study.looks[-1]) if study.claims else []
-        return sorted({*study.seeds, *(by_seed.keys() & set(looks))})
-
-    def _places(self, cell: Cell) -> list[dict[int, Run]]:
-        """Return a planned cell's runs by seed, once for each data that it was run on."""
-        places = []
-        for data_hash in (key for dataset, key in self.data if dataset == cell.config.dataset):
-            key: str | None = config_key(cell.config, cell.variant.source_hash, data_hash)
-            if cell.searched:
-                key = self._searched(cell, data_hash)
-            by_seed = {run.seed.seed: run for run in self.runs if run.key[0] == key}
-            if set(by_seed) & set(self.study.seeds):
-                places.append(by_seed)
-        return places
-
-    def _searched(self, cell: Cell, data_hash: str) -> str | None:
-        """Return the key of the newest run of a search's best values, on the reporting seeds."""
-        left_out = {*cell.searched, *SCORING}
-        wanted = {k: value for k, value in cell.config.flat().items() if k not in left_out}
-        fits = [
-            run
-            for run in self.runs
-            if run.variant == cell.variant.name
-            and run.record.about.get("source_hash") == cell.variant.source_hash
-            and run.data[1] == data_hash
-            and run.seed.seed in self.study.seeds
-            and wanted.items() <= run.record.config.flat().items()
-        ]
-        newest = max(fits, key=lambda run: (run.seed.began, run.key[0]), default=None)
-        return newest.key[0] if newest is not None else None
-
-    def _constant(self) -> Row:
-        study = self.study
-        skipped = [
-            {"variant": each.variant, "axis": each.axis, "params": each.params, "why": each.reason}
-            for each in study.skipped
-        ]
-        return {
-            "schema": SCHEMA,
-            "study": study.name,
-            "question": study.question,
-            "command": self.plan.command,
-            "study_version": str(study.version),
-            "preset": study.preset,
-            "verdicts": "yes" if study.verdicts else "no",
-            "look": _look(study.preset),  # whatever preset a run was made under
-            "seeds": seed_ranges(study.seeds),
-            "skipped": json.dumps(skipped, default=str),
-            "axes": json.dumps(_axes(study)),
-        }
-
-    def _about(self, cell: Cell) -> Row:
-        trials = count(self.study.trials, "trial")
-        tuning = f"{trials} on seeds {seed_ranges(self.study.tuning_seeds)}"
-        return {
+def _planned(plan: Plan, study: Study, runs: Sequence[Run]) -> Iterator[Row]:
+    """Yield a row for every planned seed, and for every data that a cell was run on."""
+    skipped = [
+        {"variant": each.variant, "axis": each.axis, "params": each.params, "why": each.reason}
+        for each in study.skipped
+    ]
+    constant = {
+        "schema": SCHEMA,
+        "study": study.name,
+        "question": study.question,
+        "command": plan.command,
+        "study_version": str(study.version),
+        "preset": study.preset,
+        "verdicts": "yes" if study.verdicts else "no",
+        "look": _look(study.preset),  # whatever preset a run was made under
+        "seeds": seed_ranges(study.seeds),
+        "skipped": json.dumps(skipped, default=str),
+        "axes": json.dumps(_axes(study)),
+    }
+    baselines = {cell.baseline for cell in study.cells}
+    looks = decide.seeds_at(study, study.looks[-1]) if study.claims else []
+    tuned = f"{count(study.trials, 'trial')} on seeds {seed_ranges(study.tuning_seeds)}"
+    for cell in study.cells:
+        about = constant | {
             "cell": cell.name,
             "variant": cell.variant.name,
             "settings": json.dumps({key: setting(value) for key, value in cell.params.items()}),
             "baseline": cell.baseline or "",
-            "is_baseline": "yes" if cell.name in self.baselines else "",
-            "tuned": f"{', '.join(cell.searched)}: {tuning}" if cell.searched else "",
+            "is_baseline": "yes" if cell.name in baselines else "",
+            "tuned": f"{', '.join(cell.searched)}: {tuned}" if cell.searched else "",
         }
+        for by_seed in _places(study, cell, runs) or [{}]:
+            for seed in sorted({*study.seeds, *(by_seed.keys() & set(looks))}):
+                run = by_seed.get(seed)
+                row = _waiting(cell) if run is None else _row(run, cell.protocol)
+                row |= about | {"seed": str(seed)}
+                yield row | _described(cell.variant, row, searched=bool(cell.searched))
 
-    def remarks(self) -> Iterator[str]:
-        """Yield how many runs no planned seed asks for, and why they are left out."""
-        rest = [run for run in self.runs if run.key not in self.taken]
-        tuning = [run for run in rest if run.seed.seed in self.study.tuning_seeds]
-        if tuning:
-            yield f"{count(len(tuning), 'run')} of the search not reported: they chose the settings"
-        why = Counter(self._why(run) for run in rest if run not in tuning)
-        for reason, runs in sorted(why.items()):
-            yield f"{count(runs, 'run')} {'is' if runs == 1 else 'are'} left out: {reason}"
 
-    def _why(self, run: Run) -> str:
-        variants, about = variants_of(self.plan, ()), run.record.about
-        if run.variant not in variants:
-            return f"the study has no variant {run.variant}"
-        if (core := _text(about.get("core_version"))) != str(CORE_VERSION):
-            return f"made by version {core} of the training core"
-        if about.get("source_hash") != variants[run.variant].source_hash:
-            return f"the file of {run.variant} has changed since"
-        if run.seed.seed not in self.study.seeds:
-            return f"seed {run.seed.seed} is not planned"
-        return f"the study plans no such cell of {run.variant}"
+def _waiting(cell: Cell) -> Row:
+    """Return what is known of a cell without a run."""
+    return {
+        **{f"params.{key}": _text(value) for key, value in cell.config.flat().items()},
+        "samples": _text(cell.config.samples),
+        "dataset": cell.config.dataset,
+        "binarisation": cell.config.binarisation,
+        "core_version": _text(CORE_VERSION),
+        "source_hash": cell.variant.source_hash,
+        "status": "not_applicable" if cell.not_applicable else "waiting",
+        "reason": cell.not_applicable or "",
+    }
+
+
+def _places(study: Study, cell: Cell, runs: Sequence[Run]) -> list[dict[int, Run]]:
+    """Return a planned cell's runs by seed, once for each data that it was run on."""
+    places = []
+    for data in sorted({run.data for run in runs if run.data[0] == cell.config.dataset}):
+        key: str | None = config_key(cell.config, cell.variant.source_hash, data[1])
+        if cell.searched:
+            key = _best_key(study, cell, [run for run in runs if run.data == data])
+        by_seed = {run.seed.seed: run for run in runs if run.key[0] == key}
+        if set(by_seed) & set(study.seeds):
+            places.append(by_seed)
+    return places
+
+
+def _best_key(study: Study, cell: Cell, runs: Sequence[Run]) -> str | None:
+    """Return the key of the newest run of a search's best values, on the reporting seeds."""
+    left_out = {*cell.searched, *SCORING}
+    wanted = {key: value for key, value in cell.config.flat().items() if key not in left_out}
+    fits = [
+        run
+        for run in runs
+        if run.variant == cell.variant.name
+        and run.record.about.get("source_hash") == cell.variant.source_hash
+        and run.seed.seed in study.seeds
+        and wanted.items() <= run.record.config.flat().items()
+    ]
+    newest = max(fits, key=lambda run: (run.seed.began, run.key[0]), default=None)
+    return newest and newest.key[0]
+
+
+def _left_out(plan: Plan, study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
+    """Yield how many runs no planned seed asks for, and why they are left out."""
+    taken = {(row.get("config_key"), row["seed"]) for row in rows}
+    rest = [run for run in runs if (run.key[0], str(run.key[1])) not in taken]
+    tuning = [run for run in rest if run.seed.seed in study.tuning_seeds]
+    if tuning:
+        yield f"{count(len(tuning), 'run')} of the search not reported: they chose the settings"
+    variants = variants_of(plan, ())
+    why = Counter(_why(study, variants, run) for run in rest if run not in tuning)
+    for reason, number in sorted(why.items()):
+        yield f"{count(number, 'run')} {'is' if number == 1 else 'are'} left out: {reason}"
+
+
+def _why(study: Study, variants: Mapping[str, Variant], run: Run) -> str:
+    about = run.record.about
+    if run.variant not in variants:
+        return f"the study has no variant {run.variant}"
+    if (core := _text(about.get("core_version"))) != str(CORE_VERSION):
+        return f"made by version {core} of the training core"
+    if about.get("source_hash") != variants[run.variant].source_hash:
+        return f"the file of {run.variant} has changed since"
+    if run.seed.seed not in study.seeds:
+        return f"seed {run.seed.seed} is not planned"
+    return f"the study plans no such cell of {run.variant}"
 
 
 def _axes(study: Study) -> list[str]:
@@ -337,6 +321,9 @@ def _row(run: Run, wanted: str = "") -> Row:
     words = seed.words(protocol)
     environment = seed.environment or record.environment
     git = environment.get("git") or {}
+    is_published = (
+        about.get("data_origin") in (None, "", "published") and config.dataset in DATASETS
+    )
     row = {f"params.{key}": _text(value) for key, value in config.flat().items()}
     row |= {name: _text(about.get(name)) for name in _ABOUT}
     row |= {name: _text(words[name]) for name in _WORDS}
@@ -359,7 +346,7 @@ def _row(run: Run, wanted: str = "") -> Row:
         "device": _text(environment.get("device")),
         "ended": _day(seed),
         "look": _look(_text(about.get("preset"))),
-        "updates": _updates(config, _text(about.get("data_origin"))),
+        "updates": str(updates(config)) if is_published else "",
     }
     return row
 
@@ -403,14 +390,6 @@ def _described(variant: Variant, row: Row, *, searched: bool = False) -> Row:
         "as_published": "yes" if published or (is_own and not searched) else "",
         "least_kl_per_charge": _text(variant.cls.least_kl_per_charge),
     }
-
-
-def _updates(config: RunConfig, origin: str) -> str:
-    """Return the optimiser's steps of a run on published data."""
-    info = DATASETS.get(config.dataset)
-    if info is None or origin not in ("", "published"):
-        return ""
-    return str(info.sizes[0] // config.batch * config.epochs)
 
 
 def _look(preset: str) -> str:

@@ -27,10 +27,10 @@ def work(cell: Cell) -> int:
     """Return updates x time steps x trajectories: what training takes grows about with it."""
     config = cell.config
     draws = config.settings.get("draws", cell.variant.cls.draws)
-    return int(_updates(config) * config.settings.get("steps", 1) * config.batch * draws)
+    return int(updates(config) * config.settings.get("steps", 1) * config.batch * draws)
 
 
-def _updates(config: RunConfig) -> int:
+def updates(config: RunConfig) -> int:
     """Return the optimiser's steps of a run on published data."""
     return DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
 
@@ -49,11 +49,11 @@ def core_hours(cell: Cell, splits: Splits | None = None) -> float:
         settings = {**settings, "steps": MOST_TIME_STEPS}
     # nothing is scored
     config = cell.config.model_copy(update={"images": "all", "settings": settings})
-    if splits is None and not _updates(config):
+    if splits is None and not updates(config):
         splits = data.load(config.dataset, config.binarisation)
-    updates, shape = _updates(config), (28, 28)
+    steps, shape = updates(config), (28, 28)
     if splits is not None:
-        updates = len(splits.train.images) // config.batch * config.epochs
+        steps = len(splits.train.images) // config.batch * config.epochs
         shape = splits.image_shape
     P, classes = math.prod(shape), DATASETS[config.dataset].classes
     kept = torch.uint8 if config.binarisation in ("static", "none") else torch.float32
@@ -70,4 +70,4 @@ def core_hours(cell: Cell, splits: Splits | None = None) -> float:
         times.append(time.process_time() - began)
         if training.epoch_done:
             training.end_epoch()
-    return min(times[1:]) * times_longer * updates * (1 + SCORING) / 3600
+    return min(times[1:]) * times_longer * steps * (1 + SCORING) / 3600
