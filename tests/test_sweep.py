@@ -76,7 +76,7 @@ def start(glas: Glas, workers: int, text: str, **environment: object) -> subproc
 
 def run_job(path: Path, glas: Glas, key: str) -> None:
     """Do the job of a worker process on a CPU."""
-    job = worker.Job(str(path), None, None, None, str(glas.results), "cpu", key, None, {}, None)
+    job = worker.Job(study=str(path), results=str(glas.results), digest=key)
     worker.run_job(job, lambda event: None)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from glas_bench.record import note_study
 from glas_bench.runs.cells import check_memory, check_results
 from glas_bench.runs.cost import core_hours
 from glas_bench.runs.seed import checkpoint_seconds
-from glas_bench.study import Cell, Study
+from glas_bench.study import Study
 from glas_bench.study.claims import METRICS, Claim
-from glas_bench.sweep import storage, worker
+from glas_bench.sweep import storage
 from glas_bench.sweep.database import Database, StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest, outdated, plan_document, rejudged
 from glas_bench.sweep.queue import Queue
@@ -34,7 +34,7 @@ from glas_bench.sweep.status import (
 )
 from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import make_view
-from glas_bench.sweep.worker import Job, finished, work
+from glas_bench.sweep.worker import Job, Limits, finished, work
 from glas_bench.sweep.workers import Problem, check_workers, default_workers, run_workers
 from glas_bench.text import count, seed_ranges, settings
 from glas_bench.tracking.address import sqlite_file
@@ -162,14 +162,16 @@ class Sweep:
     lost: Sequence[str] = ()
     """Cells that were complete and whose results are gone."""
     mirror: Mirror | None = None
-    until: float | None = None
-    """Unix time from which on no trial is begun."""
     judged: tuple[list[Document], list[Document]] = ([], [])
     """Cells of the status document, and the verdicts on claims when they were so."""
 
     def __post_init__(self) -> None:
-        if self.request.max_hours is not None:
-            self.until = time.time() + 3600 * self.request.max_hours
+        request = self.request
+        hours = request.max_hours
+        until = None if hours is None else time.time() + 3600 * hours
+        self.limits = Limits(
+            device=self.device, most=request.max_trials, until=until, pruner=request.pruner
+        )
 
     def enqueue(self, again: bool = False) -> None:
         """Store the plan and its trials; end those whose results are there, repeat lost ones.
@@ -246,21 +248,17 @@ class Sweep:
         request, plan = self.request, self.plan
         workers = request.workers or self.workers()
         if workers == 1:
-            limits = request.max_trials, on_event, self.until, request.pruner
-            work(plan, self.queue, self.device, *limits)
+            work(plan, self.queue, self.limits, on_event)
             return []
         job = Job(
+            **asdict(self.limits),
             study=str(plan.study.path.resolve()),
             preset=request.preset,
             dataset=request.dataset,
             seeds=list(plan.study.seeds) if request.seeds else None,
             results=str(plan.results.resolve()),
-            device=self.device,
             digest=digest(plan.document),
-            most=request.max_trials,
             by_cell={cell.name: list(cell.seeds) for cell in plan.study.cells},
-            until=self.until,
-            pruner=request.pruner,
         )
         return run_workers(job, workers, self.queue.database.url, on_event)
 
@@ -301,7 +299,7 @@ class Sweep:
 
     def add_seeds(self) -> str:
         """Plan the seeds of the next looks; return which, as a line; empty where there are none."""
-        if not self.request.decide or signals.requested() or worker.is_over(self.until):
+        if not self.request.decide or signals.requested() or self.limits.is_over:
             return ""
         before = {cell.name: set(cell.seeds) for cell in self.plan.study.cells}
         new = {cell: set(seeds) - before[cell] for cell, seeds in self.seeds_to_run().items()}
@@ -315,40 +313,33 @@ class Sweep:
     def note(self) -> list[Path]:
         """Write down what the study is and which run folders are its own; mirror and return them.
 
-        Searches add folders as they go.
+        Searches add folders as they go; what they have tried is noted too, for the page.
         """
         loaded, results = self.plan.study, self.plan.results
+        cells = [cell for cell in self.plan.cells.values() if cell.key and not cell.searched]
+        read = None
+        with contextlib.suppress(StorageDown):
+            read = self.queue.read(self.plan.name) if self.plan.searches else None
         about: Document = {"file": str(loaded.path.resolve()), "preset": loaded.preset}
         about |= {"dataset": loaded.dataset, "seeds": seed_ranges(loaded.seeds)}
         about |= {"question": loaded.question, "command": self.request.command}
-        own = {cell.folder(results).path: cell for cell in self._cells()}
-        cells = {path: cell.protocol for path, cell in own.items()}
+        if read:
+            ran = [trial for trial in read[1] if trial.values and trial.begun]
+            cells += [self.plan.cell_of(trial) for trial in ran if trial.cell in self.plan.cells]
+            shown = status_document(*read)["cells"]
+            about["searches"] = {each["cell"]: each["search"] for each in shown if "search" in each}
+        own = {cell.folder(results).path: cell for cell in cells}
         about["names"] = {
             path.name: f"{cell.variant.name} {settings(cell.params)}".strip()
             for path, cell in own.items()
         }
-        note_study(results, self.plan.name, cells, **about, **self.searches())
+        note_study(
+            results, self.plan.name, {path: cell.protocol for path, cell in own.items()}, **about
+        )
         if self.mirror is not None:
-            for folder in cells:
+            for folder in own:
                 self.mirror.add(folder)
-        return list(cells)
-
-    def searches(self) -> Document:
-        """Return what the searches have tried, by cell, as `status` shows it; for the page."""
-        read = None
-        with contextlib.suppress(StorageDown):
-            read = self.queue.read(self.plan.name) if self.plan.searches else None
-        cells = status_document(*read)["cells"] if read else ()
-        found = {cell["cell"]: cell["search"] for cell in cells if "search" in cell}
-        return {"searches": found} if found else {}
-
-    def _cells(self) -> Iterator[Cell]:
-        yield from (cell for cell in self.plan.cells.values() if cell.key and not cell.searched)
-        with contextlib.suppress(StorageDown):
-            read = self.queue.read(self.plan.name) if self.plan.searches else None
-            for trial in read[1] if read else ():
-                if trial.values and trial.begun and trial.cell in self.plan.cells:
-                    yield self.plan.cell_of(trial)
+        return list(own)
 
     def answer(self, problems: Sequence[Problem]) -> Answer:
         """Return the status of all cells, and what went wrong."""
@@ -359,11 +350,11 @@ class Sweep:
             code = signals.exit_code() if signals.requested() else 3
             document = {"study": self.plan.name, "cells": []}
             return Answer(self.plan.name, document, code, reasons or [str(error)])
-        limited = self.request.max_trials is not None or self.until is not None
+        limited = self.limits.most is not None or self.limits.until is not None
         code = exit_code(document["counts"], problems, limited)
         text = table(document)
         left = _left(document["counts"]) or any(one["wanted"] for one in document["claims"])
-        if worker.is_over(self.until) and left:
+        if self.limits.is_over and left:
             text += "\n--max-hours is over; the same command goes on"
         return Answer(text, {**document, "problems": reasons}, code, reasons)
 

@@ -11,7 +11,7 @@ import random
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +30,46 @@ POLL = 2.0
 """Seconds between two claims while others run the rest; less where heartbeats are closer."""
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where a worker trains, and what it leaves."""
+
+    device: str = "cpu"
+    most: int | None = None
+    """Trials of the study's whole life."""
+    until: float | None = None
+    """Unix time from which on no trial is begun, and no further seed of one."""
+    pruner: str | None = None
+    """median or halving, which ends trials of a search early; never those on a study's own seeds"""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time has come."""
+        return self.until is not None and time.time() >= self.until
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Limits):
     """What a worker process is given."""
 
     study: str
-    preset: str | None
-    dataset: str | None
-    seeds: list[int] | None
+    preset: str | None = None
+    dataset: str | None = None
+    seeds: list[int] | None = None
     results: str
-    device: str
     digest: str
     """Of the plan: a study file that was edited since is refused."""
-    most: int | None
-    """Trials of the study's whole life."""
-    by_cell: dict[str, list[int]]
+    by_cell: dict[str, list[int]] = field(default_factory=dict)
     """Seeds of each cell."""
-    until: float | None
-    """Unix time from which on no trial is begun, and no further seed of one."""
-    pruner: str | None = None
-    """Of searches: median or halving."""
 
 
-def work(
-    plan: Plan,
-    queue: Queue,
-    device: str,
-    most: int | None,
-    on_event: OnEvent,
-    until: float | None = None,
-    pruner: str | None = None,
-) -> None:
+def work(plan: Plan, queue: Queue, limits: Limits, on_event: OnEvent) -> None:
     """Run trials until nothing is left, or the process is asked to stop.
 
     Args:
         plan: the study.
         queue: where its trials are.
-        device: where to train.
-        most: trials of the study's whole life, if limited.
-        until: Unix time from which on no trial is begun, and no further seed of one.
-        pruner: median or halving, which ends trials of a search early; never those on a study's
-            own seeds.
+        limits: the device, and when to stop before that.
         on_event: called with `{"event": "begin" | "seed" | "end" | "back" | "wait", "cell", ...}`.
 
     Raises:
@@ -83,9 +82,9 @@ def work(
         queue.give_back(trial)
         on_event({"event": "back", "cell": trial.cell, "reason": reason})
 
-    while not signals.requested() and not is_over(until):
+    while not signals.requested() and not limits.is_over:
         cells.check_results(plan.results, room=False)
-        trial, others = queue.claim(plan, most, elsewhere)
+        trial, others = queue.claim(plan, limits.most, elsewhere)
         if trial is None:
             if not others:
                 return
@@ -93,12 +92,11 @@ def work(
             _rest(min(POLL, 2 * queue.database.beat))
             elsewhere.clear()
             continue
-        begun = {"event": "begin", "cell": trial.cell, "name": trial.name, "seeds": trial.seeds}
-        on_event(begun)
+        on_event({"event": "begin", "cell": trial.cell, "name": trial.name, "seeds": trial.seeds})
         try:
             progress = Progress(trial.seeds)
-            with queue.beating(trial, progress, pruner):
-                ended = run_trial(plan, trial, device, on_event, until, progress)
+            with queue.beating(trial, progress, limits.pruner):
+                ended = run_trial(plan, trial, limits, on_event, progress)
         except AlreadyRunning as error:
             give_back(trial, str(error))
             elsewhere.append(trial.cell)
@@ -118,17 +116,12 @@ def work(
         if ended.status == "failed":
             try:  # where all that is left would fail as well, it was hardly the cell's fault
                 cells.check_results(plan.results)
-                environment.check_answers(device)
+                environment.check_answers(limits.device)
             except RunError as error:
                 queue.give_back(trial, f"{error} ({ended.reason})")
                 raise
         queue.finish(ended)
         on_event({"event": "end", "name": trial.name, **asdict(ended)})
-
-
-def is_over(until: float | None) -> bool:
-    """Return whether a Unix time has come."""
-    return until is not None and time.time() >= until
 
 
 def _rest(seconds: float) -> None:
@@ -141,23 +134,15 @@ def _rest(seconds: float) -> None:
 
 
 def run_trial(
-    plan: Plan,
-    trial: Trial,
-    device: str,
-    on_event: OnEvent,
-    until: float | None = None,
-    progress: Progress | None = None,
+    plan: Plan, trial: Trial, limits: Limits, on_event: OnEvent, progress: Progress
 ) -> Trial:
     """Run a trial's seeds; return it with how it ended: complete, failed, pruned or interrupted.
-
-    Where seeds run one after another, none is begun from the Unix time `until` on.
 
     Raises:
         AlreadyRunning: another process works in the cell's folder.
         RunError: the folder cannot be written.
     """
     cell = plan.cell_of(trial)
-    progress = progress or Progress(cell.seeds)
     began = time.monotonic()
     worked = list(cell.finished(plan.results).values()).count(None)
     cells.check_results(plan.results, room=worked > 0)
@@ -171,17 +156,17 @@ def run_trial(
             raise signals.Stopped
 
     # A worker without processors for two seeds at once runs one after another in its own process.
-    apart = device == "cpu" and environment.cores() < 2 * cell.config.threads
+    apart = limits.device == "cpu" and environment.cores() < 2 * cell.config.threads
     outcomes: dict[tuple[str, int], dict[str, Any]] = {}
     with contextlib.suppress(signals.Stopped):  # it is pruned, and its seeds' processes have ended
         for seeds in [(seed,) for seed in cell.seeds] if apart else [cell.seeds]:
-            if outcomes and (is_over(until) or progress.pruned):
+            if outcomes and (limits.is_over or progress.pruned):
                 break
             outcomes |= cells.run_cells(
                 [cell.with_seeds(seeds)],
                 plan.splits(cell.config),
                 plan.results,
-                device=device,
+                device=limits.device,
                 preset=plan.study.preset,
                 watch=watch,
             )
@@ -282,7 +267,7 @@ def run_job(job: Job, on_event: OnEvent) -> None:
         raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
     url = storage.storage_url(None, results)
     with contextlib.closing(Database(url, patience=PATIENCE)) as database:
-        work(plan, Queue(database), job.device, job.most, on_event, job.until, job.pruner)
+        work(plan, Queue(database), job, on_event)
 
 
 if __name__ == "__main__":
