@@ -770,7 +770,7 @@ def test_the_mirror_gives_up_on_a_black_hole(tmp_path, black_hole, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", black_hole)
     folder = finished(tmp_path)
     mirror = Mirror(tmp_path, [folder.path])
-    mirror.start()
+    mirror.__enter__()
     assert mirror.child is not None
     process = mirror.child.process
     assert "s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_text()
@@ -804,7 +804,7 @@ def test_the_mirror_dies_with_its_parent(tmp_path):
     script = (
         "import sys, time; from pathlib import Path\n"
         "from glas_bench.tracking.mirror import Mirror\n"
-        "mirror = Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]); mirror.start()\n"
+        "mirror = Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]); mirror.__enter__()\n"
         "print(mirror.child.process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(
@@ -822,7 +822,7 @@ def test_the_mirror_dies_with_its_parent(tmp_path):
 def test_a_mirror_that_dies_or_cannot_start_is_reported(tmp_path, monkeypatch):
     folder = finished(tmp_path)
     mirror = Mirror(tmp_path, [folder.path])
-    mirror.start()
+    mirror.__enter__()
     assert mirror.child is not None
     mirror.child.process.kill()
     report = mirror.finish(20)

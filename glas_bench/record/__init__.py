@@ -29,7 +29,6 @@ from glas_bench.record.read import find_runs as find_runs
 from glas_bench.record.read import load_run as load_run
 from glas_bench.record.read import note_of as note_of
 from glas_bench.record.read import note_study as note_study
-from glas_bench.record.read import noted_protocols as noted_protocols
 from glas_bench.record.read import read_note as read_note
 from glas_bench.record.read import runs_by_study as runs_by_study
 from glas_bench.record.scores import AFTER_TRAINING as AFTER_TRAINING

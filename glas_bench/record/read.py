@@ -286,20 +286,17 @@ def find_runs(results: Path) -> list[Path]:
 
     Those that cannot be read, or have lost their `config.yaml`, are among them.
     """
-    return sorted(path for path in (results / "runs").glob("*") if _is_run(path))
-
-
-def _is_run(path: Path) -> bool:
-    try:
-        return (path / "config.yaml").exists() or _has_seeds(path)
-    except PermissionError:
-        return True
+    paths = sorted((results / "runs").glob("*"))
+    return [path for path in paths if _has_seeds(path) or (path / "config.yaml").exists()]
 
 
 def _has_seeds(path: Path) -> bool:
-    with contextlib.suppress(NotADirectoryError):
+    try:
         return any(re.fullmatch(r"seed-\d+", name) for name in os.listdir(path))
-    return False
+    except NotADirectoryError:
+        return False
+    except PermissionError:  # reading it says more
+        return True
 
 
 def find_run(results: Path, text: str) -> Path:
@@ -340,7 +337,7 @@ def note_study(results: Path, study: str, folders: Mapping[Path, str], **about: 
     """
     protocols: dict[str, str] = {}
     with contextlib.suppress(RunError):  # a broken one is made again
-        protocols = noted_protocols(results, study)
+        protocols = dict(read_note(results, study).get("folders", {}))
     protocols |= {path.name: key for path, key in folders.items()}
     document = {"study": study, **about, "folders": dict(sorted(protocols.items()))}
     write_json(note_of(results, study), document)
@@ -369,11 +366,6 @@ def read_note(results: Path, study: str) -> dict[str, Any]:
     return note
 
 
-def noted_protocols(results: Path, study: str) -> dict[str, str]:
-    """Return the protocol keys of a study's run folders by their names; empty without a note."""
-    return dict(read_note(results, study).get("folders", {}))
-
-
 def runs_by_study(
     results: Path, folders: Sequence[Path] | None = None
 ) -> dict[str | None, list[Path]]:
@@ -388,7 +380,7 @@ def runs_by_study(
     noted: set[Path] = set()
     for path in sorted((results / "studies").glob("*.json")):
         try:
-            names = noted_protocols(results, path.stem)
+            names = read_note(results, path.stem).get("folders", {})
         except RunError:  # which runs belong to no study is not known either
             by_study[path.stem], noted = [], set(runs)
             continue

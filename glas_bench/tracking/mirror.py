@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from glas_bench import processes, signals
 from glas_bench.processes import ChildProcess, OnEvent, Order
@@ -62,13 +62,6 @@ class Mirror:
         self.problem = "it was not started"
 
     def __enter__(self) -> Mirror:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
         """Start the child process; a log that has grown too large starts over."""
         log = self.results / "mlflow.log"
         folders = [str(folder) for folder in self.folders]
@@ -80,10 +73,17 @@ class Mirror:
             self.child = ChildProcess(
                 Order("glas_bench.tracking.mirror", order),
                 self.reports.put,
-                open(log, "ab"),  # noqa: SIM115
+                open(log, "ab"),
             )
         except OSError as error:
             self.problem = f"it could not be started: {error}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it at once."""
+        child, self.child = self.child, None
+        if child is not None:
+            child.close()
 
     def add(self, folder: Path) -> None:
         """Mirror one more run folder from the next sync on."""
@@ -113,15 +113,9 @@ class Mirror:
         except queue.Empty:
             self.problem = f"no answer within {timeout:.0f} s"
         finally:
-            self.close()
+            self.__exit__()
         message = _not_mirrored(self.problem)
         return SyncReport(0, [(str(folder), message) for folder in _that_exist(self.folders)])
-
-    def close(self) -> None:
-        """End the process at once."""
-        child, self.child = self.child, None
-        if child is not None:
-            child.close()
 
 
 def _not_mirrored(why: str) -> str:
@@ -135,11 +129,6 @@ def _that_exist(folders: Sequence[Path]) -> list[Path]:
 
 
 # --------------------------------------------------------------------------- the child's side
-
-
-def main() -> NoReturn:
-    """Mirror the run folders of the order on stdin."""
-    processes.serve(_serve)
 
 
 def _serve(order: dict[str, Any], tell: OnEvent, inbox: queue.Queue[Any]) -> int:
@@ -172,4 +161,4 @@ def _serve(order: dict[str, Any], tell: OnEvent, inbox: queue.Queue[Any]) -> int
 
 
 if __name__ == "__main__":
-    main()
+    processes.serve(_serve)

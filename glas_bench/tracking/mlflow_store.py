@@ -62,20 +62,16 @@ _SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 """The same for an sqlite file: a pooled connection would go on writing to a deleted one."""
 
 
-class _RedactedStream(io.TextIOBase):
-    """Passes text on with passwords masked, or drops it."""
+class _Redacted(io.TextIOBase):
+    """Passes text on with passwords masked."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        if self.stream is not None:
-            self.stream.write(redact(text))
+        self.stream.write(redact(text))
+        self.stream.flush()
         return len(text)
-
-    def flush(self) -> None:
-        if self.stream is not None:
-            self.stream.flush()
 
 
 @contextlib.contextmanager
@@ -93,7 +89,7 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_mlflow(debug: bool = False) -> Iterator[None]:
     """Call mlflow with short timeouts and without output; with `debug`, its output to stderr."""
-    out = _RedactedStream(sys.stderr if debug else None)
+    out = _Redacted(sys.stderr) if debug else io.StringIO()
     with _variables(_VARIABLES), warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")

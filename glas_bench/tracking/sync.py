@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from glas_bench.errors import GlasBenchError, RunError
 from glas_bench.record import (
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 FILES = "glas_bench.files"
 """Tag of a run: its artifacts and the digests of their contents, set when all are uploaded."""
+
+MODEL = "glas_bench.model"
+"""Tag of a run whose model is logged."""
 
 MANY = 10
 """Folders from which on one search for all runs is faster than a request for each."""
@@ -115,7 +118,7 @@ def _sync_folder(
             and ledger.kept.get("stamp") == stamp
             and all(
                 store.run(run_id) is not None if known is None else run_id in known
-                for run_id in ledger.run_ids()
+                for run_id in ledger.runs.values()
             )
         ):
             return False
@@ -144,7 +147,7 @@ def _stamp(folder: Path, note: Mapping[str, Any]) -> str:
     """Return a digest of what a study notes of a folder, and of its files' sizes and times."""
     kinds = {".yaml", ".json", ".jsonl", ".npz", ".png"}
     files = [
-        (str(path.relative_to(folder)), *_about(path))
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
         if path.suffix in kinds and path.name != "tracking.json" and path.is_file()
     ]
@@ -158,20 +161,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
 
 
-def _about(path: Path) -> list[int]:
-    about = path.stat()
-    return [about.st_size, about.st_mtime_ns]
-
-
 # --------------------------------------------------------------------------- one folder
 
 
 class _Ledger:
-    """A folder's `tracking.json`: which runs mirror it in a store.
-
-    Each slot (`cell`, or a seed's number) keeps the run's id, and size, time and digest of the
-    files it was given.
-    """
+    """A folder's `tracking.json`: the ids of its runs in a store, of the cell and of each seed."""
 
     def __init__(self, folder: Path, store: Store) -> None:
         self.path = folder / "tracking.json"
@@ -183,19 +177,12 @@ class _Ledger:
         self.id = self.document.setdefault("id", uuid.uuid4().hex)
         stores: dict[str, Any] = self.document.setdefault("stores", {})
         self.kept: dict[str, Any] = stores.get(store.key, {})
-        if self.kept.get("born") != store.born:
-            self.kept = {"born": store.born, "slots": {}}
+        if self.kept.get("born") != store.born or "runs" not in self.kept:  # of an older version
+            self.kept = {"born": store.born, "runs": {}}
         stores[store.key] = self.kept
+        self.runs: dict[str, str] = self.kept["runs"]
         if self.is_new:
             self.save()  # before any run is created: the id finds a run whose creation was cut
-
-    def run_ids(self) -> list[str]:
-        """Return the ids of the folder's runs."""
-        return [slot["run"] for slot in self.kept["slots"].values() if "run" in slot]
-
-    def slot(self, name: str) -> dict[str, Any]:
-        """Return what is kept of a run, to read and change."""
-        return cast(dict[str, Any], self.kept["slots"].setdefault(name, {}))
 
     def save(self) -> None:
         """Write the file."""
@@ -211,22 +198,20 @@ class _Put:
         self.store = store
         self.client = store.client
         self.entry = entry
-        self.slot = ledger.slot(name)
-        self.identity = f"{ledger.id}/{name}"
         began = None if entry.began is None else repr(entry.began)
-        self.tags = {**entry.tags, "glas_bench.id": self.identity, "glas_bench.began": began}
-        self.tags["mlflow.parentRunId"] = parent
-        self.run = self._open(ledger)
+        own = {"glas_bench.id": f"{ledger.id}/{name}", "glas_bench.began": began}
+        self.tags = {**entry.tags, **own, "mlflow.parentRunId": parent}
+        self.run = self._open(ledger, name)
         self.run_id = str(self.run.info.run_id)
         self._log()
         self._files()
         self._status()
 
-    def _open(self, ledger: _Ledger) -> Run:
+    def _open(self, ledger: _Ledger, name: str) -> Run:
         """Return the entry's run; create it where there is none of this training."""
-        run = self.store.run(self.slot["run"]) if "run" in self.slot else None
+        run = self.store.run(ledger.runs[name]) if name in ledger.runs else None
         if run is None and not ledger.is_new:
-            run = self.store.find(self.identity)
+            run = self.store.find(f"{ledger.id}/{name}")
         began = run and run.data.tags.get("glas_bench.began")
         if run and began and began != self.tags["glas_bench.began"]:  # it started over since
             self.client.delete_run(run.info.run_id)
@@ -237,9 +222,8 @@ class _Put:
             tags={key: value for key, value in self.tags.items() if value is not None},
             run_name=self.entry.name,
         )
-        if self.slot.get("run") != run.info.run_id:
-            self.slot.clear()
-            self.slot["run"] = run.info.run_id
+        if ledger.runs.get(name) != run.info.run_id:
+            ledger.runs[name] = run.info.run_id
             ledger.save()
         return run
 
@@ -282,24 +266,21 @@ class _Put:
 
     def _files(self) -> None:
         """Upload the files that have changed, then the tag with the digests of all of them."""
-        kept = self.slot.setdefault("files", {})
+        there = json.loads(self.run.data.tags.get(FILES, "{}"))
         digests = {}
         for path, folder in self.entry.files:
             name = f"{folder}/{path.name}" if folder else path.name
-            about = _about(path)
-            if name not in kept or kept[name][:-1] != about:
-                with tempfile.TemporaryDirectory() as scratch:  # a training may be writing it
-                    copy = Path(shutil.copy(path, scratch))
+            with tempfile.TemporaryDirectory() as scratch:  # a training may be writing it
+                copy = Path(shutil.copy(path, scratch))
+                digests[name] = _digest(copy)
+                if there.get(name) != digests[name]:
                     self.client.log_artifact(self.run_id, str(copy), folder)
-                    kept[name] = [*about, _digest(copy)]
-            digests[name] = kept[name][-1]
-        tag = json.dumps(digests)
-        if self.run.data.tags.get(FILES) != tag:
-            self.store.describe(self.run_id, {}, {FILES: tag})
+        if digests != there:
+            self.store.describe(self.run_id, {}, {FILES: json.dumps(digests)})
 
     def log_model(self, record: RunRecord, seed: SeedRecord) -> None:
         """Log the model of a seed, once."""
-        if "model" in self.slot:
+        if MODEL in self.run.data.tags:
             return
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch, f"{record.config.variant}-{record.config_key}")
@@ -308,7 +289,7 @@ class _Put:
             shutil.copy(record.path / "config.yaml", copy)
             pixels = math.prod(record.about.get("image_shape", (28, 28)))
             self.store.log_model(self.run_id, copy, pixels)
-        self.slot["model"] = True
+        self.store.describe(self.run_id, {}, {MODEL: "logged"})
 
     def _status(self) -> None:
         entry, info = self.entry, self.run.info
