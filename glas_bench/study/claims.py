@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from glas_bench.config import AmbiguousNumberError, YamlLoader
-from glas_bench.errors import UsageError, nearest, unknown
+from glas_bench.errors import UsageError, unknown
 
 
 class Metric(NamedTuple):
@@ -209,7 +209,11 @@ def _term(sign: int, metric: str, inside: str) -> Term:
         if metric == "share" and (match := _CONDITION.fullmatch(part)):
             if condition is not None:
                 raise UsageError(f"share takes one condition, ({inside}) has two")
-            condition = _condition(*match.groups())
+            name, sign_of, limit = match.groups()
+            allowed = [one for one in METRICS if one not in SHARES and one != "objective"]
+            if name not in allowed:
+                raise unknown("metric", name, allowed)
+            condition = Condition(name, sign_of, float(limit))
             continue
         key, equals, value = (each.strip() for each in part.partition("="))
         if not equals or not key or not value:
@@ -229,19 +233,8 @@ def _term(sign: int, metric: str, inside: str) -> Term:
     return Term(sign, metric, variant, settings, condition)
 
 
-def _condition(metric: str, sign: str, value: str) -> Condition:
-    allowed = [name for name in METRICS if name not in SHARES and name != "objective"]
-    if metric not in allowed:
-        raise unknown("metric", metric, allowed)
-    return Condition(metric, sign, float(value))
-
-
 def _check(expectation: Expectation, units: list[str], constant: bool) -> None:
-    """Refuse sums of different units, and objectives beside anything but their own model's bound.
-
-    Raises:
-        UsageError: what cannot be compared.
-    """
+    """Refuse sums of different units, and objectives beside anything but their model's bound."""
     metrics, terms = expectation.metrics, expectation.terms
     by_unit = {METRICS[name].unit: name for name in metrics}
     if len(by_unit) > 1:
@@ -272,13 +265,3 @@ def _check(expectation: Expectation, units: list[str], constant: bool) -> None:
             raise UsageError(f"a share is between 0 and 1, got {number:g}")
     elif constant and len(terms) == 1 and number < 0 and expectation.unit != "nats":
         raise UsageError(f"{metrics[0]} is never below 0, got {number:g}")
-
-
-def no_such_cell(term: Term, settings: dict[str, Any], cells: list[str]) -> UsageError:
-    """Return the error for a term that is no cell of the study at these settings."""
-    got = " ".join([term.variant, *(f"{key}={value}" for key, value in settings.items())])
-    own = [name for name in cells if name.split()[0] == term.variant]
-    return UsageError(
-        f"({got.replace(' ', ', ')}) is no cell of this study.{nearest(got, own or cells)} "
-        f"There are: {', '.join(own or cells)}."
-    )

@@ -131,8 +131,7 @@ def load(
     if seeds is None:
         return study
     chosen = sorted(set(seeds))
-    cells = [cell.with_seeds(chosen) for cell in study.cells]
-    return replace(study, seeds=chosen, cells=cells)
+    return replace(study.with_seeds(dict.fromkeys(study.by_name, chosen)), seeds=chosen)
 
 
 def shipped() -> dict[str, Path]:
@@ -218,7 +217,11 @@ class _Planner:
         cells = list(self.cells.values())
         if not cells:
             raise self.source.error(("variants",), "everything is skipped")
-        searches = any(cell.searched for cell in cells)
+        trials = 0
+        if any(cell.searched for cell in cells):
+            combinations = math.prod(len(each.choices or ()) for each in self.file.space.values())
+            # of choices alone each combination once; `file` refuses a range without trials
+            trials = min(each for each in (combinations, self.file.trials) if each)
         return Study(
             name=self._name(),
             question=self.file.question,
@@ -229,7 +232,7 @@ class _Planner:
             seeds=self.file.seeds,
             own_seeds=self.file.seeds,
             tuning_seeds=self.file.tuning_seeds or [],
-            trials=self._trials() if searches else 0,
+            trials=trials,
             space=self.file.space,
             cells=cells,
             skipped=self.skipped,
@@ -246,11 +249,6 @@ class _Planner:
         if self.dataset is not None and self.dataset != own:
             parts.append(self.dataset)
         return "@".join(parts)
-
-    def _trials(self) -> int:
-        combinations = math.prod(len(each.choices or ()) for each in self.file.space.values())
-        # of choices alone each combination once; `file` refuses a range without trials
-        return min(each for each in (combinations, self.file.trials) if each)
 
     # ---- variants
 
@@ -296,7 +294,7 @@ class _Planner:
         for index, skip in enumerate(self.file.skip):
             if skip.get("axis") == key and skip.get("variant") == variant:
                 if index not in self.used:
-                    self._skip(index, Skipped(variant, {}, key, self._reason(index)))
+                    self._skip(index, variant, {}, key)
                 return False
         raise self.source.error(
             loc,
@@ -315,19 +313,18 @@ class _Planner:
                 key in params and config.same_value(params[key], value)
                 for key, value in wanted.items()
             ):
-                self._skip(index, Skipped(variant, params, None, self._reason(index)))
+                self._skip(index, variant, params)
                 return True
         return False
 
-    def _skip(self, index: int, skipped: Skipped) -> None:
-        self.used.add(index)
-        self.skipped.append(skipped)
-
-    def _reason(self, index: int) -> str:
+    def _skip(
+        self, index: int, variant: str, params: dict[str, Any], axis: str | None = None
+    ) -> None:
         reason = self.file.skip[index].get("reason")
         if not isinstance(reason, str) or not reason.strip():
             raise self.source.error(("skip", index), "a skip gives its reason")
-        return reason
+        self.used.add(index)
+        self.skipped.append(Skipped(variant, params, axis, reason))
 
     # ---- cells
 
@@ -453,28 +450,21 @@ class _Planner:
                     _check_has(by_name[cell], term)
         except UsageError as error:
             raise self.source.error(loc, error) from error
+        margin = written.margin
+        if margin is None and expectation.unit == "nats":
+            margin = (
+                config.MARGINS.get(self.preset) if self.file.margin is None else self.file.margin
+            )
         return Claim(
             number=index + 1,
             text=written.text,
             source=written.source,
             expect=written.expect,
-            margin=self._margin(written.margin, expectation.unit),
+            margin=margin or 0.0,
             among_escaped=written.among == "escaped",
             preset=written.preset,
             expectation=expectation,
             comparisons=comparisons,
-        )
-
-    def _margin(self, written: float | None, unit: str) -> float:
-        """Return a claim's margin: its own, else in nats the study's, or the preset's."""
-        if written is not None:
-            return written
-        if unit != "nats":
-            return 0.0
-        return (
-            self.file.margin
-            if self.file.margin is not None
-            else config.MARGINS.get(self.preset, 0.0)
         )
 
     def _comparisons(self, expectation: Expectation) -> Iterator[Comparison]:
@@ -530,8 +520,12 @@ class _Planner:
             and not set(cell.searched) & set(term.settings)
         ]
         if not same:
-            names = [cell.name for cell in self.cells.values()]
-            raise claims.no_such_cell(term, values, names)
+            got = ", ".join([term.variant, *(f"{key}={value}" for key, value in values.items())])
+            own_cells = [c.name for c in self.cells.values() if c.name.split()[0] == term.variant]
+            raise UsageError(
+                f"({got}) is no cell of this study.{nearest(got.replace(', ', ' '), own_cells)} "
+                f"There are: {', '.join(own_cells)}."
+            )
         return max(same, key=lambda cell: len(cell.searched)).name
 
 
