@@ -72,9 +72,9 @@ def bits_per_character(nats: float, characters: int) -> float:
     return nats / (characters * math.log(2))
 
 
-def calibrated(unigram: float, bigram: float, characters: int = 28) -> str:
+def calibrated(unigram: float, bigram: float) -> str:
     """Return, for tables of text, what models without latents give on the same lines."""
-    one, two = (bits_per_character(nats, characters) for nats in (unigram, bigram))
+    one, two = (bits_per_character(nats, 28) for nats in (unigram, bigram))
     return (
         f"On the same lines a place-wise unigram has {unigram:.2f} nats ({one:.2f} bits per "
         f"character) and a bigram {bigram:.2f} ({two:.2f}). Characters are independent given the "

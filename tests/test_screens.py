@@ -94,29 +94,9 @@ def test_every_shipped_variant_fits() -> None:
         check_memory(cell, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (
-            "(sqlite3.OperationalError) database is locked [SQL: INSERT]",
-            "keeps the database locked",
-        ),
-        (
-            "API request to http://u:p@host:5/api failed with exception HTTPConnectionPool: Max "
-            "retries exceeded (Caused by ResponseError('too many 502 error responses'))",
-            "the MLflow server at http://***@host:5 answers with HTTP 502",
-        ),
-        (
-            "API request to http://host/api failed with exception Exceeded 30 redirects.",
-            "the MLflow server at http://host redirects without end",
-        ),
-        (
-            "API request to http://host/api failed with exception Connection refused",
-            "no MLflow server answers at http://host (no connection)",
-        ),
-    ],
-)
-def test_an_error_of_the_store_is_called_by_its_name(words: str, said: str) -> None:
-    line = error_line(Exception(words))
-    assert said in line
-    assert "SQL" not in line
+def test_a_store_that_does_not_answer_is_called_by_its_name() -> None:
+    """What else may be wrong with one is in test_tracking, with real stores."""
+    words = "API request to http://u:p@host:5/api failed with exception Connection refused"
+    assert error_line(Exception(words)) == (
+        "no MLflow server answers at http://***@host:5 (no connection)"
+    )

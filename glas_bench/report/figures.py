@@ -262,11 +262,10 @@ def _difference(cell: TableRow, metric: str, cells: Sequence[TableRow]) -> _Diff
 
 
 def _differences(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
-    by_metric = {}
-    for metric in COMPARED:
-        made = (_difference(cell, metric, cells) for cell in cells)
-        if some := [one for one in made if one is not None]:
-            by_metric[metric] = some
+    every = {metric: [_difference(cell, metric, cells) for cell in cells] for metric in COMPARED}
+    by_metric = {
+        metric: [one for one in some if one] for metric, some in every.items() if any(some)
+    }
     if not by_metric:
         return
     labels = {one.cell.name: one.cell.label for some in by_metric.values() for one in some}
@@ -281,22 +280,16 @@ def _differences(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]
         if (own := [one for one in some if one.cell.name in places])
     }
     ranges = {metric: usual([one.ends for one in own]) for metric, own in shown.items()}
-    cuts = (
-        least < ranges[metric][0] or most > ranges[metric][1]
-        for metric, own in shown.items()
-        for least, most in (one.ends for one in own)
-    )
     caption = (
         "Cell minus baseline, nats per image: the estimate with its 95 % interval, paired by seed "
-        "and image. Left of zero is better than the baseline"
+        "and image. Left of zero is better than the baseline. Exploratory: no verdict rests on it. "
+        "Hollow: p, adjusted for the false discovery rate, >= .05. A cross: one seed, with an "
+        "interval over images alone."
     )
-    caption += (
-        ". Exploratory: no verdict rests on it. Hollow: p, adjusted for the false discovery rate, "
-        ">= .05. A cross: one seed, with an interval over images alone."
-    )
-    if any(one.seeds for own in shown.values() for one in own):
+    drawn = [(one, *ranges[metric]) for metric, own in shown.items() for one in own]
+    if any(one.seeds for one, *_ in drawn):
         caption += " Upright strokes: single seeds."
-    if any(cuts):
+    if any(one.ends[0] < low or one.ends[1] > high for one, low, high in drawn):
         caption += " An arrow: beyond the picture."
 
     def draw() -> Figure:

@@ -281,7 +281,7 @@ def _samples(
         about = "Canvases of eight samples from the prior, a row each, one seed a cell; from left "
         about += "to right the first to the last time step. The write-up says that early steps of "
         about += "its model look alike and DRAW's do not."
-        yield from _mosaic(some, records, "samples.png", "samples", title, about)
+        yield from _mosaic(some, records, "samples", title, about)
         return
     some = [cell for v in first for cell in [c for c in done if c.variant == v][:1]]
     beside = " beside ".join(f"`{cell.variant}`" for cell in some)
@@ -289,14 +289,14 @@ def _samples(
     shown = f"A row is the likeliest line at a time step, {seed}: each character shaded by its "
     shown += "probability, with a bar below where it changed since the step before. "
     about = shown + "Four samples from the prior."
-    yield from _mosaic(some, records, "samples.png", "samples", title, about, False)
+    yield from _mosaic(some, records, "samples", title, about, False)
     about = shown + "Four test lines, the true line below; to the right, where the variant has a "
     about += "filter, its footprint on the latent matrix (bright: a large share of the read)."
     title = "Reconstructions over time steps"
-    yield from _mosaic(some, records, "reconstructions.png", "reconstructions", title, about, False)
+    yield from _mosaic(some, records, "reconstructions", title, about, False)
     about = "Mean entropy of a character, given the canvas, by place and time step, over samples "
     about += f"from the prior, {seed}; a uniform character has ln 28 = 3.33 nats."
-    yield from _mosaic(some, records, "entropy.png", "entropy", "Entropy of characters", about)
+    yield from _mosaic(some, records, "entropy", "Entropy of characters", about)
 
 
 def _footprints(
@@ -311,7 +311,6 @@ def _footprints(
     yield from _mosaic(
         some,
         records,
-        "filter.png",
         "filter",
         "Where the filter looks",
         "Mean footprint of the filter on the latent matrix from the first to the last time step, "
@@ -325,7 +324,6 @@ def _footprints(
 def _mosaic(
     cells: Sequence[TableRow],
     records: Mapping[Key, SeedRecord],
-    file: str,
     name: str,
     title: str,
     caption: str,
@@ -340,7 +338,7 @@ def _mosaic(
         (cell, path)
         for cell in cells
         if (key := _keys(cell)[0]) in records
-        and (path := records[key].folder.path / file).is_file()
+        and (path := records[key].folder.path / f"{name}.png").is_file()
     ]
     if len(there) > most:
         caption += f" The first {most} of {len(there)} cells."

@@ -20,7 +20,7 @@ STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicabl
 
 def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
     """Return the JSON document of `status` from the stored plan and all trials, searches' too."""
-    trials = [_interrupted(t) if t.owner and t.status == "running" else t for t in trials]
+    trials = [_interrupted(trial) for trial in trials]
     cells = [_cell(plan, entry, trials) for entry in plan["cells"]]
     by_status = Counter(cell["status"] for cell in cells)
     return {
@@ -33,8 +33,8 @@ def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
 
 
 def _interrupted(trial: Trial) -> Trial:
-    """Return a running trial, as one that waits again if its process has ended (was killed)."""
-    if trial.owner is None or not worker_id.is_gone(trial.owner):
+    """Return a trial, as one that waits again if it runs and its process has ended."""
+    if trial.status != "running" or not trial.owner or not worker_id.is_gone(trial.owner):
         return trial
     outcomes = dict.fromkeys(map(str, trial.seeds), "interrupted")
     reason = f"interrupted: {worker_id.described(trial.owner)} has ended; sweep again"
