@@ -124,9 +124,6 @@ def read_json(path: Path, *of: Any) -> dict[str, Any]:
     return checked(path, value, *of)
 
 
-# --------------------------------------------------------------------------- checkpoints
-
-
 def digest(state: Any) -> str:
     """Return the SHA-256 of nested containers of tensors and plain values."""
     import torch

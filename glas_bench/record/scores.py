@@ -57,9 +57,6 @@ def count_statuses(statuses: Sequence[str]) -> dict[str, int]:
     return {each: statuses.count(each) for each in STATUSES if each in statuses}
 
 
-# --------------------------------------------------------------------------- scores
-
-
 class Summary(TypedDict, total=False):
     """The scores that `run` reports: means over test images, nats per image unless stated.
 

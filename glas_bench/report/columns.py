@@ -45,9 +45,6 @@ RANKS = (
 )
 
 
-# --------------------------------------------------------------------------- markdown
-
-
 class Notes:
     """The footnotes of a section, numbered in the order in which they are made."""
 
@@ -106,9 +103,6 @@ def measured(cell: TableRow, metric: str, notes: Notes) -> str:
     if status == "undefined" and mean is None:
         return "undefined" + notes.mark(f"undefined {metric}: the recogniser has no density")
     return decimal(mean, error=cell.spread(metric))
-
-
-# --------------------------------------------------------------------------- results
 
 
 def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:

@@ -222,9 +222,6 @@ def by_table(
                 yield replace(drawing, name=f"{drawing.name}-{place}", title=title)
 
 
-# --------------------------------------------------------------------------- differences
-
-
 @dataclass(frozen=True)
 class _Difference:
     """One cell minus its baseline by one metric, nats per image."""
@@ -337,9 +334,6 @@ def _round(value: float, _: object) -> str:
     return f"{value:g}" if f"{abs(value):e}"[0] in "0125" else ""
 
 
-# --------------------------------------------------------------------------- claims
-
-
 def _looks(rows: Sequence[Row]) -> Iterator[Drawing]:
     first = {row["cell"]: row for row in reversed(rows)}
     claims = [one for row in first.values() for one in json.loads(row.get("claims") or "[]")]
@@ -383,9 +377,6 @@ def _interval_by_look(
     axis.set(xlabel="seeds of each arm", ylabel=one["unit"] if one["unit"] != "nats" else NATS)
 
 
-# --------------------------------------------------------------------------- modes
-
-
 def _modes(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
     frame = _frame(cells, "effective_dimensions", "nll")
     if frame.empty:
@@ -422,9 +413,6 @@ def _points(axis: Axes, frame: pd.DataFrame, x: str, y: str, styles: Styles) -> 
         edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5, "linestyle": ""}
         size = SIZES.get(about["marker"], 6)
         axis.plot(some[x], some[y], markersize=size, alpha=0.85, **edge, **about)
-
-
-# --------------------------------------------------------------------------- numeric axes
 
 
 def _axis(key: str, cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
@@ -474,9 +462,6 @@ def _axis(key: str, cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawi
         + ("; and the share of seeds that could not reconstruct." if shares else "."),
         draw,
     )
-
-
-# --------------------------------------------------------------------------- objectives
 
 
 def _objectives(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:
@@ -536,9 +521,6 @@ def _frame(cells: Sequence[TableRow], x: str, y: str) -> pd.DataFrame:
         if row.get(x) and row.get(y)
     ]
     return pd.DataFrame(rows, columns=["cell", "label", x, y])
-
-
-# --------------------------------------------------------------------------- charges
 
 
 def _charges(cells: Sequence[TableRow], styles: Styles) -> Iterator[Drawing]:

@@ -85,9 +85,6 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-# --------------------------------------------------------------------------- head
-
-
 def _head(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
     question = rows[0].get("question")
     lines = [f"# {rows[0]['study']}", ""]
@@ -148,9 +145,6 @@ def _estimators(rows: Sequence[Row]) -> str:
     return f"{text}; nll is the smaller of iw and refit_iw, chosen on validation images"
 
 
-# --------------------------------------------------------------------------- tables
-
-
 def _tables(cells: Sequence[TableRow]) -> str:
     groups = tables(cells)
     lines = ["## Tables", ""]
@@ -191,9 +185,6 @@ def _heading(group: Table, named: Sequence[str]) -> str:
     }
     shown = (name for name in named if name not in ("data", "binarisation"))
     return ", ".join([*parts, *(words.get(n, f"{n} = {common[n] or 'none'}") for n in shown)])
-
-
-# --------------------------------------------------------------------------- further sections
 
 
 def _referee(cells: Sequence[TableRow]) -> str:
@@ -355,9 +346,6 @@ def _skip(one: Mapping[str, Any]) -> str:
         return f"`{one['variant']}` along {one['axis']}"
     settings = ", ".join(f"{key} = {value}" for key, value in one["params"].items())
     return f"`{one['variant']}` at {settings}"
-
-
-# --------------------------------------------------------------------------- index
 
 
 def index(out: Path) -> tuple[str, list[str]]:

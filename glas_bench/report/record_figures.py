@@ -84,9 +84,6 @@ def _keys(cell: TableRow) -> list[Key]:
     return [(row["config_key"], int(row["seed"])) for row in cell.finished]
 
 
-# --------------------------------------------------------------------------- curves
-
-
 def _curves(
     cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], styles: Styles
 ) -> Iterator[Drawing]:
@@ -267,9 +264,6 @@ def _parts(cells: Sequence[TableRow]) -> list[Sequence[TableRow]]:
     return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
-# --------------------------------------------------------------------------- pictures
-
-
 def _samples(
     cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], first: Collection[str]
 ) -> Iterator[Drawing]:
@@ -383,9 +377,6 @@ def _span(ink: np.ndarray) -> tuple[int, int]:
     return (int(large[0][0]), int(large[-1][1])) if large else (0, len(ink))
 
 
-# --------------------------------------------------------------------------- grids
-
-
 def _centres(cells: Sequence[TableRow]) -> Iterator[Drawing]:
     """Yield the centres of each grid along one axis of the matrix, a row a grid and filter size."""
     with_grid = [cell.first for cell in cells if cell.finished and cell.first.get("params.grid")]
@@ -421,9 +412,6 @@ def _centres(cells: Sequence[TableRow]) -> Iterator[Drawing]:
         "puts most of them outside.",
         draw,
     )
-
-
-# --------------------------------------------------------------------------- searches
 
 
 def of_searches(searches: Mapping[str, Any]) -> Iterator[Drawing]:

@@ -149,9 +149,6 @@ def _other_protocols(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
         )
 
 
-# --------------------------------------------------------------------------- a study
-
-
 def _planned(plan: Plan, study: Study, runs: Sequence[Run]) -> Iterator[Row]:
     """Yield a row for every planned seed, and for every data that a cell was run on."""
     skipped = [
@@ -270,9 +267,6 @@ def _axes(study: Study) -> list[str]:
     return sorted(key for key, some in values.items() if len(some) > 1)
 
 
-# --------------------------------------------------------------------------- by hand
-
-
 def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
     axes = _differing(runs)
     variants = variants_of(plan, runs)
@@ -308,9 +302,6 @@ def _differing(runs: Sequence[Run]) -> list[str]:
             if name not in no_axes:
                 values.setdefault((run.variant, run.data[0], name), set()).add(_text(value))
     return sorted({name for (_, _, name), some in values.items() if len(some) > 1})
-
-
-# --------------------------------------------------------------------------- one run
 
 
 def _row(run: Run, wanted: str = "") -> Row:

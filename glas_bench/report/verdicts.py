@@ -76,9 +76,6 @@ def _arm(cell: Cell, row: TableRow, seeds: Mapping[tuple[str, int], SeedRecord])
     return decide.Arm(replace(cell, key=key), own)
 
 
-# --------------------------------------------------------------------------- on a page
-
-
 def claims_of(cells: Sequence[TableRow]) -> list[dict[str, Any]]:
     """Return all judged comparisons of a page, by claim."""
     claims = [one for cell in cells for one in json.loads(cell.first.get("claims") or "[]")]

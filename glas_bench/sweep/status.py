@@ -157,9 +157,6 @@ def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> f
     return left * spent / work / max(len(workers), 1)
 
 
-# --------------------------------------------------------------------------- as text
-
-
 WIDTH = 79
 """Columns of text below a table."""
 

@@ -130,9 +130,6 @@ def _rest(seconds: float) -> None:
         time.sleep(0.05)
 
 
-# --------------------------------------------------------------------------- one trial
-
-
 def run_trial(
     plan: Plan, trial: Trial, limits: Limits, on_event: OnEvent, progress: Progress
 ) -> Trial:
@@ -235,9 +232,6 @@ def _mean_curve(curves: Sequence[Mapping[int, float | None]]) -> dict[int, float
         for epoch, values in by_epoch.items()
         if len(known := [value for value in values if value is not None]) == len(values)
     }
-
-
-# --------------------------------------------------------------------------- as a process
 
 
 def _serve(order: dict[str, Any], on_event: OnEvent, _: object) -> int:
