@@ -244,14 +244,14 @@ class _Difference:
 def _difference(cell: TableRow, metric: str, cells: Sequence[TableRow]) -> _Difference | None:
     if (found := cell.difference(metric)) is None:
         return None
-    *interval, p = found
+    estimate, low, high, p = found
     baselines = [other for other in cells if other.name == cell.first.get("compared_with")]
     theirs = {row["seed"]: value_of(row, metric) for c in baselines[:1] for row in c.finished}
     pairs = [(value_of(row, metric), theirs.get(row["seed"])) for row in cell.finished]
     seeds = [x - y for x, y in pairs if x is not None and y is not None]
     return _Difference(
         cell,
-        *interval,
+        *(estimate, low, high),
         is_significant=p is not None and p < 0.05,
         is_of_one_seed=cell.first.get(f"{metric}_pairs", "").startswith(ONE_SEED),
         seeds=seeds if len(seeds) > 1 else [],

@@ -236,8 +236,8 @@ def _panelled(
                 axis.tick_params(labelleft=place % columns == 0)
             axis.tick_params(labelbottom=place + columns >= len(shown))
         axes[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
-        names = [name for name in lines if not str(name).startswith("_")]
+        lines = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
+        names = [name for name in lines if not name.startswith("_")]
         if len(names) > len(baselines):
             figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(names) // 2))
             about: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "frameon": False}
@@ -444,7 +444,7 @@ def _search(
         elif min(values) > 0 and max(values) > 20 * min(values):
             axis.set_xscale("log")
         axis.plot(values, [each["validation_nll"] for each in tried], "o", color=PALETTE[0])
-        ring = {"markersize": 12, "markerfacecolor": "none", "color": "black"}
+        ring: Any = {"markersize": 12, "markerfacecolor": "none", "color": "black"}
         axis.plot([best], [won["validation_nll"]], "o", **ring)
         axis.set_xlabel(name)
     axes[0].set_ylabel(f"validation nll, {NATS}")

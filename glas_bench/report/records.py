@@ -228,7 +228,7 @@ def _best_key(study: Study, cell: Cell, runs: Sequence[Run]) -> str | None:
         and wanted.items() <= run.record.config.flat().items()
     ]
     newest = max(fits, key=lambda run: (run.seed.began, run.key[0]), default=None)
-    return newest and newest.key[0]
+    return newest.key[0] if newest is not None else None
 
 
 def _left_out(plan: Plan, study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:

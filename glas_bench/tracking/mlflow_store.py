@@ -31,7 +31,6 @@ from glas_bench.tracking.entries import Point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
     from mlflow.entities import Run as Run
     from mlflow.store.entities import PagedList
 
@@ -104,6 +103,8 @@ class Store:
         self.results = results.resolve()
         self.uri = tracking_uri(results)
         self.database = address.sqlite_file(self.uri)
+        kind = urlsplit(self.uri).scheme.partition("+")[0]
+        self.is_local = kind in ("sqlite", *address.DATABASES)  # artifacts lie beside run folders
         self.experiment_id = self.key = ""
         self.born = 0
         with self.writing():
@@ -128,7 +129,7 @@ class Store:
         with _variables({} if self.database is None else _SQLITE):
             if self.database is not None and not self.database.exists():
                 self._create(self.database)
-            elif urlsplit(self.uri).scheme.partition("+")[0] in ("sqlite", *address.DATABASES):
+            elif self.is_local:
                 engine = sqlalchemy.create_engine(self.uri)
                 address.check_program(
                     self.uri, sqlalchemy.inspect(engine).get_table_names(), "MLflow"
@@ -161,42 +162,33 @@ class Store:
         One that this results folder's own database had before it was moved or copied keeps its
         artifacts where they were, so another takes its place.
         """
+        from mlflow.exceptions import MlflowException
+
+        artifacts = (self.results / "artifacts").as_uri() if self.is_local else None
+        is_own = self.database is not None and not os.environ.get("MLFLOW_TRACKING_URI")
         with self.writing():
             there = self.client.get_experiment_by_name(name)
             if there is not None and there.lifecycle_stage == "deleted":
                 self.client.restore_experiment(there.experiment_id)
-            if there is not None and self._is_elsewhere(str(there.artifact_location)):
+            place = str(there.artifact_location) if there is not None else ""
+            moved = is_own and fnmatch(place, "file:*/artifacts") and place != artifacts
+            if there is not None and moved:
                 id = there.experiment_id
                 self.client.rename_experiment(id, f"{name} (moved, {id})")
                 self.client.delete_experiment(id)
                 there = None
-            there = there or self._create_experiment(name)
+            if there is None:
+                with contextlib.suppress(MlflowException):  # another process has just created it
+                    self.client.create_experiment(name, artifact_location=artifacts)
+                there = self.client.get_experiment_by_name(name)
+            if there is None:
+                raise RunError(f"experiment {name!r} cannot be created in {redact(self.uri)}")
             about = _EXPERIMENT | ({"mlflow.note.content": question} if question else {})
             for key in about.keys() - there.tags.keys():
                 self.client.set_experiment_tag(there.experiment_id, key, about[key])
         self.experiment_id = str(there.experiment_id)
         self.born = int(there.creation_time or 0)
         self.key = f"{redact(self.uri)} {name}"
-
-    def _is_elsewhere(self, artifacts: str) -> bool:
-        if self.database is None or os.environ.get("MLFLOW_TRACKING_URI"):
-            return False
-        return fnmatch(artifacts, "file:*/artifacts") and artifacts != self._artifacts()
-
-    def _create_experiment(self, name: str) -> Experiment:
-        from mlflow.exceptions import MlflowException
-
-        with contextlib.suppress(MlflowException):  # another process has just created it
-            self.client.create_experiment(name, artifact_location=self._artifacts())
-        if (created := self.client.get_experiment_by_name(name)) is None:
-            raise RunError(f"experiment {name!r} cannot be created in {redact(self.uri)}")
-        return created
-
-    def _artifacts(self) -> str | None:
-        """Return where artifacts go: beside the run folders, or None where a server decides."""
-        kind = urlsplit(self.uri).scheme.partition("+")[0]
-        local = kind in ("sqlite", *address.DATABASES)
-        return (self.results / "artifacts").as_uri() if local else None
 
     def answers(self) -> bool:
         """Return whether the store still answers."""
