@@ -33,7 +33,7 @@ from glas_bench import environment, evaluate, registry, study
 from glas_bench.commands import sweep as sweeping
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import load_run
-from glas_bench.sweep import status, storage, worker, worker_id, workers
+from glas_bench.sweep import status, storage, worker, worker_id
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database, StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
 from glas_bench.sweep.queue import MOST_LOST, WATCHED_BEATS, Queue
@@ -656,16 +656,16 @@ def test_workers_divide_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.cores() == len(os.sched_getaffinity(0))
     monkeypatch.setattr(environment, "cores", lambda: 8)
     for cells, threads, expected in ((24, 1, 8), (24, 3, 2), (3, 1, 3), (0, 16, 1)):
-        assert workers.default_workers("cpu", cells, threads) == expected
+        assert worker.default_workers("cpu", cells, threads) == expected
 
 
 def test_workers_that_would_share_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "gpus", lambda: 2)
     for device, most in (("cpu", 9), ("cuda", 2), ("cuda:1", 1)):
-        workers.check_workers(device, most)
+        worker.check_workers(device, most)
     for device, words in (("cuda", "--workers 9 on 2 GPUs"), ("cuda:1", "on 1 GPU: the seeds")):
         with pytest.raises(UsageError, match=words):
-            workers.check_workers(device, 9)
+            worker.check_workers(device, 9)
 
 
 def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_planned(

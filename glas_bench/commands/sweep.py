@@ -34,8 +34,16 @@ from glas_bench.sweep.status import (
 )
 from glas_bench.sweep.trial import Trial
 from glas_bench.sweep.view import make_view
-from glas_bench.sweep.worker import Job, Limits, finished, work
-from glas_bench.sweep.workers import Problem, check_workers, default_workers, run_workers
+from glas_bench.sweep.worker import (
+    Job,
+    Limits,
+    Problem,
+    check_workers,
+    default_workers,
+    finished,
+    run_workers,
+    work,
+)
 from glas_bench.text import count, seed_ranges, settings
 from glas_bench.tracking.address import sqlite_file
 from glas_bench.tracking.mirror import Mirror

@@ -218,14 +218,12 @@ def _difference(cell: TableRow, metric: str, names: Mapping[str, str], notes: No
 
 def _v(cell: TableRow, metric: str) -> str:
     """Return Var(log w) of the weights that the ranked number came from, and their last gain."""
-    refitted = [metric == "nll" and row.get("nll_from") == "refit_iw" for row in cell.finished]
+    rows = [
+        (row, "refit_" if metric == "nll" and row.get("nll_from") == "refit_iw" else "")
+        for row in cell.finished
+    ]
     mean, gain = (
-        mean_of(
-            [
-                value_of(row, f"refit_{name}" if is_refitted else name)
-                for row, is_refitted in zip(cell.finished, refitted, strict=True)
-            ]
-        )
+        mean_of([value_of(row, prefix + name) for row, prefix in rows])
         for name in ("v_mean", "doubling_gain")
     )
     return decimal(mean) + (f"{NBSP}({decimal(gain)})" if gain is not None else "")
@@ -291,13 +289,15 @@ def _still_gaining(cells: Sequence[TableRow]) -> list[str]:
     """Return a line where refits that nll comes from had not settled."""
     gains = [gain for cell in cells for gain in _gains(cell)]
     large = [gain for gain in gains if gain > STILL_GAINING]
-    text = (
+    if not large:
+        return []
+    return [
         f"{len(large)} of the {len(gains)} refits that nll comes from still gained more than "
-        f"{STILL_GAINING} nats of elbo in their last tenth, up to {max(large, default=0):.2f} (the "
-        "next table has the largest gain of each row). That is before each image is fitted and "
-        "weighed, so it does not say how much looser nll is."
-    )
-    return [text, ""] if large else []
+        f"{STILL_GAINING} nats of elbo in their last tenth, up to {max(large):.2f} (the next table "
+        "has the largest gain of each row). That is before each image is fitted and weighed, so it "
+        "does not say how much looser nll is.",
+        "",
+    ]
 
 
 def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:

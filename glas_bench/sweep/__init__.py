@@ -2,8 +2,8 @@
 
 `plan` lays out a study's cells on their data. `queue` keeps a `trial` for each, in a `database` at
 an address of `storage`; `search` draws values for axes. `worker` claims and runs one trial after
-another, as the process of `worker_id`; `workers` are several side by side. `status` joins trials to
-cells, and `view` shows them and the workers' events. `commands.sweep.Sweep` is this line.
+another, alone or side by side, as the process of `worker_id`. `status` joins trials to cells, and
+`view` shows them and the workers' events. `commands.sweep.Sweep` is this line.
 
 Bare Optuna runs cells twice: on sqlite `enqueue_trial` and `ask` race, first use crashes on table
 creation, and `study.optimize` with a heartbeat loses a live trial when the database restarts. So
