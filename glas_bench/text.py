@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -47,6 +48,13 @@ def seed_ranges(seeds: Sequence[int]) -> str:
 def setting(value: Any) -> str:
     """Return a setting's value as YAML writes it: `true` for True, `3` for 3."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def plain(value: Any) -> str:
+    """Return text as it is, None as no text, and any other value as JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def settings(params: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from glas_bench.report.plans import Plan
 from glas_bench.report.table import Row
 from glas_bench.runs.cost import updates
 from glas_bench.study import Cell, Study
-from glas_bench.text import count, seed_ranges, setting
+from glas_bench.text import count, plain, seed_ranges, setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ class Run:
     @property
     def data(self) -> tuple[str, str]:
         """Name and hash of its data."""
-        return self.record.config.dataset, _text(self.record.about.get("data_hash"))
+        return self.record.config.dataset, plain(self.record.about.get("data_hash"))
 
 
 def runs_of(records: Sequence[RunRecord]) -> list[Run]:
@@ -191,11 +191,11 @@ def _planned(plan: Plan, study: Study, runs: Sequence[Run]) -> Iterator[Row]:
 def _waiting(cell: Cell) -> Row:
     """Return what is known of a cell without a run."""
     return {
-        **{f"params.{key}": _text(value) for key, value in cell.config.flat().items()},
-        "samples": _text(cell.config.samples),
+        **{f"params.{key}": plain(value) for key, value in cell.config.flat().items()},
+        "samples": plain(cell.config.samples),
         "dataset": cell.config.dataset,
         "binarisation": cell.config.binarisation,
-        "core_version": _text(CORE_VERSION),
+        "core_version": plain(CORE_VERSION),
         "source_hash": cell.variant.source_hash,
         "status": "not_applicable" if cell.not_applicable else "waiting",
         "reason": cell.not_applicable or "",
@@ -248,7 +248,7 @@ def _why(study: Study, variants: Mapping[str, Variant], run: Run) -> str:
     about = run.record.about
     if run.variant not in variants:
         return f"the study has no variant {run.variant}"
-    if (core := _text(about.get("core_version"))) != str(CORE_VERSION):
+    if (core := plain(about.get("core_version"))) != str(CORE_VERSION):
         return f"made by version {core} of the training core"
     if about.get("source_hash") != variants[run.variant].source_hash:
         return f"the file of {run.variant} has changed since"
@@ -277,7 +277,7 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
             "schema": SCHEMA,
             "study": plan.name,
             "cell": f"{run.variant} {run.key[0]}",
-            "settings": json.dumps({key: _text(flat[key]) for key in axes if key in flat}),
+            "settings": json.dumps({key: plain(flat[key]) for key in axes if key in flat}),
             "verdicts": "no",
         }
         if (variant := variants.get(run.variant)) is not None:
@@ -288,7 +288,7 @@ def _by_hand(plan: Plan, runs: Sequence[Run]) -> Iterator[Row]:
 
 def _by_settings(run: Run) -> tuple[str, list[tuple[str, str]], str, int]:
     """Return what sorts runs by what they are: a key's hash changes with the code."""
-    settings = [(name, _text(value)) for name, value in sorted(run.record.config.flat().items())]
+    settings = [(name, plain(value)) for name, value in sorted(run.record.config.flat().items())]
     return run.variant, settings, *run.key
 
 
@@ -300,7 +300,7 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for name, value in run.record.config.flat().items():
             if name not in no_axes:
-                values.setdefault((run.variant, run.data[0], name), set()).add(_text(value))
+                values.setdefault((run.variant, run.data[0], name), set()).add(plain(value))
     return sorted({name for (_, _, name), some in values.items() if len(some) > 1})
 
 
@@ -315,9 +315,9 @@ def _row(run: Run, wanted: str = "") -> Row:
     is_published = (
         about.get("data_origin") in (None, "", "published") and config.dataset in DATASETS
     )
-    row = {f"params.{key}": _text(value) for key, value in config.flat().items()}
-    row |= {name: _text(about.get(name)) for name in _ABOUT}
-    row |= {name: _text(words[name]) for name in _WORDS}
+    row = {f"params.{key}": plain(value) for key, value in config.flat().items()}
+    row |= {name: plain(about.get(name)) for name in _ABOUT}
+    row |= {name: plain(words[name]) for name in _WORDS}
     row |= _numbers(seed, protocol)
     row |= {
         "variant": run.variant,
@@ -325,18 +325,18 @@ def _row(run: Run, wanted: str = "") -> Row:
         "seed": str(seed.seed),
         "params.seed": str(seed.seed),
         "status": seed.status,
-        "reason": " ".join(_text(seed.about.get("reason")).split()),
-        "diverged_step": _text(seed.about.get("step")) if seed.status == "diverged" else "",
+        "reason": " ".join(plain(seed.about.get("reason")).split()),
+        "diverged_step": plain(seed.about.get("step")) if seed.status == "diverged" else "",
         "dataset": config.dataset,
         "binarisation": config.binarisation,
         "bounds_nll": _BOUNDS[about.get("bounds_nll")],
-        "samples": _whole(row.get("samples")) or _text(config.samples),
+        "samples": _whole(row.get("samples")) or plain(config.samples),
         "images": _whole(row.get("images")),
-        "commit": _text(git.get("commit"))[:12],
+        "commit": plain(git.get("commit"))[:12],
         "dirty": "yes" if git.get("dirty") else "",
-        "device": _text(environment.get("device")),
+        "device": plain(environment.get("device")),
         "ended": _day(seed),
-        "look": _look(_text(about.get("preset"))),
+        "look": _look(plain(about.get("preset"))),
         "updates": str(updates(config)) if is_published else "",
     }
     return row
@@ -360,12 +360,12 @@ def _described(variant: Variant, row: Row, *, searched: bool = False) -> Row:
     that of a published number; `departs` has what else that number's setting has otherwise.
     """
     fields = variant.cls.Settings.model_fields
-    own = {key: _text(each.default) for key, each in fields.items() if key not in _SIZES}
-    fixed = {key: _text(RunConfig.model_fields[key].default) for key in _TRAINING}
+    own = {key: plain(each.default) for key, each in fields.items() if key not in _SIZES}
+    fixed = {key: plain(RunConfig.model_fields[key].default) for key in _TRAINING}
     if row["dataset"] == "omniglot":
         fixed["decay_epochs"] = "100"
     if "hidden" in fields:
-        fixed["hidden"] = _text(fields["hidden"].default)
+        fixed["hidden"] = plain(fields["hidden"].default)
     published = []
     for number in map(asdict, variant.citations):
         there = {**own, **number.pop("settings")}
@@ -379,7 +379,7 @@ def _described(variant: Variant, row: Row, *, searched: bool = False) -> Row:
     return {
         "published": json.dumps(published),
         "as_published": "yes" if published or (is_own and not searched) else "",
-        "least_kl_per_charge": _text(variant.cls.least_kl_per_charge),
+        "least_kl_per_charge": plain(variant.cls.least_kl_per_charge),
     }
 
 
@@ -391,13 +391,6 @@ def _day(seed: SeedRecord) -> str:
     """Return the day on which a seed was last written; of one that is not over, began."""
     last = seed.began if seed.status in ("waiting", "training", "scoring") else seed.ended
     return datetime.fromtimestamp(last, UTC).date().isoformat()
-
-
-def _text(value: Any) -> str:
-    """Return a value as text: text as it is, None as none, anything else as JSON."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _whole(text: str | None) -> str:

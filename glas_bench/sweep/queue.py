@@ -22,7 +22,7 @@ from glas_bench.sweep import worker_id
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database
 from glas_bench.sweep.plan import Document, Plan, differences, digest, rejudged
 from glas_bench.sweep.search import Search
-from glas_bench.sweep.trial import Progress, Trial, count_begun, search_name
+from glas_bench.sweep.trial import Progress, Trial, count_begun, search_name, standing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -125,9 +125,7 @@ class Queue:
 
     def _repeat(self, study: str, chosen: Callable[[Trial], bool]) -> list[str]:
         """Add trials that take the place of those chosen, which are over; return their cells."""
-        trials = self.database.trials(study)
-        repeated = {trial.retry_of for trial in trials}
-        again = [trial for trial in trials if trial.number not in repeated and chosen(trial)]
+        again = [trial for trial in standing(self.database.trials(study)) if chosen(trial)]
         for trial in again:
             new = replace(trial, status="waiting", retry_of=trial.number)
             self.database.add(new, self.database.distributions(trial) if trial.is_search else None)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glas_bench.errors import UsageError
 from glas_bench.sweep.database import Database
 from glas_bench.sweep.plan import Plan
-from glas_bench.sweep.trial import Trial, count_begun, search_name
+from glas_bench.sweep.trial import Trial, best, count_begun, search_name
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -104,23 +104,20 @@ class Search:
         first = [trial for trial in trials if trial.retry_of is None]
         if len(first) < self.wanted or any(t.status in ("waiting", "running") for t in trials):
             return
-        done = [trial for trial in trials if trial.status == "complete"]
-        ranked = [(t.value, t.number, t.values) for t in done if t.value is not None]
-        if not ranked:
+        if (winner := best(trials)) is None:
             return
-        values = min(ranked, key=lambda each: each[:2])[2]
-        best = self.plan.with_values(self.cell.name, values)
-        about = {"key": best.key, "protocol": best.protocol, "best_of": self.entry["key"]}
+        cell = self.plan.with_values(self.cell.name, winner.values)
+        about = {"key": cell.key, "protocol": cell.protocol, "best_of": self.entry["key"]}
         own = []
         for trial in self.database.trials(self.plan.name):
-            if trial.cell != best.name or trial.status == "withdrawn":
+            if trial.cell != cell.name or trial.status == "withdrawn":
                 continue
             if all(getattr(trial, name) == value for name, value in about.items()):
                 own.append(trial)
             elif trial.status == "waiting":
                 self.database.withdraw(trial)
         seeds = self.entry["seeds"]
-        new = Trial.planned(self.plan.name, self.entry, seeds, values=values, **about)
+        new = Trial.planned(self.plan.name, self.entry, seeds, values=winner.values, **about)
         self.database.add_missing(new, own)
 
     def _trial(self, values: dict[str, Any], **about: Any) -> Trial:

@@ -12,7 +12,7 @@ from glas_bench import decide
 from glas_bench.record import FINISHED, join_statuses
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.plan import Document
-from glas_bench.sweep.trial import NUMBERS, Trial
+from glas_bench.sweep.trial import NUMBERS, Trial, best, standing
 from glas_bench.text import aligned, count, number, winner_line
 
 STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
@@ -43,8 +43,7 @@ def _interrupted(trial: Trial) -> Trial:
 
 def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
     own = [trial for trial in trials if not trial.is_search and trial.belongs(entry)]
-    repeated = {trial.retry_of for trial in own}
-    own = [trial for trial in own if trial.number not in repeated]
+    own = standing(own)
     if entry["searched"] and own:  # the best values of the last search
         own = [trial for trial in own if trial.key == own[-1].key]
     seeds = dict.fromkeys(entry["seeds"], "waiting")
@@ -94,13 +93,11 @@ def _search(plan: Document, entry: Document, trials: Sequence[Trial]) -> Documen
 
     A winner has the least validation nll of all, nats per image; seconds are those of its trial.
     """
-    own = [t for t in trials if t.is_search and (t.cell, t.key) == (entry["cell"], entry["key"])]
-    repeated = {trial.retry_of for trial in own}
-    own = [trial for trial in own if trial.number not in repeated]
+    about = entry["cell"], entry["key"]
+    own = standing([t for t in trials if t.is_search and (t.cell, t.key) == about])
     by_status = Counter(trial.status for trial in own)
     done = by_status["complete"] + by_status["failed"] + by_status["pruned"]
-    ranked = [(trial.value, trial.number, trial) for trial in own if trial.value is not None]
-    winner = min(ranked, key=lambda each: each[:2])[2] if ranked else None
+    winner = best(own)
     status = "running" if by_status["running"] else "waiting"
     reason = f"search: {done} of {count(plan['trials'], 'trial')}"
     reason += "".join(f", {by_status[s]} {s}" for s in ("pruned", "failed") if by_status[s])

@@ -132,6 +132,18 @@ def search_name(study: str, cell: str) -> str:
     return f"{study}/{cell}"
 
 
+def standing(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials whose place no other has taken."""
+    repeated = {trial.retry_of for trial in trials}
+    return [trial for trial in trials if trial.number not in repeated]
+
+
+def best(trials: Iterable[Trial]) -> Trial | None:
+    """Return the trial with the least value, the first of several; None where none has one."""
+    ranked = [(trial.value, trial.number, trial) for trial in trials if trial.value is not None]
+    return min(ranked, key=lambda each: each[:2])[2] if ranked else None
+
+
 def count_begun(trials: Iterable[Trial]) -> int:
     """Return how many trials ever began; a repeated one counts once."""
     return sum(trial.begun for trial in trials if trial.retry_of is None)

@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -198,14 +198,16 @@ def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[s
     `by_seed` has their statuses, with reasons.
     """
     values: dict[str, list[float]] = {"validation": []}
-    reasons, curves = [], []
+    reasons = []
+    scored = Progress([seed for seed, one in by_seed.items() if one["status"] == "complete"])
     for seed, outcome in by_seed.items():
         folder, status = cell.folder(results).seed(seed), outcome["status"]
         if status == "complete":
             scores = folder.scores(cell.protocol) or {}
             known: dict[str, Any] = {name: scores.get(name) for name in NUMBERS}
             rows = folder.metrics()
-            curves.append({row["epoch"]: row.get("validation") for row in rows})
+            for row in rows:
+                scored.add(seed, row["epoch"], row.get("validation"))
             known["validation"] = scores.get("validation_nll")
             if known["validation"] is None and rows:
                 known["validation"] = rows[-1].get("validation")
@@ -226,18 +228,8 @@ def end_of(trial: Trial, cell: Cell, results: Path, by_seed: Mapping[int, dict[s
         reason="; ".join(reasons) or None,
         outcomes=outcomes,
         numbers=means,
-        curve=_mean_curve(curves),
+        curve=scored.curve,
     )
-
-
-def _mean_curve(curves: Sequence[Mapping[int, float | None]]) -> dict[int, float]:
-    """Return the means over curves at the epochs at which all have a value."""
-    by_epoch = {epoch: [curve.get(epoch) for curve in curves] for epoch in (curves or [{}])[0]}
-    return {
-        epoch: sum(known) / len(known)
-        for epoch, values in by_epoch.items()
-        if len(known := [value for value in values if value is not None]) == len(values)
-    }
 
 
 def _serve(order: dict[str, Any], on_event: OnEvent, _: object) -> int:

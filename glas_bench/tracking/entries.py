@@ -11,7 +11,6 @@ one, then `system/`. A metric whose last step is 0 is a bar and not a curve.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from glas_bench.config import DEFAULT_PRESET
 from glas_bench.record import RunRecord, SeedRecord, count_statuses, is_number, join_statuses
-from glas_bench.text import seed_ranges, setting, settings
+from glas_bench.text import plain, seed_ranges, setting, settings
 
 SCHEMA = "1"
 """Version of the names below, the tag `glas_bench.schema` of every run of ours."""
@@ -233,10 +232,10 @@ def _common_tags(
 
 def _text(value: Any) -> str | None:
     """Return text as it is and other values as JSON, cut to MLflow's limit."""
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
+    text = plain(value)
+    if len(text) > MOST_TEXT:
+        text = text[: MOST_TEXT - 1] + "…"
+    return None if value is None else text
 
 
 def _points(row: Mapping[str, Any]) -> list[Point]:
