@@ -37,6 +37,7 @@ from glas_bench.report.table import (
     unit_of,
     value_of,
 )
+from glas_bench.report.verdicts import claims_of
 from glas_bench.runs.pictures import default_style
 from glas_bench.stats import ONE_SEED
 
@@ -203,7 +204,7 @@ def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
         yield from _objectives(cells, styles)
         yield from _charges(cells, styles)
 
-    yield from (replace(each, unit=unit_of(rows)) for each in _looks(rows))
+    yield from (replace(each, unit=unit_of(rows)) for each in _looks(every))
     yield from by_table(every, of_table)
 
 
@@ -334,12 +335,12 @@ def _round(value: float, _: object) -> str:
     return f"{value:g}" if f"{abs(value):e}"[0] in "0125" else ""
 
 
-def _looks(rows: Sequence[Row]) -> Iterator[Drawing]:
-    first = {row["cell"]: row for row in reversed(rows)}
-    claims = [one for row in first.values() for one in json.loads(row.get("claims") or "[]")]
-    claims.sort(key=lambda one: one["claim"])
-    looks = [(one, [look for look in one["looks"] if look["low"] is not None]) for one in claims]
-    taken = [(one, some) for one, some in looks if some]
+def _looks(cells: Sequence[TableRow]) -> Iterator[Drawing]:
+    by_claim = [
+        (one, [look for look in one["looks"] if look["low"] is not None])
+        for one in claims_of(cells)
+    ]
+    taken = [(one, looks) for one, looks in by_claim if looks]
     if not taken:
         return
 

@@ -8,7 +8,6 @@ Numbers of scores are nats per `unit` unless a name ends in its own unit; null w
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from glas_bench.report.table import (
     Table,
     TableRow,
     complete,
-    statuses,
+    seed_counts,
     table_rows,
     tables,
     unit_of,
@@ -155,7 +154,6 @@ def render(rows: Sequence[Row]) -> str:
     """Return the JSON of a page."""
     cells = table_rows(rows)
     done, planned = complete(cells)
-    counts = Counter(status for seeds in statuses(cells).values() for status in seeds.values())
     groups = tables(cells)
     begun = {cell.name for group in groups for cell in group.rows}
     first = rows[0]
@@ -175,7 +173,7 @@ def render(rows: Sequence[Row]) -> str:
         devices=sorted({row.get("device", "") for row in rows} - {""}),
         cells_planned=planned,
         cells_complete=done,
-        seeds=dict(sorted(counts.items())),
+        seeds=seed_counts(cells),
         claims=[_claim(one) for one in claims_of(cells)],
         tables=[_table(group) for group in groups],
         not_begun=list(dict.fromkeys(cell.name for cell in cells if cell.name not in begun)),

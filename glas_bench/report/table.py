@@ -287,11 +287,17 @@ def complete(cells: Sequence[TableRow]) -> tuple[int, int]:
     return sum(FINISHED.issuperset(seeds.values()) for seeds in by_cell), len(by_cell)
 
 
+def seed_counts(cells: Sequence[TableRow]) -> dict[str, int]:
+    """Return how many seeds have each status, sorted by that."""
+    counts = Counter(status for seeds in statuses(cells).values() for status in seeds.values())
+    return dict(sorted(counts.items()))
+
+
 def coverage(cells: Sequence[TableRow]) -> str:
     """Return in one line how many cells are complete, and the statuses of their seeds."""
     done, planned = complete(cells)
-    counts = Counter(status for seeds in statuses(cells).values() for status in seeds.values())
-    listed = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(counts.items()))
+    counts = seed_counts(cells).items()
+    listed = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in counts)
     return f"{done} of {planned} cells complete (seeds: {listed})"
 
 

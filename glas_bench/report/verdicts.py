@@ -122,7 +122,7 @@ def _rows(
             {
                 "": str(one["claim"]) if is_new else "",
                 "claim": f"{one['text']} ({one['source']})" if is_new else "",
-                "as a comparison": f"`{one['expect']}`" + _at(one),
+                "as a comparison": f"`{one['expect']}`" + (f" at {at}" if (at := _at(one)) else ""),
                 "left less right": _measured(one),
                 "look": _look(one),
                 "verdict": f"**{one['verdict']}**{mark(one)}",
@@ -133,8 +133,7 @@ def _rows(
 
 
 def _at(one: Mapping[str, Any]) -> str:
-    at = ", ".join(f"{key} = {value}" for key, value in one["at"].items())
-    return f" at {at}" if at else ""
+    return ", ".join(f"{key} = {value}" for key, value in one["at"].items())
 
 
 def _measured(one: Mapping[str, Any]) -> str:
@@ -197,7 +196,6 @@ def in_one_line(cells: Sequence[TableRow]) -> str:
         return f"no verdicts: {claims[0]['why'].partition(':')[0]}"
     by_claim: dict[tuple[int, str], list[str]] = {}
     for one in claims:
-        at = ", ".join(f"{key} = {value}" for key, value in one["at"].items())
-        word = one["verdict"] + (f" ({at})" if at else "")
+        word = one["verdict"] + (f" ({at})" if (at := _at(one)) else "")
         by_claim.setdefault((one["claim"], one["expect"]), []).append(word)
     return "; ".join(f"`{text}`: {', '.join(words)}" for (_, text), words in by_claim.items())

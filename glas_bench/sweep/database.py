@@ -306,22 +306,16 @@ class Database:
     # ---- trials written
 
     def add(
-        self,
-        trial: Trial,
-        distributions: Mapping[str, BaseDistribution] | None = None,
-        beside: Sequence[Mapping[str, Any]] = (),
+        self, trial: Trial, distributions: Mapping[str, BaseDistribution] | None = None
     ) -> None:
         """Store a new trial, which waits, or is over where its cell is not applicable.
 
-        Args:
-            trial: what is stored.
-            distributions: what the values of a search's trial are drawn from.
-            beside: parameters of other trials that are about to be stored.
+        Of a search's trial `distributions` are what its values are drawn from.
         """
         from optuna.trial import TrialState, create_trial
 
         if distributions is None:
-            distributions = self._axes(trial, beside)
+            distributions = self._axes(trial)
         shown, about = _attributes(trial)
         over = trial.status == "not_applicable"
         if over:
@@ -337,9 +331,7 @@ class Database:
             ),
         )
 
-    def _axes(
-        self, trial: Trial, beside: Sequence[Mapping[str, Any]]
-    ) -> dict[str, BaseDistribution]:
+    def _axes(self, trial: Trial) -> dict[str, BaseDistribution]:
         """Return distributions of a trial's parameters that have its values and all stored ones.
 
         Optuna takes no new choice into a study, and ranks only parameters that have the same
@@ -357,8 +349,7 @@ class Database:
                     (id, old, json_to_distribution(old).to_external_repr(stored))
                     for id, old, stored in connection.execute(text(_STORED), of)
                 ]
-                others = (each[name] for each in beside if name in each)
-                axes[name] = new = _distribution([*(each[2] for each in rows), value, *others])
+                axes[name] = new = _distribution([*(each[2] for each in rows), value])
                 if rows and rows[0][1] != (written := distribution_to_json(new)):
                     changed = [
                         {"id": id, "value": new.to_internal_repr(stored), "json": written}
@@ -367,13 +358,11 @@ class Database:
                     connection.execute(text(_REWRITE), changed)
         return axes
 
-    def add_missing(
-        self, trial: Trial, others: Iterable[Trial], beside: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def add_missing(self, trial: Trial, others: Iterable[Trial]) -> None:
         """Store a new trial with those of its seeds that no other trial has, if any."""
         covered = {seed for other in others for seed in other.seeds}
         if missing := [seed for seed in trial.seeds if seed not in covered]:
-            self.add(replace(trial, seeds=missing), beside=beside)
+            self.add(replace(trial, seeds=missing))
 
     def adopt(self, trial: Trial) -> Trial:
         """Describe a running trial that optuna has just made; return it, run by this process."""

@@ -113,15 +113,11 @@ class Queue:
         for trial in trials:
             if trial.status == "waiting" and not plan.wants(trial):
                 self.database.withdraw(trial)
-        planned = [
-            (entry, Trial.planned(plan.name, entry, entry["seeds"]))
-            for entry in plan.entries.values()
-            if not entry["searched"]
-        ]
-        params = [trial.params for _, trial in planned]
-        for entry, new in planned:
-            own = [trial for trial in trials if trial.belongs(entry)]
-            self.database.add_missing(new, own, params)
+        for entry in plan.entries.values():
+            if not entry["searched"]:
+                own = [trial for trial in trials if trial.belongs(entry)]
+                new = Trial.planned(plan.name, entry, entry["seeds"])
+                self.database.add_missing(new, own)
 
     def _repeat(self, study: str, chosen: Callable[[Trial], bool]) -> list[str]:
         """Add trials that take the place of those chosen, which are over; return their cells."""

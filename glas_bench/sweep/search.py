@@ -18,7 +18,6 @@ from glas_bench.sweep.plan import Plan
 from glas_bench.sweep.trial import Trial, best, count_begun, search_name
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution, CategoricalDistribution
     from optuna.trial import Trial as OptunaTrial
 
 
@@ -49,7 +48,7 @@ class Search:
 
         if not self.database.check_own(self.name):
             return
-        axes, own = self._distributions(), {trial.number for trial in self.trials()}
+        axes, own = self._axes(), {trial.number for trial in self.trials()}
         for trial in self.database.trials(self.name):
             drawn = self.database.distributions(trial)
             changed = sorted(axes.keys() ^ drawn.keys()) if trial.number in own else []
@@ -75,15 +74,15 @@ class Search:
     def prepare(self) -> None:
         """Make the optuna study; where all axes are choices, add a trial for every combination."""
         self.database.make_study(self.name)
-        choices = self._choices()
-        if len(choices) < len(self.space):
+        if any(each.choices is None for each in self.space.values()):
             return
+        axes = self._axes()
         tried = [trial.values for trial in self.trials()]
-        every = itertools.product(*(choices[axis].choices for axis in self.space))
+        every = itertools.product(*(each.choices for each in axes.values()))
         for combination in itertools.islice(every, self.wanted):
             values = dict(zip(self.space, combination, strict=True))
             if values not in tried:
-                self.database.add(self._trial(values), choices)
+                self.database.add(self._trial(values), axes)
 
     def next_trial(self, most: int | None) -> Trial | None:
         """Return a trial to run, or None where all have begun; `most` are of all searches."""
@@ -124,33 +123,24 @@ class Search:
         seeds = self.plan.study.tuning_seeds
         return Trial.planned(self.name, self.entry, seeds, values=values, is_search=True, **about)
 
-    def _choices(self) -> dict[str, CategoricalDistribution]:
-        """Return the distributions of axes that are choices, with values as a config has them."""
-        from optuna.distributions import CategoricalDistribution
+    def _axes(self) -> dict[str, Any]:
+        """Return the distribution of every axis, choices as a config has them."""
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
 
-        return {
-            axis: CategoricalDistribution(
-                [self.cell.with_values({axis: each}).config.flat()[axis] for each in choices]
-            )
-            for axis, dimension in self.space.items()
-            if (choices := dimension.choices) is not None
-        }
-
-    def _distributions(self) -> dict[str, BaseDistribution]:
-        """Return what the values of all axes are drawn from, whatever they are `at_most`."""
-        from optuna.distributions import FloatDistribution, IntDistribution
-
-        drawn: dict[str, BaseDistribution] = {**self._choices()}
-        for axis, dimension in self.space.items():
-            if dimension.low is not None and dimension.high is not None:
-                if dimension.whole:
-                    low, high = int(dimension.low), int(dimension.high)
-                    drawn[axis] = IntDistribution(low, high, log=dimension.log)
-                else:
-                    drawn[axis] = FloatDistribution(
-                        dimension.low, dimension.high, log=dimension.log
-                    )
-        return drawn
+        axes: dict[str, Any] = {}
+        for axis, one in self.space.items():
+            if one.choices is not None:
+                cells = [self.cell.with_values({axis: each}) for each in one.choices]
+                axes[axis] = CategoricalDistribution([cell.config.flat()[axis] for cell in cells])
+            else:
+                ends: Any = (one.low, one.high)
+                kind = IntDistribution if one.whole else FloatDistribution
+                axes[axis] = kind(*ends, log=one.log)
+        return axes
 
     def _ask(self) -> Trial:
         """Return a trial with values drawn by TPE, counting running trials as bad ones."""
@@ -169,18 +159,13 @@ class Search:
 
     def _draw(self, trial: OptunaTrial) -> dict[str, Any]:
         """Return values drawn for all axes, those of the free ones before those `at_most` them."""
-        choices = self._choices()
-        values: dict[str, Any] = {}
-        for axis, dimension in sorted(self.space.items(), key=lambda each: bool(each[1].at_most)):
-            if axis in choices:
-                values[axis] = trial.suggest_categorical(axis, choices[axis].choices)
+        axes, values = self._axes(), dict[str, Any]()
+        for axis, one in sorted(self.space.items(), key=lambda each: bool(each[1].at_most)):
+            if one.choices is not None:
+                values[axis] = trial.suggest_categorical(axis, axes[axis].choices)
                 continue
-            assert dimension.low is not None
-            assert dimension.high is not None
-            high = min(dimension.high, values.get(str(dimension.at_most), dimension.high))
-            if dimension.whole:
-                low = int(dimension.low)
-                values[axis] = trial.suggest_int(axis, low, int(high), log=dimension.log)
-            else:
-                values[axis] = trial.suggest_float(axis, dimension.low, high, log=dimension.log)
+            high = min(axes[axis].high, values.get(str(one.at_most), axes[axis].high))
+            suggest: Any = trial.suggest_int if one.whole else trial.suggest_float
+            high = int(high) if one.whole else high
+            values[axis] = suggest(axis, axes[axis].low, high, log=one.log)
         return values
