@@ -137,9 +137,8 @@ class Search:
                 cells = [self.cell.with_values({axis: each}) for each in one.choices]
                 axes[axis] = CategoricalDistribution([cell.config.flat()[axis] for cell in cells])
             else:
-                ends: Any = (one.low, one.high)
-                kind = IntDistribution if one.whole else FloatDistribution
-                axes[axis] = kind(*ends, log=one.log)
+                kind: Any = IntDistribution if one.whole else FloatDistribution
+                axes[axis] = kind(one.low, one.high, log=one.log)
         return axes
 
     def _ask(self) -> Trial:
@@ -159,7 +158,8 @@ class Search:
 
     def _draw(self, trial: OptunaTrial) -> dict[str, Any]:
         """Return values drawn for all axes, those of the free ones before those `at_most` them."""
-        axes, values = self._axes(), dict[str, Any]()
+        axes = self._axes()
+        values: dict[str, Any] = {}
         for axis, one in sorted(self.space.items(), key=lambda each: bool(each[1].at_most)):
             if one.choices is not None:
                 values[axis] = trial.suggest_categorical(axis, axes[axis].choices)
