@@ -224,6 +224,17 @@ def until(
         time.sleep(every)
 
 
+def trials_at(url: str, study: str) -> list[Any]:
+    """Return a study's trials as anyone with optuna reads them."""
+    import optuna
+
+    storage = optuna.storages.RDBStorage(url)
+    try:
+        return optuna.load_study(study_name=study, storage=storage).get_trials(deepcopy=False)
+    finally:
+        storage.engine.dispose()
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started and that run."""
     found = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import QUICKLY, Ended, Glas, until
+from conftest import QUICKLY, Ended, Glas, trials_at, until
 from quick.budget import QUICK
 
 from glas_bench import evaluate
@@ -46,7 +46,6 @@ COMMAND = ("sweep", "deciding.yaml", "--no-mirror", "--workers", 1)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Score in a moment, and train seeds one after another."""
-    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     monkeypatch.setattr(evaluate, "BUDGET", QUICK)
     monkeypatch.setenv("GLAS_BENCH_CORES", "1")
     monkeypatch.setenv("GLAS_BENCH_BEAT_SECONDS", "0.5")  # waits are shorter
@@ -78,11 +77,7 @@ def status(glas: Glas) -> dict[str, Any]:
 
 
 def trials(glas: Glas) -> list[optuna.trial.FrozenTrial]:
-    database = optuna.storages.RDBStorage(storage.storage_url(None, glas.results))
-    try:
-        return optuna.load_study(study_name="deciding", storage=database).get_trials(deepcopy=False)
-    finally:
-        database.engine.dispose()
+    return trials_at(storage.storage_url(None, glas.results), "deciding")
 
 
 def seeds(document: dict[str, Any]) -> dict[str, dict[int, str]]:

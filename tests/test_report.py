@@ -46,12 +46,6 @@ SCHEMA = Path(__file__).parents[1] / "docs/results.schema.json"
 GOLDEN = Path(__file__).with_name("golden_report.md")
 
 
-@pytest.fixture(autouse=True)
-def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-
-
 # --------------------------------------------------------------------------- rows made by hand
 
 
@@ -907,8 +901,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             folder = fabricated.cell(results, variant, resolved, "short", data)
             fabricated.finish(folder, resolved, Arm(100.0 if name == "vae" else 99.0), [0])
-    with store.quiet_mlflow(), pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with store.quiet_mlflow():
         there = store.Store(results)
         there.use("somebody-elses")
         there.client.create_run(there.experiment_id, run_name="a stranger")
@@ -940,9 +933,7 @@ def pages(
 @pytest.fixture(scope="module")
 def made(golden: Path) -> tuple[report.Answer, list[str]]:
     """The pages of that store, made once, and what was said meanwhile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return pages(golden, **EVERYTHING)
+    return pages(golden, **EVERYTHING)
 
 
 def files(folder: Path) -> dict[str, bytes]:

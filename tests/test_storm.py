@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
-from conftest import QUICKLY, Glas, children, until
+from conftest import QUICKLY, Glas, children, trials_at, until
 from services import Postgres, Server
 
 from glas_bench.record import RunRecord, load_run
@@ -166,9 +165,7 @@ def test_nothing_is_lost_and_nothing_done_twice(
     assert Postgres.PASSWORD not in out + err
 
     # Optuna: every cell complete, exactly once
-    storage = optuna.storages.RDBStorage(url)
-    trials = optuna.load_study(study_name="storm", storage=storage).get_trials(deepcopy=False)
-    storage.engine.dispose()
+    trials = trials_at(url, "storm")
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     by_cell = Counter(trial.user_attrs["cell"] for trial in trials)
     assert (len(by_cell), set(by_cell.values())) == (CELLS, {1})

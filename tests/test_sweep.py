@@ -24,7 +24,7 @@ from typing import Any
 import optuna
 import psutil
 import pytest
-from conftest import QUICKLY, Ended, Glas, children, until
+from conftest import QUICKLY, Ended, Glas, children, trials_at, until
 from optuna.trial import TrialState
 from quick.budget import QUICK
 from services import Postgres
@@ -103,24 +103,10 @@ def trials(glas: Glas, name: str = "tiny") -> list[optuna.trial.FrozenTrial]:
     return trials_at(storage.storage_url(None, glas.results), name)
 
 
-def trials_at(url: str, name: str = "tiny") -> list[optuna.trial.FrozenTrial]:
-    """Return a study's trials as anyone with optuna reads them."""
-    storage = optuna.storages.RDBStorage(url)
-    try:
-        return optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
-    finally:
-        storage.engine.dispose()
-
-
 def times(glas: Glas) -> dict[str, int]:
     """Return when each score was written, by run folder and seed."""
     scores = sorted(glas.results.glob("runs/*/seed-*/eval/*.json"))
     return {f"{path.parts[-4]}/{path.parts[-3]}": path.stat().st_mtime_ns for path in scores}
-
-
-@pytest.fixture(autouse=True)
-def _no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
 
 
 @pytest.fixture
@@ -753,7 +739,7 @@ def test_ten_first_starts_plan_and_claim_each_cell_once(
         each.join()
     assert all(isinstance(each, list) for each in answers), answers
     assert Counter(cell for each in answers for cell in each) == dict.fromkeys(plan.entries, 1)
-    ended = trials_at(url)
+    ended = trials_at(url, "tiny")
     assert Counter(t.user_attrs["cell"] for t in ended) == dict.fromkeys(plan.entries, 1)
     assert {t.state for t in ended} == {TrialState.COMPLETE}
 
@@ -1122,12 +1108,12 @@ def test_settings_are_parameters_and_what_is_new_fits_beside_them(
     for nll in (100.0, 90.0):
         trial = claimed(queue, plan)
         queue.finish(replace(trial, status="complete", value=nll, curve={1: nll + 9, 2: nll}))
-    before = [each.params for each in trials_at(queue.database.url)]
+    before = [each.params for each in trials_at(queue.database.url, "tiny")]
     assert before[1] == {"variant": "cauchy", "filter_size": 1, "grid": "centred"}
     wider = GRID.replace("gaussian]", "gaussian, fixed-random]").replace("[1, 3]", "[1, 3, 5]")
     plan = Plan(study.load(str(write(glas, wider))), glas.results)
     queue.plan(plan, extend=True, retry_failed=False)
-    after = trials_at(queue.database.url)
+    after = trials_at(queue.database.url, "tiny")
     assert len(after) == 18
     assert [each.params for each in after[:8]] == before
     axes = after[0].distributions

@@ -36,9 +36,7 @@ from glas_bench.tracking.sync import FILES, Fetched, SyncReport, fetch, sync
 
 
 @pytest.fixture(autouse=True)
-def _no_addresses(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
+def _no_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -46,8 +44,7 @@ def _no_addresses(monkeypatch):
 def tables(tmp_path_factory):
     """A store with tables and nothing in them: making it takes seconds."""
     place = tmp_path_factory.mktemp("tables")
-    with store.quiet_mlflow(), pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with store.quiet_mlflow():
         store.Store(place)
     return place / "mlflow.db"
 
