@@ -86,12 +86,8 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def _head(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
-    question = rows[0].get("question")
-    lines = [f"# {rows[0]['study']}", ""]
-    lines += [
-        question or "Runs made one by one with `glas-bench run`; they belong to no study.",
-        "",
-    ]
+    by_hand = "Runs made one by one with `glas-bench run`; they belong to no study."
+    lines = [f"# {rows[0]['study']}", "", rows[0].get("question") or by_hand, ""]
     if any(row.get("look") for row in rows):
         lines += ["**A look at the harness, no verdicts**: its preset is for a first look.", ""]
     lines += [

@@ -28,35 +28,30 @@ class Metric(NamedTuple):
     """What a claim may be about."""
 
     unit: str
-    about: str
     per_image: bool = False
 
 
 METRICS = {
-    "nll": Metric("nats", "the ranked upper bound of -log p(x)", per_image=True),
-    "elbo": Metric("nats", "-ELBO with the variant's own q", per_image=True),
-    "iw": Metric("nats", "importance-weighted bound with the variant's own q", per_image=True),
-    "refit_iw": Metric("nats", "importance-weighted bound with the common q", per_image=True),
-    "ais": Metric("nats", "annealed importance sampling", per_image=True),
-    "objective": Metric(
-        "nats", "what training minimised, beside a bound of the same model", per_image=True
-    ),
-    "kl": Metric("nats", "KL(q || p), the sum over steps"),
-    "effective_dimensions": Metric("dimensions", "participation ratio of E_q z over images"),
-    "active_units": Metric("units", "units of z whose mean varies over images"),
-    "footprint_perplexity": Metric("cells", "cells of the latent matrix that a filter reads"),
-    "gate_perplexity": Metric("cells", "cells of the latent matrix that gates read"),
+    "nll": Metric("nats", per_image=True),  # the ranked upper bound of -log p(x)
+    "elbo": Metric("nats", per_image=True),  # -ELBO with the variant's own q
+    "iw": Metric("nats", per_image=True),  # importance-weighted bound with the variant's own q
+    "refit_iw": Metric("nats", per_image=True),  # importance-weighted bound with the common q
+    "ais": Metric("nats", per_image=True),  # annealed importance sampling
+    "objective": Metric("nats", per_image=True),  # beside a bound of the same model
+    "kl": Metric("nats"),  # KL(q || p), the sum over steps
+    "effective_dimensions": Metric("dimensions"),  # participation ratio of E_q z over images
+    "active_units": Metric("units"),  # units of z whose mean varies over images
+    "footprint_perplexity": Metric("cells"),  # of the latent matrix that a filter reads
+    "gate_perplexity": Metric("cells"),  # of the latent matrix that gates read
     "early_canvas_variance": Metric(
-        "variance", "between samples' pixels, mean over the first quarter of steps"
-    ),
+        "variance"
+    ),  # of samples' pixels, in the first quarter of steps
     "escape_epoch": Metric(
-        "epochs", "first epoch that paints more than the mean image; never counts as one past all"
-    ),
-    "failed_share": Metric("share", "share of seeds that could not reconstruct"),
-    "escaped_share": Metric("share", "share of seeds that left the mean image"),
-    "share": Metric(
-        "share", "share of seeds that meet a condition, e.g. effective_dimensions >= 2"
-    ),
+        "epochs"
+    ),  # the first that paints more than the mean image; else past all
+    "failed_share": Metric("share"),  # of seeds that could not reconstruct
+    "escaped_share": Metric("share"),  # of seeds that left the mean image
+    "share": Metric("share"),  # of seeds that meet a condition, e.g. effective_dimensions >= 2
 }
 """By name; `per_image` where each test image has a value."""
 
@@ -171,7 +166,17 @@ def parse(text: str) -> Expectation:
     terms: list[Term] = []
     constants: list[tuple[float, str]] = []
     for side, factor in ((left, 1), (right, -1)):
-        _read_side(side, factor, terms, constants, text)
+        at = 0
+        while at < len(side) or at == 0:
+            match = _ITEM.match(side, at)
+            if match is None or (at and not match["sign"]):
+                raise UsageError(f"{text!r} cannot be read; write {FORM}")
+            signed = factor * (-1 if match["sign"] == "-" else 1)
+            if match["metric"]:
+                terms.append(_term(signed, match["metric"], match["inside"]))
+            else:
+                constants.append((signed * float(match["number"]), match["unit"]))
+            at = match.end()
     if not terms:
         raise UsageError(f"{text!r} names no metric; write {FORM}")
     expectation = Expectation(
@@ -179,22 +184,6 @@ def parse(text: str) -> Expectation:
     )
     _check(expectation, [unit for _, unit in constants if unit], bool(constants))
     return expectation
-
-
-def _read_side(
-    side: str, factor: int, terms: list[Term], constants: list[tuple[float, str]], text: str
-) -> None:
-    at = 0
-    while at < len(side) or at == 0:
-        match = _ITEM.match(side, at)
-        if match is None or (at and not match["sign"]):
-            raise UsageError(f"{text!r} cannot be read; write {FORM}")
-        sign = factor * (-1 if match["sign"] == "-" else 1)
-        if match["metric"]:
-            terms.append(_term(sign, match["metric"], match["inside"]))
-        else:
-            constants.append((sign * float(match["number"]), match["unit"]))
-        at = match.end()
 
 
 def _term(sign: int, metric: str, inside: str) -> Term:
