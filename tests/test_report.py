@@ -1210,10 +1210,11 @@ def test_a_study_from_sweep_to_report(glas: Glas) -> None:
 @pytest.mark.parametrize("arguments", [(), ("smoke",), ("glas-bench", "--html")])
 def test_a_folder_without_results_gets_no_pages(bare_glas: Glas, arguments: Any) -> None:
     (bare_glas.folder / "empty").mkdir()
-    for name in ("typo", "empty"):
+    (bare_glas.results / "runs").mkdir(parents=True)
+    for name, meant in (("reslts", " Did you mean 'results'?"), ("empty", "")):
         wrong = bare_glas.here("report", *arguments, "--results", bare_glas.folder / name)
         assert wrong.code == 2
-        assert f"there are no results in {bare_glas.folder / name}. Name" in wrong.err
+        assert f"there are no results in {bare_glas.folder / name}.{meant} Name" in wrong.err
         assert wrong.err.count("\n") == 1
     assert files(bare_glas.folder) == {}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glas_bench.errors import GlasBenchError, RunError, UsageError
+from glas_bench.errors import GlasBenchError, RunError, UsageError, nearest
 from glas_bench.record import RunRecord, load_run, runs_by_study, write_atomically
 from glas_bench.report import (
     compare,
@@ -123,9 +123,10 @@ def _from_record(request: Request, names: Sequence[str], problems: list[str]) ->
     results = request.results
     folders = runs_by_study(results)
     if not (_has_store(results) or folders[None] or len(folders) > 1):
+        others = [path.parent.name for path in results.resolve().parent.glob("*/runs")]
         raise UsageError(
-            f"there are no results in {results}. Name their folder with --results, or make some "
-            "with `glas-bench run` or `glas-bench sweep`"
+            f"there are no results in {results}.{nearest(results.name, others)} Name their folder "
+            "with --results, or make some with `glas-bench run` or `glas-bench sweep`"
         )
     found = [plans.find(name, results) for name in names]
     wanted = {plan.name: plan for plan in found or _every_plan(request, folders, problems)}
