@@ -136,7 +136,9 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
             "seeds": _seeds(cell, planned[cell.name], notes),
             "failed": _failed(cell),
             "dimensions": _dimensions(cell),
-            "tuned": _tuned(cell, notes),
+            "tuned": f"tuned{notes.mark(tuned)}"
+            if (tuned := cell.first.get("tuned"))
+            else "untuned",
         }
         for cell in order
     ]
@@ -272,11 +274,6 @@ def _seeds(cell: TableRow, planned: int, notes: Notes) -> str:
 def _failed(cell: TableRow) -> str:
     failed, checked = cell.failed_share()
     return f"{failed} of {checked}" if checked else "–"
-
-
-def _tuned(cell: TableRow, notes: Notes) -> str:
-    about = cell.first.get("tuned")
-    return "tuned" + notes.mark(about) if about else "untuned"
 
 
 def _gains(cell: TableRow) -> list[float]:

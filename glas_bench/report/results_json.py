@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from glas_bench.report.page import newest
 from glas_bench.report.table import (
     Row,
-    Table,
     TableRow,
     complete,
     seed_counts,
@@ -175,7 +174,12 @@ def render(rows: Sequence[Row]) -> str:
         cells_complete=done,
         seeds=seed_counts(cells),
         claims=[_claim(one) for one in claims_of(cells)],
-        tables=[_table(group) for group in groups],
+        tables=[
+            TableResults(
+                common=each.common, ranked_by=each.metric, cells=list(map(_cell, each.order))
+            )
+            for each in groups
+        ],
         not_begun=list(dict.fromkeys(cell.name for cell in cells if cell.name not in begun)),
         remarks=json.loads(first.get("remarks") or "[]"),
     )
@@ -186,11 +190,6 @@ def render(rows: Sequence[Row]) -> str:
 def schema() -> str:
     """Return the schema that every document of this version fits, as JSON."""
     return json.dumps(Results.model_json_schema(), indent=1) + "\n"
-
-
-def _table(group: Table) -> TableResults:
-    cells = [_cell(cell) for cell in group.order]
-    return TableResults(common=group.common, ranked_by=group.metric, cells=cells)
 
 
 def _cell(cell: TableRow) -> CellResults:

@@ -16,7 +16,7 @@ from glas_bench.decide import NO_VERDICT
 from glas_bench.record import SeedRecord
 from glas_bench.report.columns import Notes, budget, table
 from glas_bench.report.table import TableRow
-from glas_bench.study import Cell, Study
+from glas_bench.study import Study
 from glas_bench.text import p_value, setting
 
 CLAIMS = (
@@ -45,35 +45,29 @@ def write(
     first = next(iter(editions), "")
     for edition in editions or {"": None}:
         there = {cell.name: cell for cell in cells if (cell.says("data_hash") or first) == edition}
-        arms = {
-            cell.name: _arm(cell, there[cell.name], seeds)
-            for cell in study.cells
-            if cell.name in there
-        }
+        arms = {}
+        for cell in (cell for cell in study.cells if cell.name in there):
+            key = there[cell.name].first.get("config_key", "")
+            own = {seed: record for (other, seed), record in seeds.items() if other == key}
+            arms[cell.name] = decide.Arm(replace(cell, key=key), own)
         for verdict in decide.judge(study, arms):
             names = verdict.comparison.cells
             if names[0] not in there:
                 continue
-            own = [there[name] for name in dict.fromkeys(names) if name in there]
+            rows = [there[name] for name in dict.fromkeys(names) if name in there]
             document = verdict.document() | {
                 "titles": [there[name].title if name in there else name for name in names],
                 "at": {key: setting(value) for key, value in verdict.comparison.at.items()},
-                "untuned": [each.label for each in own if not each.first.get("tuned")],
+                "untuned": [each.label for each in rows if not each.first.get("tuned")],
                 "slack": "nll" in verdict.claim.expectation.metrics
                 and any(
-                    row.get("nll_bound_only") == "true" for each in own for row in each.finished
+                    row.get("nll_bound_only") == "true" for each in rows for row in each.finished
                 ),
             }
             judged.setdefault(id(there[names[0]]), []).append(document)
-    for cell in cells:
-        if id(cell) in judged:
-            cell.write({"claims": json.dumps(judged[id(cell)], sort_keys=True)})
-
-
-def _arm(cell: Cell, row: TableRow, seeds: Mapping[tuple[str, int], SeedRecord]) -> decide.Arm:
-    key = row.first.get("config_key", "")
-    own = {seed: record for (other, seed), record in seeds.items() if other == key}
-    return decide.Arm(replace(cell, key=key), own)
+    for row in cells:
+        if id(row) in judged:
+            row.write({"claims": json.dumps(judged[id(row)], sort_keys=True)})
 
 
 def claims_of(cells: Sequence[TableRow]) -> list[dict[str, Any]]:

@@ -38,7 +38,9 @@ class View(Shown):
         """Show a worker's event."""
         kind = event["event"]
         if kind == "begin":
-            self.say(f"{event['name']}: running{_seeds(event)}")
+            seeds = event.get("seeds", ())
+            about = f", seed{'s' * (len(seeds) > 1)} {seed_ranges(seeds)}" if seeds else ""
+            self.say(f"{event['name']}: running{about}")
         elif kind == "back":
             self.say(f"{event['cell']}: given back, {event['reason']}")
         elif kind == "end":
@@ -144,11 +146,6 @@ def _window(cells: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     rank = {"running": 0, "failed": 1, "waiting": 2, "complete": 3}
     order = sorted(range(len(cells)), key=lambda i: (rank.get(cells[i]["status"], 4), i))
     return [cells[index] for index in sorted(order[:rows])]
-
-
-def _seeds(event: dict[str, Any]) -> str:
-    seeds = event.get("seeds")
-    return f", seed{'s' * (len(seeds) > 1)} {seed_ranges(seeds)}" if seeds else ""
 
 
 def _progress(event: dict[str, Any]) -> str | None:
