@@ -73,14 +73,6 @@ class PairedDifference:
         return iter((self.estimate, self.low, self.high, self.p))
 
 
-class Resolution(NamedTuple):
-    """The smallest true difference that a comparison would find with power .8 at alpha .05."""
-
-    nats: float | None
-    """None with one seed, which says nothing about seeds."""
-    sentence: str
-
-
 def _table(name: str, values: Any) -> Array:
     table_SB = np.asarray(values, dtype=np.float64)
     if table_SB.ndim == 1:
@@ -230,34 +222,18 @@ def false_discovery_rate(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in stats.false_discovery_control(p_values)] if p_values else []
 
 
-def _error_at(difference: PairedDifference, seeds_N: Array) -> tuple[Array, Array]:
-    """Return the standard error expected with so many seeds and its degrees of freedom."""
-    assert difference.mean_squares is not None
-    seed, image, rest = difference.mean_squares
-    seed = max(seed, rest)
-    per_seed = max(image - rest, 0.0) / difference.seeds
-    ms = MeanSquares(np.full_like(seeds_N, seed), rest + per_seed * seeds_N, np.array(rest))
-    variance_N, df_N = _variance(ms, seeds_N, difference.images)
-    return np.sqrt(variance_N), df_N
+def resolvable(difference: PairedDifference) -> float | None:
+    """Return the smallest true difference, nats, that its seeds find with power .8 at alpha .05.
 
-
-def resolvable(difference: PairedDifference, seeds: int | None = None) -> Resolution:
-    """Return what ``seeds`` seeds (by default those of the difference) can tell apart.
-
-    x = (t_{.975, df} + t_{.8, df}) sqrt(V), V = var_seed / n + var_image / B + var_rest / (n B):
-    a true difference of x is found at alpha .05 in four cases of five, the variances taken from
-    this difference's mean squares.
-
-    Raises:
-        ValueError: fewer than two seeds are asked about.
+    That is (t_{.975, df} + t_{.8, df}) sqrt(V). V and df come from the mean squares; a mean square
+    of seeds or images below that of the rest is noise, and the rest stands in for it. None with
+    one seed, which says nothing about seeds.
     """
     from scipy import stats
 
     if difference.mean_squares is None:
-        return Resolution(None, "one seed says nothing about what seeds can resolve")
-    n = difference.seeds if seeds is None else seeds
-    if n < 2:
-        raise ValueError(f"at least two seeds have a spread, got {n}")
-    error, df = _error_at(difference, np.array([float(n)]))
-    nats = float(((stats.t.ppf(1 - ALPHA / 2, df) + stats.t.ppf(POWER, df)) * error)[0])
-    return Resolution(nats, f"with {n} seeds you can resolve about {nats:.2g} nats")
+        return None
+    seed, image, rest = (np.array(each) for each in difference.mean_squares)
+    squares = MeanSquares(np.maximum(seed, rest), np.maximum(image, rest), rest)
+    variance, df = _variance(squares, difference.seeds, difference.images)
+    return float((stats.t.ppf(1 - ALPHA / 2, df) + stats.t.ppf(POWER, df)) * np.sqrt(variance))

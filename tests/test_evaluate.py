@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import local, tiny_splits
+from test_train import local, tiny_splits, training
 
 from glas_bench import config, evaluate, registry
 from glas_bench.core import rollout
 from glas_bench.model import Glas, Normal
 from glas_bench.record import Partial
 from glas_bench.signals import Stopped
-from glas_bench.yardstick import weights
+from glas_bench.yardstick import refit, weights
 
 pytestmark = pytest.mark.usefixtures("real_valued")
 
@@ -130,9 +130,10 @@ def test_weights_hold_the_sampled_ratio_and_not_the_analytic_kl():
 
 
 @pytest.mark.parametrize("rows", [1, 6, 25, 10_000])
-def test_scores_do_not_depend_on_the_chunk_size(rows):
-    whole = scorer(registry.find("cauchy"), samples=12).score()[1]
-    chunked = scorer(registry.find("cauchy"), samples=12, rows=rows).score()[1]
+@pytest.mark.parametrize("name", ["cauchy", "uniform-pit"])
+def test_scores_do_not_depend_on_the_chunk_size(name, rows):
+    whole = scorer(registry.find(name), samples=12).score()[1]
+    chunked = scorer(registry.find(name), samples=12, rows=rows).score()[1]
     assert whole.keys() == chunked.keys()
     for name, values in whole.items():
         np.testing.assert_allclose(chunked[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -290,10 +291,6 @@ def test_weights_against_plain_arithmetic(log_w, shift):
 @pytest.mark.parametrize("ways", [("eager",), ("captured", "eager")])
 def test_weights_of_a_program_are_those_of_a_rollout(ways):
     """What an image's own recogniser holds goes in at every call, and is there after it."""
-    from glas_bench import registry
-    from glas_bench.core import rollout
-    from glas_bench.yardstick import refit, weights
-
     cls = registry.find("cauchy").cls
     sizes = {"steps": 2, "hidden": 6, "sample_size": 3, "latent_size": 4, "filter_size": 2}
     trained = rollout.build(cls, cls.Settings(**sizes), 20, 0, 0)
@@ -378,10 +375,6 @@ def test_the_gap_is_what_an_objective_that_bounds_nothing_hides():
 
 
 def test_scoring_reports_falls_to_a_slower_way():
-    from test_train import training
-
-    from glas_bench.yardstick import refit
-
     run = training("cauchy")
     scorer = evaluate.Scorer(run.model, run.config, run.splits, 0, tell=print)
     assert scorer._own("evaluation-iw", "own-q", 2).log_w.tell == scorer.tell

@@ -156,7 +156,8 @@ class Rollout:
         zero = noise.new_zeros((), dtype=dtype, requires_grad=True)
         self.given, self.taps = [], []
         for noise_SBZ, time in zip(noise_TSBZ.unbind(), times.unbind(), strict=True):
-            taps = deferral.stacked_taps(self.calls, zero, seeds)
+            # zeros that take gradients and no memory
+            taps = [zero.expand(seeds, call.rows, call.out) for call in self.calls if call]
             state, now, given = self._step(tensors, context, state, noise_SBZ, kernels, taps, time)
             self.given.append(given)
             self.taps.append(taps)

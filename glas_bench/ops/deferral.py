@@ -115,17 +115,6 @@ def stacked_kernels(
     return laid_out
 
 
-def stacked_taps(calls: Sequence[Call | None], zero: Tensor, seeds: int) -> list[Tensor]:
-    """Return zeros [S, B, out] for every call but None, which take gradients and no memory.
-
-    Args:
-        calls: as for `stacked_kernels`.
-        zero: a number of the dtype of products, which requires a gradient.
-        seeds: S.
-    """
-    return [zero.expand(seeds, call.rows, call.out) for call in calls if call is not None]
-
-
 def gradients(
     calls: Sequence[Call | None],
     stacks: Mapping[str, Tensor],

@@ -101,7 +101,7 @@ def _difference(pairs: stats.Pairs | str, diverged: int) -> dict[str, Any]:
         return {"estimate": None, "reason": pairs}
     try:
         result = stats.paired_difference(pairs.a_SB, pairs.b_SB, diverged=diverged)
-        resolution = stats.resolvable(result)
+        resolvable = stats.resolvable(result)
     except ImportError as error:  # a bare machine has no scipy
         estimate = float((pairs.a_SB - pairs.b_SB).mean())
         return {"estimate": estimate, "reason": f"no interval: {error}"}
@@ -114,7 +114,7 @@ def _difference(pairs: stats.Pairs | str, diverged: int) -> dict[str, Any]:
         "images": result.images,
         "diverged": diverged,
         "label": result.label,
-        "resolvable": resolution.nats,
+        "resolvable": resolvable,
     }
 
 
