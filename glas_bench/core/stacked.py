@@ -229,12 +229,12 @@ class StackedTraining:
         self.validations: dict[int, programs.Program] = {}
         ways = self.ways or programs.ways_on(self.device, self.first.total_steps)
         self.program = programs.Program(
-            self._build, self.device, kept=self._kept, tell=self.tell, ways=ways
+            self._build,
+            self.device,
+            kept=lambda: [*self.adam.tensors, *self.progress],
+            tell=self.tell,
+            ways=ways,
         )
-
-    def _kept(self) -> list[Tensor]:
-        """Return what a step changes."""
-        return [*self.adam.tensors, *self.progress]
 
     def _begin_epoch(self) -> None:
         """Put order, pixels, counters and sums of the trainings on the device."""

@@ -133,7 +133,7 @@ class Optimisation:
             Diverged: the loss or a gradient is not finite; the parameters are as before.
         """
         images, labels, noise = self._batch()
-        self.optimiser.forget_gradients()
+        self.model.zero_grad()
         with linear.precision(self.config.precision, self.tape):
             terms = rollout.rollout(
                 self.model,

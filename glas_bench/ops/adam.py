@@ -29,11 +29,6 @@ class Adam:
         self.state: State = {}
         """By name: step [], exp_avg and exp_avg_sq of the parameter's shape."""
 
-    def forget_gradients(self) -> None:
-        """Drop every gradient."""
-        for parameter in self.parameters.values():
-            parameter.grad = None
-
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Take one step; a parameter without a gradient stays where it is."""

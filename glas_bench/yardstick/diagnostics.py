@@ -375,7 +375,7 @@ def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
     if not (isinstance(matrix, Tensor) and model.has_density):
         return nothing
     generator = streams.generator(batches.seed, "diagnostics-permutation")
-    program = rollout.Program(model, _first_draw)
+    program = rollout.Program(model, lambda m, x, *rest: _elbo(rollout.rollout(m, x, x, *rest)))
     total = torch.zeros_like(seen.elbo)
     for _ in range(PERMUTATIONS):
         order = torch.randperm(matrix.numel(), generator=generator).to(matrix.device)
@@ -388,11 +388,6 @@ def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
         "permuted_elbo": finite(float(total / seen.images)),
         "permuted_elbo_change": finite(float((total - seen.elbo) / seen.images)),
     }
-
-
-def _first_draw(model: Glas, x: Tensor, labels: Tensor | None, noise: Tensor) -> Tensor:
-    """Return the sum over images of the elbo, nats."""
-    return _elbo(rollout.rollout(model, x, x, labels, noise))
 
 
 # --------------------------------------------------------------------------- failure

@@ -40,7 +40,6 @@ from glas_bench.model import (
     RecurrentSettings,
     State,
     Step,
-    Terms,
 )
 from glas_bench.ops import programs
 from glas_bench.ops.adam import Adam
@@ -225,7 +224,12 @@ class Fit(Optimisation):
         validation: Images,
         budget: Budget,
     ) -> None:
-        phase = Phase("refit", config.epochs, objective=_negative_elbo, frozen=("trained",))
+        phase = Phase(
+            "refit",
+            config.epochs,
+            objective=lambda model, terms: (terms.recon + terms.charge).mean(0),
+            frozen=("trained",),
+        )
         super().__init__(Recogniser.of(trained, seed), (phase,), config, splits, seed)
         self.labels = None
         self.validation = validation
@@ -350,12 +354,6 @@ class Fit(Optimisation):
                 for name, parameter in self.optimiser.parameters.items():
                     parameter.copy_(state["parameters"][name])
             self.optimiser.load(state["adam"])
-
-
-def _negative_elbo(model: Glas, terms: Terms) -> Tensor:
-    """Return -log p(x|z) + KL, [B] nats."""
-    del model
-    return (terms.recon + terms.charge).mean(0)
 
 
 def fit_stacked(

@@ -119,10 +119,6 @@ class Images:
         return noise[:, :draws].permute(2, 1, 0, 3)
 
 
-ModelFor = Callable[[slice], Glas]
-"""Gives the model for a slice of the images at hand."""
-
-
 @dataclass(frozen=True)
 class Weigher:
     """How images are weighed.
@@ -135,7 +131,7 @@ class Weigher:
     purpose: str  # names the noise
     stage: str  # names the work, for progress and for partial work
     samples: int
-    prepare: Callable[[Images], ModelFor]
+    prepare: Callable[[Images], Callable[[slice], Glas]]
     chunk: int = ROWS
     rows: int = ROWS
     log_w: Weights = field(default_factory=lambda: Weights(), repr=False, compare=False)
@@ -181,7 +177,9 @@ class Weigher:
             "ess": effective_sample_size(log_w_KB),
         }
         for size in sweep_sizes(self.samples):
-            values[f"iw_{size}"] = _grouped(log_w_KB, size)
+            groups = len(log_w_KB) // size  # disjoint, and averaged
+            of_groups = log_w_KB[: groups * size].reshape(groups, size, -1).transpose(0, 1)
+            values[f"iw_{size}"] = importance_weighted_nll(of_groups).mean(0)
         return as_numbers(values, images)
 
 
@@ -281,10 +279,3 @@ def as_numbers(tensors: dict[str, Tensor], images: Images) -> PerImage:
         if np.isnan(value).any():
             raise NotFinite(f"{name} of image {images.names[0]} or after is not a number")
     return values
-
-
-def _grouped(log_w_KB: Tensor, size: int) -> Tensor:
-    """Return the estimate with `size` weights, averaged over disjoint groups of the K draws."""
-    groups = log_w_KB.shape[0] // size
-    cut = log_w_KB[: groups * size].reshape(groups, size, -1)
-    return importance_weighted_nll(cut.transpose(0, 1)).mean(0)
