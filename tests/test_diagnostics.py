@@ -1,6 +1,5 @@
 """Diagnostics against closed forms and plain float64 loops, on models whose answers are known."""
 
-import dataclasses
 import json
 import math
 import os
@@ -53,7 +52,7 @@ def rolled_out(run, seed=0, draws=DRAWS, **about):
         return rollout.rollout(run.model, x, x, run.splits.test.labels, noise_TKBZ, **about)
 
 
-SQUARE = dataclasses.replace(tiny_splits(pixels=36), image_shape=(6, 6))
+SQUARE = tiny_splits(pixels=36)
 
 
 # --------------------------------------------------------------------------- known posteriors

@@ -21,6 +21,7 @@ def tiny_splits(binarisation="static", labels=True, pixels=20, images=40):
     generator = torch.Generator().manual_seed(0)
     grey = torch.rand(images, pixels, generator=generator)
     marks = torch.arange(images) % 10 if labels else None
+    height = max(h for h in range(1, math.isqrt(pixels) + 1) if pixels % h == 0)
 
     def split(rows, train_split=False):
         bits = (grey[rows] > 0.6).to(torch.uint8)
@@ -34,7 +35,7 @@ def tiny_splits(binarisation="static", labels=True, pixels=20, images=40):
         hash="0" * 64,
         classes=10 if labels else 0,
         pixels=pixels,
-        image_shape=(4, 5),
+        image_shape=(height, pixels // height),
         train=split(slice(0, 24), train_split=True),
         validation=split(slice(24, 32)),
         test=split(slice(32, 40)),
