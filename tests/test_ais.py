@@ -116,15 +116,6 @@ def test_the_standard_error_does_not_understate(spread):
     assert 0.9 < ratio < (1.2 if spread < 2 else 1.6)
 
 
-def test_jitter_breaks_resonance():
-    """Twelve steps of 2 sin(pi / 12) are one turn, after which a steady step is where it was."""
-    noise = Annealing().noise("test", [0])
-    walkers = Walkers(lambda z: 0 * z.sum(-1), noise(200, 5, 0))
-    before_CBD = walkers.z_CBD
-    walkers.move(0.5, torch.tensor([2 * math.sin(math.pi / 12)]), noise(200, 7, 1), 12)
-    assert float((walkers.z_CBD - before_CBD).square().mean().sqrt()) > 1
-
-
 @pytest.mark.parametrize(("uniform", "jitter"), [(0.001, 0.6006), (0.5, 0.9), (0.999, 1.1994)])
 def test_the_jitter_is_uniform_from_06_to_12(uniform, jitter):
     """From rest at z one leapfrog step comes to z (1 - step^2 / 2)."""
