@@ -73,8 +73,9 @@ def precision(name: str | None = None, tape: Tape | Recorder | None = None) -> I
     if isinstance(tape, Tape):
         tape.begin()
         tape = tape.add
-    before = _current
-    _current = _Mode(before.low if name is None else name == "bf16", tape or add_plain)
+    # not `tape or add_plain`: torch 2.11 cannot compile whether a method is true
+    before, recorder = _current, add_plain if tape is None else tape
+    _current = _Mode(before.low if name is None else name == "bf16", recorder)
     try:
         yield
     finally:
