@@ -37,7 +37,7 @@ from glas_bench.sweep import status, storage, worker, worker_id
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database, StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
 from glas_bench.sweep.queue import MOST_LOST, WATCHED_BEATS, Queue
-from glas_bench.sweep.trial import Trial
+from glas_bench.sweep.trial import Progress, Trial
 
 HEAD = """\
 name: tiny
@@ -831,7 +831,7 @@ def test_beating_goes_on_through_an_outage(
             query = "SELECT heartbeat FROM trial_heartbeats"
             return connection.execute(sqlalchemy.text(query)).scalar()
 
-    with queue.beating(trial):
+    with queue.beating(trial, Progress(trial.seeds)):
         before = last()
         until(lambda: last() > before)
         postgres.stop()

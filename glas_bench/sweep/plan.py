@@ -168,11 +168,7 @@ def rejudged(old: Document, new: Document) -> str:
     before, claims = ([each["expect"] for each in plan["claims"]] for plan in (old, new))
     if not were or not now or were == now or not claims or claims != before:
         return ""
-    changed = ", ".join(
-        f"{key} {json.dumps(now[key])} where it was {json.dumps(were[key])}"
-        for key in now
-        if now[key] != were[key]
-    )
+    changed = ", ".join(_changes(were, now, now))
     return f"{changed}: chosen after results were seen, they no longer keep the error rate of .05"
 
 
@@ -197,12 +193,18 @@ def differences(old: Document, new: Document) -> list[str]:
     expected = [[each["expect"] for each in plan["claims"]] for plan in (old, new)]
     if expected[0] != expected[1]:
         lines.append("other claims")
-    for key in (*VERSIONS, "version", "preset", "dataset", "space", "trials", "tuning_seeds"):
-        if key in old and old[key] != new[key]:
-            lines.append(f"{key} {json.dumps(new[key])} where it was {json.dumps(old[key])}")
-    return [*lines, *filter(None, [rejudged(old, new)])]
+    keys = (*VERSIONS, "version", "preset", "dataset", "space", "trials", "tuning_seeds")
+    return [*lines, *_changes(old, new, keys), *filter(None, [rejudged(old, new)])]
 
 
-def _some(names: Sequence[str], most: int = 6) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _changes(old: Document, new: Document, keys: Iterable[str]) -> list[str]:
+    return [
+        f"{key} {json.dumps(new[key])} where it was {json.dumps(old[key])}"
+        for key in keys
+        if key in old and old[key] != new[key]
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + rest

@@ -230,20 +230,19 @@ class Queue:
             self.database.set_waiting(trial, lost)
 
     def beating(
-        self, trial: Trial, progress: Progress | None = None, pruner: str | None = None
+        self, trial: Trial, progress: Progress, pruner: str | None = None
     ) -> contextlib.AbstractContextManager[None]:
         """Record heartbeats of a trial and its progress meanwhile, through any outage.
 
         Where `pruner` (median or halving) gives up a trial of a search, it is to be pruned; trials
         of a study's own seeds never are.
         """
-        so_far = progress or Progress(trial.seeds)
 
         def beat() -> None:
-            curve = {**so_far.curve}
+            curve = {**progress.curve}
             self.database.heartbeat(trial, curve)
-            if pruner and trial.is_search and curve and not so_far.pruned:
-                so_far.pruned = self.database.should_prune(trial, pruner)
+            if pruner and trial.is_search and curve and not progress.pruned:
+                progress.pruned = self.database.should_prune(trial, pruner)
 
         return repeating(beat, self.database.beat)
 
