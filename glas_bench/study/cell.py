@@ -44,7 +44,8 @@ class Cell:
     @property
     def identity(self) -> str:
         """What makes two cells of a study the same one."""
-        return identity_of(self.variant, self.config, self.searched)
+        about = [self.variant.source_hash, self.config.model_dump(), self.searched]
+        return json.dumps(about, sort_keys=True)
 
     @property
     def protocol(self) -> str:
@@ -128,11 +129,6 @@ def by_hand(
     for cell in cells:
         train.check_applicable(cell.variant, cell.config)
     return cells
-
-
-def identity_of(variant: Variant, resolved: RunConfig, searched: tuple[str, ...] = ()) -> str:
-    """Return what makes two cells of a study the same one."""
-    return json.dumps([variant.source_hash, resolved.model_dump(), searched], sort_keys=True)
 
 
 def keys_of(variant: Variant) -> set[str]:

@@ -35,7 +35,7 @@ from glas_bench.config import RunConfig
 from glas_bench.errors import UsageError, nearest, unknown
 from glas_bench.study import claims
 from glas_bench.study import file as studyfile
-from glas_bench.study.cell import Cell, identity_of, keys_of
+from glas_bench.study.cell import Cell, keys_of
 from glas_bench.study.claims import Claim, Comparison, Expectation, Term
 from glas_bench.study.file import Dimension, Loc, Source, StudyFile
 from glas_bench.text import settings as settings_text
@@ -330,8 +330,7 @@ class _Planner:
 
     def _plan(self, entry: _Entry, settings: dict[str, Any]) -> None:
         """Plan a cell, and before it the one that it is compared with."""
-        searched = self._searched(entry)
-        cell = self._cell(entry, settings, searched)
+        cell = self._cell(entry, settings)
         if cell.identity in self.listed:
             raise self.source.error(entry.loc, f"{cell.name} is planned twice")
         self.listed.add(cell.identity)
@@ -357,26 +356,16 @@ class _Planner:
                 raise self.source.error(("baseline", key), _no_setting(self.baseline.variant, key))
         given = {**settings, **self.baseline.settings}
         taken = {key: value for key, value in given.items() if key in own}
-        baseline = self._cell(self.baseline, taken, self._searched(self.baseline), entry.loc)
+        baseline = self._cell(self.baseline, taken, entry.loc)
         return self.cells.get(baseline.identity, baseline)
 
-    def _searched(self, entry: _Entry) -> tuple[str, ...]:
-        return tuple(
-            key
-            for key in self.file.space
-            if key not in entry.settings and self._has(entry, ("space", key))
-        )
-
-    def _cell(
-        self,
-        entry: _Entry,
-        settings: dict[str, Any],
-        searched: tuple[str, ...],
-        loc: Loc | None = None,
-    ) -> Cell:
+    def _cell(self, entry: _Entry, settings: dict[str, Any], loc: Loc | None = None) -> Cell:
+        """Return a cell; `loc` is where the file asks for it, by default at its entry."""
         from glas_bench.core import train
 
         loc = loc or entry.loc
+        free = [key for key in self.file.space if key not in entry.settings]
+        searched = tuple(key for key in free if self._has(entry, ("space", key)))
         try:
             resolved = self._resolve(entry.variant, settings)
         except UsageError as error:
@@ -516,7 +505,7 @@ class _Planner:
         same = [
             cell
             for cell in self.cells.values()
-            if identity_of(variant, resolved, cell.searched) == cell.identity
+            if replace(cell, variant=variant, config=resolved).identity == cell.identity
             and not set(cell.searched) & set(term.settings)
         ]
         if not same:
