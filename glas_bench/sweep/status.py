@@ -53,14 +53,13 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
     uncovered = set(seeds) - {seed for trial in own for seed in trial.seeds}
     status = join_statuses([trial.status for trial in own] + ["waiting"] * bool(uncovered))
     reasons = [trial.reason for trial in own if trial.reason]
-    running = [trial for trial in own if trial.status == "running"]
+    at_work = own
     search = _search(plan, entry, trials) if entry["searched"] else None
     if search and (not own or search["status"] in ("waiting", "running")):
         status = "waiting" if search["status"] == "complete" else search["status"]
         reasons = [search["reason"]]
-        running = [t for t in trials if t.is_search and t.cell == entry["cell"] and t.owner]
-        running = [trial for trial in running if trial.status == "running"]
-    workers = [worker_id.described(trial.owner) for trial in running if trial.owner]
+        at_work = [trial for trial in trials if trial.is_search and trial.cell == entry["cell"]]
+    workers = [worker_id.described(t.owner) for t in at_work if t.owner and t.status == "running"]
     return {
         **{key: entry[key] for key in ("cell", "variant", "params")},
         "status": status,
