@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,12 +84,14 @@ def sync(
             store = Store(results)
             note = read_note(results, name)
             store.use(name, note.get("question"))
-            known = {run.info.run_id for run in store.runs(name)} if len(folders) > MANY else None
+            is_there: Callable[[str], Any] = store.run
+            if len(folders) > MANY:
+                is_there = {run.info.run_id for run in store.runs(name)}.__contains__
         except Exception as error:
             return SyncReport(0, [(str(folder), error_line(error)) for folder in folders])
         for index, folder in enumerate(folders):
             try:
-                changed += _sync_folder(store, folder, known, note, models)
+                changed += _sync_folder(store, folder, is_there, note, models)
                 done += 1
             except Exception as error:  # the other folders may succeed
                 failures.append((str(folder), error_line(error)))
@@ -102,7 +104,7 @@ def sync(
 def _sync_folder(
     store: Store,
     folder: Path,
-    known: Collection[str] | None,
+    is_there: Callable[[str], Any],
     note: Mapping[str, Any],
     models: bool,
 ) -> bool:
@@ -113,14 +115,8 @@ def _sync_folder(
         RunFolder.at(folder).settle_if_free()
         ledger = _Ledger(folder, store)
         stamp = _stamp(folder, note)
-        if (
-            not models
-            and ledger.kept.get("stamp") == stamp
-            and all(
-                store.run(run_id) is not None if known is None else run_id in known
-                for run_id in ledger.runs.values()
-            )
-        ):
+        is_same = ledger.kept.get("stamp") == stamp and all(map(is_there, ledger.runs.values()))
+        if is_same and not models:
             return False
         record = load_run(folder)
         ledger.kept.pop("stamp", None)
