@@ -17,6 +17,7 @@ from glas_bench.config import same_value
 from glas_bench.errors import UsageError, nearest, unknown
 from glas_bench.report.table import TableRow, setting_list, value_of
 from glas_bench.study.claims import METRICS, SHARES, Term, parse
+from glas_bench.study.claims import Condition as Bound
 from glas_bench.text import setting
 
 FORM = "METRIC(VARIANT, setting=value, ...) > NUMBER, or the same with <"
@@ -31,10 +32,9 @@ class Condition:
     """A parsed expression."""
 
     text: str
-    metric: str
-    reference: Term
-    above: bool
-    limit: float
+    term: Term
+    bound: Bound
+    """Of the metric, which may have a suffix of `DIFFERENCES`."""
 
 
 def read(text: str) -> Condition:
@@ -65,7 +65,7 @@ def read(text: str) -> Condition:
     if part and term.metric in SHARES:
         raise UsageError(f"--fail-if {text!r}: shares of seeds have no interval; name a metric")
     metric = f"{term.metric}_{part}" if part else term.metric
-    return Condition(text, metric, term, sign == ">", float(limit))
+    return Condition(text, term, Bound(metric, sign, float(limit)))
 
 
 def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
@@ -76,38 +76,38 @@ def tripped(condition: Condition, cells: Sequence[TableRow]) -> list[str]:
     Raises:
         UsageError: the condition is about no cell of the pages.
     """
-    reference = condition.reference
-    own = [cell for cell in cells if cell.variant == reference.variant]
+    term, metric = condition.term, condition.bound.metric
+    own = [cell for cell in cells if cell.variant == term.variant]
     if not own:
-        wrong = unknown("variant of these pages", reference.variant, {c.variant for c in cells})
+        wrong = unknown("variant of these pages", term.variant, {c.variant for c in cells})
         raise UsageError(f"--fail-if {condition.text!r}: {wrong}")
-    fits = [cell for cell in own if _fits(cell, reference)]
+    fits = [cell for cell in own if _fits(cell, term)]
     if not fits:
-        got = setting_list({key: setting(value) for key, value in reference.settings.items()})
+        got = setting_list({key: setting(value) for key, value in term.settings.items()})
         labels = [cell.label for cell in own]
         raise UsageError(
-            f"--fail-if {condition.text!r}: no cell of {reference.variant} has {got}."
-            f"{nearest(f'{reference.variant} ({got})', labels)} There are: {', '.join(labels)}."
+            f"--fail-if {condition.text!r}: no cell of {term.variant} has {got}."
+            f"{nearest(f'{term.variant} ({got})', labels)} There are: {', '.join(labels)}."
         )
     lines = []
     for cell in fits:
         value = _value(cell, condition)
         if value is None:
-            text = f"has no number{_why_none(cell, condition.metric)}"
-        elif value > condition.limit if condition.above else value < condition.limit:
+            text = f"has no number{_why_none(cell, metric)}"
+        elif condition.bound.holds(value):
             text = "is infinite" if math.isinf(value) else f"is {value:.4g}"
         else:
             continue
-        lines.append(f"{condition.text}: {condition.metric} of {cell.label} {text}")
+        lines.append(f"{condition.text}: {metric} of {cell.label} {text}")
     return lines
 
 
-def _fits(cell: TableRow, reference: Term) -> bool:
-    for key, value in reference.settings.items():
-        text = cell.settings.get(key, cell.first.get(f"params.{key}", ""))
-        if not same_value(text, setting(value)):
-            return False
-    return True
+def _fits(cell: TableRow, term: Term) -> bool:
+    own, first = cell.settings, cell.first
+    return all(
+        same_value(own.get(key, first.get(f"params.{key}", "")), setting(value))
+        for key, value in term.settings.items()
+    )
 
 
 def _why_none(cell: TableRow, metric: str) -> str:
@@ -119,7 +119,7 @@ def _why_none(cell: TableRow, metric: str) -> str:
 
 
 def _value(cell: TableRow, condition: Condition) -> float | None:
-    metric, asked = condition.metric, condition.reference.condition
+    metric, asked = condition.bound.metric, condition.term.condition
     if asked is not None:
         values = [value_of(row, asked.metric) for row in cell.finished]
         known = [asked.holds(value) for value in values if value is not None]
