@@ -767,14 +767,13 @@ def test_the_mirror_follows_a_training(results):
 def test_the_mirror_gives_up_on_a_black_hole(tmp_path, black_hole, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", black_hole)
     folder = finished(tmp_path)
-    mirror = Mirror(tmp_path, [folder.path])
-    mirror.__enter__()
-    assert mirror.child is not None
-    process = mirror.child.process
-    assert "s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_text()
-    time.sleep(6)  # it hangs in a request by now
-    started = time.monotonic()
-    report = mirror.finish(3)
+    with Mirror(tmp_path, [folder.path]) as mirror:
+        assert mirror.child is not None
+        process = mirror.child.process
+        assert "s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_text()
+        time.sleep(6)  # it hangs in a request by now
+        started = time.monotonic()
+        report = mirror.finish(3)
     assert 2.5 < time.monotonic() - started < 120  # MLflow's own patience is twice that
     assert process.poll() is not None
     (failed, message), *more = report.failures
@@ -802,8 +801,8 @@ def test_the_mirror_dies_with_its_parent(tmp_path):
     script = (
         "import sys, time; from pathlib import Path\n"
         "from glas_bench.tracking.mirror import Mirror\n"
-        "mirror = Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]); mirror.__enter__()\n"
-        "print(mirror.child.process.pid, flush=True); time.sleep(60)"
+        "with Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]) as mirror:\n"
+        "    print(mirror.child.process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path), str(folder.path)], stdout=subprocess.PIPE
@@ -819,11 +818,10 @@ def test_the_mirror_dies_with_its_parent(tmp_path):
 
 def test_a_mirror_that_dies_or_cannot_start_is_reported(tmp_path, monkeypatch):
     folder = finished(tmp_path)
-    mirror = Mirror(tmp_path, [folder.path])
-    mirror.__enter__()
-    assert mirror.child is not None
-    mirror.child.process.kill()
-    report = mirror.finish(20)
+    with Mirror(tmp_path, [folder.path]) as mirror:
+        assert mirror.child is not None
+        mirror.child.process.kill()
+        report = mirror.finish(20)
     assert "its process died" in report.failures[0][1]
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     with Mirror(tmp_path, [folder.path]) as mirror:

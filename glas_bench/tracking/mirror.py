@@ -80,7 +80,10 @@ class Mirror:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it at once."""
+        self.close()
+
+    def close(self) -> None:
+        """End the process at once."""
         child, self.child = self.child, None
         if child is not None:
             child.close()
@@ -113,7 +116,7 @@ class Mirror:
         except queue.Empty:
             self.problem = f"no answer within {timeout:.0f} s"
         finally:
-            self.__exit__()
+            self.close()
         message = _not_mirrored(self.problem)
         return SyncReport(0, [(str(folder), message) for folder in _that_exist(self.folders)])
 
