@@ -251,8 +251,8 @@ def test_seeds_and_time_to_the_next_look_and_to_the_last(
     shown.refresh(document, 40.0, 60.0)
     assert capsys.readouterr().err.splitlines() == [
         "gaussian: running, seeds 0,1",
-        "2 cells: 1 complete, 1 running; 3 of 4 seeds; 0 of 1 claims decided; about 40 s left "
-        "to the next look, 1:00 to the last one",
+        "2 cells: 1 complete, 1 running; 3 of 4 seeds; 0 of 1 claims decided; about 20 s left "
+        "to the next look, 40 s to the last one",  # a seed of two is over
     ]
 
 

@@ -62,7 +62,8 @@ class View(Shown):
         """Show the document of `status`, and about how many seconds are left, if known.
 
         Where claims get seeds until they are decided, `left` is of the seeds planned by now, and
-        `most` of those to the last look of all claims that are undecided.
+        `most` of those to the last look of all claims that are undecided; seeds that are over and
+        that the document does not count yet are taken off both.
         """
         self.cells = document["cells"]
         open_seeds = {
@@ -71,8 +72,11 @@ class View(Shown):
             for each in cell["seeds"]
             if each["status"] not in FINISHED
         }
-        self.caption = status.summary(document, len(self.ended & open_seeds))
+        over = len(self.ended & open_seeds)
+        self.caption = status.summary(document, over)
         if left:
+            most, left = (most or 0) - left, left * (1 - over / max(1, len(open_seeds)))
+            most += left
             self.caption += f"; about {duration(left)} left"
         if left and most and most > left:
             self.caption += f" to the next look, {duration(most)} to the last one"
