@@ -53,9 +53,10 @@ def _away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def _alike_in_any_order() -> None:
-    """Let what a test draws from torch's global generator not hang on the tests before it."""
+    """Undo what earlier tests left in torch: its global generator, and denormals set to zero."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -258,6 +258,7 @@ def test_datasets_lists_what_there_is(bare_glas):
         "mnist-static": [[50_000, 10_000, 10_000], 0, None],
         "omniglot": [[23_000, 1_345, 8_070], 50, "alphabet"],
         **{name: [[50_000, 2_000, 2_000], 0, None] for name in ("text-kjv", "text8", "text")},
+        "images": [[0, 0, 0], 0, None],  # of any size
     }
     assert found["omniglot"]["binarisations"] == ["dynamic", "soft"]
     assert found["text8"]["likelihood"] == "categorical"

@@ -105,8 +105,8 @@ def test_a_user_without_a_name_and_a_home_has_a_cache(monkeypatch: pytest.Monkey
 FIGURE = """
 from glas_bench.report import figures
 def draw():
-    figure, axes = figures.blank(3, 2)
-    axes[0][0].plot([1, 2, -3])
+    figure, axes = figures.panels(3, 2, 2)
+    axes[0].plot([1, 2, -3])
     return figure
 import hashlib
 print(hashlib.sha256(figures.Drawing("n", "t", "c", draw).picture()).hexdigest())
