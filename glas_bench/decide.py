@@ -31,6 +31,7 @@ from glas_bench.errors import GlasBenchError
 from glas_bench.evaluate import scored_images
 from glas_bench.record import SeedRecord, load_run
 from glas_bench.sequential import Difference, Share, ShareDifference
+from glas_bench.stats import different_draws
 from glas_bench.study import Cell, Study
 from glas_bench.study.claims import METRICS, Claim, Comparison, Term
 from glas_bench.text import setting
@@ -381,7 +382,7 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
             return Share(*counts[0], sign * expectation.constant, sign)
         first, second = counts if expectation.terms[0].sign > 0 else counts[::-1]
         return sequential.share_difference(first, second)
-    _check_ais(terms, seeds)
+    _check_alike(terms, seeds)
     by_cell: dict[str, dict[int, Array]] = {}
     for name in dict.fromkeys(arm.name for _, arm in terms):
         own = [(term, arm) for term, arm in terms if arm.name == name]
@@ -401,16 +402,20 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
         raise _NoNumber(str(error)) from error
 
 
-def _check_ais(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> None:
-    """Refuse AIS by different protocols.
+def _check_alike(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> None:
+    """Refuse AIS by different protocols, and iw of different K.
 
     Raises:
-        _NoNumber: chains, temperatures or images differ between seeds.
+        _Lacking: chains, temperatures, images or numbers of draws differ between seeds.
     """
     asked = (arm for term, arm in terms if term.metric == "ais")
     keys = {arm.seeds[seed].ais[0] for arm in asked for seed in seeds if arm.escaped(seed)}
     if len(keys - {None}) > 1:
         raise _Lacking("they were scored by different protocols of AIS")
+    weighed = (arm for term, arm in terms if term.metric == "iw")
+    draws = {(arm.scores(seed) or {}).get("iw_samples") for arm in weighed for seed in seeds}
+    if len(draws - {None}) > 1:
+        raise _Lacking(different_draws(draws))
 
 
 def _sum(terms: Sequence[Term], arm: Arm, seed: int) -> Array:

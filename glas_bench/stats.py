@@ -18,7 +18,7 @@ S seeds, B images, R any leading axes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -209,6 +209,11 @@ def pair_arms(
     if rows[0].size < 2:
         return "one image has no spread"
     return Pairs(seeds, np.stack(rows[: len(seeds)]), np.stack(rows[len(seeds) :]))
+
+
+def different_draws(draws: Collection[int | None]) -> str:
+    """Return why iw of different numbers of draws is not compared: more draws lower it."""
+    return f"iw of different K: {' and '.join(map(str, sorted(k for k in draws if k)))}"
 
 
 def false_discovery_rate(p_values: Sequence[float]) -> list[float]:

@@ -416,6 +416,16 @@ def test_without_ais_a_claim_says_how_to_get_it(tmp_path: Path) -> None:
     assert verdict.wanted is None  # more seeds would lack it too
 
 
+@pytest.mark.parametrize(("k", "word"), [(10, "reproduced"), (100, "undecided")])
+def test_iw_is_compared_at_one_k(tmp_path: Path, k: int, word: str) -> None:
+    """It has K draws where nll comes from it, and 10 elsewhere; more draws lower it."""
+    expect = "iw(gaussian, grid=original) > iw(cauchy, grid=original)"
+    verdict = judged(tmp_path, expect, seeds(90.0, iw_samples=k), seeds(100.0, iw_samples=10))
+    assert verdict.word == word
+    assert ("iw of different K: 10 and 100" in verdict.why) == (k == 100)
+    assert verdict.wanted is None  # more seeds would differ too
+
+
 def test_smoke_and_quick_give_no_verdicts(tmp_path: Path) -> None:
     planned = dataclasses.replace(plan(tmp_path, CLAIM), preset="quick")
     verdict = only(planned, {})

@@ -146,6 +146,13 @@ def test_a_refit_that_still_gained_is_reported() -> None:
     assert "still gained" not in settled
 
 
+def test_a_mean_of_iw_over_different_numbers_of_draws_has_a_note() -> None:
+    rows = [row("cauchy", 0, iw_samples=10), row("cauchy", 1, nll_from="iw", iw_samples=100)]
+    assert "]: iw of different K: 10 and 100\n" in render(*rows)
+    rows[1]["iw_samples"] = 10
+    assert "different K" not in render(*rows)
+
+
 def test_v_is_of_the_weights_that_the_ranked_number_came_from() -> None:
     gains = {"doubling_gain": 0.5, "refit_doubling_gain": 0.1}
     text = render(
@@ -703,6 +710,7 @@ def test_p_is_adjusted_over_all_comparisons_of_a_metric() -> None:
         ({}, {"params_steps": 64}, "nll", "differ in T"),
         ({"elbo_status": "infinite", "elbo": None}, {}, "elbo", "elbo of left is infinite"),
         ({"ais_protocol_key": "a2"}, {"ais_protocol_key": "a1"}, "ais", "different protocols"),
+        ({"iw_samples": 10}, {"iw_samples": 100}, "iw", "iw of different K: 10 and 100"),
     ],
 )
 def test_cells_that_cannot_be_compared_say_why(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+from test_decide import CLAIM, GRID, arms, plan, seeds
 
 from glas_bench.record import Summary
 from glas_bench.runs import table as printed
+
+ABOUT = ("seconds", "scoring_seconds", "images_per_second", "step", "reason")
 
 
 def table(**scores: Any) -> tuple[dict[str, str], str]:
     """The row of one seed by column, and all that is printed."""
     row = {**dict.fromkeys(Summary.__annotations__), "seed": 0, "status": "complete", **scores}
-    about = ("seconds", "scoring_seconds", "images_per_second", "step", "reason")
     config = {"dataset": "mnist-5k", "binarisation": "static", "epochs": 2, "samples": 10}
     document = {
         "variant": "cauchy",
@@ -21,7 +25,7 @@ def table(**scores: Any) -> tuple[dict[str, str], str]:
         "data_origin": "published",
         "bounds_nll": True,
         "bound_reason": "",
-        "seeds": [{**dict.fromkeys(about), **row}],
+        "seeds": [{**dict.fromkeys(ABOUT), **row}],
     }
     text = printed.text([document], None)
     head, _, first = text.splitlines()[2:5]
@@ -43,6 +47,34 @@ def test_v_and_ess_are_of_the_weights_of_nll(source: str | None, v: str, ess: st
 def test_a_refit_that_was_still_gaining_has_a_footnote(gain: float | None, noted: bool) -> None:
     _, text = table(nll_from="refit_iw", refit_last_gain=gain)
     assert ("seed 0: the refit was still gaining, 0.34 nats in its last tenth." in text) == noted
+
+
+def test_k_of_iw_is_what_each_row_was_scored_with() -> None:
+    """Ten draws suffice where nll comes from the refit."""
+    found, _ = table(iw=90.0, iw_samples=10)
+    assert found["iw"] == "90.00"
+    row = {**dict.fromkeys(Summary.__annotations__), "iw": 90.0, "iw_samples": 100}
+    about = {"variant": "a", "config": {"dataset": "mnist-5k"}, "bounds_nll": True}
+    cells = printed._row(about, {**row, **dict.fromkeys(ABOUT), "seed": 0, "status": ""}, None)
+    assert cells["iw"] == "90.00 (K=100)"
+
+
+def test_iw_of_different_k_is_not_subtracted(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    names = [f"{variant} {GRID}" for variant in ("gaussian", "cauchy")]
+    scored = [seeds(91.0, count=2, iw_samples=100), seeds(90.0, count=2, iw_samples=10)]
+    there = arms(planned, tmp_path, dict(zip(names, scored, strict=True)))
+    cells = [
+        dataclasses.replace(
+            there[name].cell,
+            seeds=[0, 1],
+            key=there[name].seeds[0].folder.path.parent.name.rpartition("-")[2],
+        )
+        for name in names
+    ]
+    found = printed.differences(*cells, tmp_path / "results")
+    assert found["nll"]["estimate"] == pytest.approx(1, abs=1)
+    assert found["iw"] == {"estimate": None, "reason": "iw of different K: 10 and 100"}
 
 
 def test_a_difference_is_printed_with_sign_interval_and_pairs() -> None:

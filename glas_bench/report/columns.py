@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from glas_bench.report.table import NBSP, Row, Table, TableRow, mean_of, value_of
-from glas_bench.stats import ONE_SEED
+from glas_bench.stats import ONE_SEED, different_draws
 from glas_bench.text import duration, p_value
 
 COLUMNS = (
     "elbo: the negative ELBO, one draw from the variant's own q; iw: the importance-weighted bound "
-    "with K draws from it; refit_iw: the same with a common q that was refitted to the frozen "
-    "decoder; objective: what training minimised, struck through where it is not shown to bound; "
-    "v: Var(log w) of the importance weights that {metric} comes from, mean over images, and the "
-    "nats that all draws gained over half of them; failed: seeds with a validation recon not "
-    "{failed}, or under 1 nat of KL."
+    "with draws from it, 10 where nll comes from refit_iw, else K; refit_iw: the same with K draws "
+    "from a common q that was refitted to the frozen decoder; objective: what training minimised, "
+    "struck through where it is not shown to bound; v: Var(log w) of the importance weights that "
+    "{metric} comes from, mean over images, and the nats that all draws gained over half of them; "
+    "failed: seeds with a validation recon not {failed}, or under 1 nat of KL."
 )
 FAILED = "20 nats better than the pixel-wise Bernoulli"
 FAILED_TEXT = "8 nats better than the place-wise unigram"
@@ -128,7 +128,7 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
                 for name in group.compared
             },
             "elbo": measured(cell, "elbo", notes),
-            "iw": measured(cell, "iw", notes),
+            "iw": measured(cell, "iw", notes) + _mixed_draws(cell, notes),
             f"v of {metric} (gain)": _v(cell, metric),
             "objective": _objective(cell, notes),
             "gap": _gap(cell),
@@ -161,6 +161,12 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
     if metric == "nll":
         lines += _still_gaining(order)
     return [*lines, *_costs(order, notes), *notes.lines()]
+
+
+def _mixed_draws(cell: TableRow, notes: Notes) -> str:
+    """Mark a mean of iw over seeds whose nll comes from iw and others."""
+    draws = {int(row["iw_samples"]) for row in cell.finished if row.get("iw_samples")}
+    return notes.mark(different_draws(draws)) if len(draws) > 1 else ""
 
 
 def _draws(cells: Sequence[TableRow]) -> list[str]:

@@ -20,6 +20,7 @@ from glas_bench.report.table import TableRow, differing, tables
 from glas_bench.stats import (
     ALPHA,
     PairedDifference,
+    different_draws,
     false_discovery_rate,
     pair_arms,
     paired_difference,
@@ -45,6 +46,9 @@ def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> PairedDiff
     protocols = {row.get("ais_protocol_key", "") for two in done for row in two} - {""}
     if metric == "ais" and len(protocols) > 1:
         return "they were scored by different protocols of AIS"
+    draws = {int(row["iw_samples"]) for two in done for row in two if row.get("iw_samples")}
+    if metric == "iw" and len(draws) > 1:
+        return different_draws(draws)
     if not both:
         return "they have no seed in common"
     there, images = values.get(metric, {}), values.get("image", {})

@@ -74,14 +74,19 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
         seed); null with a reason where the two cannot be compared.
     """
     folders = [each.folder(results) for each in (cell, baseline)]
-    values = [
+    scored = [
         {
-            seed: folder.seed(seed).per_image(each.protocol)
+            seed: scores
             for seed in cell.seeds
-            if folder.seed(seed).scores(each.protocol) is not None
+            if (scores := folder.seed(seed).scores(each.protocol)) is not None
         }
         for each, folder in zip((cell, baseline), folders, strict=True)
     ]
+    values = [
+        {seed: folder.seed(seed).per_image(each.protocol) for seed in arm}
+        for each, folder, arm in zip((cell, baseline), folders, scored, strict=True)
+    ]
+    draws = {scores.get("iw_samples") for arm in scored for scores in arm.values()} - {None}
     diverged = sum(
         any(folder.seed(seed).status()["status"] == "diverged" for folder in folders)
         for seed in cell.seeds
@@ -92,7 +97,10 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
             {seed: images[metric] for seed, images in arm.items() if metric in images}
             for arm in values
         )
-        by_metric[metric] = _difference(stats.pair_arms(metric, a, b), diverged)
+        pairs = stats.pair_arms(metric, a, b)
+        if metric == "iw" and len(draws) > 1:
+            pairs = stats.different_draws(draws)
+        by_metric[metric] = _difference(pairs, diverged)
     return by_metric
 
 
@@ -122,14 +130,18 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
     """Return the table that `run` prints, with its footnotes."""
     settings = documents[0]["config"]
     unit = data.info(settings["dataset"]).unit
-    rows = [_row(doc, row) for doc in documents for row in doc["seeds"]]
-    images = next((row["images"] for doc in documents for row in doc["seeds"] if row["images"]), 0)
+    seeds = [row for doc in documents for row in doc["seeds"]]
+    draws = {row["iw_samples"] for row in seeds} - {None}
+    k = draws.pop() if len(draws) == 1 else None
+    rows = [_row(doc, row, k) for doc in documents for row in doc["seeds"]]
+    images = next((row["images"] for row in seeds if row["images"]), 0)
     other = data_origin(documents[0]["data_origin"])
     drawn = "characters" if unit == "line" else settings["binarisation"]
     head = (
         f"{settings['dataset']} ({drawn}{other}), test split"
         + (f", {count(images, unit)}" if images else "")
-        + f"; {count(settings['epochs'], 'epoch')}; nats per {unit}, lower is better"
+        + f"; {count(settings['epochs'], 'epoch')}; K = {settings['samples']}; "
+        f"nats per {unit}, lower is better"
     )
     table = aligned([list(rows[0]), *(list(row.values()) for row in rows)], NARROW)
     lines = [paragraph(head), "", *table, *map(paragraph, _footnotes(documents))]
@@ -138,8 +150,8 @@ def text(documents: Sequence[dict[str, Any]], difference: dict[str, Any] | None)
     return "\n".join(lines)
 
 
-def _row(doc: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
-    """Return a seed's row by column."""
+def _row(doc: dict[str, Any], row: dict[str, Any], k: int | None) -> dict[str, str]:
+    """Return a seed's row by column; `k` is the number of draws of iw where all rows have one."""
     objective = number(row["objective"])
     if doc["bounds_nll"] is not True and row["objective"] is not None:
         objective = f"({objective})"
@@ -148,6 +160,7 @@ def _row(doc: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     statuses = {"infinite": "inf", "undefined": "none"}
     is_text = data.info(doc["config"]["dataset"]).unit == "line"
     iw = number(row["iw"]) + ("*" if row["bound_only"] else "")
+    iw += f" (K={row['iw_samples']})" if k is None and row["iw_samples"] else ""
     return {
         "variant": doc["variant"],
         "seed": str(row["seed"]),
@@ -157,7 +170,7 @@ def _row(doc: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
         "v of nll": number(v),
         "ESS": number(ess, 1),
         "elbo": statuses.get(str(row["elbo_status"]), number(row["elbo"])),
-        f"iw (K={doc['config']['samples']})": statuses.get(str(row["iw_status"]), iw),
+        f"iw (K={k})" if k else "iw": statuses.get(str(row["iw_status"]), iw),
         "refit iw": number(row["refit_iw"]),
         "objective": objective,
         "gap": number(row["objective_gap"]),
