@@ -411,7 +411,8 @@ def test_the_verdicts_of_the_first_page_are_those_of_the_pages() -> None:
         rows = (row for name in names for row in pages[name])
         for claim in (one for row in rows for one in json.loads(row.get("claims") or "[]")):
             at = "".join(f", {key} = {value}" for key, value in claim["at"].items())
-            ends = interval(claim["estimate"], claim["low"], claim["high"])
+            ends = (claim["estimate"], claim["low"], claim["high"])
+            ends = "–" if None in ends else interval(*ends)
             looks = claim.get("looks")  # an archived one has pairs
             seeds = str(looks[-1]["seeds"]) if looks else claim["pairs"].split()[0]
             judged.add((f"`{claim['expect']}`{at}", ends, seeds, claim["verdict"]))

@@ -22,7 +22,7 @@ from fabricated import Arm
 
 from glas_bench import config, registry, study
 from glas_bench.commands import report
-from glas_bench.errors import UsageError
+from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunRecord, SeedFolder, SeedRecord, load_run, note_study
 from glas_bench.report import (
     columns,
@@ -1237,6 +1237,24 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     assert fewer.command == f"{command} --seeds 0-2"
     for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
         assert plans.find(alike, tmp_path) == fewer
+
+
+@pytest.mark.parametrize(
+    "where", ["dataset: mnist-static", "set: {dataset: mnist-static}", "grid: {dataset: [%s]}"]
+)
+def test_a_study_keeps_its_name_wherever_it_names_its_data(tmp_path: Path, where: str) -> None:
+    axis = where % "mnist-static, mnist-5k" if "%" in where else where
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\nquestion: q?\nversion: 1\nvariants: [cauchy]\nseeds: 0\n{axis}\n")
+    planned = study.load(str(path))
+    note_study(tmp_path, "mine", {}, file=str(path), preset="quick", dataset=planned.dataset)
+    assert plans.find("mine", tmp_path).study == planned
+    path.write_text(path.read_text().replace("mnist-static", "omniglot"))
+    with pytest.raises(RunError, match=r"mine\.yaml is now the study mine on omniglot"):
+        plans.find("mine", tmp_path)
+    if axis == where:
+        assert study.load(str(path), dataset="omniglot").name == "mine"
+        assert study.load(str(path), dataset="mnist-5k").name == "mine@mnist-5k"
 
 
 def test_a_study_file_has_the_seeds_it_was_swept_with(tmp_path: Path) -> None:

@@ -560,7 +560,11 @@ def test_one_of_two_seeds_diverges_beside_a_baseline(glas):
     baseline = ended.json["baseline"]
     assert [row["status"] for row in baseline["seeds"]] == ["complete", "complete"]
     assert baseline["config_key"] != ended.json["config_key"]
-    for metric in ("nll", "elbo", "iw"):
+    k, other = ended.seeds[0]["iw_samples"], baseline["seeds"][0]["iw_samples"]
+    assert k != other  # the nll of one comes from iw, that of the other does not
+    assert ended.json["difference"]["iw"]["estimate"] is None
+    assert "iw of different K" in ended.json["difference"]["iw"]["reason"]
+    for metric in ("nll", "elbo"):
         difference = ended.json["difference"][metric]
         expected = ended.seeds[0][metric] - baseline["seeds"][0][metric]
         assert difference["estimate"] == pytest.approx(expected, abs=1e-9)

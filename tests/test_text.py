@@ -397,7 +397,7 @@ def test_run_on_a_text_of_ones_own(glas, tmp_path):
         *("--baseline", "no-attention", "--no-mirror"),
     )
     assert "text (characters, file mine.txt (" in shown.out
-    assert "20 lines; 1 epoch; nats per line" in shown.out
+    assert "20 lines; 1 epoch; K = 2; nats per line" in shown.out
     assert "bits/char" in shown.out
     assert "place-wise unigram" in shown.out
     assert "paired by line" in shown.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from glas_bench.report.table import NBSP, Row, Table, TableRow, mean_of, value_of
+from glas_bench.report.table import NBSP, Row, Table, TableRow, draws_of, mean_of, value_of
 from glas_bench.stats import ONE_SEED, different_draws
 from glas_bench.text import duration, p_value
 
@@ -165,7 +165,7 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
 
 def _mixed_draws(cell: TableRow, notes: Notes) -> str:
     """Mark a mean of iw over seeds whose nll comes from iw and others."""
-    draws = {int(row["iw_samples"]) for row in cell.finished if row.get("iw_samples")}
+    draws = draws_of(cell.finished)
     return notes.mark(different_draws(draws)) if len(draws) > 1 else ""
 
 

@@ -16,7 +16,7 @@ from itertools import combinations
 
 import numpy as np
 
-from glas_bench.report.table import TableRow, differing, tables
+from glas_bench.report.table import TableRow, differing, draws_of, tables
 from glas_bench.stats import (
     ALPHA,
     PairedDifference,
@@ -46,8 +46,7 @@ def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> PairedDiff
     protocols = {row.get("ais_protocol_key", "") for two in done for row in two} - {""}
     if metric == "ais" and len(protocols) > 1:
         return "they were scored by different protocols of AIS"
-    draws = {int(row["iw_samples"]) for two in done for row in two if row.get("iw_samples")}
-    if metric == "iw" and len(draws) > 1:
+    if metric == "iw" and len(draws := draws_of(row for two in done for row in two)) > 1:
         return different_draws(draws)
     if not both:
         return "they have no seed in common"

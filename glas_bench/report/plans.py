@@ -104,9 +104,11 @@ def _from_note(name: str, note: Mapping[str, Any]) -> Study:
     own = study.load(
         str(file),
         note.get("preset") or preset,
-        note.get("dataset") or dataset,
+        dataset,
         seeds=parse_seeds(note["seeds"]) if note.get("seeds") else None,
     )
-    if own.name != name:
-        raise RunError(f"{file.name} is now the study {own.name}; sweep it under that name")
+    if own.name != name or note.get("dataset", own.dataset) != own.dataset:
+        raise RunError(
+            f"{file.name} is now the study {own.name} on {own.dataset}; sweep it under that name"
+        )
     return own

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -54,6 +54,11 @@ def value_of(row: Mapping[str, str], column: str) -> float | None:
     """Return a column's number, or None where it has none."""
     text = row.get(column, "")
     return float(text) if text else None
+
+
+def draws_of(rows: Iterable[Mapping[str, str]]) -> set[int]:
+    """Return with how many draws of their own q rows were scored, as `iw`."""
+    return {round(k) for row in rows if (k := value_of(row, "iw_samples"))}
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

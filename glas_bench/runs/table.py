@@ -86,7 +86,8 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
         {seed: folder.seed(seed).per_image(each.protocol) for seed in arm}
         for each, folder, arm in zip((cell, baseline), folders, scored, strict=True)
     ]
-    draws = {scores.get("iw_samples") for arm in scored for scores in arm.values()} - {None}
+    both = scored[0].keys() & scored[1].keys()
+    draws = {arm[seed].get("iw_samples") for arm in scored for seed in both} - {None}
     diverged = sum(
         any(folder.seed(seed).status()["status"] == "diverged" for folder in folders)
         for seed in cell.seeds
