@@ -2,7 +2,7 @@
 
 Every line of a `bash` block is run in a folder of its own, unless its comment says that it takes
 minutes or hours or needs a GPU, a cluster or a network: of those the options are parsed, the
-config of `run` is resolved and `sweep` lays out its plan. One tiny run is shared by all of them.
+config of `run` is resolved and the plan of `sweep` is laid out. One tiny run is shared by all.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def test_the_command_works(documented: Glas, line: Line) -> None:
         assert ended.code in wanted, ended.err
         assert "\nerror: " not in f"\n{ended.err}"
     elif words[0] == "sweep":
-        assert documented.here(*words, "--dry-run").code == 0
+        seeds = config.parse_seeds(values["seeds"]) if values["seeds"] else None
+        assert study.load(*(values[name] for name in ("study", "preset", "dataset")), seeds=seeds)
     elif words[0] == "run":
         variant = registry.find(values["variant"])
         about = {name: values[name] for name in ("preset", "dataset")}
