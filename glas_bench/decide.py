@@ -412,10 +412,10 @@ def _check_alike(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> Non
     keys = {arm.seeds[seed].ais[0] for arm in asked for seed in seeds if arm.escaped(seed)}
     if len(keys - {None}) > 1:
         raise _Lacking("they were scored by different protocols of AIS")
-    weighed = (arm for term, arm in terms if term.metric == "iw")
-    draws = {(arm.scores(seed) or {}).get("iw_samples") for arm in weighed for seed in seeds}
-    if len(draws - {None}) > 1:
-        raise _Lacking(different_draws(draws))
+    weighed = [arm for term, arm in terms if term.metric == "iw"]
+    found = [arm.scores(seed) or {} for arm in weighed for seed in seeds if arm.escaped(seed)]
+    if why := different_draws(scores.get("iw_samples") for scores in found):
+        raise _Lacking(why)
 
 
 def _sum(terms: Sequence[Term], arm: Arm, seed: int) -> Array:

@@ -18,7 +18,7 @@ S seeds, B images, R any leading axes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -211,9 +211,13 @@ def pair_arms(
     return Pairs(seeds, np.stack(rows[: len(seeds)]), np.stack(rows[len(seeds) :]))
 
 
-def different_draws(draws: Collection[int | None]) -> str:
-    """Return why iw of different numbers of draws is not compared: more draws lower it."""
-    return f"iw of different K: {' and '.join(map(str, sorted(k for k in draws if k)))}"
+def different_draws(draws: Iterable[int | None]) -> str:
+    """Return why iw of these numbers of draws is not compared, empty where they are the same.
+
+    More draws lower it.
+    """
+    known = sorted({k for k in draws if k})
+    return f"iw of different K: {' and '.join(map(str, known))}" if len(known) > 1 else ""
 
 
 def false_discovery_rate(p_values: Sequence[float]) -> list[float]:

@@ -426,6 +426,13 @@ def test_iw_is_compared_at_one_k(tmp_path: Path, k: int, word: str) -> None:
     assert verdict.wanted is None  # more seeds would differ too
 
 
+def test_k_of_a_seed_that_never_escaped_does_not_matter(tmp_path: Path) -> None:
+    expect = "iw(gaussian, grid=original) > iw(cauchy, grid=original)"
+    collapsed = Arm(nll=205.0, scores={"failed": True, "iw_samples": 100})
+    given = [*seeds(100.0, count=4, iw_samples=10), collapsed]
+    assert judged(tmp_path, expect, seeds(90.0, iw_samples=10), given).word == "reproduced"
+
+
 def test_smoke_and_quick_give_no_verdicts(tmp_path: Path) -> None:
     planned = dataclasses.replace(plan(tmp_path, CLAIM), preset="quick")
     verdict = only(planned, {})

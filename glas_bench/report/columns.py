@@ -165,8 +165,8 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
 
 def _mixed_draws(cell: TableRow, notes: Notes) -> str:
     """Mark a mean of iw over seeds whose nll comes from iw and others."""
-    draws = draws_of(cell.finished)
-    return notes.mark(different_draws(draws)) if len(draws) > 1 else ""
+    why = different_draws(draws_of(cell.finished))
+    return notes.mark(why) if why else ""
 
 
 def _draws(cells: Sequence[TableRow]) -> list[str]:

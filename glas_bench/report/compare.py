@@ -46,8 +46,8 @@ def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> PairedDiff
     protocols = {row.get("ais_protocol_key", "") for two in done for row in two} - {""}
     if metric == "ais" and len(protocols) > 1:
         return "they were scored by different protocols of AIS"
-    if metric == "iw" and len(draws := draws_of(row for two in done for row in two)) > 1:
-        return different_draws(draws)
+    if metric == "iw" and (why := different_draws(draws_of(row for two in done for row in two))):
+        return why
     if not both:
         return "they have no seed in common"
     there, images = values.get(metric, {}), values.get("image", {})

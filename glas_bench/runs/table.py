@@ -87,7 +87,7 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
         for each, folder, arm in zip((cell, baseline), folders, scored, strict=True)
     ]
     both = scored[0].keys() & scored[1].keys()
-    draws = {arm[seed].get("iw_samples") for arm in scored for seed in both} - {None}
+    apart = stats.different_draws(arm[seed].get("iw_samples") for arm in scored for seed in both)
     diverged = sum(
         any(folder.seed(seed).status()["status"] == "diverged" for folder in folders)
         for seed in cell.seeds
@@ -99,8 +99,8 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
             for arm in values
         )
         pairs = stats.pair_arms(metric, a, b)
-        if metric == "iw" and len(draws) > 1:
-            pairs = stats.different_draws(draws)
+        if metric == "iw" and apart:
+            pairs = apart
         by_metric[metric] = _difference(pairs, diverged)
     return by_metric
 

@@ -242,8 +242,8 @@ class _Planner:
 
     def _name(self) -> str:
         """Return the study's name; another preset or data set makes another study."""
-        own = self.file.fixed.get("dataset", self.file.dataset)
-        own = own or config.PRESETS[self.preset]["dataset"]
+        preset = config.PRESETS[self.preset]["dataset"]
+        own = self.file.fixed.get("dataset") or self.file.dataset or preset
         parts = [self.file.name]
         if self.preset != self.file.preset:
             parts.append(self.preset)
