@@ -6,9 +6,9 @@ else: every machine and every later call comes to the same one. At each look
 that decides is the verdict, and seeds that are added for other claims do not change it.
 
 The level .05 is divided by the comparisons of all claims of the study. In nats, means are over the
-seeds that left the mean image (`failed` is false); where the arms' shares of those differ clearly
-(Fisher's exact test at the level of the look), a verdict needs `among: escaped` in the claim. A
-diverged seed counts as one that did not leave it.
+seeds that left the mean image (`failed` is false). Where the arms' shares of those differ clearly
+(Fisher's exact test at the level of the look), the claim ends undecided at that look, unless it has
+`among: escaped`. A diverged seed counts as one that did not leave it.
 """
 
 from __future__ import annotations
@@ -257,6 +257,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
     levels = sequential.nominal_p(looks, verdict.level)
     taken: list[Look] = []
     difference: Evidence | None = None
+    hurdle = ""
     escaped: tuple[tuple[int, int], ...] = ()
     looked: list[int] = []
     for number, (count, p) in enumerate(zip(looks, levels, strict=True), 1):
@@ -267,25 +268,24 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
             break
         escaped = tuple((sum(map(arm.escaped, seeds)), count) for arm in arms)
         looked = seeds
+        hurdle = _hurdle(claim, dict(zip([arm.name for arm in arms], escaped, strict=True)), p)
         try:
             difference = _compared(claim, arms, seeds)
         except _NoNumber as error:
-            taken.append(Look(number, count, "undecided", why=str(error)))
-            verdict = replace(verdict, why=str(error))
-            if isinstance(error, _Lacking):
-                break  # seeds that are added would lack it too
-            continue
-        look = _look(claim, arms, seeds, number, difference, p, escaped)
+            look = Look(number, count, "undecided", why=hurdle or str(error))
+            lacking = isinstance(error, _Lacking)  # seeds that are added would lack it too
+        else:
+            look = _look(claim, arms, seeds, number, difference, p, hurdle)
+            lacking = False
         taken.append(look)
-        if look.word != "undecided":
-            verdict = replace(verdict, word=look.word, why=look.why)
+        verdict = replace(verdict, word=look.word, why=look.why)
+        if hurdle or lacking or verdict.decided:
             break
-        verdict = replace(verdict, why=look.why)
     else:
         verdict = replace(verdict, outlook="no look is left")
     escape_p = _log_rank(arms, looked)
     verdict = replace(verdict, looks=tuple(taken), escaped=escaped, escape_p=escape_p)
-    if verdict.decided or not isinstance(difference, Difference):
+    if verdict.decided or hurdle or not isinstance(difference, Difference):
         return verdict
     if difference.estimate == difference.seed_error == difference.image_error == 0:
         return replace(verdict, why="both sides are equal on every seed")
@@ -307,28 +307,32 @@ def _look(
     number: int,
     difference: Evidence,
     p: float,
-    escaped: Sequence[tuple[int, int]],
+    hurdle: str,
 ) -> Look:
     low, high = difference.interval(p)
     slack = _slack(claim, arms, seeds)
     low, high = low - slack[0], high + slack[1]
     word: str = sequential.word(low, high, claim.margin, claim.expectation.direction)
-    why = ""
-    if word != "undecided" and claim.expectation.unit == "nats" and not claim.among_escaped:
-        why = _hurdle(dict(zip([arm.name for arm in arms], escaped, strict=True)), p)
-        word = "undecided" if why else word
-    return Look(number, len(seeds), word, difference.estimate, low, high, why)
+    word = "undecided" if hurdle else word
+    return Look(number, len(seeds), word, difference.estimate, low, high, hurdle)
 
 
-def _hurdle(escaped: Mapping[str, tuple[int, int]], p: float) -> str:
-    """Return why means alone do not decide: shares that left the mean image differ; else empty."""
+def _hurdle(claim: Claim, escaped: Mapping[str, tuple[int, int]], p: float) -> str:
+    """Return why means do not decide a claim in nats: shares that left the mean image differ.
+
+    Empty where they do not, or where the claim is about the seeds that left it. More seeds are not
+    likely to change that, so none are added.
+    """
+    if claim.expectation.unit != "nats" or claim.among_escaped:
+        return ""
     pairs = list(combinations(escaped.items(), 2))
     for (name, a), (other, b) in pairs:
         if sequential.share_difference(a, b).p * len(pairs) < p:
             return (
                 f"{a[0]} of {a[1]} seeds of {name} and {b[0]} of {b[1]} of {other} left the mean "
-                "image: that differs clearly, so a claim about those that did says "
-                "`among: escaped`, and one about shares says escaped_share"
+                "image: that differs clearly, so means do not decide and no seeds are added; a "
+                "claim about those that left it says `among: escaped`, one about shares "
+                "escaped_share"
             )
     return ""
 

@@ -286,10 +286,34 @@ def test_shares_that_differ_clearly_withhold_a_verdict_on_means(tmp_path: Path) 
     assert verdict.word == "undecided"
     assert "3 of 12 seeds of gaussian" in verdict.looks[0].why
     assert "among: escaped" in verdict.looks[0].why
+    assert len(verdict.looks) == 1
+    assert (verdict.wanted, verdict.outlook) == (None, "")
     conditional = judged(tmp_path, CLAIM, *some, more=more, about=", among: escaped")
     assert conditional.word == "reproduced"
     shares = CLAIM.replace("nll", "escaped_share").replace(">", "<")
     assert judged(tmp_path, shares, *some, more=more).word == "reproduced"
+
+
+def test_a_claim_gets_no_more_seeds_once_shares_differ_clearly(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    given = {f"cauchy {GRID}": seeds(90.0), f"gaussian {GRID}": collapsed(5)}
+    first = only(planned, arms(planned, tmp_path, given))
+    assert "0 of 5 seeds of gaussian" in first.looks[0].why  # p of Fisher's test is .0079
+    assert "no seeds are added" in first.why
+    assert set(map(len, decide.seeds_to_run(planned, [first]).values())) == {5}
+    one_more = {
+        f"cauchy {GRID}": seeds(90.0),
+        f"gaussian {GRID}": [*collapsed(4), *seeds(90.5)[:1]],
+    }
+    (tmp_path / "other").mkdir()
+    verdict = only(planned, arms(planned, tmp_path / "other", one_more))
+    assert verdict.wanted == 8  # p is .048: a mean takes two seeds, and more may come
+    later = {
+        f"cauchy {GRID}": seeds(90.0, count=8),
+        f"gaussian {GRID}": collapsed(5) + seeds(80.0, count=3),
+    }
+    (tmp_path / "later").mkdir()
+    assert only(planned, arms(planned, tmp_path / "later", later)).document() == first.document()
 
 
 def test_epochs_of_escape_are_compared_by_a_log_rank_test(tmp_path: Path) -> None:
@@ -315,9 +339,9 @@ def test_a_diverged_seed_did_not_leave_the_mean_image(tmp_path: Path) -> None:
 
 
 def test_all_seeds_collapsed_or_diverged_give_no_number(tmp_path: Path) -> None:
-    verdict = judged(tmp_path, CLAIM, collapsed(20), seeds(100.0, count=20))
+    verdict = judged(tmp_path, CLAIM, collapsed(20), collapsed(20))
     assert verdict.word == "undecided"
-    assert "0 of 20 seeds of cauchy" in verdict.why
+    assert "0 of 20 seeds of gaussian" in verdict.why
     assert verdict.outlook == "no look is left"
 
 

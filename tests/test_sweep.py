@@ -810,6 +810,14 @@ def test_a_claim_whose_answer_got_lost_is_taken_up(glas: Glas) -> None:
     assert first == second
 
 
+def test_cells_that_claims_compare_come_first(glas: Glas) -> None:
+    claim = (
+        "claims: [{text: a, source: b, expect: effective_dimensions(gaussian) < 2 dimensions}]\n"
+    )
+    queue, plan = planned(glas, TINY + claim)
+    assert claimed(queue, plan).cell == "gaussian"
+
+
 def test_a_claim_cut_short_is_free_again(glas: Glas) -> None:
     queue, plan = planned(glas, ALONE)
     (trial,) = trials(glas)

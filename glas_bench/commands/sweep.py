@@ -438,11 +438,10 @@ def _claim_lines(claim: Claim) -> list[str]:
 
 def _prices(loaded: Study) -> dict[str, float]:
     """Return the core hours to the first and to the last look, by a text with their seeds."""
-    claimed = {name for claim in loaded.claims for each in claim.comparisons for name in each.cells}
     hours = {cell.name: core_hours(cell) for cell in loaded.cells if not cell.not_applicable}
     first, last = loaded.looks[0], loaded.looks[-1]
     to_first = sum(first * each for each in hours.values())
-    more = sum((last - first) * each for name, each in hours.items() if name in claimed)
+    more = sum((last - first) * each for name, each in hours.items() if name in loaded.compared)
     return {
         f"to the first look ({first} seeds of each cell)": to_first,
         f"to the last look (at most {last} seeds of the cells that claims name)": to_first + more,

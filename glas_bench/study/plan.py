@@ -97,6 +97,11 @@ class Study:
         """The cells by name."""
         return {cell.name: cell for cell in self.cells}
 
+    @cached_property
+    def compared(self) -> set[str]:
+        """Names of the cells that its claims compare."""
+        return {name for claim in self.claims for each in claim.comparisons for name in each.cells}
+
 
 def load(
     reference: str,

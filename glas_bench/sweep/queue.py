@@ -182,10 +182,14 @@ class Queue:
         return None, busy
 
     def _take_waiting(self, plan: Plan, most: int | None, last: Sequence[str] = ()) -> Trial | None:
-        """Return the first of the study's own trials that waits, now this worker's."""
+        """Return the first of the study's own trials that waits, now this worker's.
+
+        Cells that claims compare come before the others: the verdicts are there sooner.
+        """
         trials = self.database.trials(plan.name)
         full = most is not None and count_begun(trials) >= most
-        trials.sort(key=lambda each: (each.cell in last, each.number))
+        compared = plan.study.compared
+        trials.sort(key=lambda each: (each.cell in last, each.cell not in compared, each.number))
         taken = (
             self.database.take(trial)
             for trial in trials
