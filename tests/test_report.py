@@ -565,6 +565,18 @@ def test_pictures_of_text_are_lines(tmp_path: Path) -> None:
     assert "test images" in images["kl-per-step"].about("s")["caption"]
 
 
+def test_lines_of_every_variant_are_shown_up_to_three(tmp_path: Path) -> None:
+    names = ["no-attention", "vae", "draw", "cauchy", "gaussian"]
+    some = table_rows([row(name, dataset="text-kjv", binarisation="none") for name in names])
+    records = {(f"key-{name}", 0): record_of(tmp_path, name) for name in names}
+    for record in records.values():
+        fabricated.picture(record.folder.path / "samples.png")
+    variants = {name: registry.find(name) for name in names}
+    (drawing,) = record_figures.from_records(some, records, variants)
+    shown = [axis.get_title() for axis in drawing.draw().axes]
+    assert shown == ["cauchy", "draw", "no-attention"]  # those that name samples come first
+
+
 def test_what_was_published_is_set_against_what_is_alike() -> None:
     """Grey targets are those of `soft` alone, and a charge that bounds nothing is no elbo."""
     alike = {"params_steps": 64, "params_epochs": 250, "dataset": "omniglot", "as_published": "yes"}

@@ -49,7 +49,7 @@ GREYS = ("0.45", "0.7", "0.25")
 MOST_PICTURES = 36
 MOST_FOOTPRINTS = 8
 MOST_ALIKE = 3
-"""Footprints of one filter."""
+"""Footprints of one filter; variants of text whose lines are shown."""
 TEXT_PIXELS = 60
 """A block of ink in a picture of `runs.pictures` that is smaller than this is text beside it."""
 
@@ -267,7 +267,7 @@ def _parts(cells: Sequence[TableRow]) -> list[Sequence[TableRow]]:
 def _samples(
     cells: Sequence[TableRow], records: Mapping[Key, SeedRecord], first: Collection[str]
 ) -> Iterator[Drawing]:
-    """Yield samples of images of every cell, baselines first; of text, of the variants `first`."""
+    """Yield samples of images of every cell, baselines first; of text, of three variants."""
     done = [cell for cell in cells if cell.finished]
     title = "Samples over time steps"
     if unit_of([cell.first for cell in cells]) == "image":
@@ -277,7 +277,9 @@ def _samples(
         about += "its model look alike and DRAW's do not."
         yield from _mosaic(some, records, "samples", title, about)
         return
-    some = [cell for v in first for cell in [c for c in done if c.variant == v][:1]]
+    names = dict.fromkeys([*first, *(cell.variant for cell in done)])
+    own = [next((cell for cell in done if cell.variant == name), None) for name in names]
+    some = [cell for cell in own if cell][:MOST_ALIKE]
     beside = " beside ".join(f"`{cell.variant}`" for cell in some)
     seed = "one seed" + (f", {beside}" if len(some) > 1 else "")
     shown = f"A row is the likeliest line at a time step, {seed}: each character shaded by its "
