@@ -1242,7 +1242,7 @@ def test_a_folder_without_results_gets_no_pages(bare_glas: Glas, arguments: Any)
 def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     name, command = "grid-slip@laptop", "glas-bench sweep grid-slip --preset laptop"
     one = plans.find("grid_slip@laptop", tmp_path)
-    assert (one.name, one.command) == (name, command)
+    assert (one.name, one.command) == (name, f"{command} --decide")
     about = {"file": str(study.shipped()["grid-slip"]), "preset": "laptop"}
     note_study(tmp_path, name, {}, **about, dataset="mnist-static", seeds="0-2")
     fewer = plans.find(name, tmp_path)

@@ -38,7 +38,7 @@ from glas_bench.report.table import (
     unit_of,
     value_of,
 )
-from glas_bench.text import calibrated, count, data_origin
+from glas_bench.text import calibrated, count, data_origin, seed_ranges
 
 REFEREE = (
     "Annealed importance sampling (Neal 2001; Wu et al. 2017) needs no q. ais minus nll: the "
@@ -116,8 +116,7 @@ def _facts(rows: Sequence[Row], cells: Sequence[TableRow]) -> Iterator[tuple[str
     yield "data", "; ".join(sorted({_data(row) for row in ran}))
     yield "estimators", _estimators(ran)
     yield "budget", "; ".join(sorted({budget(row) for row in ran}))
-    seeds = sorted({int(row["seed"]) for row in rows})
-    yield "seeds", first.get("seeds") or ", ".join(map(str, seeds))
+    yield "seeds", seed_ranges(sorted({int(row["seed"]) for row in ran}))
 
 
 def newest(rows: Sequence[Row]) -> str:

@@ -40,6 +40,8 @@ class Plan:
         parts += [f"--dataset {word}" for word in others if word not in PRESETS]
         if self.study.seeds != self.study.own_seeds:
             parts.append(f"--seeds {seed_ranges(self.study.seeds)}")
+        elif self.study.claims and self.study.verdicts:
+            parts.append("--decide")
         return " ".join(parts)
 
 
