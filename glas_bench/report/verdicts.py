@@ -141,10 +141,9 @@ def _measured(one: Mapping[str, Any]) -> str:
 
 def _look(one: Mapping[str, Any]) -> str:
     """Return the last look taken, of how many, and its seeds."""
-    taken = [look for look in one["looks"] if look["low"] is not None]
-    if not taken:
+    if not one["looks"]:
         return f"none of {len(one['planned'])}"
-    last = taken[-1]
+    last = one["looks"][-1]
     return (
         f"{last['number']} of {len(one['planned'])} ({last['seeds']} of at most "
         f"{one['planned'][-1]} seeds)"
@@ -157,7 +156,7 @@ def _why(one: Mapping[str, Any]) -> str:
         counts = dict(zip(one["titles"], one["escaped"], strict=True))
         if any(some < seeds for some, seeds in counts.values()):
             left = (f"{some} of {seeds} of {name}" for name, (some, seeds) in counts.items())
-            parts.append(f"among the seeds that left the mean image: {', '.join(left)}")
+            parts.append(f"seeds that left the mean image: {', '.join(left)}")
             if one["escape_p"] is not None:
                 parts.append(
                     f"log-rank of the epochs in which they did: {p_value(one['escape_p'])}"
