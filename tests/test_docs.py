@@ -406,6 +406,7 @@ def test_the_table_of_the_first_page_is_that_of_its_page() -> None:
 
 
 def test_the_verdicts_of_the_first_page_are_those_of_the_pages() -> None:
+    """Every comparison that a look was taken at is there once, as one of the pages has it."""
     heads = {"| the write-up says |": RESULTS, "| it also says |": ARCHIVE}
     for head, folder in heads.items():
         judged = set()
@@ -413,13 +414,17 @@ def test_the_verdicts_of_the_first_page_are_those_of_the_pages() -> None:
         names = ["divergence@laptop"] if folder == ARCHIVE else pages
         rows = (row for name in names for row in pages[name])
         for claim in (one for row in rows for one in json.loads(row.get("claims") or "[]")):
+            if claim.get("looks") == []:
+                continue
             at = "".join(f", {key} = {value}" for key, value in claim["at"].items())
             ends = (claim["estimate"], claim["low"], claim["high"])
             ends = "–" if None in ends else interval(*ends)
             looks = claim.get("looks")  # an archived one has pairs
             seeds = str(looks[-1]["seeds"]) if looks else claim["pairs"].split()[0]
             judged.add((f"`{claim['expect']}`{at}", ends, seeds, claim["verdict"]))
-        assert {tuple(row[1:]) for row in cells(ROOT / "README.md", head)} == judged
+        shown = [tuple(row[1:]) for row in cells(ROOT / "README.md", head)]
+        assert set(shown) <= judged
+        assert sorted(row[0] for row in shown) == sorted({row[0] for row in judged})
 
 
 def test_archived_verdicts_name_their_rule() -> None:

@@ -111,6 +111,7 @@ def _rows(
     by_name, seen, rows = {cell.name: cell for cell in cells}, set(), []
     for one in claims_of(cells):
         is_new = one["claim"] not in seen
+        arms = [by_name[name].first for name in one["cells"] if name in by_name]
         seen.add(one["claim"])
         rows.append(
             {
@@ -120,7 +121,7 @@ def _rows(
                 "left less right": _measured(one),
                 "look": _look(one),
                 "verdict": f"**{one['verdict']}**{mark(one)}",
-                "budget": budget(by_name[one["cells"][0]].first),
+                "budget": budget(next((row for row in arms if row.get("updates")), arms[0])),
             }
         )
     return rows
