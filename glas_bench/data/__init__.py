@@ -33,8 +33,8 @@ class DatasetInfo:
     source: tuple[str, ...]  # addresses of the files, or the package that ships them
     sizes: tuple[int, int, int]  # images in train, validation and test; 0 of a user's own
     split: str  # its origin
-    labels: str | None  # "digit", "alphabet", or None without labels
-    classes: int  # number of labels; 0 without labels
+    labels: str | None = None  # "digit", "alphabet", or None without labels
+    classes: int = 0  # number of labels; 0 without labels
     binarisations: tuple[str, ...]  # allowed ones, the default first; "none" of text
     likelihood: str = "bernoulli"  # of `likelihood.LIKELIHOODS`
 
@@ -69,8 +69,6 @@ DATASETS: dict[str, DatasetInfo] = {
             source=_addresses("mnist-static"),
             sizes=(50_000, 10_000, 10_000),
             split="official",
-            labels=None,
-            classes=0,
             binarisations=("static",),
         ),
         DatasetInfo(
@@ -92,8 +90,6 @@ DATASETS: dict[str, DatasetInfo] = {
                 source=source,
                 sizes=parse.TEXT_LINES,
                 split=f"by place, 5:1:1, of lines of {parse.PLACES} characters{about}",
-                labels=None,
-                classes=0,
                 binarisations=("none",),
                 likelihood="categorical",
             )
@@ -128,8 +124,6 @@ DATASETS: dict[str, DatasetInfo] = {
             source=("your own file",),
             sizes=(0, 0, 0),
             split="its own, or 8:1:1 by a seeded draw",
-            labels=None,
-            classes=0,
             binarisations=("dynamic", "static", "soft"),
         ),
     )

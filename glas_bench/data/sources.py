@@ -36,16 +36,12 @@ _SHA256 = {
 }
 _AMATS = {f"binarized_mnist_{part}.amat": f"sha256:{sha}" for part, sha in _SHA256.items()}
 _LAROCHELLE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
-# The published files of each data set; those of `PACKAGES` and of `OWN` have none.
-FILES = {
-    "mnist-5k": (),
+FILES: dict[str, tuple[str, ...]] = {
     "mnist-static": tuple(_AMATS),
     "omniglot": ("chardata.mat",),
-    "text-kjv": (),
     "text8": ("text8.zip",),
-    "text": (),
-    "images": (),
 }
+"""The published files of each data set; those of `PACKAGES` and of `OWN` have none."""
 OWN = {"text": "FILE.txt", "images": "FILE.npz, FILE.npy or a folder of PNGs"}
 """Data sets that are a user's file, and what it may be."""
 
@@ -168,12 +164,13 @@ def locate(name: str) -> tuple[list[Path], list[str]]:
 def _published(name: str, within: list[Path]) -> tuple[list[Path], list[str]]:
     """Return the paths of a data set's published files, and the names of missing ones."""
     paths: dict[str, Path] = {}
-    for file in FILES[name]:
+    files = FILES.get(name, ())
+    for file in files:
         endings = ("", ".gz") if file.endswith(".amat") else ("",)
         options = (folder / (file + ending) for folder in within for ending in endings)
         if path := next(filter(os.path.exists, options), None):
             paths[file] = path
-    return list(paths.values()), [file for file in FILES[name] if file not in paths]
+    return list(paths.values()), [file for file in files if file not in paths]
 
 
 # --------------------------------------------------------------------------- packages

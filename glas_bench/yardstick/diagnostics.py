@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +40,7 @@ from glas_bench.model import (
     Uniform,
 )
 from glas_bench.record import finite
+from glas_bench.yardstick.weights import Images
 
 IMAGES = 1000
 DRAWS = 4
@@ -104,8 +104,8 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
     """
     with torch.inference_mode(), scoring(model, config, splits):
         x, labels = chosen(splits, splits.test, IMAGES, "diagnostics")
-        batches = Batches(x, labels, seed)
-        seen = look(model, batches)
+        images = Images(x, labels, tuple(range(len(x))))
+        seen = look(model, images, seed)
         scores: dict[str, Any] = {"diagnosed_images": len(x), "diagnosed_draws": DRAWS}
         arrays: dict[str, np.ndarray] = {}
         for part in (_divergences(model, seen), _activity(model, seen, seed)):
@@ -114,7 +114,7 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
         scores["effective_dimensions"] = _effective_dimensions(model, seen, seed)
         scores["recon_per_step"] = _numbers(seen.recon / (len(x) * DRAWS))
         scores |= _footprints(model, seen)
-        scores |= _permuted(model, batches, seen)
+        scores |= _permuted(model, images, seed, seen)
         scores |= failure(model, splits, seed)
         variances = canvas_variance(model, seed, x.device)
         early = [math.nan if v is None else v for v in variances[: -(-len(variances) // 4)]]
@@ -124,30 +124,6 @@ def diagnose(model: Glas, config: RunConfig, splits: Splits, seed: int) -> Diagn
 
 
 # --------------------------------------------------------------------------- one pass over images
-
-
-class Batches:
-    """Test images and the noise of their trajectories, some rows at a time.
-
-    Args:
-        x: images [N, P].
-        labels: [N] where the data has them.
-        seed: from which the noise is derived.
-    """
-
-    def __init__(self, x: Tensor, labels: Tensor | None, seed: int) -> None:
-        self.x = x
-        self.labels = labels
-        self.seed = seed
-        self.keys = streams.keys(seed, "diagnostics", range(len(x))).to(x.device)
-
-    def of(self, model: Glas, draws: int) -> Iterable[tuple[Tensor, Tensor | None, Tensor]]:
-        """Yield images [B, P], labels [B] and noise [T, draws, B, Z]."""
-        shape = (draws, model.steps, model.noise_size)
-        for rows in torch.split(torch.arange(len(self.x)), ROWS // draws):
-            noise = streams.normals(self.keys[rows], math.prod(shape)).reshape(-1, *shape)
-            labels = None if self.labels is None else self.labels[rows]
-            yield self.x[rows], labels, noise.permute(2, 1, 0, 3)
 
 
 @dataclass(frozen=True)
@@ -168,25 +144,34 @@ class Seen:
     looks: Tensor  # [T] how many images and draws have one
 
 
-def look(model: Glas, batches: Batches) -> Seen:
+def look(model: Glas, images: Images, seed: int) -> Seen:
     """Roll out `DRAWS` trajectories an image and sum the findings of every step over images."""
     p = model.prior()
     sums: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
-    for x, labels, noise in batches.of(model, DRAWS):
+    for rows in images.split(ROWS // DRAWS):
+        here = images[rows]
         steps: list[dict[str, Tensor]] = []
 
         def trace(
-            t: int, state: State, step: Step, x: Tensor = x, steps: list[Any] = steps
+            t: int, state: State, step: Step, x: Tensor = here.pixels_NP, steps: list[Any] = steps
         ) -> None:
             del t
             steps.append(_step(model, p, x, state, step, sources))
 
-        terms = rollout.rollout(model, x, x, labels, noise, trace=trace)
+        terms = _trajectories(model, here, seed, DRAWS, trace)
         values = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
         values["elbo"] = _elbo(terms)
         sums = {name: value + sums.get(name, 0) for name, value in values.items()}
-    return Seen(len(batches.x), **sums, **sources)  # type: ignore[arg-type]
+    return Seen(len(images), **sums, **sources)  # type: ignore[arg-type]
+
+
+def _trajectories(
+    model: Glas, images: Images, seed: int, draws: int, trace: rollout.Trace | None = None
+) -> Terms:
+    """Roll out the first draws of some images; their noise is the same among one draw or many."""
+    x, noise = images.pixels_NP, images.noise(model, seed, "diagnostics", draws)
+    return rollout.rollout(model, x, x, images.labels_N, noise, trace=trace)
 
 
 def _elbo(terms: Terms) -> Tensor:
@@ -365,7 +350,7 @@ def _footprints(model: Glas, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
+def _permuted(model: Glas, images: Images, seed: int, seen: Seen) -> dict[str, Any]:
     """Return the elbo with the latent matrix shuffled, and how much worse that is.
 
     The model's own matrix is not written to; the calls get a shuffled one in its place.
@@ -374,15 +359,14 @@ def _permuted(model: Glas, batches: Batches, seen: Seen) -> dict[str, Any]:
     matrix = getattr(model, "latent", None)
     if not (isinstance(matrix, Tensor) and model.has_density):
         return nothing
-    generator = streams.generator(batches.seed, "diagnostics-permutation")
-    program = rollout.Program(model, lambda m, x, *rest: _elbo(rollout.rollout(m, x, x, *rest)))
+    generator = streams.generator(seed, "diagnostics-permutation")
+    program = rollout.Program(model, lambda m, here: _elbo(_trajectories(m, here, seed, 1)))
     total = torch.zeros_like(seen.elbo)
     for _ in range(PERMUTATIONS):
         order = torch.randperm(matrix.numel(), generator=generator).to(matrix.device)
         shuffled = {"model.latent": matrix.flatten()[order].view_as(matrix)}
-        # a first draw has the same noise among one draw or many: it is addressed by position
-        for images in batches.of(model, 1):
-            total = total + torch.func.functional_call(program, shuffled, images)
+        for rows in images.split(ROWS):
+            total = total + torch.func.functional_call(program, shuffled, (images[rows],))
     total = total / PERMUTATIONS
     return {
         "permuted_elbo": finite(float(total / seen.images)),

@@ -97,12 +97,9 @@ class Recogniser(Glas):
     """The encoder of `no-attention` for a decoder that is held fixed."""
 
     Settings = RecurrentSettings
-    trained: Any  # a Glas
-
-    def __init__(self, settings: RecurrentSettings, pixels: int) -> None:
-        super().__init__(settings, pixels)
-        self.shift: tuple[Tensor, Tensor] | None = None
-        """What `Weights` adds to an image's means and log-stds, [B, T, Z] each."""
+    trained: Glas
+    shift: tuple[Tensor, Tensor] | None = None
+    """What `Weights` adds to an image's means and log-stds, [B, T, Z] each."""
 
     @classmethod
     def of(cls, trained: Glas, seed: int) -> Recogniser:
@@ -112,15 +109,11 @@ class Recogniser(Glas):
             hidden=getattr(trained.settings, "hidden", 256),
             sample_size=trained.noise_size,
         )
-        with torch.random.fork_rng(devices=[]):
-            self = cls(settings, trained.pixels)
-        rollout.reinitialise(self, streams.derive(seed, "refit"))
-        device = next(trained.parameters()).device
-        self.to(device)
-        self.trained, self.likelihood = trained, trained.likelihood
-        for parameter in trained.parameters():
-            parameter.requires_grad_(False)
-        return self
+        start = streams.derive(seed, "refit")
+        self: Any = rollout.build(cls, settings, trained.pixels, 0, start, trained.likelihood)
+        self.to(next(trained.parameters()).device)
+        self.trained = trained.requires_grad_(False)
+        return self  # type: ignore[no-any-return]
 
     def build_attention(self) -> int:
         return int(self.settings.hidden)
@@ -157,17 +150,13 @@ class Recogniser(Glas):
     # ---- generation: the trained model's
 
     def begin_generation(self, rows: int) -> Generation:
-        start: Generation = self.trained.begin_generation(rows)
-        return start
+        return self.trained.begin_generation(rows)
 
     def generate(self, generation: Generation, z_BZ: Tensor, t: Tensor) -> Generation:
-        z_BZ = self.trained.prior().sample(z_BZ)
-        painted: Generation = self.trained.generate(generation, z_BZ, t)
-        return painted
+        return self.trained.generate(generation, self.trained.prior().sample(z_BZ), t)
 
     def log_likelihood(self, canvas_BP: Tensor, target_BP: Tensor) -> Tensor:
-        log_p: Tensor = self.trained.log_likelihood(canvas_BP, target_BP)
-        return log_p
+        return self.trained.log_likelihood(canvas_BP, target_BP)
 
 
 # --------------------------------------------------------------------------- fitting
