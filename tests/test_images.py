@@ -1,13 +1,11 @@
 """A user's own images: how they are read and split, and every command on them."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_data import refused
 
 from glas_bench import data, registry, study
 from glas_bench.data import images, parse
@@ -22,12 +20,12 @@ SMALL = [
 ]
 
 
-def saved(folder: Path, name: str, array: np.ndarray) -> Path:
+def saved(folder, name, array):
     np.save(folder / name, array)
     return folder / name
 
 
-def pictures(folder: Path, array: np.ndarray) -> Path:
+def pictures(folder, array):
     from PIL import Image
 
     folder.mkdir(parents=True)
@@ -97,9 +95,7 @@ WRONG = {
 @pytest.mark.parametrize("words", WRONG)
 def test_an_array_that_cannot_be_used_is_refused(words, tmp_path):
     path = saved(tmp_path, "own.npy", WRONG[words])
-    with pytest.raises(UsageError, match=r"own\.npy") as caught:
-        data.load("images", data_file=path)
-    assert words in str(caught.value)
+    refused(UsageError, "own.npy", words, name="images", data_file=path)
 
 
 def test_files_and_folders_that_cannot_be_used_are_refused(tmp_path):
@@ -109,8 +105,7 @@ def test_files_and_folders_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "none").mkdir()
     pictures(tmp_path / "some" / "train", DIGITS[:3])
     pictures(tmp_path / "mixed", DIGITS[:3])
-    pictures(tmp_path / "low", DIGITS[:1, :5])
-    (tmp_path / "low" / "0000.png").rename(tmp_path / "mixed" / "z.png")
+    (pictures(tmp_path / "low", DIGITS[:1, :5]) / "0000.png").rename(tmp_path / "mixed" / "z.png")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "a.png").write_bytes(b"\x89PNG")
     expected = {
@@ -124,45 +119,43 @@ def test_files_and_folders_that_cannot_be_used_are_refused(tmp_path):
         "nowhere": "does not exist",
     }
     for name, words in expected.items():
-        with pytest.raises(UsageError) as caught:
-            data.load("images", data_file=tmp_path / name)
-        assert words in str(caught.value)
-        assert name in str(caught.value)
+        refused(UsageError, name, words, name="images", data_file=tmp_path / name)
 
 
 def test_a_20_by_20_npz_trains_is_scored_reported_and_sampled(glas, tmp_path, monkeypatch):
-    np.savez(tmp_path / "mine.npz", train=DIGITS[:80], validation=DIGITS[80:], test=DIGITS[80:])
-    results = ["--results", tmp_path / "results"]
-    run = ["run", "--variant", "cauchy", *SMALL, *results, "--no-mirror"]
-    done = glas.here(*run, "--json", "--data-file", tmp_path / "mine.npz")
-    assert done.code == 0, done.err
+    mine, packs = tmp_path / "mine.npz", tmp_path / "packs"
+    np.savez(mine, train=DIGITS[:80], validation=DIGITS[80:], test=DIGITS[80:])
+
+    def succeeded(*arguments):
+        done = glas.here(*arguments)
+        assert done.code == 0, done.err
+        return done
+
+    run = ["run", "--variant", "cauchy", *SMALL, "--no-mirror", "--json", "--data-file"]
+    done = succeeded(*run, mine)
     assert "about " in done.err.splitlines()[0]
     assert "for 1 seed" in done.err.splitlines()[0]
-    document = json.loads(done.out)
+    document = done.json
     named = document["data_origin"]
     assert named.startswith("file mine.npz (")
     assert np.isfinite(document["seeds"][0]["nll"])
-    assert glas.here("samples", document["folder"], *results).code == 0
-    assert glas.here("report", *results, "--out", tmp_path / "page").code == 0
-    assert f"images, dynamic binarisation, {named}" in (tmp_path / "page/glas-bench.md").read_text()
+    succeeded("samples", document["folder"])
+    succeeded("report", "--out", tmp_path)
+    assert f"images, dynamic binarisation, {named}" in (tmp_path / "glas-bench.md").read_text()
 
-    packed = glas.here("datasets", "pack", "images", tmp_path / "packs", "--data-file", "mine.npz")
-    assert packed.code == 2  # it lies elsewhere
-    mine = tmp_path / "mine.npz"
-    assert (
-        glas.here("datasets", "pack", "images", tmp_path / "packs", "--data-file", mine).code == 0
-    )
-    again = glas.here(*run, "--json", "--data-file", tmp_path / "packs" / "images.npz")
-    assert json.loads(again.out)["folder"] == document["folder"]  # it is the same cell
+    pack = ["datasets", "pack", "images", packs, "--data-file"]
+    assert glas.here(*pack, "mine.npz").code == 2  # it lies elsewhere
+    succeeded(*pack, mine)
+    again = succeeded(*run, packs / "images.npz")
+    assert again.json["folder"] == document["folder"]  # it is the same cell
     (tmp_path / "own.yaml").write_text(
         "name: own\nversion: 1\nquestion: q?\npreset: smoke\nvariants: [draw]\nseeds: 0\n"
         "set: {dataset: images, epochs: 1, steps: 2, hidden: 8, samples: 2, batch: 32}\n"
     )
-    sweep = ["sweep", tmp_path / "own.yaml", "--no-mirror", *results]
+    sweep = ["sweep", tmp_path / "own.yaml", "--no-mirror"]
     assert "GLAS_BENCH_DATA" in glas.here(*sweep).err
-    monkeypatch.setenv("GLAS_BENCH_DATA", str(tmp_path / "packs"))
-    swept = glas.here(*sweep)
-    assert swept.code == 0, swept.err
+    monkeypatch.setenv("GLAS_BENCH_DATA", str(packs))
+    succeeded(*sweep)
 
 
 @pytest.mark.parametrize("shape", [(16, 9), (5, 2)])
