@@ -66,7 +66,10 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of a file: one, or those of the splits."""
     try:
         loaded = np.load(path, allow_pickle=False)
-        found = {"images": loaded} if path.suffix == ".npy" else {k: loaded[k] for k in loaded}
+        if path.suffix == ".npy":
+            return {"images": loaded}
+        with loaded:
+            found = dict(loaded)
     except Exception as error:  # numpy and zipfile raise many kinds on a broken file
         raise DataError(f"{path} cannot be read as {path.suffix}: {error}.") from error
     if len(found) == 1:
