@@ -1,6 +1,6 @@
 """Whether our estimators agree with one another where one of them is an upper bound of log p(x).
 
-That the pixel-wise Bernoulli scores the field's 205.79 is in test_diagnostics; exact answers of
+That the pixel-wise Bernoulli scores the field's 205.79 is in test_data; exact answers of
 linear-Gaussian decoders are in test_evaluate, test_refit, test_ais and test_referee.
 """
 
