@@ -490,6 +490,7 @@ def test_a_model_has_failed_by_recon_or_by_kl(gain, cost, density, reasons, monk
     scores = diagnosed(local(cls))[0].scores
     assert scores["failed"] is bool(reasons)
     reason = scores["failed_reason"] or ""
+    assert (scores["failed_reason"] is None) == (reasons == ())
     assert tuple(word for word in ("recon", "KL") if word in reason) == reasons
     assert scores["validation_baseline"] == 500
     if math.isfinite(gain):
@@ -498,30 +499,6 @@ def test_a_model_has_failed_by_recon_or_by_kl(gain, cost, density, reasons, monk
         assert scores["validation_kl"] == pytest.approx(cost, rel=1e-5, abs=1e-9)
     else:
         assert scores["validation_kl"] is None
-
-
-def test_a_collapsed_model_has_failed_and_one_that_reconstructs_has_not():
-    splits = tiny_splits(pixels=60)
-    collapsed = training("cauchy", splits=splits)
-    with torch.no_grad():
-        for layer in (collapsed.model.mean, collapsed.model.log_std):
-            layer.weight.zero_()
-    found = diagnose(collapsed.model, collapsed.config, splits, 0).scores
-    assert found["failed"] is True
-    assert found["validation_kl"] == 0
-    assert found["validation_baseline"] > 25
-
-    class Copies(Posterior):
-        def q(self, x, before, t):
-            return Normal(20 * (2 * x - 1), torch.ones_like(x))
-
-        def generate(self, generation, z_BZ, t):
-            return generation._replace(canvas=generation.canvas + z_BZ)
-
-    copying = diagnosed(local(Copies), splits=splits, sample_size=60)[0].scores
-    assert copying["failed"] is False
-    assert copying["failed_reason"] is None
-    assert copying["validation_recon"] < 1e-3
 
 
 def test_failure_is_judged_on_the_images_and_noise_of_validation():

@@ -13,7 +13,7 @@ from test_train import local, tiny_splits, training
 
 from glas_bench import config, evaluate, registry
 from glas_bench.core import rollout
-from glas_bench.model import Glas, Normal
+from glas_bench.model import Glas, Normal, StandardUniform
 from glas_bench.record import Partial
 from glas_bench.signals import Stopped
 from glas_bench.yardstick import refit, weights
@@ -154,21 +154,9 @@ def test_exactly_k_weights_are_used_and_fewer_are_the_first_of_them():
 
 
 def test_another_seed_draws_other_noise():
-    a = scorer(registry.find("cauchy"))
-    b = scorer(registry.find("cauchy"))
+    a, b = (scorer(registry.find("cauchy")) for _ in range(2))
     b.seed = 1
     assert a.score()[0]["elbo"] != b.score()[0]["elbo"]
-
-
-class Uniform:
-    """U(0, 1) as a prior."""
-
-    def sample(self, noise):
-        return torch.special.ndtr(noise)
-
-    def log_prob(self, z):
-        inside = (z >= 0) & (z <= 1)
-        return torch.where(inside, 0.0, -math.inf)
 
 
 class LeavesTheSupport(Glas):
@@ -177,7 +165,7 @@ class LeavesTheSupport(Glas):
     bounds_nll = False
 
     def prior(self):
-        return Uniform()
+        return StandardUniform()
 
 
 class NoDensity(Glas):
