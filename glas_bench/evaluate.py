@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def protocol(
 
 
 def _fit_protocol() -> dict[str, Any]:
-    return {**BUDGET.as_protocol(), "validation_images": CHOICE_IMAGES}
+    return {"recogniser": "no-attention", **asdict(BUDGET), "validation_images": CHOICE_IMAGES}
 
 
 def fit_name() -> str:
@@ -272,7 +273,7 @@ class Scorer:
         fit = self.fit()
         if self.test.pixels_NP.is_cuda:
             refit.fit_stacked([fit], fit_name(), [partial], tick, tell=self.tell)
-        recogniser, report = fit.run(fit_name(), partial, tick)
+        recogniser = fit.run(fit_name(), partial, tick)
         self.seconds["refit_fit"] = fit.at.seconds
 
         def weigher(purpose: str, stage: str, samples: int) -> Weigher:
@@ -293,10 +294,10 @@ class Scorer:
         choice = {
             "validation_iw": finite(validation["iw"]),
             "validation_refit_iw": finite(validation["refit_iw"]),
-            "refit_steps": report.steps,
-            "refit_total_steps": report.total_steps,
-            "refit_last_gain": report.last_gain,
-            "refit_converged": report.converged,
+            "refit_steps": fit.best_step,
+            "refit_total_steps": fit.total_steps,
+            "refit_last_gain": fit.last_gain,
+            "refit_converged": fit.converged,
         }
         return {f"refit_{name}": each for name, each in values.items()}, choice
 

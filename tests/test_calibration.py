@@ -70,7 +70,7 @@ def test_lower_estimates_of_simulated_images_stay_below_the_upper_one(name):
     own = Weigher(0, "own", "own", 500, lambda _: lambda _: model)(images, Partial())
     budget = refit.Budget(share=2.0)
     fit = refit.Fit(model, resolved, splits, 0, images, budget)
-    recogniser, _ = fit.run("fit", Partial(), lambda *_: None)
+    recogniser = fit.run("fit", Partial(), lambda *_: None)
     weigher = refit.weigher(recogniser, 0, "refit", "refit", 500, budget, 1000)
     refitted = weigher(images, Partial())
     for lower in (both.forward.log_p_B.numpy(), -own["iw"], -refitted["iw"]):

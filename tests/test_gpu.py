@@ -193,7 +193,7 @@ def scored(place, way, variant, **overrides):
         values += [each.clone() for each in walk.value_and_slope(latents.to(place.device))]
         fits = [refit.Fit(o.model, o.config, splits, o.seed, images, budget) for o in of]
         refit.fit_stacked(fits, "fit", [Partial() for _ in fits], ways=ways)
-        recogniser, _ = fits[0].result()
+        recogniser = fits[0].result()
         values += refit.Refiner(recogniser, budget, ways=ways)(images, 0, "test")
     return [value[value.isfinite()] for value in values]
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,10 +87,6 @@ class Budget:
         """Return the budget for an arm trained for this many epochs."""
         most = self.image_steps_an_epoch * epochs
         return replace(self, image_steps=min(self.image_steps, most))
-
-    def as_protocol(self) -> dict[str, Any]:
-        """Return the part of the scoring protocol that it makes."""
-        return {"recogniser": "no-attention", **asdict(self)}
 
 
 class Recogniser(Glas):
@@ -162,32 +158,12 @@ class Recogniser(Glas):
 # --------------------------------------------------------------------------- fitting
 
 
-@dataclass(frozen=True)
-class Report:
-    """How a fit went."""
-
-    steps: int
-    """Steps of the parameters that were kept."""
-    total_steps: int
-    """Steps of the budget; early stopping may end the fit before."""
-    elbo: list[float]
-    """On the validation images after each tenth of the budget, nats per image."""
-
-    @property
-    def last_gain(self) -> float | None:
-        """Nats by which the last check of the validation elbo was better than any before it."""
-        if len(self.elbo) < 2:
-            return None
-        return max(0.0, min(self.elbo[:-1]) - self.elbo[-1])
-
-    @property
-    def converged(self) -> bool | None:
-        """Whether the last tenth gained at most 0.1 nats."""
-        return None if self.last_gain is None else self.last_gain <= STILL_GAINING
-
-
 class Fit(Optimisation):
     """A recogniser that is optimised for a trained model; it can continue from any step.
+
+    `total_steps` are those of the budget, which early stopping may leave unspent. Of the checks,
+    `elbo` has what each gave on the validation images, nats per image, and `best_step` is the step
+    of the best, whose parameters are kept.
 
     Args:
         trained: the model, in scoring mode.
@@ -249,7 +225,19 @@ class Fit(Optimisation):
     def _best_check(self) -> int:
         return min(range(len(self.elbo)), key=lambda check: self.elbo[check])
 
-    def run(self, name: str, partial: Partial, tick: Tick) -> tuple[Recogniser, Report]:
+    @property
+    def last_gain(self) -> float | None:
+        """Nats by which the last check was better than any before it; None before the second."""
+        if len(self.elbo) < 2:
+            return None
+        return max(0.0, min(self.elbo[:-1]) - self.elbo[-1])
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the last tenth gained at most 0.1 nats."""
+        return None if self.last_gain is None else self.last_gain <= STILL_GAINING
+
+    def run(self, name: str, partial: Partial, tick: Tick) -> Recogniser:
         """Fit, or continue from the state kept under this name; return the best recogniser.
 
         Raises:
@@ -299,12 +287,12 @@ class Fit(Optimisation):
             self.best_step = self.at.step
             self.best = {name: p.detach().clone() for name, p in self.optimiser.parameters.items()}
 
-    def result(self) -> tuple[Recogniser, Report]:
-        """Return the best recogniser, its parameters frozen, and how the fit went."""
+    def result(self) -> Recogniser:
+        """Return the best recogniser, its parameters frozen."""
         with torch.no_grad():
             for name, parameter in self.optimiser.parameters.items():
                 parameter.copy_(self.best[name]).requires_grad_(False)
-        return self.model, Report(self.best_step, self.total_steps, self.elbo)
+        return self.model
 
     # ---- what is kept
 
