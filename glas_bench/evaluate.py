@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -35,6 +35,7 @@ from glas_bench.yardstick.diagnostics import diagnose
 from glas_bench.yardstick.weights import (
     Images,
     PerImage,
+    Tell,
     Tick,
     Weigher,
     Weights,
@@ -136,7 +137,6 @@ class Scorer:
         images: size of a seeded random draw from the test split; by default the config's.
         estimators: of `ESTIMATORS`.
         rows: how many rows (images x draws) are scored at once; by default as fits the device.
-        tell: called with a message when a program falls back to a slower way.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Scorer:
         images: int | None = None,
         estimators: Sequence[str] = ESTIMATORS,
         rows: int | None = None,
-        tell: Callable[[str], None] = lambda message: None,
+        tell: Tell = lambda message: None,
     ) -> None:
         self.tell = tell
         self.model = model
@@ -359,7 +359,7 @@ def refit_stacked(
     tick: Tick = lambda stage, done, total: None,
     every: float = 30,
     *,
-    tell: Callable[[str], None] = lambda message: None,
+    tell: Tell = lambda message: None,
     ways: Sequence[str] | None = None,
 ) -> None:
     """Fit the recognisers of one cell's seeds in one program, for `score_into` to use.

@@ -9,7 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from test_data import SHARED, needs_files, refused, started
+from test_data import mat, refused, started
 
 from glas_bench import data
 from glas_bench.data import sources
@@ -255,14 +255,10 @@ def test_a_full_disk_leaves_no_part_of_a_file(server):
     assert left(sources.cache_folder()) == []
 
 
-@needs_files
-def test_the_official_files_are_fetched_verified_and_loaded(server, monkeypatch):
-    for file in sources.FILES["mnist-static"]:
-        server.files[file] = gzip.decompress((SHARED / f"{file}.gz").read_bytes())
-        source = sources.SOURCES[file]._replace(address=f"{server.address}/right/{file}")
-        monkeypatch.setitem(sources.SOURCES, file, source)
-    splits = data.load("mnist-static")
-    assert splits.hash == "d996df126c0c3918cfe65b99296be75165f82c04672dc35ae1e3387721e4be5f"
-    assert len(server.asked) == 3
-    assert data.load("mnist-static").hash == splits.hash
-    assert len(server.asked) == 3
+def test_what_is_fetched_is_loaded_and_not_fetched_again(serve, server, tmp_path):
+    path = mat(tmp_path)
+    server.files["chardata.mat"] = path.read_bytes()
+    serve()
+    expected = data.load("omniglot", data_file=path).hash
+    assert [data.load("omniglot").hash for _ in range(2)] == [expected] * 2
+    assert server.asked == ["/right/chardata.mat"]

@@ -47,6 +47,7 @@ from glas_bench.record import Partial
 from glas_bench.yardstick.weights import (
     Images,
     NotFinite,
+    Tell,
     Tick,
     Weigher,
     Weights,
@@ -339,7 +340,7 @@ def fit_stacked(
     partials: Sequence[Partial],
     tick: Tick = lambda stage, done, total: None,
     *,
-    tell: Callable[[str], None] = lambda message: None,
+    tell: Tell = lambda message: None,
     ways: Sequence[str] | None = None,
 ) -> None:
     """Fit the recognisers of one cell's seeds in one program, those furthest behind first.
@@ -347,13 +348,7 @@ def fit_stacked(
     A fit whose elbo or gradient is not finite stops where it is; running it alone raises the error.
     Images are weighed seed by seed all the same: the rows of one seed fill a GPU.
 
-    Args:
-        fits: of one cell, their models in scoring mode.
-        name: under which their states are kept.
-        partials: where each is kept.
-        tick: called after each step; it may raise to stop.
-        tell: called with a message when a program falls back to a slower way.
-        ways: what is tried, see `ops.programs`.
+    The state of each fit is kept under `name` in its partial; `ways` are those of `ops.programs`.
     """
     for fit, partial in zip(fits, partials, strict=True):
         fit.resume(name, partial)
@@ -394,18 +389,14 @@ def fit_stacked(
 class Refiner:
     """Moves images' own means and log-stds down their own elbo.
 
-    Args:
-        model: a fitted recogniser, its parameters frozen.
-        budget: how many steps, and how long.
-        tell: called with a message when a program falls back to a slower way.
-        ways: what is tried for the gradients, see `ops.programs`.
+    The model is a fitted recogniser, its parameters frozen; `ways` are those of `ops.programs`.
     """
 
     def __init__(
         self,
         model: Recogniser,
         budget: Budget,
-        tell: Callable[[str], None] = lambda message: None,
+        tell: Tell = lambda message: None,
         ways: Sequence[str] | None = None,
     ) -> None:
         self.model = model
@@ -463,7 +454,7 @@ def weigher(
     samples: int,
     budget: Budget,
     rows: int,
-    tell: Callable[[str], None] = lambda message: None,
+    tell: Tell = lambda message: None,
 ) -> Weigher:
     """Return a `Weigher` by a fitted recogniser, refined image by image."""
     refine = Refiner(model, budget, tell)

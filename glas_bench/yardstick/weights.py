@@ -43,6 +43,9 @@ PerImage = dict[str, np.ndarray]
 Tick = Callable[[str, int, int], None]
 """Called with a stage, what is done of it and its total; it may raise to stop."""
 
+Tell = Callable[[str], None]
+"""Called with a message when a program falls back to a slower way."""
+
 
 class NotFinite(GlasBenchError):  # noqa: N818 - a finding
     """A score is not a number: the seed is reported as failed, never as a number."""
@@ -188,16 +191,10 @@ class Weights:
 
     A recogniser's parameters of an image's own (`shift`) are taken at every call; all other tensors
     of the model must stay where they are.
-
-    Args:
-        tell: called with a message when a program falls back to a slower way.
-        ways: what is tried; by default `programs.ways_on` the device.
     """
 
     def __init__(
-        self,
-        tell: Callable[[str], None] = lambda message: None,
-        ways: Sequence[str] | None = None,
+        self, tell: Tell = lambda message: None, ways: Sequence[str] | None = None
     ) -> None:
         self.tell = tell
         self.ways = ways
