@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def protocol(
 
 
 def _fit_protocol() -> dict[str, Any]:
-    return {"recogniser": "no-attention", **asdict(BUDGET), "validation_images": CHOICE_IMAGES}
+    return {**BUDGET.as_protocol(), "validation_images": CHOICE_IMAGES}
 
 
 def fit_name() -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,10 @@ class Budget:
         """Return the budget for an arm trained for this many epochs."""
         most = self.image_steps_an_epoch * epochs
         return replace(self, image_steps=min(self.image_steps, most))
+
+    def as_protocol(self) -> dict[str, Any]:
+        """Return the part of the scoring protocol that it makes."""
+        return {"recogniser": "no-attention", **asdict(self)}
 
 
 class Recogniser(Glas):
