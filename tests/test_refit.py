@@ -50,8 +50,7 @@ class UniformPrior(LinearGaussian):
         return -torch.logsumexp(log_p + torch.tensor(np.log(weights / 2))[:, None], 0)
 
 
-def ready(cls, monkeypatch, budget, samples=400, **sizes):
-    monkeypatch.setattr(evaluate, "BUDGET", budget)
+def refitting(cls, samples, **sizes):
     return scorer(cls, samples, estimators=evaluate.ESTIMATORS, **sizes)
 
 
@@ -60,7 +59,8 @@ def ready(cls, monkeypatch, budget, samples=400, **sizes):
     [(CollapsedQ, {"sample_size": 1}), (UniformPrior, {"steps": 1, "sample_size": 1})],
 )
 def test_a_refit_reaches_the_exact_likelihood_where_the_own_q_does_not(cls, sizes, monkeypatch):
-    found = ready(cls, monkeypatch, LONG, samples=2000, **sizes)
+    monkeypatch.setattr(evaluate, "BUDGET", LONG)
+    found = refitting(cls, 2000, **sizes)
     scores, per_image = found.score()
     exact = found.model.exact_nll(found.splits.test.images.float()).numpy()
     error = np.abs(per_image["refit_iw"] - exact)
@@ -70,8 +70,8 @@ def test_a_refit_reaches_the_exact_likelihood_where_the_own_q_does_not(cls, size
     assert scores["elbo_status"] == "infinite" or scores["elbo"] > scores["refit_elbo"] + 1
 
 
-def test_a_refit_leaves_the_model_as_it_is(monkeypatch):
-    found = ready(registry.find("cauchy"), monkeypatch, refit.Budget(), samples=3)
+def test_a_refit_leaves_the_model_as_it_is():
+    found = refitting(registry.find("cauchy"), 3)
     before = {name: value.clone() for name, value in found.model.state_dict().items()}
     state = torch.get_rng_state()
     found.score()
@@ -80,9 +80,9 @@ def test_a_refit_leaves_the_model_as_it_is(monkeypatch):
         assert torch.equal(value, before[name]), name
 
 
-def test_the_choice_is_made_on_validation_once_for_all_images(monkeypatch):
+def test_the_choice_is_made_on_validation_once_for_all_images():
     """Where validation says own q, the refit's smaller number on test does not count."""
-    found = ready(registry.find("cauchy"), monkeypatch, refit.Budget(), samples=5)
+    found = refitting(registry.find("cauchy"), 5)
     scores, per_image = found.score()
     own = found._own("choice-iw", "choice-own-q", 5)(found.validation, Partial())
     assert scores["validation_iw"] == pytest.approx(own["iw"].mean(), rel=1e-12)
@@ -106,12 +106,10 @@ def test_the_learning_rate_of_a_fit_is_held_and_then_falls_to_0():
     assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 1e-3, 0])
 
 
-def test_the_steps_of_an_image_lower_its_elbo_and_know_no_other_image(monkeypatch):
-    found = ready(LinearGaussian, monkeypatch, refit.Budget(), samples=50)
+def test_the_steps_of_an_image_lower_its_elbo_and_know_no_other_image():
+    found = scorer(LinearGaussian)
     budget = refit.Budget(image_steps=200, image_learning_rate=0.05)
-    recogniser = refit.Recogniser.of(found.model, 0)
-    for parameter in recogniser.parameters():
-        parameter.requires_grad_(False)
+    recogniser = refit.Recogniser.of(found.model, 0).requires_grad_(False)
     shift = refit.Refiner(recogniser, budget)(found.test, 0, "test")
     noise = found.test.noise(recogniser, 0, "elsewhere", 100)
     x = found.test.as_float()
@@ -128,7 +126,7 @@ def test_the_steps_of_an_image_lower_its_elbo_and_know_no_other_image(monkeypatc
 
 def test_the_weights_are_not_drawn_with_the_noise_of_the_steps(monkeypatch):
     """The same noise would flatter q: few draws, many steps, and a bound that is none."""
-    found = ready(CollapsedQ, monkeypatch, refit.Budget(), samples=2)
+    found = refitting(CollapsedQ, 2)
     seen = []
     noise = Images.noise
 
