@@ -25,7 +25,7 @@ ARMS = {
 
 def make(name, seed=0, pixels=9, classes=0, sizes=None, **own):
     """A variant's model in float64, with its own settings and those of the sizes that it has."""
-    cls = registry.find(name).cls
+    cls = registry.find(name).cls if isinstance(name, str) else name
     fields = cls.Settings.model_fields
     sizes = {key: value for key, value in (sizes or {}).items() if key in fields}
     return rollout.build(cls, cls.Settings(**{**sizes, **own}), pixels, classes, seed).double()
