@@ -96,15 +96,6 @@ def test_both_ways_bracket_the_exact_value(toy, latents, temperatures, chains, i
         assert 0.8 < float(walk.acceptance_B.mean()) < 0.95
 
 
-def test_the_standard_error_is_that_of_the_images():
-    x_BK = SOFT.draw(24)
-    how = Annealing(temperatures=200, leapfrog=6, pilot=64, seed=2)
-    result = anneal(SOFT.log_likelihood_for, x_BK, 40, how)
-    assert float(result.spread_B.mean()) < 1.8
-    off_B = result.log_p_B - SOFT.exact(x_BK)
-    assert 0.5 < float((result.error_B.square().mean() / off_B.square().mean()).sqrt()) < 1.5
-
-
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.0, 4.0])
 def test_the_standard_error_does_not_understate(spread):
     """Of 16 log-normal weights, whose mean is 1: where they spread, few of them say little."""
@@ -133,19 +124,11 @@ def test_the_named_function_gives_log_p():
     assert estimate_B.shape == (4,)
     assert estimate_B.dtype == torch.float64
     assert float((estimate_B - SOFT.exact(x_BK)).abs().max()) < 1.5
-    result = anneal(SOFT.log_likelihood_for, x_BK, 64, Annealing(**how))
+    result, other = (
+        anneal(SOFT.log_likelihood_for, x_BK, 64, Annealing(seed=seed, **how)) for seed in (0, 1)
+    )
     assert torch.equal(estimate_B, result.log_p_B)
-
-
-def test_more_temperatures_come_nearer():
-    x_BK = STIFF.draw(12)
-
-    def below(temperatures):
-        how = Annealing(temperatures=temperatures, leapfrog=6, pilot=64)
-        found = anneal(STIFF.log_likelihood_for, x_BK, 16, how).log_p_B
-        return float((STIFF.exact(x_BK) - found).mean())
-
-    assert below(30) > below(300) + 2
+    assert bool((other.log_w_CB != result.log_w_CB).all())
 
 
 @pytest.mark.parametrize("temperatures", [2, 12])
@@ -198,14 +181,6 @@ def test_chunks_change_nothing():
     close(named.log_p_B, whole.log_p_B[some])
     unnamed = annealed_importance_sampling(SOFT.log_likelihood_for(x_BK[some]), 40, 2, **how)
     assert float((unnamed - whole.log_p_B[some]).abs().min()) > 1e-3
-
-
-def test_the_seed_decides():
-    x_BK = SOFT.draw(2)
-    hows = [Annealing(temperatures=5, pilot=16, seed=seed) for seed in (1, 1, 2)]
-    one, again, other = (anneal(SOFT.log_likelihood_for, x_BK, 32, how).log_w_CB for how in hows)
-    assert torch.equal(one, again)
-    assert bool((one != other).all())
 
 
 def test_the_step_size_is_frozen_after_the_pilot(monkeypatch):

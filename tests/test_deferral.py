@@ -10,7 +10,7 @@ from glas_bench.ops import linear
 
 
 class Recurrent(Glas):
-    """A layer used twice a step, and a kernel that is no parameter; the decoder's bias is frozen."""
+    """A layer used twice a step, and a kernel that is no parameter."""
 
     def build_recognition(self):
         super().build_recognition()

@@ -42,11 +42,6 @@ def centres_of(filter_size, matrix_size, grid, offset=0.0, log_stride=0.0):
     return grid_centres(filter_size, matrix_size, *numbers, grid)
 
 
-def rows_of(name, grid):
-    """The rows 5 x 9 of unit width."""
-    return normalise_rows(KERNELS[name](centres_of(5, 9, grid), 9, ZERO), "1e-3")
-
-
 # --- the grids -------------------------------------------------------------------------------
 
 FIFTHS = (0, 6.75, 13.5, 20.25, 27)
@@ -112,42 +107,6 @@ def test_rows_sum_to_what_their_floor_says(centre, log_width, name):
         rows = normalise_rows(log_kernel, floor)
         assert rows.sum().item() == pytest.approx(total, rel=1e-12)
         assert (rows >= 0).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "grid", "values"),
-    [
-        ("gaussian", "original", (0.88, 0.53, 0, 0, 0)),
-        ("cauchy", "original", (0.757, 0.386, 0.244, 0.061, 0.002)),
-        ("cauchy", "centred", (0.75, 0.62, 0.46, 0.35, 0.28)),
-    ],
-)
-def test_the_singular_values_of_the_filter_at_the_start(name, grid, values):
-    found = torch.linalg.svdvals(rows_of(name, grid))
-    close(found, torch.tensor(values, dtype=torch.float64), rtol=0, atol=5e-3)
-
-
-@pytest.mark.parametrize(("name", "alive"), [("gaussian", 4), ("cauchy", 25)])
-def test_the_published_grid_leaves_the_gaussian_four_cells_of_the_patch_and_the_cauchy_all(
-    name, alive
-):
-    rows = rows_of(name, "original")
-    assert (read_matrix(torch.ones(9, 9), rows, rows, ZERO) > 1e-2).sum() == alive
-
-
-# one matrix drawn by hand gave 0.038 and 0.138
-@pytest.mark.parametrize(
-    ("grid", "spread", "drawn"), [("original", 0.0605, 0.038), ("centred", 0.144, 0.138)]
-)
-def test_the_published_grid_flattens_what_the_cauchy_filter_reads(grid, spread, drawn):
-    """The spread of a patch of a U(0, 1e-3) matrix, relative to its mean, over 4000 matrices."""
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.rand(4000, 9, 9, generator=generator, dtype=torch.float32).double() * 1e-3
-    rows = rows_of("cauchy", grid)
-    patch = read_matrix(matrix, rows, rows, torch.zeros(4000))
-    spreads = patch.std(-1) / patch.mean(-1)
-    assert spreads.mean().item() == pytest.approx(spread, rel=0.03)
-    assert 0.02 < (spreads < drawn).double().mean() < 0.98
 
 
 def test_only_the_cauchy_filter_finds_its_way_back_from_far_outside():

@@ -185,9 +185,11 @@ def test_min_chi2_weighs_its_own_draws_at_the_end_of_its_support(dtype, m, sign)
     edge = torch.tensor(-sign / (2 * m), dtype=dtype)
     around = torch.linspace(-1e-3, 1e-3, 2001, dtype=dtype)
     noise = torch.cat([edge + around, edge * (1 + around)])[:, None].expand(-1, 2)
-    ratio = model.log_ratio(q, model.prior(), q.sample(noise))
-    assert (ratio > -math.inf).all()
-    assert not ratio.isnan().any()
+    z = q.sample(noise).requires_grad_()
+    ratio = model.log_ratio(q, model.prior(), z)
+    assert ratio.isfinite().all()
+    (slope,) = torch.autograd.grad(ratio.sum(), z)
+    assert slope.isfinite().all()
 
 
 def test_the_withdrawn_numbers_belong_to_the_mistake_alone():
@@ -239,21 +241,15 @@ def renyi(alpha, draws=5, **given):
     return terms, model.objective(terms)
 
 
-def test_alpha_1_is_the_averaged_elbo_a_half_the_hellinger_form_and_0_the_iwae():
-    terms, value = renyi(1.0)
-    close(value, (terms.recon + terms.log_ratio).mean(0))
-    for alpha in (0.5, 0.0):
-        terms, value = renyi(alpha)
+@pytest.mark.parametrize("draws", [5, 1])
+def test_alpha_1_is_the_averaged_elbo_a_half_the_hellinger_form_and_0_the_iwae(draws):
+    terms, elbo = renyi(1.0, draws)
+    close(elbo, (terms.recon + terms.log_ratio).mean(0))
+    for alpha in (0.999, 0.9, 0.5, 0.1, 0.0):
+        terms, value = renyi(alpha, draws)
         weights = torch.exp(-terms.recon - terms.log_ratio) ** (1 - alpha)
         close(value, -weights.mean(0).log() / (1 - alpha))
-
-
-def test_the_bound_is_monotone_in_alpha_and_one_draw_leaves_no_choice():
-    values = torch.stack([renyi(alpha)[1] for alpha in (0.0, 0.1, 0.5, 0.9, 0.999, 1.0)])
-    assert (values.diff(dim=0) > 0).all()
-    close(values[-2], values[-1], rtol=1e-3, atol=0)
-    single = torch.stack([renyi(alpha, draws=1)[1] for alpha in (0.0, 0.5, 1.0)])
-    close(single, single[:1].expand(3, -1))
+        assert (value < elbo).all() if draws > 1 else torch.allclose(value, elbo)
 
 
 def test_the_draws_of_its_setting_are_what_the_core_rolls_out():
