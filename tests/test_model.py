@@ -35,6 +35,12 @@ def normals(*shape, seed=0):
     return streams.normal(shape, seed, "test").double()
 
 
+def batch(model, draws=1, images=2, seed=0):
+    """Return binary x [B, P] and noise [T, K, B, Z]."""
+    x = (normals(images, model.pixels, seed=seed + 1) > 0.3).double()
+    return x, normals(model.steps, draws, images, model.noise_size, seed=seed + 2)
+
+
 def rolled(model, x, noise, labels=None, **phase):
     """Return the terms of one rollout, and the state and outputs of its steps."""
     seen = []
@@ -103,17 +109,6 @@ def test_values_and_gradients_equal_the_reference(name, size, seed, pixels, imag
         return dict(zip(reference.TERMS, run(p, x[b], noise[:, 0, b], **about), strict=True))
 
     assert_as_plain(model, terms, model.objective(terms), plain)
-
-
-def test_a_rollout_of_k_draws_is_k_rollouts():
-    model = make("cauchy", pixels=7, steps=3, hidden=5, sample_size=2)
-    x = torch.rand(4, 7, dtype=torch.float64).round()
-    noise = torch.randn(3, 5, 4, 2, dtype=torch.float64)
-    whole = rollout.rollout(model, x, x, None, noise)
-    for k in range(5):
-        one = rollout.rollout(model, x, x, None, noise[:, k : k + 1])
-        for name in whole._fields:
-            close(getattr(whole, name)[k], getattr(one, name)[0])
 
 
 def test_initialisation_is_glorot_with_the_fans_of_the_concatenated_kernel():

@@ -12,7 +12,7 @@ import reference
 import test_model
 import torch
 from reference import affine
-from test_model import assert_as_plain, close, normals, rolled
+from test_model import assert_as_plain, batch, close, normals, rolled
 from test_train import training
 
 from glas_bench import config, registry
@@ -20,7 +20,8 @@ from glas_bench.core import train
 from glas_bench.errors import UsageError
 from glas_bench.model import matches
 
-PIXELS, CLASSES, IMAGES = 16, 3, 2
+PIXELS, CLASSES = 16, 3
+LABELS = torch.arange(2)
 SIZE = {"steps": 3, "hidden": 4, "sample_size": 2, "latent_size": 4, "filter_size": 2}
 
 
@@ -34,16 +35,9 @@ def make(name, seed=0, pixels=PIXELS, shaken=False, **own):
     return model
 
 
-def data(model, seed=0, images=IMAGES):
-    x = (normals(images, model.pixels, seed=seed + 1) > 0.3).double()
-    noise = normals(model.steps, 1, images, model.noise_size, seed=seed + 2)
-    return x, torch.arange(images) % CLASSES, noise
-
-
 def run(model, seed=0, **phase):
     """One rollout with everything that it went through."""
-    x, labels, noise = data(model, seed)
-    return rolled(model, x, noise, labels, **phase)
+    return rolled(model, *batch(model, seed=seed), LABELS, **phase)
 
 
 # --- the reference: what stands in place of a part of `reference.glas` -------------------------
@@ -165,7 +159,7 @@ def test_values_and_gradients_equal_plain_loops(name, own, seed):
     if name == "grid":  # rows that sum to less than 0 are multiplied by 1000: keep q finite
         with torch.no_grad():
             model.filter.bias[4] -= 12
-    x, _, noise = data(model, seed)
+    x, noise = batch(model, seed=seed)
     terms, _ = run(model, seed)
     assert not terms.aux.any()
 
@@ -252,14 +246,14 @@ def plain_taught(model, p, x, label, noise_TZ, *, weight=1.0, **about):
 def test_the_supervised_phase_is_plain_classification():
     model = make("fixed-supervised", shaken=True, latent_init="normal")
     phase = model.phases(10)[0]
-    x, labels, noise = data(model)
+    x, noise = batch(model)
     terms, seen = run(model, generates=phase.generates, auxiliary=phase.auxiliary)
     assert not any(state.generation.hidden.any() for state, _ in seen)
     assert not terms.charge.any()
     assert not terms.log_ratio.any()
 
     def plain(p, b):
-        found = plain_taught(model, p, x[b], labels[b], noise[:, 0, b], generates=False)
+        found = plain_taught(model, p, x[b], LABELS[b], noise[:, 0, b], generates=False)
         return {"aux": found["aux"]}
 
     assert_as_plain(model, terms, phase.objective(model, terms), plain)
@@ -269,11 +263,11 @@ def test_the_supervised_phase_is_plain_classification():
 
 def test_tandem_equals_plain_loops_with_the_two_matrices_apart():
     model = make("tandem-supervised", shaken=True, latent_init="normal", aux_weight=0.6)
-    x, labels, noise = data(model)
+    x, noise = batch(model)
     terms = run(model)[0]
 
     def plain(p, b):
-        return plain_taught(model, p, x[b], labels[b], noise[:, 0, b], weight=0.6)
+        return plain_taught(model, p, x[b], LABELS[b], noise[:, 0, b], weight=0.6)
 
     assert_as_plain(model, terms, model.objective(terms), plain)
 

@@ -37,16 +37,13 @@ class Stack:
     ) -> None:
         self.skeleton = like or models[0]
         self.low = precision == "bf16"
-        self.parameters = {
-            name: torch.stack([dict(m.named_parameters())[name].detach() for m in models])
-            for name, _ in self.skeleton.named_parameters()
-        }
-        self.buffers = {
-            name: torch.stack([dict(m.named_buffers())[name] for m in models])
-            for name, _ in self.skeleton.named_buffers()
-        }
+        self.parameters: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
         for name, parameter in self.skeleton.named_parameters():
-            self.parameters[name].requires_grad_(parameter.requires_grad)
+            stacked = torch.stack([model.get_parameter(name).detach() for model in models])
+            self.parameters[name] = stacked.requires_grad_(parameter.requires_grad)
+        for name, _ in self.skeleton.named_buffers():
+            self.buffers[name] = torch.stack([model.get_buffer(name) for model in models])
 
     @torch.no_grad()
     def unstack(self, models: Sequence[Glas]) -> None:
