@@ -33,14 +33,6 @@ close = torch.testing.assert_close
 DOUBLE = {"dtype": torch.float64}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Toy:
     """x = s z[:k] + N(0, I)."""
 

@@ -10,7 +10,7 @@ from glas_bench.ops import linear
 
 
 class Recurrent(Glas):
-    """A layer used twice a step, and a kernel that is no parameter."""
+    """A layer used twice a step, and a call of which one kernel is a parameter and one is not."""
 
     def build_recognition(self):
         super().build_recognition()
@@ -20,7 +20,7 @@ class Recurrent(Glas):
     def attend(self, e_BH, memory, t):
         read, memory = super().attend(e_BH, memory, t)
         read = self.twice(torch.tanh(self.twice(read)))
-        return linear.add(read, [(read, 2 * self.scale)]), memory
+        return linear.add(read, [(read, 2 * self.scale), (read, self.scale)]), memory
 
 
 def test_deferred_gradients_are_those_of_autograd():
