@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from glas_bench.core import rollout, streams, train
@@ -84,15 +84,14 @@ class Stack:
         return mapped
 
 
-def kernel_names(model: nn.Module) -> frozenset[str]:
+def kernel_names(model: Glas) -> frozenset[str]:
     """Return the names of the weights that `linear.add` multiplies by."""
     names = set()
     for place, module in model.named_modules():
-        start = f"{place}." if place else ""
         if isinstance(module, LSTM):
-            names |= {f"{start}kernels.{name}" for name in module.kernels}
+            names |= {f"{place}.kernels.{name}" for name in module.kernels}
         elif isinstance(module, Linear):
-            names.add(f"{start}weight")
+            names.add(f"{place}.weight")
     return frozenset(names)
 
 
