@@ -368,10 +368,7 @@ def test_the_table_born_in_inference_mode_serves_training(monkeypatch):
 # --- every form alike ------------------------------------------------------------------------
 
 FORMS = {
-    "kl_normal": kl_normal,
-    "squared_hellinger_normal": squared_hellinger_normal,
-    "log1p_chi2_normal": log1p_chi2_normal,
-    "renyi_normal": lambda m, s: renyi_normal(m, s, 0.7),
+    **{name: form for name, (form, _) in NORMAL_FORMS.items()},
     "kl_uniform": lambda m, s: kl_uniform(m / 9, s / 3),
     "moment_chi2": lambda m, s: moment_chi2(m, 0.5, 1 / 12) + 0 * s,
     "min_chi2_log_prob": min_chi2_log_prob,
