@@ -106,7 +106,6 @@ class Categorical(Likelihood):
         return x.reshape(*x.shape[:-1], -1, self.symbols)
 
     def log_prob(self, canvas: Tensor, target: Tensor) -> Tensor:
-        """Return log p(target | canvas), [B] nats."""
         log_p = F.log_softmax(self.places(canvas), -1)
         return (log_p * self.places(target)).sum((-2, -1))
 

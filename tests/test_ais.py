@@ -33,14 +33,6 @@ close = torch.testing.assert_close
 DOUBLE = {"dtype": torch.float64}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Toy:
     """x = s z[:k] + N(0, I)."""
 
@@ -96,15 +88,6 @@ def test_both_ways_bracket_the_exact_value(toy, latents, temperatures, chains, i
         assert 0.8 < float(walk.acceptance_B.mean()) < 0.95
 
 
-def test_the_standard_error_is_that_of_the_images():
-    x_BK = SOFT.draw(24)
-    how = Annealing(temperatures=200, leapfrog=6, pilot=64, seed=2)
-    result = anneal(SOFT.log_likelihood_for, x_BK, 40, how)
-    assert float(result.spread_B.mean()) < 1.8
-    off_B = result.log_p_B - SOFT.exact(x_BK)
-    assert 0.5 < float((result.error_B.square().mean() / off_B.square().mean()).sqrt()) < 1.5
-
-
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.0, 4.0])
 def test_the_standard_error_does_not_understate(spread):
     """Of 16 log-normal weights, whose mean is 1: where they spread, few of them say little."""
@@ -133,46 +116,27 @@ def test_the_named_function_gives_log_p():
     assert estimate_B.shape == (4,)
     assert estimate_B.dtype == torch.float64
     assert float((estimate_B - SOFT.exact(x_BK)).abs().max()) < 1.5
-    result = anneal(SOFT.log_likelihood_for, x_BK, 64, Annealing(**how))
+    result, other = (
+        anneal(SOFT.log_likelihood_for, x_BK, 64, Annealing(seed=seed, **how)) for seed in (0, 1)
+    )
     assert torch.equal(estimate_B, result.log_p_B)
+    assert bool((other.log_w_CB != result.log_w_CB).all())
 
 
-def test_more_temperatures_come_nearer():
-    x_BK = STIFF.draw(12)
-
-    def below(temperatures):
-        how = Annealing(temperatures=temperatures, leapfrog=6, pilot=64)
-        found = anneal(STIFF.log_likelihood_for, x_BK, 16, how).log_p_B
-        return float((STIFF.exact(x_BK) - found).mean())
-
-    assert below(30) > below(300) + 2
-
-
-@pytest.mark.parametrize("temperatures", [2, 12])
-def test_the_mean_weight_is_unbiased(temperatures):
-    """The weights of 3,000 runs on one image average to p(x), though their logarithms do not."""
-    toy = Toy(2, 0.35)
-    x_BK = torch.tensor([[1.5, -2.0]], dtype=torch.float64).expand(3000, -1)
-    about = {"chains": 2, "leapfrog": 3, "pilot": 16, "seed": 4}
+@pytest.mark.parametrize(("temperatures", "sd"), [(2, 0.8), (12, 0.5)])
+def test_the_mean_weights_of_both_ways_are_unbiased(temperatures, sd):
+    """Forth w / p(x) and back p(x) / w average to 1, though their logarithms not to 0."""
+    toy = Toy(2, sd)
+    about = {"chains": 2, "leapfrog": 3, "pilot": 16, "seed": 2}
     how = Annealing(temperatures=temperatures, **about, **DOUBLE)
-    result = anneal(toy.log_likelihood_for, x_BK, 3, how)
-    log_ratio_CB = result.log_w_CB - toy.exact(x_BK)
-    ratio, error = mean_and_error(log_ratio_CB.exp().mean(0))
-    assert error < 0.04
-    assert abs(ratio - 1) < 3.5 * error
-    log_ratio, log_error = mean_and_error(log_ratio_CB.mean(0))
-    assert log_ratio < -10 * log_error
-
-
-def test_the_mean_inverse_weight_of_the_way_back_is_unbiased():
-    toy = Toy(2, 0.5)
-    how = Annealing(chains=1, temperatures=12, leapfrog=3, pilot=16, **DOUBLE, seed=2)
     result = bidirectional(toy.log_likelihood_for, toy.simulate, 3, 3000, how)
-    log_ratio_B = toy.exact(toy.x_BK) - result.reverse.log_w_CB[0]
-    ratio, error = mean_and_error(log_ratio_B.exp())
-    assert error < 0.04
-    assert abs(ratio - 1) < 3.5 * error
-    assert float(log_ratio_B.mean()) < -0.05
+    exact_B = toy.exact(toy.x_BK)
+    for log_ratio_CB in (result.forward.log_w_CB - exact_B, exact_B - result.reverse.log_w_CB):
+        ratio, error = mean_and_error(log_ratio_CB.exp().mean(0))
+        assert error < 0.04
+        assert abs(ratio - 1) < 3.5 * error
+        log_ratio, log_error = mean_and_error(log_ratio_CB.mean(0))
+        assert log_ratio < -10 * log_error
 
 
 def test_one_temperature_is_importance_sampling_from_the_prior():
@@ -198,14 +162,6 @@ def test_chunks_change_nothing():
     close(named.log_p_B, whole.log_p_B[some])
     unnamed = annealed_importance_sampling(SOFT.log_likelihood_for(x_BK[some]), 40, 2, **how)
     assert float((unnamed - whole.log_p_B[some]).abs().min()) > 1e-3
-
-
-def test_the_seed_decides():
-    x_BK = SOFT.draw(2)
-    hows = [Annealing(temperatures=5, pilot=16, seed=seed) for seed in (1, 1, 2)]
-    one, again, other = (anneal(SOFT.log_likelihood_for, x_BK, 32, how).log_w_CB for how in hows)
-    assert torch.equal(one, again)
-    assert bool((one != other).all())
 
 
 def test_the_step_size_is_frozen_after_the_pilot(monkeypatch):

@@ -1,84 +1,50 @@
 """Gradients of weights from one product over all steps, against autograd's own in float64."""
 
 import torch
+from test_model import make, normals
 
-from glas_bench.model import LSTM, Linear
-from glas_bench.ops import deferral, linear
+from glas_bench.core import rollout
+from glas_bench.core.stack import Rollout, Stack
+from glas_bench.model import Glas, Linear
+from glas_bench.ops import linear
 
-SEEDS, STEPS, ROWS = 3, 4, 5
 
+class Recurrent(Glas):
+    """A layer used twice a step, and a call of which one kernel is a parameter and one is not."""
 
-class Recurrent(torch.nn.Module):
-    """A layer used twice a step, a kernel that is no parameter, a base that is one of rows."""
+    def build_recognition(self):
+        super().build_recognition()
+        self.twice = Linear(9, 9)
+        self.scale = torch.nn.Parameter(torch.ones(9, 9))
 
-    def __init__(self):
-        super().__init__()
-        self.lstm = LSTM(4, input=3)
-        self.twice = Linear(4, 4)
-        self.scale = torch.nn.Parameter(torch.ones(4, 3))
-
-    def forward(self, value, hidden, cell):
-        value = torch.tanh(linear.add(value, [(hidden, 2 * self.scale)]))
-        gates = self.lstm.gates(self.lstm.bias, input=value, hidden=self.twice(hidden))
-        hidden, cell = self.lstm(gates, cell)
-        return self.twice(hidden), cell
+    def attend(self, e_BH, memory, t):
+        read, memory = super().attend(e_BH, memory, t)
+        read = self.twice(torch.tanh(self.twice(read)))
+        return linear.add(read, [(read, 2 * self.scale), (read, self.scale)]), memory
 
 
 def test_deferred_gradients_are_those_of_autograd():
-    torch.manual_seed(0)
-    layer = Recurrent().double()
-    names = dict(layer.named_parameters())
-    stacks = {name: torch.randn(SEEDS, *p.shape).double() for name, p in names.items()}
-    for stack in stacks.values():
-        stack.requires_grad_()
-    value = torch.randn(SEEDS, ROWS, 3).double()
-    start = torch.randn(2, SEEDS, ROWS, 4).double()
-    trained = {name: stack for name, stack in stacks.items() if name != "lstm.kernels.input"}
+    models = [make(Recurrent, seed, steps=4, hidden=4, filter_size=3) for seed in (0, 1, 2)]
+    for model in models:
+        for name in ("encoder.kernels.error", "decoder.bias"):
+            model.get_parameter(name).requires_grad_(False)
+    x = (normals(3, 5, 9) > 0).double()
+    noise = normals(3, 4, 2, 5, models[0].noise_size)
+    stack = Stack(models)
+    trained = {name: each for name, each in stack.parameters.items() if each.requires_grad}
+    run = Rollout(stack, defers=True)
+    objective = stack.call(lambda model, terms: model.objective(terms).mean())
+    value = objective(stack.tensors, run(stack.tensors, x, None, noise)).sum()
+    found = run.gradients(value, trained)
 
-    def run(step):
-        hidden, cell = start
-        for _ in range(STEPS):
-            hidden, cell = step(hidden, cell)
-        return (hidden * start[0]).sum()
-
-    def plain(tensors, value, hidden, cell):
-        return torch.func.functional_call(layer, tensors, (value, hidden, cell))
-
-    mapped = torch.func.vmap(plain)
-    loss = run(lambda hidden, cell: mapped(stacks, value, hidden, cell))
-    exact = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
-
-    calls = deferral.list_calls(lambda: layer(value[0], *start[:, 0]), names)
-    assert [call and (call.kernels, call.bias) for call in calls] == [
-        None,
-        (("twice.weight",), "twice.bias"),
-        (("lstm.kernels.input", "lstm.kernels.hidden"), "lstm.bias"),
-        (("twice.weight",), "twice.bias"),
-    ]
-    kernels = deferral.stacked_kernels(calls, stacks, None)
-    zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    all_given, all_taps = [], []
-
-    def deferred(tensors, kernels, taps, value, hidden, cell):
-        of_step = deferral.Deferral(calls, kernels, taps)
-        with linear.precision("fp32", of_step.add):
-            return plain(tensors, value, hidden, cell), of_step.given
-
-    def step(hidden, cell):
-        taps = [zero.expand(SEEDS, call.rows, call.out) for call in calls if call]
-        state, given = torch.func.vmap(deferred)(stacks, kernels, taps, value, hidden, cell)
-        all_given.append(given)
-        all_taps.append(taps)
-        return state
-
-    loss = run(step)
-    taps = [tap for of_step in all_taps for tap in of_step]
-    made = torch.autograd.grad(loss, [*trained.values(), *taps], allow_unused=True)
-    early = dict(zip(trained, made, strict=False))
-    left = iter(made[len(trained) :])
-    arrived = [[next(left) for _ in of_step] for of_step in all_taps]
-    late = deferral.gradients(calls, trained, all_given, arrived)
-    assert set(late) == {"twice.weight", "twice.bias", "lstm.kernels.hidden", "lstm.bias"}
-    assert {name for name, gradient in early.items() if gradient is not None} == {"scale"}
-    for name, gradient in exact.items():
-        torch.testing.assert_close(late.get(name, early[name]), gradient, rtol=1e-10, atol=1e-10)
+    calls = [call and (call.kernels, call.bias) for call in run.calls]
+    twice = (("twice.weight",), "twice.bias")
+    encoder = tuple(f"encoder.kernels.{name}" for name in ("error", "decoder", "hidden"))
+    assert calls[0] == (encoder, None)  # its base holds a row for each image
+    assert calls[2:5] == [twice, twice, None]
+    for i, model in enumerate(models):
+        terms = rollout.rollout(model, x[i], x[i], None, noise[i])
+        model.objective(terms).mean().backward()
+        for name in trained:
+            exact = model.get_parameter(name).grad
+            torch.testing.assert_close(found[name][i], exact, rtol=1e-10, atol=1e-10)

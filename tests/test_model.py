@@ -25,7 +25,7 @@ ARMS = {
 
 def make(name, seed=0, pixels=9, classes=0, sizes=None, **own):
     """A variant's model in float64, with its own settings and those of the sizes that it has."""
-    cls = registry.find(name).cls
+    cls = registry.find(name).cls if isinstance(name, str) else name
     fields = cls.Settings.model_fields
     sizes = {key: value for key, value in (sizes or {}).items() if key in fields}
     return rollout.build(cls, cls.Settings(**{**sizes, **own}), pixels, classes, seed).double()
@@ -33,6 +33,12 @@ def make(name, seed=0, pixels=9, classes=0, sizes=None, **own):
 
 def normals(*shape, seed=0):
     return streams.normal(shape, seed, "test").double()
+
+
+def batch(model, draws=1, images=2, seed=0):
+    """Return binary x [B, P] and noise [T, K, B, Z]."""
+    x = (normals(images, model.pixels, seed=seed + 1) > 0.3).double()
+    return x, normals(model.steps, draws, images, model.noise_size, seed=seed + 2)
 
 
 def rolled(model, x, noise, labels=None, **phase):
@@ -103,17 +109,6 @@ def test_values_and_gradients_equal_the_reference(name, size, seed, pixels, imag
         return dict(zip(reference.TERMS, run(p, x[b], noise[:, 0, b], **about), strict=True))
 
     assert_as_plain(model, terms, model.objective(terms), plain)
-
-
-def test_a_rollout_of_k_draws_is_k_rollouts():
-    model = make("cauchy", pixels=7, steps=3, hidden=5, sample_size=2)
-    x = torch.rand(4, 7, dtype=torch.float64).round()
-    noise = torch.randn(3, 5, 4, 2, dtype=torch.float64)
-    whole = rollout.rollout(model, x, x, None, noise)
-    for k in range(5):
-        one = rollout.rollout(model, x, x, None, noise[:, k : k + 1])
-        for name in whole._fields:
-            close(getattr(whole, name)[k], getattr(one, name)[0])
 
 
 def test_initialisation_is_glorot_with_the_fans_of_the_concatenated_kernel():

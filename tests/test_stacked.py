@@ -11,6 +11,7 @@ from test_train import (
     ExplodingGradient,
     TwoStep,
     local,
+    reloaded,
     tiny_splits,
     training,
     weights,
@@ -29,10 +30,10 @@ def together(variant="cauchy", seeds=SEEDS, splits=None, overrides=None, **about
     return stacked.StackedTraining(runs, **about)
 
 
-def run_to_end(whole):
-    """Finish a stack as its driver does; return the epochs' means by seed."""
+def run_to_end(whole, stop=math.inf):
+    """Train a stack to its end, or to a step, as its driver does; return the means by seed."""
     rows = []
-    while not whole.finished:
+    while not whole.finished and whole.steps_done < stop:
         whole.step()
         if whole.epoch_done:
             whole.collect()
@@ -59,20 +60,19 @@ def run_alone(variant, seed, splits=None, **overrides):
 
 def assert_same(one, other, **tolerance):
     close = {"rtol": 2e-4, "atol": 2e-6, **tolerance}
-    for name, value in weights(other).items():
-        torch.testing.assert_close(weights(one)[name], value, **close, msg=name)
-    assert one.at.step == other.at.step
-    assert one.at.epoch == other.at.epoch
-    assert set(one.optimiser.state) == set(other.optimiser.state)
-    for name, state in other.optimiser.state.items():
-        for key, value in state.items():
-            torch.testing.assert_close(one.optimiser.state[name][key], value, **close, msg=name)
+    torch.testing.assert_close(weights(one), weights(other), **close)
+    torch.testing.assert_close(one.optimiser.state, other.optimiser.state, **close)
+    assert (one.at.step, one.at.epoch) == (other.at.step, other.at.epoch)
 
 
-@pytest.mark.parametrize("variant", [*registry.names(), local(TwoStep)])
-def test_stacked_equals_alone(variant):
-    overrides = {"epochs": 2, "learning_rate": 1e-3}
-    splits = tiny_splits(pixels=25)
+@pytest.mark.parametrize(
+    ("variant", "binarisation"),
+    [*((name, "static") for name in (*registry.names(), local(TwoStep))), ("cauchy", "dynamic")],
+)
+def test_stacked_equals_alone(variant, binarisation):
+    """Under dynamic binarisation each seed draws its own pixels."""
+    overrides = {"epochs": 2, "learning_rate": 1e-3, "binarisation": binarisation}
+    splits = tiny_splits(binarisation, pixels=25)
     whole = together(variant, splits=splits, overrides=overrides)
     rows = run_to_end(whole)
     # what standardises its reads has gradients that are nothing but rounding, and Adam's steps
@@ -85,31 +85,13 @@ def test_stacked_equals_alone(variant):
             assert row[i] == pytest.approx(want, rel=1e-5)
 
 
-def test_each_seed_draws_its_own_pixels_under_dynamic_binarisation():
-    splits = tiny_splits("dynamic")
-    overrides = {"epochs": 2, "binarisation": "dynamic"}
-    whole = together(splits=splits, overrides=overrides)
-    run_to_end(whole)
-    for i, seed in enumerate(SEEDS):
-        assert_same(whole.trainings[i], run_alone("cauchy", seed, splits, **overrides)[0])
-
-
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_a_stack_resumed_alone_or_together_ends_as_undisturbed(stop, tmp_path):
     whole = together(overrides={"epochs": 2})
-    for _ in range(stop):
-        whole.step()
-        if whole.epoch_done:
-            whole.collect()
-            whole.end_epoch()
+    run_to_end(whole, stop)
     whole.collect()
-    for i, one in enumerate(whole.trainings):
-        torch.save(one.state(), tmp_path / f"{i}.pt")
-    again = [training(seed=seed, epochs=2) for seed in SEEDS]
-    for i, one in enumerate(again):
-        one.load(torch.load(tmp_path / f"{i}.pt", weights_only=True))
-    alone = training(seed=SEEDS[1], epochs=2)
-    alone.load(torch.load(tmp_path / "1.pt", weights_only=True))
+    again = [reloaded(one, tmp_path, epochs=2) for one in whole.trainings]
+    alone = reloaded(whole.trainings[1], tmp_path, epochs=2)
     run_to_end(stacked.StackedTraining(again))
     list(finish(alone))
     run_to_end(whole)
@@ -130,32 +112,6 @@ class OneExplodes(Glas):
         return super().charge(q, p, z) + torch.where(moved, math.inf, 0.0)
 
 
-@pytest.mark.parametrize("place", [0, 1])  # the first is the one that says where the stack stands
-def test_a_seed_that_diverges_stops_alone(place):
-    variant = local(OneExplodes)
-    runs = [training(variant, seed, epochs=2) for seed in SEEDS]
-    alone = [training(variant, seed, epochs=2) for seed in SEEDS]
-    for group in (runs, alone):
-        with torch.no_grad():
-            group[place].model.write.bias.fill_(5)
-    whole = stacked.StackedTraining(runs)
-    whole.step()
-    whole.step()
-    diverged = whole.collect()
-    alone[place].step()
-    with pytest.raises(stacked.Diverged) as stopped:
-        alone[place].step()
-    assert set(diverged) == {place}
-    found = diverged[place]
-    assert (found.step, found.reason) == (stopped.value.step, stopped.value.reason)
-    assert_same(runs[place], alone[place])
-    run_to_end(whole)
-    assert_same(runs[place], alone[place])
-    for i in {0, 1, 2} - {place}:
-        list(finish(alone[i]))
-        assert_same(runs[i], alone[i])
-
-
 class OneExplodesAtFirst(TwoStep):
     """A first phase that is not finite for a seed that is marked."""
 
@@ -168,35 +124,34 @@ class OneExplodesAtFirst(TwoStep):
         return first._replace(objective=objective), main
 
 
-def test_a_seed_that_diverged_in_another_phase_does_not_say_what_is_trained():
-    variant = local(OneExplodesAtFirst)
-    runs, alone = ([training(variant, seed, epochs=3) for seed in SEEDS] for _ in range(2))
+@pytest.mark.parametrize(
+    ("cls", "marked", "ends"),
+    [
+        (OneExplodes, 0, {0: 1}),  # it is the first that says where the stack stands
+        (OneExplodes, 1, {1: 1}),
+        (OneExplodesAtFirst, 0, {0: 0}),  # nor does it say which phase comes
+        (Exploding, None, {0: 1, 1: 1, 2: 1}),
+        (ExplodingGradient, None, {0: 0, 1: 0, 2: 0}),
+    ],
+)
+def test_a_seed_that_diverges_stops_as_alone_and_the_others_go_on(cls, marked, ends):
+    runs, alone = ([training(local(cls), seed, epochs=2) for seed in SEEDS] for _ in range(2))
     with torch.no_grad():
-        runs[0].model.write.bias.fill_(5)
+        for group in (runs, alone) if marked is not None else ():
+            group[marked].model.write.bias.fill_(5)
     whole = stacked.StackedTraining(runs)
+    whole.step()
+    whole.step()
+    assert {i: diverged.step for i, diverged in whole.collect().items()} == ends
     run_to_end(whole)
-    assert set(whole.diverged) == {0}
-    for i in (1, 2):
-        list(finish(alone[i]))
-        assert_same(runs[i], alone[i])
-
-
-@pytest.mark.parametrize(("cls", "steps"), [(Exploding, 1), (ExplodingGradient, 0)])
-def test_divergence_is_reported_as_alone(cls, steps):
-    whole = together(local(cls), overrides={"epochs": 2})
-    whole.step()
-    whole.step()
-    whole.step()
-    diverged = whole.collect()
-    for i, seed in enumerate(SEEDS):
-        alone = training(local(cls), seed, epochs=2)
-        for _ in range(steps):
-            alone.step()
-        with pytest.raises(stacked.Diverged) as stopped:
-            alone.step()
-        assert (diverged[i].step, diverged[i].reason) == (stopped.value.step, stopped.value.reason)
-        assert_same(whole.trainings[i], alone)
     assert whole.finished
+    assert set(whole.diverged) == set(ends)
+    for i, one in enumerate(alone):
+        with pytest.raises(stacked.Diverged) if i in ends else contextlib.nullcontext() as stopped:
+            list(finish(one))
+        if i in ends:
+            assert whole.diverged[i].reason == stopped.value.reason
+        assert_same(runs[i], one)
 
 
 @pytest.mark.parametrize("name", ["cauchy", "uniform-pit"])

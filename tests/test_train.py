@@ -55,9 +55,10 @@ def local(cls):
     return Variant("local", cls, Path(__file__), "local")
 
 
-def finish(run):
+def finish(run, stop=math.inf):
+    """Train to the end, or to a step; return the epochs' means with what validation measured."""
     rows = []
-    while not run.finished:
+    while not run.finished and run.at.step < stop:
         run.step()
         if run.epoch_done:
             rows.append({**run.end_epoch(), "validation": run.validate()[1]})
@@ -66,6 +67,19 @@ def finish(run):
 
 def weights(run):
     return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+def assert_bits(one, other):
+    """Assert that two trainings have the same parameters and buffers to the bit."""
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=0)
+
+
+def reloaded(run, path, **about):
+    """Return a new training that continues from the state of another, which goes through a file."""
+    torch.save(run.state(), path / "state.pt")
+    again = training(run.variant, run.seed, **about)
+    again.load(torch.load(path / "state.pt", weights_only=True))
+    return again
 
 
 @pytest.mark.parametrize("limit", [5.0, 0.5])
@@ -143,17 +157,10 @@ def test_a_run_resumed_at_any_step_ends_at_the_same_bits(stop, tmp_path):
     whole = training(epochs=2)
     rows = finish(whole)
     first = training(epochs=2)
-    kept = []
-    for _ in range(stop):
-        first.step()
-        if first.epoch_done:
-            kept.append({**first.end_epoch(), "validation": first.validate()[1]})
-    torch.save(first.state(), tmp_path / "state.pt")
-    second = training(epochs=2)
-    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    kept = finish(first, stop)
+    second = reloaded(first, tmp_path, epochs=2)
     assert kept + finish(second) == rows
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(second)[name]), name
+    assert_bits(second, whole)
 
 
 def test_validation_leaves_training_as_it_was():
@@ -162,7 +169,7 @@ def test_validation_leaves_training_as_it_was():
         a.step()
         a.validate()
         b.step()
-    assert all(torch.equal(v, weights(b)[k]) for k, v in weights(a).items())
+    assert_bits(a, b)
 
 
 class Exploding(Glas):
@@ -190,13 +197,12 @@ class ExplodingGradient(Glas):
 )
 def test_a_non_finite_step_stops_before_the_optimiser_moves(cls, reason, step):
     run = training(local(cls), epochs=2)
-    for _ in range(step):
-        run.step()
+    finish(run, step)
     before = weights(run)
     with pytest.raises(train.Diverged, match=reason) as stopped:
         run.step()
     assert stopped.value.step == run.at.step == step
-    assert all(torch.equal(v, weights(run)[k]) for k, v in before.items())
+    torch.testing.assert_close(weights(run), before, rtol=0, atol=0)
 
 
 class TwoStep(Glas):
@@ -251,43 +257,23 @@ def test_phases_keep_freeze_and_restart(tmp_path):
     assert torch.equal(after["latent"], 2 * learned)
     assert torch.equal(after["encoder.bias"], start["encoder.bias"])
     assert not run.optimiser.state
-    torch.save(run.state(), tmp_path / "state.pt")
-    run.step()
+    again = reloaded(run, tmp_path, epochs=3)
+    for one in (run, again):
+        one.step()
     assert torch.equal(run.model.latent, 2 * learned)
     assert not torch.equal(run.model.write.weight, start["write.weight"])
-    again = training(local(TwoStep), epochs=3)
-    again.load(torch.load(tmp_path / "state.pt", weights_only=True))
-    again.step()
-    assert all(torch.equal(v, weights(run)[k]) for k, v in weights(again).items())
-
-
-class Moments(Glas):
-    """Reads standardised with moments of the batch; frozen for scoring."""
-
-    bounds_nll = False
-    statistics_of = ("centre",)
-
-    def build_recognition(self):
-        super().build_recognition()
-        self.register_buffer("centre", torch.zeros(self.steps, self.mean.in_features))
-
-    def statistics(self, read_BA):
-        return {"centre": read_BA.mean(0)}
-
-    def posterior(self, read_BA, t):
-        centre = read_BA.mean(0) if self.training else self.centre[t]
-        return super().posterior(read_BA - centre, t)
+    assert_bits(again, run)
 
 
 def test_running_statistics_are_frozen_from_training_images():
-    run = training(local(Moments), epochs=1)
+    run = training("uniform-pit", epochs=1)
     run.step()
-    assert not run.model.centre.any()
+    assert not run.model.read_mean.any()
     first = run.validate()
-    frozen = run.model.centre.clone()
+    frozen = run.model.read_mean.clone()
     assert frozen.any(1).all()
     assert run.validate() == first
-    assert torch.equal(run.model.centre, frozen)
+    assert torch.equal(run.model.read_mean, frozen)
     assert run.model.training
 
 

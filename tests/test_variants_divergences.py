@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_evaluate import scorer
-from test_model import close, rolled
+from test_model import batch, close, rolled
 
 from glas_bench import divergences, registry
 from glas_bench.commands import variants as explain
@@ -44,13 +44,6 @@ def with_heads(name, dtype=torch.float64, **values):
             model.get_submodule(head).weight.zero_()
             model.get_submodule(head).bias.fill_(value)
         return model, model.posterior(torch.zeros(1, 4, dtype=dtype), STEP)
-
-
-def batch(model, draws=1, count=4, seed=0):
-    generator = streams.generator(seed, "divergences")
-    x = (torch.rand(count, model.pixels, generator=generator) < 0.5).double()
-    shape = (model.steps, draws, count, model.noise_size)
-    return x, streams.normal(shape, seed, "divergences-noise").double()
 
 
 def even_noise(count):
@@ -185,9 +178,11 @@ def test_min_chi2_weighs_its_own_draws_at_the_end_of_its_support(dtype, m, sign)
     edge = torch.tensor(-sign / (2 * m), dtype=dtype)
     around = torch.linspace(-1e-3, 1e-3, 2001, dtype=dtype)
     noise = torch.cat([edge + around, edge * (1 + around)])[:, None].expand(-1, 2)
-    ratio = model.log_ratio(q, model.prior(), q.sample(noise))
-    assert (ratio > -math.inf).all()
-    assert not ratio.isnan().any()
+    z = q.sample(noise).requires_grad_()
+    ratio = model.log_ratio(q, model.prior(), z)
+    assert ratio.isfinite().all()
+    (slope,) = torch.autograd.grad(ratio.sum(), z)
+    assert slope.isfinite().all()
 
 
 def test_the_withdrawn_numbers_belong_to_the_mistake_alone():
@@ -231,7 +226,7 @@ def test_chi2_of_fixed_width_has_one_head_and_charges_twice_the_kl():
 
 def renyi(alpha, draws=5, **given):
     model = make("hellinger-renyi", alpha=alpha, draws=draws, **given)
-    x, noise = batch(model, model.draws)
+    x, noise = batch(model, model.draws, images=4)
     with torch.no_grad():
         model.mean.weight.mul_(30)
         model.log_std.bias.fill_(-0.5)
@@ -239,21 +234,15 @@ def renyi(alpha, draws=5, **given):
     return terms, model.objective(terms)
 
 
-def test_alpha_1_is_the_averaged_elbo_a_half_the_hellinger_form_and_0_the_iwae():
-    terms, value = renyi(1.0)
-    close(value, (terms.recon + terms.log_ratio).mean(0))
-    for alpha in (0.5, 0.0):
-        terms, value = renyi(alpha)
+@pytest.mark.parametrize("draws", [5, 1])
+def test_alpha_1_is_the_averaged_elbo_a_half_the_hellinger_form_and_0_the_iwae(draws):
+    terms, elbo = renyi(1.0, draws)
+    close(elbo, (terms.recon + terms.log_ratio).mean(0))
+    for alpha in (0.999, 0.9, 0.5, 0.1, 0.0):
+        terms, value = renyi(alpha, draws)
         weights = torch.exp(-terms.recon - terms.log_ratio) ** (1 - alpha)
         close(value, -weights.mean(0).log() / (1 - alpha))
-
-
-def test_the_bound_is_monotone_in_alpha_and_one_draw_leaves_no_choice():
-    values = torch.stack([renyi(alpha)[1] for alpha in (0.0, 0.1, 0.5, 0.9, 0.999, 1.0)])
-    assert (values.diff(dim=0) > 0).all()
-    close(values[-2], values[-1], rtol=1e-3, atol=0)
-    single = torch.stack([renyi(alpha, draws=1)[1] for alpha in (0.0, 0.5, 1.0)])
-    close(single, single[:1].expand(3, -1))
+        assert (value < elbo).all() if draws > 1 else torch.allclose(value, elbo)
 
 
 def test_the_draws_of_its_setting_are_what_the_core_rolls_out():
@@ -281,7 +270,7 @@ def test_a_charge_weight_adds_that_much_more_kl(alpha):
 
 def scoring_pit(**given):
     model = make("uniform-pit", **given)
-    x, noise = batch(model, count=9)
+    x, noise = batch(model, images=9)
     rollout.freeze_statistics(model, x, None, noise)
     return model, x, noise
 
@@ -344,7 +333,7 @@ def test_pit_has_as_many_latents_as_a_read_and_no_setting_for_it():
 @pytest.mark.parametrize("weight", [0.0, 1.0, 0.3])
 def test_plausible_canvas_charges_the_mean_over_canvases(weight):
     model = make("plausible-canvas", aux_weight=weight)
-    x, noise = batch(model, draws=2)
+    x, noise = batch(model, 2, images=4)
     with torch.no_grad():
         terms, seen = rolled(model, x, noise)
     canvases = torch.stack([state.generation.canvas for state, _ in seen])
@@ -382,7 +371,7 @@ def test_the_gradient_of_the_whole_objective_is_that_of_finite_differences(name,
     with torch.no_grad():  # away from the start, where reads hardly differ
         for key, parameter in model.named_parameters():
             parameter.add_(0.5 * streams.normal(tuple(parameter.shape), 0, "gradient", key))
-    x, noise = batch(model, model.draws)
+    x, noise = batch(model, model.draws, images=4)
 
     def objective():
         return model.objective(rollout.rollout(model, x, x, None, noise)).mean()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ MEMORY_ON_CPU = 2**30
 """Bytes that a gradient may keep on a CPU; on a GPU it may keep a quarter of the device."""
 
 
+@dataclass(frozen=True, eq=False)
 class DecoderLikelihood:
     """log p(x|z) of images x [B, P] as a function of noise [C, B, T * Z].
 
@@ -40,19 +42,11 @@ class DecoderLikelihood:
         ways: what is tried; by default `programs.ways_on` the device.
     """
 
-    def __init__(
-        self,
-        model: Glas,
-        x_BP: Tensor,
-        gradients: dict[torch.Size, programs.Program],
-        tell: Callable[[str], None],
-        ways: Sequence[str] | None,
-    ) -> None:
-        self.tell = tell
-        self.ways = ways
-        self.model = model
-        self.x_BP = x_BP
-        self.gradients = gradients
+    model: Glas
+    x_BP: Tensor
+    gradients: dict[torch.Size, programs.Program]
+    tell: Callable[[str], None]
+    ways: Sequence[str] | None
 
     def __call__(self, noise_CBD: Tensor) -> Tensor:
         """Return log p(x|z), [C, B] nats; differentiable."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from glas_bench.core import rollout, streams, train
@@ -37,16 +37,13 @@ class Stack:
     ) -> None:
         self.skeleton = like or models[0]
         self.low = precision == "bf16"
-        self.parameters = {
-            name: torch.stack([dict(m.named_parameters())[name].detach() for m in models])
-            for name, _ in self.skeleton.named_parameters()
-        }
-        self.buffers = {
-            name: torch.stack([dict(m.named_buffers())[name] for m in models])
-            for name, _ in self.skeleton.named_buffers()
-        }
+        self.parameters: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
         for name, parameter in self.skeleton.named_parameters():
-            self.parameters[name].requires_grad_(parameter.requires_grad)
+            stacked = torch.stack([model.get_parameter(name).detach() for model in models])
+            self.parameters[name] = stacked.requires_grad_(parameter.requires_grad)
+        for name, _ in self.skeleton.named_buffers():
+            self.buffers[name] = torch.stack([model.get_buffer(name) for model in models])
 
     @torch.no_grad()
     def unstack(self, models: Sequence[Glas]) -> None:
@@ -87,15 +84,14 @@ class Stack:
         return mapped
 
 
-def kernel_names(model: nn.Module) -> frozenset[str]:
+def kernel_names(model: Glas) -> frozenset[str]:
     """Return the names of the weights that `linear.add` multiplies by."""
     names = set()
     for place, module in model.named_modules():
-        start = f"{place}." if place else ""
         if isinstance(module, LSTM):
-            names |= {f"{start}kernels.{name}" for name in module.kernels}
+            names |= {f"{place}.kernels.{name}" for name in module.kernels}
         elif isinstance(module, Linear):
-            names.add(f"{start}weight")
+            names.add(f"{place}.weight")
     return frozenset(names)
 
 

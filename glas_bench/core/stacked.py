@@ -21,14 +21,7 @@ import torch
 from torch import Tensor
 
 from glas_bench.core import streams, train
-from glas_bench.core.stack import (
-    EpochBatches,
-    Progress,
-    Rollout,
-    Stack,
-    StackedAdam,
-    update,
-)
+from glas_bench.core.stack import EpochBatches, Progress, Rollout, Stack, StackedAdam, update
 from glas_bench.core.train import PARTS, Diverged, Optimisation
 from glas_bench.ops import programs
 
@@ -185,35 +178,29 @@ class StackedTraining:
             for rows in torch.split(torch.arange(len(x), device=self.device), VALIDATION_ROWS):
                 given = [x[rows], noise[:, :, :, rows]]
                 given += [] if labels is None else [labels[rows]]
-                total += self._validation_of(len(rows))(*given)
+                new = programs.Program(
+                    self._build_validation, self.device, tell=self.tell, ways=self.ways
+                )
+                total += self.validations.setdefault(len(rows), new)(*given)
         model.train(was_training)
         kind = "elbo" if model.has_density else "recon"
         return [(kind, value / len(x)) for value in total.tolist()]
 
-    def _validation_of(self, rows: int) -> programs.Program:
-        """Return the program that sums over so many images, [S]."""
-        if rows in self.validations:
-            return self.validations[rows]
+    def _build_validation(self, compile_step: bool) -> programs.Function:
+        """Return the function that sums over images, [S]; a program serves one number of them."""
+        run = Rollout(self.stack, compile_step=compile_step)
+        seeds = len(self.trainings)
 
-        def build(compile_step: bool) -> programs.Function:
-            run = Rollout(self.stack, compile_step=compile_step)
-            seeds = len(self.trainings)
+        def validation(x: Tensor, noise: Tensor, *labels: Tensor) -> Tensor:
+            seen = x.expand(seeds, *x.shape)
+            marks = labels[0].expand(seeds, -1) if labels else None
+            terms = run(self.stack.tensors, seen, marks, noise)
+            values = terms.recon
+            if self.stack.skeleton.has_density:
+                values = values + terms.log_ratio
+            return values.double().sum((1, 2))
 
-            def validation(x: Tensor, noise: Tensor, *labels: Tensor) -> Tensor:
-                seen = x.expand(seeds, *x.shape)
-                marks = labels[0].expand(seeds, -1) if labels else None
-                terms = run(self.stack.tensors, seen, marks, noise)
-                values = terms.recon
-                if self.stack.skeleton.has_density:
-                    values = values + terms.log_ratio
-                return values.double().sum((1, 2))
-
-            return validation
-
-        self.validations[rows] = programs.Program(
-            build, self.device, tell=self.tell, ways=self.ways
-        )
-        return self.validations[rows]
+        return validation
 
     # ---- the stack
 

@@ -261,9 +261,7 @@ class _Kernel:
         self.transposed = transposed
         self.dtype = torch.bfloat16 if low else weights[0].dtype
         kernels = [weight.detach().mT if transposed else weight.detach() for weight in weights]
-        self.ends = [0]
-        for kernel in kernels:
-            self.ends.append(self.ends[-1] + kernel.shape[0])
+        self.ends = [0, *itertools.accumulate(kernel.shape[0] for kernel in kernels)]
         self.out = kernels[0].shape[1]
         self.bias = None if bias is None else bias.detach()
         self.whole = self._side_by_side(kernels)
