@@ -41,7 +41,9 @@ from glas_bench.report.table import Row, table_rows
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.yardstick import refit
 
-SCHEMA = Path(__file__).parents[1] / "docs/results.schema.json"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+SCHEMA = ROOT / "docs/results.schema.json"
 GOLDEN = Path(__file__).with_name("golden_report.md")
 
 
@@ -231,18 +233,6 @@ def test_what_is_not_comparable_never_shares_a_table(name: str, value: Any, why:
     assert sorted(parts) == [["`cauchy`", "`vae`"], ["`hellinger`"]]
     headings = re.findall(r"^### \d+\. (.*)$", text, re.M)
     assert len(set(headings)) == 2
-
-
-def test_what_has_no_recurrence_or_no_scores_stands_where_it_belongs() -> None:
-    none = {"nll": None, "iw": None, "elbo": None, "objective": None, "protocol_key": None}
-    text = render(
-        row("cauchy"),
-        row("cauchy", 1, status="failed", reason="killed", **none),
-        row("vae", params_steps=None, params_hidden=200),
-    )
-    assert text.count("\n### ") == 1
-    assert column(text, "seeds") == [("cauchy", "1 of 2, 1 failed[^1-1]"), ("vae", "1 of 1")]
-    assert "seed 1: failed, killed" in notes(text)
 
 
 def test_columns_and_remarks_are_there_only_where_they_say_something() -> None:
@@ -739,6 +729,19 @@ def test_a_file_that_is_none_of_ours(tmp_path: Path, content: str, message: str)
     path.write_text(content)
     with pytest.raises(UsageError, match=re.escape(message)):
         csv_file.read(path)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.stem)
+def test_a_committed_page_is_what_its_csv_gives(path: Path) -> None:
+    rows = csv_file.read(path)
+    assert page.render(rows) == path.with_suffix(".md").read_text()
+    assert csv_file.write(rows) == path.read_bytes()
+    drawn = [each.about(rows[0]["study"]) for each in figures.from_csv(rows)]
+    assert drawn == page.figures_of(rows)[: len(drawn)]
+
+
+def test_the_committed_index_is_that_of_its_pages() -> None:
+    assert page.index(RESULTS) == ((RESULTS / "README.md").read_text(), [])
 
 
 # --------------------------------------------------------------------------- --fail-if
