@@ -523,19 +523,12 @@ def test_pictures_of_text_are_lines(tmp_path: Path) -> None:
     assert "test images" in images["kl-per-step"].about("s")["caption"]
 
 
-def run_of(cell: Any, variant: registry.Variant, data: str = "d1", **about: Any) -> records.Run:
+def run_of(cell: Any, variant: registry.Variant, **about: Any) -> records.Run:
     """A complete seed of a config, scored by elbo and by AIS."""
-    scores = {
-        "p1": {"elbo": 92.0, "objective": 92.0},
-        "a1": {"protocol": {"estimators": ["ais"]}},
-    }
+    scores = {"p1": {"elbo": 92.0, "objective": 92.0}, "a1": {"protocol": {"estimators": ["ais"]}}}
     seed = record_of(Path(), variant.name, scores=scores)
-    about = {
-        "source_hash": variant.source_hash,
-        "data_hash": data,
-        "data_origin": "published",
-    } | about
-    key = config.config_key(cell, variant.source_hash, data)
+    about |= {"data_hash": "d1", "data_origin": "published", "source_hash": variant.source_hash}
+    key = config.config_key(cell, variant.source_hash, "d1")
     return records.Run(RunRecord(Path(), cell, key, about, {}, {0: seed}), seed)
 
 
@@ -615,30 +608,23 @@ def test_a_study_is_as_published_by_all_that_it_sets(
 # --------------------------------------------------------------------------- comparisons
 
 
-def arms(difference: float, noise: float = 0.3, seeds: int = 5, images: int = 200) -> Any:
-    """Two arms' values by (config_key, seed), the left one this much above the right one."""
-    rng = np.random.default_rng(3)
-    base_B = rng.normal(90, 10, images)
-    return {
-        "nll": {
-            (f"key-{name}", seed): base_B + off + rng.normal(0, noise) + rng.normal(0, 1, images)
-            for name, off in (("left", difference), ("right", 0.0))
-            for seed in range(seeds)
-        }
-    }
-
-
-def seeds_of(name: str, count: int = 5, **values: Any) -> list[Row]:
-    return [row(name, seed, **values) for seed in range(count)]
+def seeds_of(name: str, **values: Any) -> list[Row]:
+    return [row(name, seed, **values) for seed in range(5)]
 
 
 def test_p_is_adjusted_over_all_comparisons_of_a_metric() -> None:
-    other = [row("left", seed, cell="other") for seed in range(5)]
-    cells = table_rows([*seeds_of("left"), *seeds_of("right"), *other])
+    given = [one for name in ("left", "right", "other") for one in seeds_of(name)]
+    cells = table_rows(given)
     for cell in cells:
         cell.write({"baseline": "" if cell.name == "right" else "right"})
-    values = arms(0.4, 0.2)["nll"]
-    values |= {("key-other", s): values["key-right", s] + np.arange(200) % 7 for s in range(5)}
+    rng = np.random.default_rng(3)
+    base_B = rng.normal(90, 10, 200)
+    more = {"left": 0.4, "right": 0.0, "other": np.arange(200) % 7}
+    values = {
+        (f"key-{name}", seed): base_B + off + rng.normal(0, 0.2) + rng.normal(0, 1, 200)
+        for name, off in more.items()
+        for seed in range(5)
+    }
     compare.write_comparisons(cells, {"nll": values}, ["nll"])
     p, p_bh = ([float(cell.first[f"nll_{n}"]) for cell in cells[::2]] for n in ("p", "p_bh"))
     assert p[1] < p[0]
@@ -658,7 +644,7 @@ def test_cells_that_cannot_be_compared_say_why(
     left: dict[str, Any], right: dict[str, Any], metric: str, why: str
 ) -> None:
     cells = table_rows([*seeds_of("left", ais=90.0, **left), *seeds_of("right", ais=90.0, **right)])
-    assert why in compare.compare(metric, *cells, arms(9.0))
+    assert why in compare.compare(metric, *cells, {})
 
 
 def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
@@ -1158,6 +1144,9 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     assert fewer.command == f"{command} --seeds 0-2"
     for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
         assert plans.find(alike, tmp_path) == fewer
+    assert plans.find("glas-bench", tmp_path).study is None  # runs by hand
+    with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):
+        plans.find("grid-slop", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1207,9 +1196,3 @@ def test_a_run_that_is_scored_again_stays_beside_its_neighbours(tmp_path: Path) 
     assert remark.startswith("scored with K = 50, ")
     assert folders[0].path.name in remark
     assert folders[1].path.name not in remark
-
-
-def test_plans_of_a_run_by_hand_and_of_none(tmp_path: Path) -> None:
-    assert plans.find("glas-bench", tmp_path).study is None
-    with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):
-        plans.find("grid-slop", tmp_path)
