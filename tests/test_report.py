@@ -652,8 +652,8 @@ def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
     given[2]["protocol_key"] = "p2"
     text = render(*given)
     assert "coverage: 1 of 2 cells complete (seeds: 3 complete, 1 scoring)" in text
-    seeds = [cut[-2] for cut in table_of(text)]
-    assert [text.partition("[")[0] for text in seeds] == ["1 of 3", "1 of 1", "1 of 3"]
+    seeds = [counts.partition("[")[0] for _, counts in column(text, "seeds")]
+    assert seeds == ["1 of 3", "1 of 1", "1 of 3"]
     assert "the other seeds of `cauchy` are in another table" in text
 
 
