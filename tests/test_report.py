@@ -128,6 +128,12 @@ NO_DENSITY = {"elbo_status": "undefined", "iw_status": "undefined", "elbo": None
              row("uniform-pit", v_mean=None, refit_v_mean=36.0, refit_doubling_gain=1.0)],
         ),
         (  # iw ranks where a row with weights lacks nll
+            "iw (K = 100)",
+            {"vae": "**90.00**", "cauchy": "**95.00**"},
+            "",
+            [row("cauchy", iw=95, nll=80), row("vae", iw=90, nll=None)],
+        ),
+        (
             "v of iw (gain)",
             {"vae": "5.00", "cauchy": "25.00"},
             "",
