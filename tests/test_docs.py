@@ -23,6 +23,7 @@ import pytest
 import yaml
 from conftest import Glas
 from test_layering import RANK
+from test_report import table_of
 
 import glas_bench
 from glas_bench import config, registry, sequential, study
@@ -380,25 +381,16 @@ def test_what_was_learned_fits_a_page() -> None:
 
 def cells(page: Path, head: str) -> list[list[str]]:
     """Return the rows of the table that begins with a heading."""
-    table = page.read_text().partition(head)[2].partition("\n\n")[0]
-    return [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]
-    ]
-
-
-def table_of(page: str) -> dict[str, list[str]]:
-    """Return the rows of an archived page by the second of their columns."""
-    text = (ARCHIVE / f"{page}.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {row[1]: row for row in rows if len(row) > 6}
+    return [[*row.values()] for row in table_of(page.read_text(), head)]
 
 
 def test_the_table_of_the_first_page_is_that_of_its_page() -> None:
     rows = cells(ROOT / "README.md", "| variant | nll | elbo |")
-    page = table_of("divergence@laptop")
+    archived = cells(ARCHIVE / "divergence@laptop.md", "| rank |")
+    page = {variant: own for _, variant, *own in archived}
     assert len(rows) == 5
     for variant, nll, elbo, difference, meaning in rows:
-        _, _, theirs, apart, own, *_ = page[variant]
+        theirs, apart, own, *_ = page[variant]
         assert f"**{nll} " in theirs
         assert own == elbo
         assert apart.startswith(difference)

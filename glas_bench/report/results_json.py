@@ -244,9 +244,7 @@ def _seed(row: Row) -> SeedResults:
 
 
 def _claim(one: Mapping[str, Any]) -> ClaimResults:
-    looks = [
-        LookResults(**{name: look[name] for name in LookResults.model_fields})
-        for look in one["looks"]
-    ]
-    known = {name: one[name] for name in ClaimResults.model_fields if name != "looks"}
-    return ClaimResults(**known, looks=looks)
+    known = {name: one[name] for name in ClaimResults.model_fields}
+    names = LookResults.model_fields
+    known["looks"] = [{name: look[name] for name in names} for look in one["looks"]]
+    return ClaimResults(**known)

@@ -308,8 +308,5 @@ def coverage(cells: Sequence[TableRow]) -> str:
 
 def protocol(row: Row) -> dict[str, Any]:
     """Return the scoring protocol of a row; empty where it is not known."""
-    try:
-        value = json.loads(row.get("protocol", ""))
-    except ValueError:  # none, or cut by the limit of a server
-        return {}
-    return value if isinstance(value, dict) else {}
+    known: dict[str, Any] = json.loads(row.get("protocol") or "{}")
+    return known
