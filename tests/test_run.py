@@ -19,7 +19,6 @@ import torch
 from conftest import Glas, alive, answers, children, sets, until
 
 from glas_bench import data, registry, study
-from glas_bench.core import train
 from glas_bench.environment import cores
 from glas_bench.record import RunFolder, SeedFolder, load_run, read_checkpoint
 from glas_bench.runs import seed as seed_process
@@ -332,29 +331,24 @@ def test_finished_work_is_shown_and_not_repeated(glas, finished):
     before = times(finished / "seed-0"), times(finished / "seed-1")
     shown = glas.here(*CELL, "--seeds", "0-1")
     assert shown.code == 0
-    assert (times(finished / "seed-0"), times(finished / "seed-1")) == before
     (scores,) = seed_folder(glas.results, 1).all_scores().values()
     assert shown.seeds[1]["elbo"] == scores["elbo"]
     assert shown.seeds[1]["iw"] == scores["iw"]
+    more = glas.here(*CELL, "--seeds", "0,2")  # adds to the cell
+    assert more.code == 0
+    assert list(more.seeds) == [0, 2]
+    assert more.seeds[2]["elbo"] != more.seeds[0]["elbo"] == shown.seeds[0]["elbo"]
+    assert Path(more.json["folder"]) == finished
+    seeds = load_run(finished).seeds
+    assert {seed: one.status for seed, one in seeds.items()} == dict.fromkeys(range(3), "complete")
     table = glas.here(*as_table(CELL))
     assert f"{shown.seeds[0]['elbo']:.2f}" in table.out
+    assert (times(finished / "seed-0"), times(finished / "seed-1")) == before
 
 
 def test_one_seed_alone_is_that_seed_among_others(glas, undisturbed):
     assert glas.here(*CELL, "--seeds", "1").code == 0
     assert_same(seed_folder(glas.results, 1), seed_folder(undisturbed, 1))
-
-
-def test_more_seeds_add_to_the_cell(glas, finished):
-    before = times(finished / "seed-0")
-    ended = glas.here(*CELL, "--seeds", "0,2")
-    assert ended.code == 0
-    assert [row["seed"] for row in ended.json["seeds"]] == [0, 2]
-    assert Path(ended.json["folder"]) == finished
-    assert times(finished / "seed-0") == before
-    seeds = load_run(finished).seeds
-    assert {seed: one.status for seed, one in seeds.items()} == dict.fromkeys(range(3), "complete")
-    assert ended.seeds[2]["elbo"] != ended.seeds[0]["elbo"]
 
 
 def test_another_k_scores_again_without_training(glas, finished):
@@ -375,27 +369,24 @@ def test_another_k_scores_again_without_training(glas, finished):
     assert glas.here(*CELL).seeds == before.seeds
 
 
-def test_fresh_starts_over(glas, finished, undisturbed):
+def test_fresh_starts_over_and_costs_no_finished_run_where_it_is_stopped(
+    glas, finished, undisturbed
+):
     (finished / "seed-0" / "stale").write_text("of a run before")
     before, other = times(finished / "seed-0"), times(finished / "seed-1")
-    assert glas.here(*CELL, "--fresh").code == 0
-    after = times(finished / "seed-0")
-    assert set(before) - set(after) == {str(finished / "seed-0" / "stale")}
-    assert all(after[path] > before[path] for path in after)
-    assert times(finished / "seed-1") == other
-    assert_same(seed_folder(glas.results), seed_folder(undisturbed))
-
-
-def test_a_fresh_start_that_is_stopped_costs_no_finished_run(glas, finished):
-    before = times(finished / "seed-0")
-    process = glas.start(*CELL, "--fresh", GLAS_BENCH_CHECKPOINT_SECONDS=0)
+    process = glas.start(*CELL, "--fresh", **EVERY_STEP)
     until(lambda: [*(finished / "seed-0").glob("checkpoint-0000000*")], process)
     process.send_signal(signal.SIGUSR1)  # as Slurm does
     ended = glas.ended(process)
     assert ended.code == 75
     assert "the results from before --fresh are kept" in ended.seeds[0]["reason"]
     assert times(finished / "seed-0") == before
-    assert glas.here(*CELL).seeds[0]["status"] == "complete"
+    assert glas.here(*CELL, "--fresh").code == 0
+    after = times(finished / "seed-0")
+    assert set(before) - set(after) == {str(finished / "seed-0" / "stale")}
+    assert all(after[path] > before[path] for path in after)
+    assert times(finished / "seed-1") == other
+    assert_same(seed_folder(glas.results), seed_folder(undisturbed))
 
 
 def cauchy(config):
@@ -445,7 +436,7 @@ def crashed(glas, crashed_once):
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "emptied"])
-def test_a_damaged_checkpoint_is_passed_over(glas, crashed, undisturbed, damage):
+def test_damaged_and_torn_files_are_made_good(glas, crashed, undisturbed, damage):
     newest, older = crashed.checkpoints()
     content = bytearray(newest.read_bytes())
     if damage == "a bit flipped":
@@ -453,20 +444,15 @@ def test_a_damaged_checkpoint_is_passed_over(glas, crashed, undisturbed, damage)
     else:
         del content[0 if damage == "emptied" else len(content) // 2 :]
     newest.write_bytes(content)
-    state = crashed.load_checkpoint()
-    assert state is not None
-    assert state["position"]["step"] == 44
-    assert older.exists()
-    assert glas.here(*CELL).code == 0
-    assert_same(crashed, seed_folder(undisturbed))
-
-
-def test_torn_files_are_made_good(glas, crashed, undisturbed):
     with open(crashed.path / "metrics.jsonl", "a") as metrics:
         metrics.write('{"epoch": 2, "objec')
     (crashed.path / ".status.json.x1y2z3.tmp").write_text('{"sta')
     (crashed.path / "status.json").write_text("")
     assert len(crashed.metrics()) == 1
+    state = crashed.load_checkpoint()
+    assert state is not None
+    assert state["position"]["step"] == 44
+    assert older.exists()
     assert glas.here(*CELL).code == 0
     assert_same(crashed, seed_folder(undisturbed))
 
@@ -489,7 +475,7 @@ def test_killed_between_the_last_weight_and_the_scores(glas, crashed, undisturbe
 # --------------------------------------------------------------------------- diverging
 
 
-def test_a_seed_that_diverges_is_a_status(glas, packed):
+def test_a_seed_that_diverges_is_a_status(glas):
     command = cell(learning_rate="1e30")
     ended = glas.here(*command)
     assert ended.code == 1
@@ -507,19 +493,6 @@ def test_a_seed_that_diverges_is_a_status(glas, packed):
     assert times(seed.path) == before
     table = glas.here(*as_table(command))
     assert f"diverged at step {row['step']}, {row['reason']}" in table.out
-
-    found = load_run(seed.path.parent).config
-    training = train.Training(registry.find("cauchy"), found, packed, 0)
-    for _ in range(row["step"]):
-        training.step()
-    model, optimiser = training.state()["model"], training.state()["optimiser"]
-    kept = {name: tensor.clone() for name, tensor in model.items()}
-    moments = {index: one["exp_avg"].clone() for index, one in optimiser.items()}
-    with pytest.raises(train.Diverged) as caught:
-        training.step()
-    assert caught.value.step == row["step"]
-    assert all(torch.equal(kept[name], tensor) for name, tensor in model.items())
-    assert all(torch.equal(moments[index], one["exp_avg"]) for index, one in optimiser.items())
 
 
 HALF_DIVERGES = '''"""Its charge has no value where the frozen matrix happens to start high."""
@@ -546,13 +519,16 @@ def test_one_of_two_seeds_diverges_beside_a_baseline(glas):
     command = cell("./half.py", epochs=1)
     alone = glas(*command, cwd=elsewhere)
     assert alone.code == 0, alone.err
-    assert_document(alone)
+    assert alone.out.count("\n") == 1
+    assert alone.json["dataset"] == "mnist-5k"
+    assert alone.seeds[0]["elbo_status"] == "finite"
+    assert isinstance(alone.seeds[0]["nll"], float)
     assert "a word on stdout" in alone.err
     assert "below Python" in alone.err
 
     ended = glas(*command, "--seeds", "0-1", "--baseline", "vae", cwd=elsewhere)
     assert ended.code == 3, ended.err
-    assert_document(ended)
+    assert ended.out.count("\n") == 1
     assert ended.seeds[0] == alone.seeds[0]
     assert ended.json["bounds_nll"] is None
     diverged = ended.seeds[1]
@@ -577,21 +553,6 @@ def test_one_of_two_seeds_diverges_beside_a_baseline(glas):
     table = glas.here(*as_table(cell(elsewhere / "half.py", epochs=1)))
     assert "half minus" not in table.out
     assert f"{alone.seeds[0]['iw']:.2f}" in table.out
-
-
-def assert_document(ended):
-    """Hold stdout to be one JSON document with all that README and scripts rely on."""
-    assert len(ended.out.splitlines()) == 1
-    document = json.loads(ended.out)
-    assert {"variant", "dataset", "config_key", "seeds"} <= set(document)
-    names = ["seed", "status", "objective", "elbo", "elbo_status", "iw", "refit_iw", "nll"]
-    for row in document["seeds"]:
-        assert set(names) <= set(row)
-        if row["status"] == "complete":
-            assert row["elbo_status"] == "finite"
-            assert all(isinstance(row[name], float) for name in ("objective", "elbo", "nll"))
-    folder = RunFolder(Path(), document["variant"], document["config_key"])
-    assert Path(document["folder"]).name == folder.path.name
 
 
 def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(glas, packed):
@@ -698,8 +659,9 @@ def test_a_broken_file_is_refused_with_its_error(glas, text, message):
     assert not glas.results.exists()
 
 
-def test_a_charge_of_the_wrong_shape(glas):
-    path = broken(glas, MY_IDEA.replace("2 * super().charge(q, p, z)", "q.mean.square()"))
+@pytest.mark.parametrize("charge", ["q.mean.square()", "q.nothing"])
+def test_a_faulty_charge_is_a_status_and_an_error_names_its_line(glas, charge):
+    path = broken(glas, MY_IDEA.replace("2 * super().charge(q, p, z)", charge))
     checked = glas.here("check", path)
     assert checked.code == 1
     assert "BROKEN" in checked.out
@@ -708,18 +670,11 @@ def test_a_charge_of_the_wrong_shape(glas):
     assert ended.code == 1
     assert ended.seeds[0]["status"] == "failed"
     assert "Traceback" not in ended.err
-
-
-def test_an_error_inside_a_variant_names_its_line_and_debug_shows_the_traceback(glas):
-    path = broken(glas, MY_IDEA.replace("2 * super().charge(q, p, z)", "q.nothing"))
-    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "nothing" in text)
-    ended = glas.here(*cell(path))
-    assert ended.code == 1
-    assert f"has no attribute 'nothing' ({path}, line {line})" in ended.seeds[0]["reason"]
-    assert "Traceback" not in ended.err
-    debugged = glas.here(*cell(path), "--debug")
-    assert debugged.code == 1
-    assert f'File "{path}", line {line}, in charge' in debugged.err
+    if charge == "q.nothing":
+        assert f"has no attribute 'nothing' ({path}, line 10)" in ended.seeds[0]["reason"]
+        debugged = glas.here(*cell(path), "--debug")
+        assert debugged.code == 1
+        assert f'File "{path}", line 10, in charge' in debugged.err
 
 
 # --------------------------------------------------------------------------- a bare machine
