@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import Glas, alive, answers, children, sets, until
 
 from glas_bench import data, registry, study
@@ -168,7 +167,7 @@ def test_seeds_side_by_side_stopped_and_killed(glas, undisturbed):
     command = [*CELL, "--seeds", "0-1"]
 
     def young():
-        return [pid for pid in children(process.pid) if "runs.seed" in line_of(pid)]
+        return children(process.pid, "runs.seed")
 
     def lock_is_free():
         with open(run_folder(glas.results) / "lock") as lock, contextlib.suppress(OSError):
@@ -229,12 +228,6 @@ def test_seeds_side_by_side_stopped_and_killed(glas, undisturbed):
         assert_same(seeds[seed], seed_folder(undisturbed, seed))
 
 
-def line_of(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    return ""
-
-
 def test_a_seed_s_process_ends_when_its_stdin_closes(glas, undisturbed, packed):
     record = load_run(run_folder(undisturbed))
     order = seed_process.SeedOrder(
@@ -275,34 +268,24 @@ def test_sigterm_ctrl_c_and_a_second_process(glas, undisturbed):
     assert_same(seed, seed_folder(undisturbed))
 
 
-def site(glas, code):
-    """Return a folder whose code every Python with it on its path runs first."""
+def site(glas, name, code):
+    """Return a folder with a module, for the path of every Python."""
     (folder := glas.folder / "site").mkdir()
-    (folder / "sitecustomize.py").write_text(code)
+    (folder / f"{name}.py").write_text(code)
     return folder
 
 
-NOTE = """
-import signal
-import sys
-
-class Note:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "torch":
-            with open(PLACE, "a") as file:
-                print(*map(signal.getsignal, (signal.SIGTERM, signal.SIGINT)), file=file)
-
-sys.meta_path.insert(0, Note)
+TORCH = """
+import signal, sys
+print(*map(signal.getsignal, (signal.SIGTERM, signal.SIGINT)), file=sys.stderr)
+raise ImportError
 """
 
 
 def test_signals_are_answered_before_anything_heavy_is_imported(glas):
-    place = glas.folder / "handlers"
-    noting = site(glas, f"PLACE = {str(place)!r}\n{NOTE}")
-    assert glas("variants", PYTHONPATH=noting).code == 0
-    handlers = place.read_text()
-    assert handlers.count("function _handle") == 2, handlers  # of `signals`, for both
+    ended = glas("doctor", PYTHONPATH=site(glas, "torch", TORCH))
+    first = ended.err.partition("\n")[0]
+    assert first.count("function _handle") == 2, ended.err  # of `signals`, for both
 
 
 @linux
@@ -416,14 +399,11 @@ def crashed_once(tmp_path_factory, packed, undisturbed):
 
 @contextlib.contextmanager
 def seed_in_this_process():
-    """Let a seed save and report at each step, and leave torch as it was."""
-    threads = torch.get_num_threads()
+    """Let a seed save and report at each step."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("GLAS_BENCH_CHECKPOINT_SECONDS", "0")
         monkeypatch.setattr(seed_process, "TELL_EVERY", 0.0)
         yield monkeypatch
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
@@ -694,8 +674,9 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 
 
 def test_a_bare_machine_trains_and_scores(glas, undisturbed, packed):
-    lacking = "mlflow optuna pandas seaborn matplotlib scipy mlxtend rich pooch requests filelock"
-    bare = site(glas, f"NAMES = {f'{lacking} psutil threadpoolctl'.split()}\n{BLOCK}")
+    lacking = "mlflow optuna pandas seaborn matplotlib scipy mlxtend rich pooch requests filelock "
+    names = (lacking + "psutil threadpoolctl").split()
+    bare = site(glas, "sitecustomize", f"NAMES = {names}\n{BLOCK}")
     (carried := glas.folder / "carried").mkdir()
     data.pack("mnist-5k", carried)
     cache = glas.folder / "cache"

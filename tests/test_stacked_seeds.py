@@ -14,14 +14,6 @@ from glas_bench.yardstick import refit
 EPOCHS = 3
 
 
-@pytest.fixture(autouse=True)
-def _settings_of_torch():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-
-
 def cell_of(variant=None, **overrides):
     values = {**TINY, "epochs": EPOCHS, "samples": 5, **overrides}
     (cell,) = study.by_hand(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import alive, until
+from conftest import until
 from fabricated import BEGAN, epoch
 from services import Server, free_port
 
@@ -753,26 +753,6 @@ def test_a_store_that_is_away_costs_a_sync_seconds(scheme, tmp_path, black_hole,
     assert "s3cret" not in as_line(report)
     with pytest.raises(RunError, match="cannot read the runs"):
         fetch(tmp_path, "glas-bench")
-
-
-def test_the_mirror_dies_with_its_parent(tmp_path):
-    folder = finished(tmp_path)
-    script = (
-        "import sys, time; from pathlib import Path\n"
-        "from glas_bench.tracking.mirror import Mirror\n"
-        "with Mirror(Path(sys.argv[1]), [Path(sys.argv[2])]) as mirror:\n"
-        "    print(mirror.child.process.pid, flush=True); time.sleep(60)"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path), str(folder.path)], stdout=subprocess.PIPE
-    )
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    time.sleep(1)
-    assert alive(child)
-    parent.kill()
-    parent.communicate()
-    until(lambda: not alive(child), seconds=10)
 
 
 def test_a_mirror_that_dies_or_cannot_start_is_reported(tmp_path, monkeypatch):
