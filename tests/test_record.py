@@ -283,6 +283,9 @@ def test_what_cannot_be_read_now_is_no_damage(seed, monkeypatch):
         patch.setattr(torch, "load", no_room)
         with pytest.raises(RunError, match="Nothing was started over"):
             seed.load_checkpoint()
+    torch.save({"schema": 2, "parts": "in another layout"}, path)
+    with pytest.raises(NewerRecord):
+        seed.load_checkpoint()
     path.unlink()
     path.mkdir()  # reading it is an error of the disk
     with pytest.raises(RunError, match=r"cannot read .*checkpoint-00000005"):
