@@ -179,8 +179,7 @@ def as_line(report):
 
 
 def parsed(line):
-    value = json.loads(line)
-    return SyncReport(**{**value, "failures": [tuple(each) for each in value["failures"]]})
+    return SyncReport(**json.loads(line))
 
 
 def assert_ok(report, runs):
@@ -212,11 +211,6 @@ def test_a_folder_becomes_a_parent_and_its_seeds(results):
     points = epochs(results, folder, 1)
     assert points == [(e, 200.0 - e, round((BEGAN + 2 * (e - 1)) * 1000)) for e in (1, 2, 3)]
     assert [step for step, *_ in histories(results)[f"{name} seed 1", "validation/elbo"]] == [2, 3]
-    client = opened(results).client
-    files = {file.path for file in client.list_artifacts(child.info.run_id)}
-    assert files == {"eval", "per_image.npz", "status.json", "metrics.jsonl"}
-    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert files == {"config.yaml", "environment.json"}
     assert (results / "artifacts").is_dir()
 
 
@@ -718,7 +712,6 @@ def test_the_mirror_follows_a_training(results):
     points = epochs(results, folder)
     assert [step for step, *_ in points] == [1, 2, 3]
     assert seed_run(results, folder).info.status == "FINISHED"
-    assert os.environ.get("MLFLOW_DISABLE_TELEMETRY") is None
 
 
 def test_the_mirror_gives_up_on_a_black_hole(tmp_path, black_hole, monkeypatch):
