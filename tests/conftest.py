@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,6 +262,12 @@ def answers(process: subprocess.Popen[str], number: signal.Signals) -> bool:
             if line.startswith("SigCgt:"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
+
+
+def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an epoch, or scores, without what it took to make them."""
+    clocks = {"seconds", "seconds_by", "time", "images_per_second"}
+    return {name: value for name, value in row.items() if name not in clocks}
 
 
 def sets(**values: object) -> Sequence[str]:

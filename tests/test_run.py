@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Glas, alive, answers, children, sets, until
+from conftest import Glas, alive, answers, children, sets, timeless, until
 
 from glas_bench import data, registry, study
 from glas_bench.environment import cores
@@ -66,11 +66,6 @@ def found_in(folder):
     (checkpoint,) = folder.checkpoints()
     state = read_checkpoint(checkpoint)
     assert state is not None
-    clocks = {"seconds", "seconds_by", "time", "images_per_second"}
-
-    def timeless(row):
-        return {name: value for name, value in row.items() if name not in clocks}
-
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     return {
         "model": state["model"],
