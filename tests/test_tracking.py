@@ -134,8 +134,8 @@ def histories(results):
     }
 
 
-def seed_run(results, folder, seed=0):
-    return runs(results)[f"{folder.path.name} seed {seed}"]
+def seed_run(results, folder):
+    return runs(results)[f"{folder.path.name} seed 0"]
 
 
 def epochs(results, folder, seed=0):
@@ -155,10 +155,9 @@ def sync_all(results):
 
 def sync_in_a_process(results, limit=""):
     """Sync as the command does, with nothing imported yet; nothing but the report is printed."""
-    report = "print(as_line(sync_all(Path(sys.argv[1]))))"
-    return parsed(
-        run_script(f"from test_tracking import as_line, sync_all\n{limit}\n{report}", results)
-    )
+    work = "print(as_line(sync_all(Path(sys.argv[1]))))"
+    script = f"from test_tracking import as_line, sync_all\n{limit}\n{work}"
+    return SyncReport(**json.loads(run_script(script, results)))
 
 
 def run_script(script, *arguments):
@@ -176,10 +175,6 @@ def run_script(script, *arguments):
 
 def as_line(report):
     return json.dumps(asdict(report))
-
-
-def parsed(line):
-    return SyncReport(**json.loads(line))
 
 
 def assert_ok(report, runs):
@@ -560,7 +555,7 @@ def test_ten_processes_open_a_new_store_at_once(tmp_path):
         "for folder in folders: os.wait()"
     )
     lines = run_script(script, tmp_path, *folders).splitlines()
-    reports = [parsed(line) for line in lines]
+    reports = [SyncReport(**json.loads(line)) for line in lines]
     assert reports == [SyncReport(1, [], 1)] * 10
     assert len(runs(tmp_path)) == 20
 
