@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from services import Postgres
 
@@ -53,10 +54,11 @@ def _away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def _alike_in_any_order() -> None:
-    """Undo what earlier tests left in torch: its global generator, and denormals set to zero."""
+    """Undo what earlier tests left in torch: its generator, denormals set to zero, its threads."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
         sys.modules["torch"].set_flush_denormal(False)
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture
@@ -236,23 +238,21 @@ def trials_at(url: str, study: str) -> list[Any]:
         storage.engine.dispose()
 
 
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started and that run."""
+def children(pid: int, command: str = "") -> list[int]:
+    """Return the processes that a process has started and that run, those of a command line."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(stat.parent.name))
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if alive(child.pid) and command in " ".join(child.cmdline()):
+                found.append(child.pid)
     return sorted(found)
 
 
 def alive(pid: int) -> bool:
     """Tell whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def answers(process: subprocess.Popen[str], number: signal.Signals) -> bool:
@@ -262,6 +262,12 @@ def answers(process: subprocess.Popen[str], number: signal.Signals) -> bool:
             if line.startswith("SigCgt:"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
+
+
+def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an epoch, or scores, without what it took to make them."""
+    clocks = {"seconds", "seconds_by", "time", "images_per_second"}
+    return {name: value for name, value in row.items() if name not in clocks}
 
 
 def sets(**values: object) -> Sequence[str]:

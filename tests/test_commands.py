@@ -142,7 +142,7 @@ def test_samples_prints_lines_as_they_form(glas, monkeypatch):
     assert len(traced) == 1  # what is printed is what is drawn
     shown = ended.out.splitlines()
     assert [Path(line).name for line in shown[-4:]] == names
-    (subject,) = [each.subject for each in load_finished(folder)]
+    (subject,) = load_finished(folder)
     traces = pictures.trace(subject, 2)
     for title, step_TBP in (("sample", traces.prior_TBP), ("test line", traces.canvases_TBP)):
         for b in range(2):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import timeless
 from test_stacked import OneExplodes
 from test_train import TINY, local, tiny_splits
 
@@ -12,14 +13,6 @@ from glas_bench.runs.seed import note_failure, open_seed, run_seed
 from glas_bench.yardstick import refit
 
 EPOCHS = 3
-
-
-@pytest.fixture(autouse=True)
-def _settings_of_torch():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 def cell_of(variant=None, **overrides):
@@ -46,14 +39,10 @@ def run_alone(folder, seed, variant=None):
     return run_seed(cell_of(variant), folder.seed(seed), tiny_splits(), lambda event: None)
 
 
-def rows(folder, seed):
-    timed = {"seconds", "images_per_second", "time"}
-    return [{k: v for k, v in row.items() if k not in timed} for row in folder.seed(seed).metrics()]
-
-
 def assert_same(one, other, seeds=(0, 1, 2)):
     for seed in seeds:
-        for got, want in zip(rows(one, seed), rows(other, seed), strict=True):
+        rows = [map(timeless, each.seed(seed).metrics()) for each in (one, other)]
+        for got, want in zip(*rows, strict=True):
             assert got.keys() == want.keys()
             for key, value in want.items():
                 close = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
@@ -156,8 +145,10 @@ def test_out_of_memory_halves_the_stack(folders, alone, monkeypatch, stage):
     assert_same(folders[0], alone)
 
 
-@pytest.mark.parametrize("trouble", ["asked to stop", "not finite", "killed"])
-def test_scoring_a_complete_seed_once_more_leaves_it_complete(folders, monkeypatch, trouble):
+@pytest.mark.parametrize(
+    ("trouble", "word"), [("asked to stop", "interrupted"), ("not finite", "failed")]
+)
+def test_scoring_a_complete_seed_once_more_leaves_it_complete(folders, monkeypatch, trouble, word):
     folder = folders[0]
     assert run_alone(folder, 0) == "complete"
     before = folder.seed(0).status()
@@ -168,13 +159,11 @@ def test_scoring_a_complete_seed_once_more_leaves_it_complete(folders, monkeypat
 
     if trouble == "asked to stop":
         monkeypatch.setattr(signals, "_requested", 15)
-    elif trouble == "not finite":
-        monkeypatch.setattr(evaluate, "score_into", fail)
-    if trouble == "killed":
-        note_failure(folder.seed(0), MemoryError("no room"), "cauchy")
     else:
-        ended = run_seed(more, folder.seed(0), tiny_splits(), lambda event: None)
-        assert ended == {"asked to stop": "interrupted", "not finite": "failed"}[trouble]
+        monkeypatch.setattr(evaluate, "score_into", fail)
+    assert run_seed(more, folder.seed(0), tiny_splits(), lambda event: None) == word
+    assert folder.seed(0).status() == before
+    note_failure(folder.seed(0), MemoryError("no room"), "cauchy")
     assert folder.seed(0).status() == before
     assert folder.seed(0).finished(cell_of().protocol) == "complete"
     assert folder.seed(0).finished(more.protocol) is None

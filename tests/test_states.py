@@ -176,6 +176,11 @@ def test_differences_of_plans() -> None:
     ]
     assert digest(old) != digest(new)
     assert digest(old) == digest({**old, "question": "Really?", "skipped": []})
+    more = plan_of(entry(seeds=[0, 1, 2]), entry("gaussian"), seeds=[0, 1, 2])
+    assert digest(old) != digest(more)
+    assert digest(old, seeds=False) == digest(more, seeds=False)
+    assert digest(old) == digest({**old, **VERSIONS})  # versions alone make no other plan
+    assert differences(old, {**old, **VERSIONS}) == []
 
 
 @pytest.mark.parametrize(
@@ -190,15 +195,6 @@ def test_cells_that_another_version_planned(stored: Document, cells: set[str], w
     plan = plan_of(entry(), entry("gaussian"), **stored)
     assert outdated(plan, None)[0] == cells
     assert why in outdated(plan, None)[1]
-
-
-def test_versions_alone_do_not_make_another_plan() -> None:
-    plan = plan_of(entry())
-    assert digest(plan) == digest({**plan, **VERSIONS})
-    assert differences(plan, {**plan, **VERSIONS}) == []
-    more = {**plan, "cells": [entry(seeds=[0, 1, 2])], "seeds": [0, 1, 2]}
-    assert digest(plan) != digest(more)
-    assert digest(plan, seeds=False) == digest(more, seeds=False)
 
 
 # --------------------------------------------------------------------------- shown

@@ -173,12 +173,12 @@ def draw(results: Path, run: str, seed: int | None, images: int | None) -> Itera
         RunError: the run cannot be loaded.
     """
     finished = load_finished(find_run(results, run), seed)
-    traced = [pictures.trace(each.subject, images) for each in finished]
+    traced = [pictures.trace(each, images) for each in finished]
     for each, traces in zip(finished, traced, strict=True):
-        if pictures.is_text(each.subject):
-            yield from _forming(each.subject.title, traces)
+        if pictures.is_text(each):
+            yield from _forming(each.title, traces)
     for each, traces in zip(finished, traced, strict=True):
-        yield from map(str, pictures.draw(each.folder, each.subject, traces))
+        yield from map(str, pictures.draw(each.folder, each, traces))
 
 
 def _forming(title: str, traces: pictures.Traces) -> Iterator[str]:

@@ -31,7 +31,6 @@ from glas_bench.record.read import note_of as note_of
 from glas_bench.record.read import note_study as note_study
 from glas_bench.record.read import read_note as read_note
 from glas_bench.record.read import runs_by_study as runs_by_study
-from glas_bench.record.scores import AFTER_TRAINING as AFTER_TRAINING
 from glas_bench.record.scores import FINISHED as FINISHED
 from glas_bench.record.scores import STATUSES as STATUSES
 from glas_bench.record.scores import Number as Number

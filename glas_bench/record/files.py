@@ -176,18 +176,17 @@ def read_checkpoint(path: Path, device: Any = "cpu", *of: Any) -> dict[str, Any]
         raise RunError(_not_now(path, error.strerror or str(error))) from error
     try:
         payload = torch.load(content, map_location="cpu", weights_only=True)
-        newer = payload["schema"] > SCHEMA
-        if newer and zipfile.ZipFile(content).testzip():  # a flipped bit made it so
-            return None
+        if payload["schema"] > SCHEMA and not zipfile.ZipFile(content).testzip():
+            raise NewerRecord(f"{path} was written by a newer glas-bench; update this one")
         state = payload["state"]
         own = not of or payload.get("of", [*of]) == [*of]  # older ones do not say
         sound = own and payload["digest"] == digest(state)
+    except NewerRecord:
+        raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise RunError(_not_now(path, "no memory")) from error
     except Exception:  # a damaged file may raise anything
         return None
-    if newer:
-        raise NewerRecord(f"{path} was written by a newer glas-bench; update this one")
     try:
         return _moved(dict(state), device) if sound else None
     except torch.OutOfMemoryError as error:

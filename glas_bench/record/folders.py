@@ -125,10 +125,10 @@ class SeedFolder:
         status: dict[str, Any] = {}
         with contextlib.suppress(RunError):
             status = dict(self.status())
-        if status.get("status") in ("training", "scoring"):
+        if status.pop("status", None) in ("training", "scoring"):
             last = max(path.stat().st_mtime for path in self.path.rglob("*") if path.is_file())
-            about = status | {"updated": last, "reason": "its process was killed"}
-            self.set_status("interrupted", **{k: about[k] for k in about.keys() - {"status"}})
+            status |= {"updated": last, "reason": "its process was killed"}
+            self.set_status("interrupted", **status)
 
     def remove_leftovers(self) -> None:
         """Remove files that killed processes left half-written. The caller holds the lock."""

@@ -127,10 +127,10 @@ def run_cells(
     with contextlib.ExitStack() as stack, signals.graceful():
         locks = {cell.key: stack.enter_context(cell.folder(results).locked()) for cell in cells}
         data_file = data_file.resolve() if data_file else None
-        run = _Run(results, device, data_file, watch)
+        run = _Run(splits, results, device, preset, data_file, watch)
         left: list[Cell] = []
         for cell in cells:
-            _describe(cell, splits, results, device, preset, data_file)
+            run.describe(cell)
             cell.folder(results).settle()
             for seed in cell.seeds if fresh else ():
                 cell.folder(results).set_aside(seed)
@@ -141,9 +141,9 @@ def run_cells(
             if rest := [seed for seed, status in finished.items() if not status]:
                 left.append(cell.with_seeds(rest))
         if device.startswith("cuda"):
-            run.stacked(left, splits.to(device))
+            run.stacked(left)
         elif sum(len(cell.seeds) for cell in left) == 1:
-            run.here(left[0], splits.to(device))
+            run.here(left[0])
         else:
             run.side_by_side(left, locks)
         for cell in cells:
@@ -154,58 +154,52 @@ def run_cells(
         return run.outcomes
 
 
-def _describe(
-    cell: Cell,
-    splits: Splits,
-    results: Path,
-    device: str,
-    preset: str | None,
-    data_file: Path | None,
-) -> None:
-    """Write what the cell is and what it is made with, where its folder does not say so yet."""
-    settings = check_settings(cell.variant, cell.config.settings)
-    bound = contract.bound(cell.variant.cls, settings, splits.likelihood.name)
-    about = {
-        "variant": cell.variant.name,
-        "reference": cell.variant.reference,
-        "data_file": str(data_file) if data_file else None,
-        "source_hash": cell.variant.source_hash,
-        "data_hash": splits.hash,
-        "data_origin": splits.origin,
-        "image_shape": list(splits.image_shape),
-        "core_version": CORE_VERSION,
-        "preset": preset,
-        "differs": differing(
-            cell.variant, cell.config, preset, environment.default_precision(device)
-        ),
-        "bounds_nll": bound.holds,
-        "bound_reason": bound.reason,
-    }
-    folder = cell.folder(results)
-    folder.prepare(cell.config, about)
-    if not folder.is_sound():
-        write_json(folder.path / "environment.json", environment.describe(device))
-
-
 @dataclass
 class _Run:
     """Runs seeds, and keeps their outcomes."""
 
+    splits: Splits
     results: Path
     device: str
+    preset: str | None
     data_file: Path | None
     watch: Watch
     outcomes: Outcomes = field(default_factory=dict)
+
+    def describe(self, cell: Cell) -> None:
+        """Write what the cell is and is made with, where its folder does not say so yet."""
+        variant, splits = cell.variant, self.splits
+        settings = check_settings(variant, cell.config.settings)
+        bound = contract.bound(variant.cls, settings, splits.likelihood.name)
+        precision = environment.default_precision(self.device)
+        about = {
+            "variant": variant.name,
+            "reference": variant.reference,
+            "data_file": str(self.data_file) if self.data_file else None,
+            "source_hash": variant.source_hash,
+            "data_hash": splits.hash,
+            "data_origin": splits.origin,
+            "image_shape": list(splits.image_shape),
+            "core_version": CORE_VERSION,
+            "preset": self.preset,
+            "differs": differing(variant, cell.config, self.preset, precision),
+            "bounds_nll": bound.holds,
+            "bound_reason": bound.reason,
+        }
+        folder = cell.folder(self.results)
+        folder.prepare(cell.config, about)
+        if not folder.is_sound():
+            write_json(folder.path / "environment.json", environment.describe(self.device))
 
     def end(self, cell: Cell, seed: int, outcome: dict[str, Any]) -> None:
         """Note and report the outcome of a seed."""
         self.outcomes[cell.key, seed] = outcome
         self.watch(cell, seed, {"event": "end", **outcome})
 
-    def here(self, cell: Cell, splits: Splits) -> None:
+    def here(self, cell: Cell) -> None:
         """Run a cell's only seed in this process."""
         (seed,) = cell.seeds
-        folder = cell.folder(self.results).seed(seed)
+        folder, splits = cell.folder(self.results).seed(seed), self.splits.to(self.device)
         try:
             status = run_seed(cell, folder, splits, lambda event: self.watch(cell, seed, event))
             outcome: dict[str, Any] = {"status": status}
@@ -213,10 +207,11 @@ class _Run:
             outcome = note_failure(folder, error, cell.variant.reference)
         self.end(cell, seed, outcome)
 
-    def stacked(self, cells: Sequence[Cell], splits: Splits) -> None:
+    def stacked(self, cells: Sequence[Cell]) -> None:
         """Run the seeds of each cell in this process, as one stack."""
         from glas_bench.runs.stacked_seeds import run_stacked
 
+        splits = self.splits.to(self.device)
         for cell in cells:
             folders = [cell.folder(self.results).seed(seed) for seed in cell.seeds]
             tell = functools.partial(self.watch, cell)

@@ -6,34 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glas_bench import data, registry
-from glas_bench.data import Splits
 from glas_bench.errors import RunError, UsageError
-from glas_bench.model import Glas
 from glas_bench.record import RunRecord, load_run
 from glas_bench.registry import Variant
 from glas_bench.runs.pictures import Subject
 
 
 @dataclass(frozen=True)
-class FinishedSeed:
-    """A trained model, with all that it was made from."""
+class FinishedSeed(Subject):
+    """A trained seed with the record of its run."""
 
     record: RunRecord
     variant: Variant
-    splits: Splits
-    seed: int
-    model: Glas
 
     @property
     def folder(self) -> Path:
         """The seed's folder."""
         return self.record.seeds[self.seed].folder.path
-
-    @property
-    def subject(self) -> Subject:
-        """The model as `pictures.draw` takes it."""
-        title = f"{self.record.path.name}, seed {self.seed}"
-        return Subject(title, self.model, self.record.config, self.splits, self.seed)
 
 
 def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> list[FinishedSeed]:
@@ -45,16 +34,23 @@ def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> l
             checkpoint is gone.
     """
     record = load_run(path)
-    variant = registry.find(str(record.about.get("reference", record.config.variant)))
+    config = record.config
+    variant = registry.find(str(record.about.get("reference", config.variant)))
     file = record.about.get("data_file")
-    splits = data.load(
-        record.config.dataset, record.config.binarisation, Path(file) if file else None
-    )
+    splits = data.load(config.dataset, config.binarisation, Path(file) if file else None)
     if splits.hash != record.about["data_hash"]:
         raise RunError(f"{path}: the data here is not what it was trained on ({splits.origin})")
     splits = splits.to(device)
     found = [
-        FinishedSeed(record, variant, splits, number, one.model(device))
+        FinishedSeed(
+            f"{record.path.name}, seed {number}",
+            one.model(device),
+            config,
+            splits,
+            number,
+            record,
+            variant,
+        )
         for number, one in record.seeds.items()
         if one.status == "complete" and seed in (None, number)
     ]

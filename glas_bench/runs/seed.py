@@ -13,7 +13,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from glas_bench import processes, signals
 from glas_bench.config import RunConfig
@@ -321,8 +321,8 @@ def note_failure(folder: SeedFolder, error: Exception, variant: str) -> dict[str
     elif not isinstance(error, GlasBenchError):
         reason = (
             f"{type(error).__name__}: {error}{_place(error)}; `glas-bench check {variant}` may "
+            "tell more"
         )
-        reason += "tell more"
     failure = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
     try:
         folder.set_status(**failure)
@@ -346,11 +346,6 @@ class SeedOrder:
     seed: int
     device: str
     data_file: str | None = None
-
-
-def main() -> NoReturn:
-    """Run the order given on stdin."""
-    processes.serve(_serve)
 
 
 def _serve(order: dict[str, Any], tell: OnEvent, _inbox: object) -> int:
@@ -382,4 +377,4 @@ def carry_out(order: SeedOrder, tell: OnEvent) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    processes.serve(_serve)

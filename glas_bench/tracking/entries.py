@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,8 +181,8 @@ def _means(record: RunRecord, wanted: str | None) -> list[Point]:
 
 
 def _data(record: RunRecord) -> dict[str, str]:
-    about = {"hash": record.about.get("data_hash"), "origin": record.about.get("data_origin")}
-    return {"name": record.config.dataset, **{key: str(value) for key, value in about.items()}}
+    hash, origin = record.about.get("data_hash"), record.about.get("data_origin")
+    return {"name": record.config.dataset, "hash": str(hash), "origin": str(origin)}
 
 
 def _description(record: RunRecord, note: Mapping[str, Any]) -> str:
@@ -260,13 +260,12 @@ def _span(record: RunRecord, seeds: Sequence[SeedRecord]) -> tuple[str, int, int
     status = RUN_STATUS[join_statuses(seed.status for seed in seeds)]
     waiting = (record.path / "config.yaml").stat().st_mtime_ns // 1_000_000
     start = min((round(1000 * seed.began) or waiting for seed in seeds), default=waiting)
-    ended = start + round(1000 * sum(map(_work, seeds)))
+    seconds = [
+        seed.about.get("seconds", 0.0) + sum(s.get("seconds", 0.0) for s in seed.scores.values())
+        for seed in seeds
+    ]
+    ended = start + round(1000 * sum(seconds))
     return status, start, None if status in ("RUNNING", "SCHEDULED") else ended
-
-
-def _work(seed: SeedRecord) -> float:
-    scored: Iterable[float] = (scores.get("seconds", 0.0) for scores in seed.scores.values())
-    return seed.about.get("seconds", 0.0) + sum(scored)
 
 
 def _there(

@@ -70,23 +70,16 @@ class Mirror:
             self.results.mkdir(parents=True, exist_ok=True)
             if log.is_file() and log.stat().st_size > LOG_BYTES:
                 log.unlink()
-            self.child = ChildProcess(
-                Order("glas_bench.tracking.mirror", order),
-                self.reports.put,
-                open(log, "ab"),
-            )
+            child = Order("glas_bench.tracking.mirror", order)
+            self.child = ChildProcess(child, self.reports.put, open(log, "ab"))
         except OSError as error:
             self.problem = f"it could not be started: {error}"
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """End the process at once."""
-        child, self.child = self.child, None
-        if child is not None:
-            child.close()
+        if self.child is not None:
+            self.child.close()
 
     def add(self, folder: Path) -> None:
         """Mirror one more run folder from the next sync on."""
@@ -96,7 +89,7 @@ class Mirror:
                 self.child.send({"folder": str(folder)})
 
     def finish(self, timeout: float | None = None) -> SyncReport:
-        """Sync once more and end the process; what is not done in time is reported as a failure.
+        """Sync a last time; what is not done in time is reported as a failure.
 
         Args:
             timeout: seconds; by default `PATIENCE`, or `PATIENCE_WHEN_STOPPED`.
@@ -115,8 +108,6 @@ class Mirror:
                 self.problem = f"its process died, see {self.results / 'mlflow.log'}"
         except queue.Empty:
             self.problem = f"no answer within {timeout:.0f} s"
-        finally:
-            self.close()
         message = _not_mirrored(self.problem)
         return SyncReport(0, [(str(folder), message) for folder in _that_exist(self.folders)])
 

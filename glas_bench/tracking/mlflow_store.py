@@ -50,15 +50,15 @@ _VARIABLES = {
 }
 """Set while mlflow is called: a dead server costs seconds instead of 247."""
 
+_SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
+"""The same for an sqlite file: a pooled connection would go on writing to a deleted one."""
+
 _EXPERIMENT = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.experiment.primaryMetric.name": "nll",
     "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
 }
 """Tags of an experiment: MLflow's pages open on its runs and not on traces of an application."""
-
-_SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
-"""The same for an sqlite file: a pooled connection would go on writing to a deleted one."""
 
 
 class _Redacted(io.TextIOBase):
