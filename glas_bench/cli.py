@@ -61,15 +61,7 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return lambda function: functools.reduce(lambda f, add: add(f), reversed(decorators), function)
 
 
-def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    del parameter
-    if value:
-        ctx.find_root().obj = "debug"
-
-
-debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
-)
+debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 results_option = functools.partial(
     click.option,
     "--results",
@@ -120,6 +112,11 @@ study_options = options(
 )
 
 
+def debugging() -> bool:
+    """Return whether --debug is given, before or after the command."""
+    return "--debug" in sys.argv
+
+
 def show(make: Callable[[], Answer], as_json: bool = False) -> NoReturn:
     """Print the answer of a command and exit with its code.
 
@@ -130,8 +127,7 @@ def show(make: Callable[[], Answer], as_json: bool = False) -> NoReturn:
     has_document = as_json and answer.document is not None
     if text := json.dumps(answer.document, allow_nan=False) if has_document else answer.text:
         click.echo(text)
-    debug = click.get_current_context().find_root().obj == "debug"
-    for problem in (*(answer.tracebacks if debug else ()), *answer.problems):
+    for problem in (*(answer.tracebacks if debugging() else ()), *answer.problems):
         click.echo(problem, err=True)
     sys.exit(answer.exit_code)
 
@@ -221,7 +217,7 @@ def run(as_json: bool, **given: Any) -> None:
     """
     from glas_bench.commands import run as command
 
-    show(lambda: command.carry_out(command.request(**given)), as_json)
+    show(lambda: command.carry_out(command.Request(**given)), as_json)
 
 
 @cli.command(short_help="Run what is missing of a study.")
@@ -292,9 +288,9 @@ def variants(name: str | None, as_json: bool) -> None:
 @without_results
 def check(variant: str) -> None:
     """Test a variant (a name, or the path of a file) against every promise of the contract."""
-    from glas_bench.commands import check as command
+    from glas_bench.commands import variants as command
 
-    show(lambda: command.carry_out(variant))
+    show(lambda: command.check(variant))
 
 
 # --------------------------------------------------------------------------- report, sync
@@ -346,7 +342,7 @@ def report(**given: Any) -> None:
     request = command.Request(
         **given,
         tell=lambda message: click.echo(message, err=True),
-        debug=click.get_current_context().find_root().obj == "debug",
+        debug=debugging(),
     )
     answer = command.carry_out(request)
     lines = [json.dumps(answer.document, indent=2)] if request.as_json else answer.lines
@@ -562,7 +558,6 @@ def bench(as_json: bool, **given: Any) -> None:
 
 def run_command_line() -> NoReturn:
     """Run the command in `sys.argv`; errors are one message, tracebacks only with --debug."""
-    debug = "--debug" in sys.argv
     try:
         code = cli.main(prog_name="glas-bench", standalone_mode=False)
     except click.exceptions.Abort:
@@ -571,14 +566,14 @@ def run_command_line() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except GlasBenchError as error:
-        if debug:
+        if debugging():
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
-        if debug:
+        if debugging():
             raise
         from glas_bench import environment
 
