@@ -77,6 +77,7 @@ def test_every_command_explains_itself(bare_glas: Glas, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([], ["Commands:"]),
         (["rnu"], ["unknown command 'rnu'", "Did you mean 'run'?", "check", "sync"]),
         (["run"], ["--variant"]),
         ([*RUN, "--sedes", "1"], ["--sedes", "--seeds"]),
@@ -121,12 +122,6 @@ def test_a_usage_error_says_what_is_allowed(
     assert "Traceback" not in ended.err
     assert "bug in glas-bench" not in ended.err
     assert not (bare_glas.results / "runs").exists()
-
-
-def test_no_command_shows_the_help(bare_glas: Glas) -> None:
-    ended = bare_glas.here()
-    assert ended.code == 2
-    assert "Commands:" in ended.out + ended.err
 
 
 def test_a_results_folder_that_is_a_file(bare_glas: Glas) -> None:
