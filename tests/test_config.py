@@ -1,7 +1,6 @@
 """What a cell's config is made of, in which order, and what its key depends on."""
 
 import dataclasses
-import json
 
 import pytest
 from hypothesis import given
@@ -262,11 +261,3 @@ def test_the_protocol_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     before = key()
     monkeypatch.setattr(config, "PROTOCOL_VERSION", config.PROTOCOL_VERSION + 1)
     assert key() != before
-
-
-def test_a_config_survives_its_file() -> None:
-    resolved = resolve(CAUCHY, preset="laptop", overrides={"learning_rate": 3e-5})
-    assert RunConfig(**json.loads(json.dumps(resolved.model_dump()))) == resolved
-    assert set(resolved.flat()) == (set(RunConfig.model_fields) - {"settings"}) | set(
-        resolved.settings
-    )
