@@ -99,6 +99,7 @@ def test_every_command_explains_itself(bare_glas: Glas, name: str) -> None:
         ([*RUN, "--seeds", "one"], ["'one'", "0,3,5-7"]),
         ([*RUN, "--data-file", "no.amat"], ["no.amat"]),
         (["variants", "cauchi"], ["Did you mean 'cauchy'?"]),
+        (["samples", "cauchy", "--images", "0"], ["--images", "0"]),
         (["check", "cauchi"], ["Did you mean 'cauchy'?"]),
         (["check"], ["VARIANT"]),
         (["bench", "--steps", "8,x"], ["--steps", "8,x"]),

@@ -140,6 +140,7 @@ def test_pairs_that_are_none(pairs: tuple[str, ...], words: str) -> None:
         ({"variant": "vae"}, ["'variant'"]),
         ({"settings": {}}, ["'settings'"]),
         ({"epochs": 0}, ["epochs", "greater than or equal to 1", "got 0"]),
+        ({"images": 0}, ["images", "greater than or equal to 1", "got 0"]),
         ({"epochs": 2.5}, ["epochs", "got 2.5"]),
         ({"epochs": "many"}, ["epochs", "got 'many'"]),
         ({"epochs": None}, ["epochs", "got None"]),
