@@ -11,7 +11,6 @@ import io
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -45,14 +44,6 @@ TINY = {"steps": 3, "hidden": 6, "sample_size": 3, "latent_size": 5, "filter_siz
 
 class Broken(Exception):  # noqa: N818 - a finding
     """A variant does not keep a promise."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check."""
-
-    promise: str
-    problem: str | None  # None where the promise is kept
 
 
 class Run(NamedTuple):
@@ -112,14 +103,14 @@ class Subject:
         return model.eval()
 
 
-def check(variant: Variant) -> list[Finding]:
-    """Check a variant against every promise; return one finding each, in order."""
+def check(variant: Variant) -> dict[str, str | None]:
+    """Return by promise what is wrong with a variant; None where it keeps the promise."""
     subjects = [Subject(variant, name) for name in SMALL]
-    findings = []
+    found = {}
     for promise, function in PROMISES.items():
         problems = (_problem(function, subject) for subject in subjects)
-        findings.append(Finding(promise, next(filter(None, problems), None)))
-    return findings
+        found[promise] = next(filter(None, problems), None)
+    return found
 
 
 def _problem(function: Callable[[Subject], Any], subject: Subject) -> str | None:

@@ -36,16 +36,16 @@ def check(reference: str) -> Answer:
         UsageError: no such variant.
     """
     variant = registry.find(reference)
-    findings = contract.check(variant)
+    problems = contract.check(variant)
     lines, broken = [], 0
-    for finding in findings:
-        if finding.problem is None:
-            lines.append(f"ok      {finding.promise}")
+    for promise, problem in problems.items():
+        if problem is None:
+            lines.append(f"ok      {promise}")
         else:
-            lines += [f"BROKEN  {finding.promise}", f"        {finding.problem}"]
+            lines += [f"BROKEN  {promise}", f"        {problem}"]
             broken += 1
-    kept = f"{broken} of {len(findings)} promises {'is' if broken == 1 else 'are'} broken"
-    kept = kept if broken else f"all {len(findings)} promises are kept"
+    kept = f"{broken} of {len(problems)} promises {'is' if broken == 1 else 'are'} broken"
+    kept = kept if broken else f"all {len(problems)} promises are kept"
     return Answer("\n".join([*lines, f"{variant.name}: {kept}."]), exit_code=1 if broken else 0)
 
 
