@@ -117,15 +117,17 @@ def debugging() -> bool:
     return "--debug" in sys.argv
 
 
-def show(make: Callable[[], Answer], as_json: bool = False) -> NoReturn:
+def show(make: Callable[[], Answer], as_json: bool = False, indent: int | None = None) -> NoReturn:
     """Print the answer of a command and exit with its code.
 
     With `as_json` the document is all that stdout gets.
     """
     with _stdout_to_stderr() if as_json else contextlib.nullcontext():
         answer = make()
-    has_document = as_json and answer.document is not None
-    if text := json.dumps(answer.document, allow_nan=False) if has_document else answer.text:
+    text = answer.text
+    if as_json and answer.document is not None:
+        text = json.dumps(answer.document, allow_nan=False, indent=indent)
+    if text:
         click.echo(text)
     for problem in (*(answer.tracebacks if debugging() else ()), *answer.problems):
         click.echo(problem, err=True)
@@ -339,18 +341,11 @@ def report(**given: Any) -> None:
     """
     from glas_bench.commands import report as command
 
-    request = command.Request(
-        **given,
-        tell=lambda message: click.echo(message, err=True),
-        debug=debugging(),
-    )
-    answer = command.carry_out(request)
-    lines = [json.dumps(answer.document, indent=2)] if request.as_json else answer.lines
-    for line in lines:
-        click.echo(line)
-    more = [name for each in answer.document["pages"] for name in each["files"][2:]]
-    click.echo(", ".join([f"written to {answer.out / 'README.md'}", *more]), err=True)
-    sys.exit(answer.exit_code)
+    def tell(message: str) -> None:
+        click.echo(message, err=True)
+
+    request = command.Request(**given, tell=tell, debug=debugging())
+    show(lambda: command.carry_out(request), request.as_json, indent=2)
 
 
 @cli.command(short_help="Mirror run folders to MLflow.")
