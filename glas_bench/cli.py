@@ -61,15 +61,7 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return lambda function: functools.reduce(lambda f, add: add(f), reversed(decorators), function)
 
 
-def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    del parameter
-    if value:
-        ctx.find_root().obj = "debug"
-
-
-debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
-)
+debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 results_option = functools.partial(
     click.option,
     "--results",
@@ -120,18 +112,24 @@ study_options = options(
 )
 
 
-def show(make: Callable[[], Answer], as_json: bool = False) -> NoReturn:
+def debugging() -> bool:
+    """Return whether --debug is given, before or after the command."""
+    return "--debug" in sys.argv
+
+
+def show(make: Callable[[], Answer], as_json: bool = False, indent: int | None = None) -> NoReturn:
     """Print the answer of a command and exit with its code.
 
     With `as_json` the document is all that stdout gets.
     """
     with _stdout_to_stderr() if as_json else contextlib.nullcontext():
         answer = make()
-    has_document = as_json and answer.document is not None
-    if text := json.dumps(answer.document, allow_nan=False) if has_document else answer.text:
+    text = answer.text
+    if as_json and answer.document is not None:
+        text = json.dumps(answer.document, allow_nan=False, indent=indent)
+    if text:
         click.echo(text)
-    debug = click.get_current_context().find_root().obj == "debug"
-    for problem in (*(answer.tracebacks if debug else ()), *answer.problems):
+    for problem in (*(answer.tracebacks if debugging() else ()), *answer.problems):
         click.echo(problem, err=True)
     sys.exit(answer.exit_code)
 
@@ -221,7 +219,7 @@ def run(as_json: bool, **given: Any) -> None:
     """
     from glas_bench.commands import run as command
 
-    show(lambda: command.carry_out(command.request(**given)), as_json)
+    show(lambda: command.carry_out(command.Request(**given)), as_json)
 
 
 @cli.command(short_help="Run what is missing of a study.")
@@ -292,9 +290,9 @@ def variants(name: str | None, as_json: bool) -> None:
 @without_results
 def check(variant: str) -> None:
     """Test a variant (a name, or the path of a file) against every promise of the contract."""
-    from glas_bench.commands import check as command
+    from glas_bench.commands import variants as command
 
-    show(lambda: command.carry_out(variant))
+    show(lambda: command.check(variant))
 
 
 # --------------------------------------------------------------------------- report, sync
@@ -343,18 +341,11 @@ def report(**given: Any) -> None:
     """
     from glas_bench.commands import report as command
 
-    request = command.Request(
-        **given,
-        tell=lambda message: click.echo(message, err=True),
-        debug=click.get_current_context().find_root().obj == "debug",
-    )
-    answer = command.carry_out(request)
-    lines = [json.dumps(answer.document, indent=2)] if request.as_json else answer.lines
-    for line in lines:
-        click.echo(line)
-    more = [name for each in answer.document["pages"] for name in each["files"][2:]]
-    click.echo(", ".join([f"written to {answer.out / 'README.md'}", *more]), err=True)
-    sys.exit(answer.exit_code)
+    def tell(message: str) -> None:
+        click.echo(message, err=True)
+
+    request = command.Request(**given, tell=tell, debug=debugging())
+    show(lambda: command.carry_out(request), request.as_json, indent=2)
 
 
 @cli.command(short_help="Mirror run folders to MLflow.")
@@ -562,7 +553,6 @@ def bench(as_json: bool, **given: Any) -> None:
 
 def run_command_line() -> NoReturn:
     """Run the command in `sys.argv`; errors are one message, tracebacks only with --debug."""
-    debug = "--debug" in sys.argv
     try:
         code = cli.main(prog_name="glas-bench", standalone_mode=False)
     except click.exceptions.Abort:
@@ -571,14 +561,14 @@ def run_command_line() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except GlasBenchError as error:
-        if debug:
+        if debugging():
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
-        if debug:
+        if debugging():
             raise
         from glas_bench import environment
 

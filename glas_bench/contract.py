@@ -10,11 +10,8 @@ import inspect
 import io
 import itertools
 import math
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +32,7 @@ from glas_bench.model import (
     Uniform,
     matches,
 )
-from glas_bench.registry import Variant
+from glas_bench.registry import Variant, line_in
 
 PIXELS, CLASSES, IMAGES = 36, 3, 4
 FEW_PIXELS = 9
@@ -49,14 +46,6 @@ class Broken(Exception):  # noqa: N818 - a finding
     """A variant does not keep a promise."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check."""
-
-    promise: str
-    problem: str | None  # None where the promise is kept
-
-
 class Run(NamedTuple):
     """What a rollout went through."""
 
@@ -68,11 +57,12 @@ class Run(NamedTuple):
 class Subject:
     """A variant at tiny size, with data of a likelihood and noise."""
 
+    labels = torch.arange(IMAGES) % CLASSES
+
     def __init__(self, variant: Variant, likelihood: str = "bernoulli") -> None:
         self.variant = variant
         self.likelihood = likelihood
         self.x = _some(SMALL[likelihood], PIXELS)
-        self.labels = torch.arange(IMAGES) % CLASSES
 
     @cached_property
     def settings(self) -> BaseSettings:
@@ -86,14 +76,26 @@ class Subject:
         likelihood = SMALL[self.likelihood]
         return rollout.build(self.variant.cls, self.settings, *sizes, seed, likelihood).double()
 
-    def noise(self, model: Glas, draws: int = 1, images: int = IMAGES, seed: int = 0) -> Tensor:
+    @staticmethod
+    def noise(model: Glas, draws: int = 1, seed: int = 0) -> Tensor:
         """Return noise [T, K, B, Z] in float64."""
-        shape = (model.steps, draws, images, model.noise_size)
+        shape = (model.steps, draws, IMAGES, model.noise_size)
         return streams.normal(shape, seed, "contract-noise").double()
 
-    def run(self, model: Glas, x: Tensor, target: Tensor, noise: Tensor) -> Run:
+    @staticmethod
+    def run(model: Glas, x: Tensor, target: Tensor, noise: Tensor) -> Run:
         """Return a rollout."""
-        return _run(model, x, target, self.labels, noise)
+        steps: list[Step] = []
+        canvas = target
+
+        def trace(t: int, state: State, step: Step) -> None:
+            nonlocal canvas
+            del t
+            steps.append(step)
+            canvas = state.generation.canvas
+
+        terms = rollout.rollout(model, x, target, Subject.labels, noise, trace=trace)
+        return Run(terms, steps, canvas)
 
     def scoring(self, model: Glas) -> Glas:
         """Return the model in scoring mode, with frozen statistics."""
@@ -101,14 +103,14 @@ class Subject:
         return model.eval()
 
 
-def check(variant: Variant) -> list[Finding]:
-    """Check a variant against every promise; return one finding each, in order."""
+def check(variant: Variant) -> dict[str, str | None]:
+    """Return by promise what is wrong with a variant; None where it keeps the promise."""
     subjects = [Subject(variant, name) for name in SMALL]
-    findings = []
+    found = {}
     for promise, function in PROMISES.items():
         problems = (_problem(function, subject) for subject in subjects)
-        findings.append(Finding(promise, next(filter(None, problems), None)))
-    return findings
+        found[promise] = next(filter(None, problems), None)
+    return found
 
 
 def _problem(function: Callable[[Subject], Any], subject: Subject) -> str | None:
@@ -119,7 +121,10 @@ def _problem(function: Callable[[Subject], Any], subject: Subject) -> str | None
     except Broken as broken:
         return f"{where}{broken}"
     except Exception as error:  # any error of a variant's code is a finding
-        return f"{where}{type(error).__name__}: {error}{_where(error, subject.variant.path)}"
+        path = subject.variant.path
+        line = line_in(error, path)
+        place = f" ({path.name}, line {line})" if line else ""
+        return f"{where}{type(error).__name__}: {error}{place}"
     return None
 
 
@@ -132,27 +137,6 @@ def _some(likelihood: Likelihood, pixels: int) -> Tensor:
     generator = streams.generator(seed, "contract")
     uniform = torch.rand(IMAGES, pixels, generator=generator, dtype=torch.float64)
     return likelihood.draw(torch.full_like(uniform, 0.4).logit(), torch.special.ndtri(uniform))
-
-
-def _run(model: Glas, x: Tensor, target: Tensor, labels: Tensor, noise: Tensor) -> Run:
-    steps: list[Step] = []
-    canvas = target
-
-    def trace(t: int, state: State, step: Step) -> None:
-        nonlocal canvas
-        del t
-        steps.append(step)
-        canvas = state.generation.canvas
-
-    terms = rollout.rollout(model, x, target, labels, noise, trace=trace)
-    return Run(terms, steps, canvas)
-
-
-def _where(error: Exception, path: Path) -> str:
-    """Return the last line of the traceback in the variant's own file, if there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
-    return f" ({path.name}, line {lines[-1]})" if lines else ""
 
 
 def _require(condition: object, problem: str) -> None:
@@ -416,13 +400,7 @@ def bound(cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
 def likelihood_problem(
     cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
 ) -> str | None:
-    """Return why log_likelihood is no log-probability; None where it is one.
-
-    Args:
-        cls: the variant.
-        settings: its settings.
-        likelihood: the data's, of `LIKELIHOODS`.
-    """
+    """Return why log_likelihood is no log-probability of data of this likelihood; else None."""
     if all(getattr(cls, n) is getattr(Glas, n) for n in ("log_likelihood", "finish")):
         return None
     return _problem_of(_check_likelihood, cls, settings, likelihood)  # type: ignore[arg-type]
@@ -457,11 +435,9 @@ def _problem_of(
 
 def _trial(model: Glas, draws: int) -> tuple[Run, Tensor]:
     """Run a model of few pixels; return that and its images."""
-    x_BP, labels_B = _some(model.likelihood, FEW_PIXELS), torch.arange(IMAGES) % CLASSES
-    shape = (model.steps, draws, IMAGES, model.noise_size)
-    noise = streams.normal(shape, 1, "contract-noise").double()
-    rollout.freeze_statistics(model, x_BP, labels_B, noise[:, :1])
-    return _run(model, x_BP, x_BP, labels_B, noise), x_BP
+    x_BP, noise = _some(model.likelihood, FEW_PIXELS), Subject.noise(model, draws, seed=1)
+    rollout.freeze_statistics(model, x_BP, Subject.labels, noise[:, :1])
+    return Subject.run(model, x_BP, x_BP, noise), x_BP
 
 
 def _perturb(model: Glas, by: float, times: float = 1) -> None:

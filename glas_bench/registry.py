@@ -16,6 +16,7 @@ import io
 import itertools
 import sys
 import tokenize
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -91,11 +92,10 @@ class Variant:
         from glas_bench.model import Glas
 
         digest = hashlib.sha256()
-        for base in self.cls.__mro__[: self.cls.__mro__.index(Glas)]:
+        bases = self.cls.__mro__[: self.cls.__mro__.index(Glas)]
+        for base in bases:
             digest.update(code_alone(_source(Path(inspect.getfile(base)))).encode() + b"\0")
-        for name, path in sorted(
-            _helpers(self.cls.__mro__[: self.cls.__mro__.index(Glas)]).items()
-        ):
+        for name, path in sorted(_helpers(bases).items()):
             digest.update(f"{name}\0{code_alone(_source(path))}\0".encode())
         return digest.hexdigest()
 
@@ -260,16 +260,11 @@ def _find(reference: str) -> Variant:
     if reference.endswith(".py") or "/" in reference:
         return _from_file(Path(reference))
     name = reference.replace("_", "-")
-    built_in = _built_in()
-    if name in built_in:
-        path = built_in[name]
-        module = importlib.import_module(f"glas_bench.variants.{path.stem}")
-        return Variant(name, _only_variant(module, path), path, name)
-    installed = _installed()
-    if name in installed:
-        module = importlib.import_module(installed[name])
-        path = Path(str(module.__file__))
-        return Variant(name, _only_variant(module, path), path, name)
+    for modules in (_built_in, _installed):
+        if module_name := modules().get(name):
+            module = importlib.import_module(module_name)
+            path = Path(str(module.__file__))
+            return Variant(name, _only_variant(module, path), path, name)
     if Path(f"{reference}.py").is_file():
         raise UsageError(
             f"unknown variant {reference!r}. There is a file of that name here: "
@@ -278,9 +273,9 @@ def _find(reference: str) -> Variant:
     raise unknown("variant", reference, names())
 
 
-def _built_in() -> dict[str, Path]:
-    paths = (path for path in sorted(BUILT_IN.glob("*.py")) if not path.stem.startswith("_"))
-    return {path.stem.replace("_", "-"): path for path in paths}
+def _built_in() -> dict[str, str]:
+    stems = [path.stem for path in BUILT_IN.glob("[!_]*.py")]
+    return {stem.replace("_", "-"): f"glas_bench.variants.{stem}" for stem in stems}
 
 
 def _installed() -> dict[str, str]:
@@ -308,9 +303,10 @@ def _from_file(path: Path) -> Variant:
         # A bytecode cache would miss an edit of the same size in the same second.
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
-        line = _line_in(error, path)
+        line = line_in(error, path)
+        place = f"{path}:{line}" if line else path
         raise UsageError(
-            f"{path}{line}: importing it failed with {type(error).__name__}: {error}"
+            f"{place}: importing it failed with {type(error).__name__}: {error}"
         ) from error
     finally:
         sys.dont_write_bytecode = keeps_none
@@ -319,16 +315,13 @@ def _from_file(path: Path) -> Variant:
     return Variant(name, cls, path, str(path))
 
 
-def _line_in(error: BaseException, path: Path) -> str:
-    """Return `:line` for the innermost frame of the traceback that lies in the file."""
-    if isinstance(error, SyntaxError) and error.lineno and error.filename == str(path):
-        return f":{error.lineno}"
-    lines = [
-        frame.lineno
-        for frame in inspect.getinnerframes(error.__traceback__)  # type: ignore[arg-type]
-        if Path(frame.filename) == path
-    ]
-    return f":{lines[-1]}" if lines else ""
+def line_in(error: BaseException, path: Path) -> int | None:
+    """Return the innermost line of an error's traceback that lies in the file, if there is one."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [each.lineno for each in frames if Path(each.filename).resolve() == path.resolve()]
+    return lines[-1] if lines else None
 
 
 def _only_variant(module: ModuleType, path: Path) -> type[Glas]:

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Ended
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "first_gpu_run.sh"
 
 
 def call(folder, *arguments, **environment):
-    """Run a call; return its exit code, what it printed, its document and its page."""
+    """Run a call; return how it ended, its document and its page."""
     places = ["--out", folder / "out", "--work", folder / "work"]
     ended = subprocess.run(
-        ["bash", SCRIPT, *map(str, [*arguments, *places])],
+        ["bash", SCRIPT, *map(str, [*places, *arguments])],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHON": sys.executable, **environment},
         cwd=folder,
     )
+    assert "Traceback" not in ended.stdout + ended.stderr
     found = folder / "out" / "first_gpu_run.json"
     document = json.loads(found.read_text()) if found.is_file() else None
     page = found.with_suffix(".md").read_text() if document else ""
-    return ended.returncode, ended.stdout + ended.stderr, document, page
+    return Ended(ended.returncode, ended.stdout, ended.stderr), document, page
 
 
 def test_a_rehearsal_goes_through_all_calls(tmp_path, packed):
@@ -34,11 +36,12 @@ def test_a_rehearsal_goes_through_all_calls(tmp_path, packed):
         (2, ["train", "export"]),
         (3, ["score"]),
     ):
-        code, printed, document, page = call(tmp_path, number, "--rehearse")
-        assert code == 0, printed
+        ended, document, page = call(tmp_path, number, "--rehearse")
+        assert ended.code == 0, ended
         found = document["calls"][str(number)]
         assert [step["name"] for step in found["steps"]][: len(steps)] == steps
-        assert len(printed.splitlines()) == len(found["steps"]) + 1  # a line a step, and the page
+        printed = (ended.out + ended.err).splitlines()
+        assert len(printed) == len(found["steps"]) + 1  # a line a step, and the page
     assert "A rehearsal on a CPU" in page
     first, second, third = document["calls"].values()
     assert " skipped" in first["tests"]
@@ -60,22 +63,21 @@ def test_a_rehearsal_goes_through_all_calls(tmp_path, packed):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 def test_without_a_gpu_it_stops_and_says_why(tmp_path):
-    code, printed, document, page = call(tmp_path, 1)
-    assert code == 1
+    ended, document, page = call(tmp_path, 1)
+    assert ended.code == 1
     (problem,) = document["calls"]["1"]["problems"]
     assert "sees no CUDA device" in problem
     assert problem in page
     assert [step["name"] for step in document["calls"]["1"]["steps"]] == ["versions"]
-    assert "Traceback" not in printed
-    code, printed, document, _ = call(tmp_path, 3)
-    assert code == 1
-    assert "call 2 writes them" in printed
+    ended, *_ = call(tmp_path, 3)
+    assert ended.code == 1
+    assert "call 2 writes them" in ended.out + ended.err
 
 
 def test_a_step_that_takes_too_long_costs_itself_alone(tmp_path):
-    code, printed, document, _ = call(tmp_path, 1, "--rehearse", "--seconds", "5.3")
-    assert code == 1
-    assert "versions: FAILED: not done in 0 s" in printed
+    ended, document, _ = call(tmp_path, 1, "--rehearse", "--seconds", "5.3")
+    assert ended.code == 1
+    assert "versions: FAILED: not done in 0 s" in ended.out + ended.err
     assert document["calls"]["1"]["steps"][0]["seconds"] < 5
 
 
@@ -88,19 +90,16 @@ def test_a_step_that_takes_too_long_costs_itself_alone(tmp_path):
         ([1, "--out", "/proc/none"], "cannot be written"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments, words):
-    command = ["bash", SCRIPT, *map(str, arguments)]
-    environment = {**os.environ, "PYTHON": sys.executable}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ended.returncode == 2
-    assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_wrong_arguments_are_refused(arguments, words, tmp_path):
+    ended, *_ = call(tmp_path, *arguments)
+    assert ended.code == 2
+    assert words in ended.err
 
 
 def test_missing_wheels_are_named(tmp_path):
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
-    code, printed, _, _ = call(tmp_path, 1, PYTHON=str(bare), WHEELS=str(tmp_path))
-    assert code == 1
-    assert "pydantic is missing" in printed
+    ended, *_ = call(tmp_path, 1, PYTHON=str(bare), WHEELS=str(tmp_path))
+    assert ended.code == 1
+    assert "pydantic is missing" in ended.out + ended.err

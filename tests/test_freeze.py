@@ -153,7 +153,6 @@ def commands(group=cli.cli, above=""):
                 str(each.envvar) if each.envvar else None,
             ]
             for each in command.params
-            if "--growth" not in each.opts
         }
     return found
 

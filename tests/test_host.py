@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Glas
 from sqlalchemy import make_url
 
 from glas_bench import environment
@@ -44,22 +45,6 @@ def test_mlflow_keeps_its_database_in_any_folder(tmp_path: Path) -> None:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     Store(folder).use("some")
     assert make_url(sqlite_url(Path("a%b/c.db"))).database == "a%b/c.db"
-
-
-def glas(
-    *arguments: str, folder: Path, **variables: str | None
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a folder, with these variables (None: unset)."""
-    changed = {**os.environ, **variables}
-    return subprocess.run(
-        [sys.executable, "-m", "glas_bench", *arguments],
-        cwd=folder,
-        env={key: value for key, value in changed.items() if value is not None},
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        check=False,
-    )
 
 
 def test_a_users_images_that_are_inverted_lying_or_blank() -> None:
@@ -122,18 +107,17 @@ def test_a_figure_has_the_same_bytes_under_a_users_matplotlibrc(tmp_path: Path) 
     assert len(drawn) == 1
 
 
-def test_a_users_environment_does_not_reach_a_command(tmp_path: Path) -> None:
-    ended = glas(
+def test_a_users_environment_does_not_reach_a_command(bare_glas: Glas) -> None:
+    ended = bare_glas(
         "variants",
         "hellinger",
-        folder=tmp_path,
         PYTHONWARNINGS="error",
         PYTHONIOENCODING="ascii",
         PYTHONOPTIMIZE="2",
         MPLBACKEND="module://not_installed",
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "Hellinger" in ended.stdout
+    assert (ended.code, ended.err) == (0, "")
+    assert "Hellinger" in ended.out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of POSIX")
@@ -156,30 +140,28 @@ def test_streams_and_folders_that_are_gone(
     assert "bug in glas-bench" not in ended.stderr
 
 
-def test_a_tilde_in_quotes_and_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
-    quoted = glas("sync", "--results", "~/some", folder=tmp_path, HOME=str(tmp_path / "home"))
-    assert "~" not in {path.name for path in tmp_path.iterdir()}, quoted
-    wrong = glas("run", "--variant", "vae", "--results", "caf\udce9", folder=tmp_path)
-    assert wrong.returncode == 2
-    assert "is no UTF-8" in wrong.stderr
+def test_a_tilde_in_quotes_and_a_path_that_is_no_utf_8(bare_glas: Glas) -> None:
+    folder = bare_glas.folder
+    quoted = bare_glas("sync", "--results", "~/some", HOME=folder / "home")
+    assert "~" not in {path.name for path in folder.iterdir()}, quoted
+    wrong = bare_glas("run", "--variant", "vae", "--results", "caf\udce9")
+    assert wrong.code == 2
+    assert "is no UTF-8" in wrong.err
 
 
-def test_a_package_that_is_too_old_is_named(tmp_path: Path) -> None:
-    info = tmp_path / "old" / "optuna-3.9.0.dist-info"
+def test_a_package_that_is_too_old_is_named(bare_glas: Glas) -> None:
+    old = bare_glas.folder / "old"
     for file, text in {
-        info / "METADATA": "Metadata-Version: 2.1\nName: optuna\nVersion: 3.9.0\n",
-        tmp_path / "old" / "optuna" / "__init__.py": "",
+        "optuna-3.9.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: optuna\nVersion: 3.9.0\n",
+        "optuna/__init__.py": "",
     }.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    old = str(tmp_path / "old")
-    swept = glas("sweep", "smoke", "--no-mirror", folder=tmp_path, PYTHONPATH=old)
-    assert swept.returncode == 1
-    assert "too old for glas-bench: pip install 'optuna>=" in swept.stderr
-    assert "bug" not in swept.stderr
-    assert (
-        "too old: pip install 'optuna>=" in glas("doctor", folder=tmp_path, PYTHONPATH=old).stdout
-    )
+        (old / file).parent.mkdir(parents=True)
+        (old / file).write_text(text)
+    swept = bare_glas("sweep", "smoke", "--no-mirror", PYTHONPATH=old)
+    assert swept.code == 1
+    assert "too old for glas-bench: pip install 'optuna>=" in swept.err
+    assert "bug" not in swept.err
+    assert "too old: pip install 'optuna>=" in bare_glas("doctor", PYTHONPATH=old).out
     assert not environment.outdated()
 
 

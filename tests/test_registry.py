@@ -15,6 +15,12 @@ from glas_bench.model import DESCRIPTIVE
 SOURCE = '"""One line."""\nfrom glas_bench.model import Glas\n\n\nclass Mine(Glas):\n    pass\n'
 
 
+def write(path: Path, source: str = SOURCE) -> registry.Variant:
+    """Write the file of a variant; return that."""
+    path.write_text(source)
+    return registry.find(str(path))
+
+
 def refusal(reference: object) -> str:
     with pytest.raises(UsageError) as caught:
         registry.find(str(reference))
@@ -45,21 +51,16 @@ def test_names_import_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_identity_is_the_code(tmp_path: Path) -> None:
     path = tmp_path / "my_idea.py"
-    path.write_text(SOURCE)
-    found = registry.find(str(path))
+    found = write(path)
     identity = (found.name, found.reference, found.summary)
     assert identity == ("my-idea", str(path.resolve()), "One line.")
-    path.write_bytes(SOURCE.replace("\n", "\r\n").encode())
-    assert registry.find(str(path)).source_hash == found.source_hash
-    path.write_text(SOURCE.replace("pass", "x= 1"))  # of the same size, in the same second
-    edited = registry.find(str(path))
+    edited = write(path, SOURCE.replace("pass", "x= 1"))  # of the same size, in the same second
     assert edited.source_hash != found.source_hash
     assert edited.cls.x == 1  # type: ignore[attr-defined]
     assert sorted(tmp_path.iterdir()) == [path]
     moved = tmp_path / "elsewhere" / "other_name.py"
     moved.parent.mkdir()
-    moved.write_text(SOURCE)
-    assert registry.find(str(moved)).source_hash == found.source_hash
+    assert write(moved).source_hash == found.source_hash
 
 
 WRITTEN = '''\
@@ -92,42 +93,35 @@ class Charged(Glas):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("same", "old", "new"),
     [
-        ('"""A charge."""\n', '"""Another.\n\nOf more lines.\n"""\n# and a remark\n'),
-        ('    """The published model, charged more."""\n\n', ""),
-        ('    """What it is charged."""\n', "    'what \"it\" is' 'charged'\n\n"),
-        ("  # at every step", " # once"),
-        ("            # the draw\n", ""),
-        ("    def charge", "    # here\n\n    def charge"),
-        ("factor = 2.0", 'factor = 2.0  # """ no string'),
-        ("1.5", "1.25"),
-        ("    is_control = True\n", "    figures = ('samples',)  # a figure\n"),
+        # comments, docstrings and descriptions
+        (True, '"""A charge."""\n', '"""Another.\n\nOf more lines.\n"""\n# and a remark\n'),
+        (True, '    """The published model, charged more."""\n\n', ""),
+        (True, '    """What it is charged."""\n', "    'what \"it\" is' 'charged'\n\n"),
+        (True, "  # at every step", " # once"),
+        (True, "            # the draw\n", ""),
+        (True, "    def charge", "    # here\n\n    def charge"),
+        (True, "factor = 2.0", 'factor = 2.0  # """ no string'),
+        (True, "1.5", "1.25"),
+        (True, "    is_control = True\n", "    figures = ('samples',)  # a figure\n"),
+        # all else
+        (False, "2.0", "2.5"),
+        (False, "two\n\n    lines", "two\n    lines"),
+        (False, "two\n", "# two\n"),
+        (False, "    def charge", "def charge"),
+        (False, "# the draw\n", "the_draw,\n"),
+        (False, "is_control = True", "is_control = True; scale = 2.0"),
+        (False, "is_control = True", "is_control = scale = True"),
+        (False, "is_control = True", "is_control = factor > 1"),
+        (False, "        return", "        figures = ()\n        return"),
+        (False, '    """What it is charged."""\n', '    x = """What it is charged."""\n'),
     ],
 )
-def test_comments_and_docstrings_keep_the_identity(old: str, new: str) -> None:
+def test_code_alone_is_the_identity(same: bool, old: str, new: str) -> None:
     assert WRITTEN.count(old) == 1
-    assert registry.code_alone(WRITTEN.replace(old, new)) == registry.code_alone(WRITTEN)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("2.0", "2.5"),
-        ("two\n\n    lines", "two\n    lines"),
-        ("two\n", "# two\n"),
-        ("    def charge", "def charge"),
-        ("# the draw\n", "the_draw,\n"),
-        ("is_control = True", "is_control = True; scale = 2.0"),
-        ("is_control = True", "is_control = scale = True"),
-        ("is_control = True", "is_control = factor > 1"),
-        ("        return", "        figures = ()\n        return"),
-        ('    """What it is charged."""\n', '    x = """What it is charged."""\n'),
-    ],
-)
-def test_all_else_changes_it(old: str, new: str) -> None:
-    assert WRITTEN.count(old) == 1
-    assert registry.code_alone(WRITTEN.replace(old, new)) != registry.code_alone(WRITTEN)
+    code, edited = (registry.code_alone(text) for text in (WRITTEN, WRITTEN.replace(old, new)))
+    assert (code == edited) == same
 
 
 def statements(source: str) -> list[list[str]]:
@@ -158,12 +152,11 @@ def test_no_code_is_lost() -> None:
 def test_descriptions_are_not_inherited(tmp_path: Path) -> None:
     controls = [name for name in registry.names() if registry.find(name).cls.is_control]
     assert controls == ["cauchy"]
-    path = tmp_path / "mine.py"
-    path.write_text(
+    mine = write(
+        tmp_path / "mine.py",
         "from glas_bench.variants.min_chi2 import MinChi2\n\n\n"
-        "class Mine(MinChi2):\n    published = {'omniglot': 90.5}\n    figures = ('filter',)\n"
+        "class Mine(MinChi2):\n    published = {'omniglot': 90.5}\n    figures = ('filter',)\n",
     )
-    mine = registry.find(str(path))
     assert (mine.cls.least_kl_per_charge, mine.cls.figures) == (None, ("filter",))
     (cited,) = mine.citations
     assert (cited.dataset, cited.nats, cited.source) == ("omniglot", 90.5, "the variant's file")
@@ -180,15 +173,14 @@ def test_a_cited_number_is_given_once() -> None:
 
 def test_bases_are_part_of_the_identity(tmp_path: Path) -> None:
     base, above = tmp_path / "base.py", registry.find("hellinger")
-    base.write_text(
+    found = write(
+        base,
         '"""A base."""\nfrom glas_bench.variants.hellinger import Hellinger\n\n\n'
-        "class Base(Hellinger):\n    pass\n"
+        "class Base(Hellinger):\n    pass\n",
     )
-    found = registry.find(str(base))
-    module = sys.modules[found.cls.__module__]
     top = tmp_path / "top.py"
-    top.write_text(f"from {module.__name__} import Base\n\n\nclass Top(Base):\n    pass\n")
-    before = registry.find(str(top))
+    source = f"from {found.cls.__module__} import Base\n\n\nclass Top(Base):\n    pass\n"
+    before = write(top, source)
     assert before.cls.__mro__[1:3] == (found.cls, above.cls)
     assert len({before.source_hash, found.source_hash, above.source_hash}) == 3
     base.write_text(base.read_text() + "    x = 1\n")
@@ -230,8 +222,7 @@ def test_exactly_one(tmp_path: Path) -> None:
         assert f"{path}: a variant's file defines exactly one" in refusal(path)
         assert got in refusal(path)
     helped = SOURCE.replace("class Mine(Glas)", "class _Base(Glas):\n    pass\nclass Mine(_Base)")
-    path.write_text(helped + "Alias = Mine\n")
-    assert registry.find(str(path)).cls.__name__ == "Mine"
+    assert write(path, helped + "Alias = Mine\n").cls.__name__ == "Mine"
 
 
 def test_an_error_elsewhere_is_told_where_it_was_met(tmp_path: Path) -> None:
@@ -273,7 +264,6 @@ def test_modules_of_the_users_own_are_part_of_the_identity(
 ) -> None:
     """A helper, and what it imports in turn, wherever in its code; comments are not."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mine.py").write_text(CALLS_A_HELPER)
     package = tmp_path / "package_of_mine"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -282,7 +272,7 @@ def test_modules_of_the_users_own_are_part_of_the_identity(
 
     def identity(helper: str) -> tuple[str, float]:
         (tmp_path / "helper_of_mine.py").write_text(helper)
-        variant = registry.find(str(tmp_path / "mine.py"))
+        variant = write(tmp_path / "mine.py", CALLS_A_HELPER)
         return variant.source_hash, variant.cls.scale  # type: ignore[attr-defined]
 
     code = "import json, numpy\nSCALE = 1\ndef later():\n    from package_of_mine import a\n"

@@ -61,8 +61,8 @@ class Case:
     """What is measured."""
 
     variant: str
-    steps: int | None
-    hidden: int | None
+    steps: int
+    hidden: int
     batch: int
     seeds: int
     precision: str
@@ -75,9 +75,8 @@ class Case:
         Raises:
             UsageError: the variant has no such setting.
         """
-        given = {"steps": self.steps, "hidden": self.hidden}
         own = variant.cls.Settings.model_fields
-        sizes = {key: value for key, value in given.items() if value is not None and key in own}
+        sizes = {key: getattr(self, key) for key in ("steps", "hidden") if key in own}
         return config.resolve(
             variant,
             preset="paper",

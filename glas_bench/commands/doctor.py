@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from glas_bench import environment
+import torch
+
+from glas_bench import data, environment
 from glas_bench.commands import Answer
 from glas_bench.commands.datasets import how_to_get
-from glas_bench.data.sources import OWN
-from glas_bench.text import count
+from glas_bench.data.sources import OWN, cache_folder
+from glas_bench.ops import programs
+from glas_bench.text import count, redact
+from glas_bench.tracking.address import sqlite_url, tracking_uri
 
 NEEDED = dict.fromkeys(("torch", "numpy", "click", "pydantic", "yaml"), "needed by every command")
 USEFUL = {
@@ -78,8 +82,6 @@ def _package(name: str, use: str) -> Line:
 
 
 def _device() -> list[Line]:
-    import torch
-
     try:
         memory = f"{environment.memory_bytes() / 2**30:.1f} GiB"
     except (ValueError, OSError):
@@ -101,10 +103,6 @@ def _device() -> list[Line]:
 
 def _program(device: str) -> Line:
     """Return how a small function runs on a GPU: compiled and captured, or why not."""
-    import torch
-
-    from glas_bench.ops import programs
-
     falls: list[str] = []
     program = programs.Program(
         lambda wanted: programs.compiled(lambda x: (x * 2).sin() + 1, wanted),
@@ -117,11 +115,11 @@ def _program(device: str) -> Line:
 
 
 def _folders(results: Path) -> list[Line]:
-    from glas_bench.data import sources
-
-    lines = [_writable("results", results, "choose another with --results")]
-    cache = sources.cache_folder()
-    lines.append(_writable("data cache", cache, "set XDG_CACHE_HOME to a folder you may write"))
+    fix = "set XDG_CACHE_HOME to a folder you may write"
+    lines = [
+        _writable("results", results, "choose another with --results"),
+        _writable("data cache", cache_folder(), fix),
+    ]
     if own := os.environ.get("GLAS_BENCH_DATA"):
         fix = "" if Path(own).is_dir() else "it is not a folder: create it, or unset the variable"
         lines.append(Line("GLAS_BENCH_DATA", own, fix))
@@ -139,16 +137,11 @@ def _writable(name: str, folder: Path, fix: str) -> Line:
 
 
 def _addresses(results: Path) -> list[Line]:
-    from glas_bench.text import redact
-    from glas_bench.tracking.address import sqlite_url, tracking_uri
-
     storage = os.environ.get("OPTUNA_STORAGE") or sqlite_url(results.resolve() / "optuna.db")
     return [Line("tracking", redact(tracking_uri(results))), Line("storage", redact(storage))]
 
 
 def _data() -> list[Line]:
-    from glas_bench import data
-
     lines = []
     for name in data.DATASETS:
         if name in OWN:  # a user's own file

@@ -45,20 +45,6 @@ def carry_out(request: Request) -> Answer:
         UsageError: no such run, seed or estimator, or a number out of range.
         RunError: another process works in the folder, or it cannot be loaded.
     """
-    try:
-        rows, text, broken = _score(request)
-    except signals.Stopped:
-        resume = "stopped; finished work is kept, and the same command resumes"
-        return Answer("", None, signals.exit_code(), [resume])
-    return Answer(text, {"seeds": rows}, 3 if broken else 0, broken)
-
-
-def _score(request: Request) -> tuple[list[dict[str, Any]], str, list[str]]:
-    """Return the rows of all seeds, their tables, and which files of the run are broken.
-
-    Raises:
-        Stopped: the process was asked to stop; the same call continues from there.
-    """
     names = [name.strip() for name in request.estimators.split(",")]
     for name in names:
         if name not in ESTIMATORS:
@@ -68,20 +54,25 @@ def _score(request: Request) -> tuple[list[dict[str, Any]], str, list[str]]:
     own = [name for name in names if name != "ais"]
     rows: list[dict[str, Any]] = []
     texts = []
-    with RunFolder.at(path).locked(), display.make_display() as shown, signals.graceful():
-        seeds = load_finished(path, request.seed, device)
-        config = seeds[0].record.config
-        environment.prepare_torch(config.threads, evaluate.PRECISION)
-        if own:
-            rows += [_by_weights(each, request, own, shown) for each in seeds]
-            texts.append(weights_text(rows))
-        if "ais" in names:
-            from glas_bench.ais.verdict import scores_text
+    try:
+        with RunFolder.at(path).locked(), display.make_display() as shown, signals.graceful():
+            seeds = load_finished(path, request.seed, device)
+            record = seeds[0].record
+            environment.prepare_torch(record.config.threads, evaluate.PRECISION)
+            if own:
+                rows += [_by_weights(each, request, own, shown) for each in seeds]
+                texts.append(weights_text(rows))
+            if "ais" in names:
+                from glas_bench.ais.verdict import scores_text
 
-            refereed = [_by_ais(each, request, shown) for each in seeds]
-            rows += refereed
-            texts.append(scores_text(refereed))
-    return rows, "\n\n".join(texts), seeds[0].record.problems
+                refereed = [_by_ais(each, request, shown) for each in seeds]
+                rows += refereed
+                texts.append(scores_text(refereed))
+    except signals.Stopped:
+        resume = "stopped; finished work is kept, and the same command resumes"
+        return Answer("", None, signals.exit_code(), [resume])
+    code = 3 if record.problems else 0
+    return Answer("\n\n".join(texts), {"seeds": rows}, code, record.problems)
 
 
 def _by_weights(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glas_bench import commands
 from glas_bench.errors import GlasBenchError, RunError, UsageError, nearest
 from glas_bench.record import RunRecord, load_run, runs_by_study, write_atomically
 from glas_bench.report import (
@@ -54,16 +55,11 @@ class Request:
     debug: bool = False
 
 
-@dataclass
-class Answer:
-    """The pages that were written."""
+@dataclass(frozen=True, kw_only=True)
+class Answer(commands.Answer):
+    """A line per page, and the conditions that tripped."""
 
     out: Path
-    lines: list[str] = field(default_factory=list)
-    """A line per page, and the conditions that tripped."""
-    document: dict[str, Any] = field(default_factory=dict)
-    """The same for `--json`."""
-    exit_code: int = 0
 
 
 @dataclass
@@ -94,28 +90,33 @@ def carry_out(request: Request) -> Answer:
         made += _from_record(request, names, problems)
     every = [cell for each in made for cell in table_rows(each.rows)]
     tripped = [line for one in conditions for line in fail_if.tripped(one, every)]
-    answer = Answer(out)
     _check_own(out, [each.rows[0]["study"] for each in made])
-    written = []
+    written, lines, code = [], [], 0
     for each in made:
         study = each.rows[0]["study"]
         own = _write(each, request, out)
         cells = table_rows(each.rows)
         about = {"coverage": coverage(cells), "verdicts": verdicts.in_one_line(cells)}
         written.append({"study": study, **about, "files": own})
-        answer.lines.append(f"{study}: {about['coverage']}; {about['verdicts']}")
+        lines.append(f"{study}: {about['coverage']}; {about['verdicts']}")
         done, planned = complete(cells)
         if done < planned or any(row["status"] == "failed" for row in each.rows):
-            answer.exit_code = 3
+            code = 3
     text, unread = page.index(out)
     _put(out / "README.md", text.encode())
     for problem in (*problems, *unread):
         request.tell(problem)
-    answer.lines += [f"tripped: {line}" for line in tripped]
-    answer.document = {"out": str(out), "pages": written, "tripped": tripped}
+    lines += [f"tripped: {line}" for line in tripped]
     if tripped or problems:
-        answer.exit_code = 4 if tripped else 3
-    return answer
+        code = 4 if tripped else 3
+    more = [name for each in written for name in each["files"][2:]]
+    return Answer(
+        text="\n".join(lines),
+        document={"out": str(out), "pages": written, "tripped": tripped},
+        exit_code=code,
+        problems=[", ".join([f"written to {out / 'README.md'}", *more])],
+        out=out,
+    )
 
 
 def _from_record(request: Request, names: Sequence[str], problems: list[str]) -> list[_Page]:

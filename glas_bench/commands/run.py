@@ -29,41 +29,34 @@ class Request:
 
     variant: str
     baseline: str | None
+    dataset: str | None
     data_file: Path | None
     preset: str | None
-    seeds: list[int]
-    overrides: dict[str, Any]  # by `--set`, `--dataset`, `--precision` and `--threads`
+    seeds: str
+    pairs: tuple[str, ...]  # of `--set`
     device: str
+    precision: str | None
+    threads: int | None
     fresh: bool
     mirror: bool
+    log_model: bool
     results: Path
-    log_model: bool = False
 
+    def overrides(self) -> dict[str, Any]:
+        """Return the settings by `--set`, `--dataset`, `--precision` and `--threads`.
 
-def request(
-    *,
-    pairs: tuple[str, ...],
-    seeds: str,
-    dataset: str | None,
-    precision: str | None,
-    threads: int | None,
-    **given: Any,
-) -> Request:
-    """Return the request of a command line; `pairs` are those of `--set`.
-
-    Raises:
-        UsageError: a pair or the seeds cannot be parsed, or a setting is given twice.
-    """
-    overrides = config.parse_overrides(pairs)
-    for key, value in (("precision", precision), ("threads", threads), ("dataset", dataset)):
-        if value is not None:
-            if key in overrides:
-                raise UsageError(f"--{key} and --set {key} set the same; give one of them")
-            overrides[key] = value
-    file = given["data_file"]
-    if file is not None and (name := data.name_of(file)):
-        overrides.setdefault("dataset", name)
-    return Request(seeds=config.parse_seeds(seeds), overrides=overrides, **given)
+        Raises:
+            UsageError: a pair cannot be parsed, or a setting is given twice.
+        """
+        settings = config.parse_overrides(self.pairs)
+        for key in ("precision", "threads", "dataset"):
+            if (value := getattr(self, key)) is not None:
+                if key in settings:
+                    raise UsageError(f"--{key} and --set {key} set the same; give one of them")
+                settings[key] = value
+        if self.data_file is not None and (name := data.name_of(self.data_file)):
+            settings.setdefault("dataset", name)
+        return settings
 
 
 def carry_out(request: Request) -> Answer:
@@ -76,6 +69,7 @@ def carry_out(request: Request) -> Answer:
         DataError: the data cannot be had.
         RunError: a folder is locked, or cannot be written.
     """
+    overrides, seeds = request.overrides(), config.parse_seeds(request.seeds)
     checkpoint_seconds()  # refused now rather than by every seed
     if request.log_model and not request.mirror:
         raise UsageError("--log-model logs to MLflow; leave --no-mirror out")
@@ -85,9 +79,9 @@ def carry_out(request: Request) -> Answer:
     cells = study.by_hand(
         variant,
         baseline,
-        request.seeds,
+        seeds,
         preset=request.preset,
-        overrides={"precision": environment.default_precision(device), **request.overrides},
+        overrides={"precision": environment.default_precision(device), **overrides},
     )
     for cell in cells:
         environment.check_precision(cell.config.precision, device)
