@@ -62,14 +62,6 @@ VALUE = "validation nll"
 
 METRICS = "study:metric_names"
 
-_STORED = """
-SELECT param_id, distribution_json, param_value FROM trial_params JOIN trials USING (trial_id)
-WHERE study_id = :study AND param_name = :name ORDER BY param_id
-"""
-_REWRITE = """
-UPDATE trial_params SET param_value = :value, distribution_json = :json WHERE param_id = :id
-"""
-
 LOCK_SECONDS = 120
 ADVISORY_KEY = 0x67_6C_61_73  # "glas"
 
@@ -118,7 +110,6 @@ class Database:
         self.owner = worker_id.own_id()
         self.beat = beat_seconds()
         self.outages = 0
-        self._ids: dict[str, int] = {}
         self._making: set[str] = set()
         self._errors = _prepare_optuna()
         if self.file is not None:
@@ -200,7 +191,6 @@ class Database:
             try:
                 return action()
             except self._errors as error:
-                self._ids.clear()
                 self.outages += 1
                 most = min(patience, PATIENCE_WHEN_STOPPED) if signals.requested() else patience
                 if patience == PATIENCE_AT_FIRST and HOPELESS.search(_first_line(error)):
@@ -222,9 +212,7 @@ class Database:
         Raises:
             KeyError: there is none of that name.
         """
-        if name not in self._ids:
-            self._ids[name] = self.storage.get_study_id_from_name(name)
-        return self._ids[name]
+        return self.storage.get_study_id_from_name(name)
 
     def check_own(self, name: str) -> bool:
         """Return whether a study is there.
@@ -267,11 +255,9 @@ class Database:
 
     def plan(self, name: str) -> dict[str, Any] | None:
         """Return the plan's document stored with a study, or None."""
-        try:
-            attributes: dict[str, Any] = self.storage.get_study_system_attrs(self.study_id(name))
-        except KeyError:
-            return None
-        return attributes.get(PLAN)
+        with contextlib.suppress(KeyError):
+            return self.storage.get_study_system_attrs(self.study_id(name)).get(PLAN)
+        return None
 
     def store_plan(self, document: Mapping[str, Any]) -> None:
         """Store a plan with its study."""
@@ -339,23 +325,23 @@ class Database:
         rows of the other trials are rewritten. The caller holds the lock.
         """
         from optuna.distributions import distribution_to_json, json_to_distribution
-        from sqlalchemy import text
+        from optuna.storages._rdb.models import TrialModel, TrialParamModel
+        from sqlalchemy.orm import Session
 
-        axes = {}
-        with self.storage.engine.begin() as connection:
+        axes, study_id = {}, self.study_id(trial.study)
+        with Session(self.storage.engine) as session, session.begin():
+            own = session.query(TrialParamModel).join(TrialModel).filter_by(study_id=study_id)
             for name, value in trial.params.items():
-                of = {"study": self.study_id(trial.study), "name": name}
-                rows = [
-                    (id, old, json_to_distribution(old).to_external_repr(stored))
-                    for id, old, stored in connection.execute(text(_STORED), of)
+                query = own.filter(TrialParamModel.param_name == name)
+                rows = query.order_by(TrialParamModel.param_id).all()
+                stored = [
+                    json_to_distribution(row.distribution_json).to_external_repr(row.param_value)
+                    for row in rows
                 ]
-                axes[name] = new = _distribution([*(each[2] for each in rows), value])
-                if rows and rows[0][1] != (written := distribution_to_json(new)):
-                    changed = [
-                        {"id": id, "value": new.to_internal_repr(stored), "json": written}
-                        for id, _, stored in rows
-                    ]
-                    connection.execute(text(_REWRITE), changed)
+                axes[name] = new = _distribution([*stored, value])
+                written = distribution_to_json(new)
+                for row, old in zip(rows, stored, strict=True):
+                    row.param_value, row.distribution_json = new.to_internal_repr(old), written
         return axes
 
     def add_missing(self, trial: Trial, others: Iterable[Trial]) -> None:
@@ -385,11 +371,11 @@ class Database:
         self._write(trial, {OWNER: self.owner}, worker=worker_id.described(self.owner))
         return self.current(trial)
 
-    def heartbeat(self, trial: Trial, curve: Mapping[int, float] | None = None) -> None:
+    def heartbeat(self, trial: Trial, curve: Mapping[int, float]) -> None:
         """Record that a trial's worker is alive, and its validation so far; from any thread."""
         try:
             self.storage.record_heartbeat(trial.id)
-            self._report(trial, curve or {})
+            self._report(trial, curve)
         except Exception:
             self.storage.engine.dispose()
             raise
