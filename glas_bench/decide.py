@@ -156,12 +156,9 @@ class Verdict:
 
 
 def arms_in(study: Study, keys: Mapping[str, str | None], results: Path) -> dict[str, Arm]:
-    """Return the arms of a study from its run folders below a results folder.
+    """Return the arms of a study, by name of the cell, from its run folders below `results`.
 
-    Args:
-        study: whose cells they are.
-        keys: config_key by name of the cell, which names its run folder; None where it has none.
-        results: the results folder.
+    `keys` has the config_key of each cell, which names its run folder; None where it has none.
     """
     cells = (replace(cell, key=keys.get(cell.name) or "") for cell in study.cells)
     return {cell.name: Arm(cell, _seeds(cell, results)) for cell in cells if cell.key}
@@ -176,9 +173,7 @@ def _seeds(cell: Cell, results: Path) -> dict[int, SeedRecord]:
 def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
     """Return the verdict on every comparison of a study's claims, in their order.
 
-    Args:
-        study: whose claims are judged.
-        arms: by name of the cell; a cell without one has no seeds yet.
+    `arms` are by name of the cell; a cell without one has no seeds yet.
     """
     pairs = [(claim, each) for claim in study.claims for each in claim.comparisons]
     level = sequential.ALPHA / max(1, len(pairs))
@@ -427,7 +422,7 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
     record, scores = arm.seeds[seed], arm.scores(seed) or {}
     if not METRICS[metric].per_image:
         return [0], np.array([_scalar(metric, arm, seed)])
-    key, name = arm.protocol, metric
+    key = arm.protocol
     if metric == "ais":
         ais_key, ais = record.ais
         if ais_key is None or ais.get("ais_status") != "accepted":
@@ -440,9 +435,9 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
         stored = record.per_image(key)
     except GlasBenchError as error:
         raise _Lacking(f"seed {seed} of {arm.name}: {error}") from error
-    if name not in stored:
+    if metric not in stored:
         raise _Lacking(f"seed {seed} of {arm.name} has no {metric}")
-    values = np.asarray(stored[name], np.float64)
+    values = np.asarray(stored[metric], np.float64)
     if not np.isfinite(values).all():
         raise _Lacking(f"{metric} of {arm.name} is not finite on seed {seed}")
     if metric == "ais":

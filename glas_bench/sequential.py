@@ -31,12 +31,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Looks = TypeVar("Looks", bound=Sequence[int])
 Word = Literal["reproduced", "opposite", "no larger difference", "not reproduced", "undecided"]
 
 LOOKS = (5, 8, 12, 20)
@@ -88,14 +89,15 @@ def nominal_p(looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) -> tuple[flo
     return tuple(nominal)
 
 
-def check_looks(looks: Sequence[int]) -> None:
-    """Refuse looks that cannot be.
+def check_looks(looks: Looks) -> Looks:
+    """Return looks that can be.
 
     Raises:
         ValueError: none, one below 2, or looks that do not rise.
     """
     if not looks or looks[0] < 2 or any(b <= a for a, b in pairwise(looks)):
         raise ValueError(f"looks are rising numbers of seeds from 2, got {list(looks)}")
+    return looks
 
 
 @dataclass(frozen=True)
