@@ -333,7 +333,7 @@ class Database:
             own = session.query(TrialParamModel).join(TrialModel).filter_by(study_id=study_id)
             for name, value in trial.params.items():
                 query = own.filter(TrialParamModel.param_name == name)
-                rows = query.order_by(TrialParamModel.param_id).all()
+                rows: list[Any] = query.order_by(TrialParamModel.param_id).all()
                 stored = [
                     json_to_distribution(row.distribution_json).to_external_repr(row.param_value)
                     for row in rows
@@ -435,8 +435,7 @@ class Database:
 
 def _trial(study: str, row: FrozenTrial) -> Trial:
     """Return a row of optuna's as a trial; one killed while its values were drawn has no cell."""
-    statuses = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}
-    status = statuses.get(row.state.name, row.state.name.lower())
+    status = {"FAIL": "failed"}.get(row.state.name, row.state.name.lower())
     shown, hidden = row.user_attrs, row.system_attrs
     about = {"key": None, "protocol": None, "seeds": [], **hidden.get(ABOUT, {})}
     about["best_of"] = about.pop("of", None)
