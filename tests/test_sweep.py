@@ -807,6 +807,16 @@ def test_a_claim_whose_answer_got_lost_is_taken_up(glas: Glas) -> None:
     assert first == second
 
 
+def test_what_cannot_be_read_under_the_lock_is_not_blamed_on_it(glas: Glas) -> None:
+    queue, plan = planned(glas, ALONE)
+
+    def ended(_: Trial) -> Trial:
+        raise PermissionError(13, "Permission denied", "config.yaml")
+
+    with pytest.raises(PermissionError, match=r"config\.yaml"):
+        queue.settle(plan, ended)
+
+
 def test_cells_that_claims_compare_come_first(glas: Glas) -> None:
     claim = "{text: a, source: b, expect: effective_dimensions(gaussian) < 2 dimensions}"
     queue, plan = planned(glas, f"{TINY}claims: [{claim}]\n")
@@ -885,10 +895,9 @@ def test_a_worker_waits_for_a_database_that_is_away_as_it_starts(
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.storage_url(None, tmp_path) == f"sqlite:///{tmp_path / 'optuna.db'}"
     assert storage.storage_url("sqlite:////a/b.db", tmp_path) == "sqlite:////a/b.db"
-    here = "postgresql+psycopg://me:pw@h/d"
-    for text in ("postgres://me:pw@h/d", "postgresql://me:pw@h/d", here):
-        monkeypatch.setenv("OPTUNA_STORAGE", text)
-        assert storage.storage_url(None, tmp_path) == here
+    for scheme in ("postgres", "postgresql", "postgres+psycopg", "postgresql+psycopg"):
+        monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://me:pw@h/d")
+        assert storage.storage_url(None, tmp_path) == "postgresql+psycopg://me:pw@h/d"
     assert storage.storage_url("postgresql://h/d", tmp_path) == "postgresql+psycopg://h/d"
     for wrong in ("mysql://me:secret@h/d", "optuna.db", "sqlite://", "redis://h"):
         monkeypatch.setenv("OPTUNA_STORAGE", wrong)

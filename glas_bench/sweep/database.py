@@ -171,14 +171,15 @@ class Database:
             return
         from filelock import FileLock, Timeout
 
-        try:
-            lock = self.file.with_name(f"{self.file.name}.lock")
-            with FileLock(lock, LOCK_SECONDS, created(lock)):
-                yield
-        except Timeout as error:
-            raise _LockLost from error
-        except PermissionError as error:
-            raise RunError(f"cannot write {self.file}.lock: {error.strerror}") from error
+        path = self.file.with_name(f"{self.file.name}.lock")
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(FileLock(path, LOCK_SECONDS, created(path)))
+            except Timeout as error:
+                raise _LockLost from error
+            except PermissionError as error:
+                raise RunError(f"cannot write {path}: {error.strerror}") from error
+            yield
 
     def through(self, action: Callable[[], T], patience: float = PATIENCE) -> T:
         """Return what an action returns; while the database is away, try again, ever slower.
