@@ -45,9 +45,7 @@ METRICS = {
     "footprint_perplexity": Metric("cells"),  # of the latent matrix that a filter reads
     "gate_perplexity": Metric("cells"),  # of the latent matrix that gates read
     "early_canvas_variance": Metric("variance"),  # of samples' pixels, first quarter of steps
-    "escape_epoch": Metric(
-        "epochs"
-    ),  # the first that paints more than the mean image; else past all
+    "escape_epoch": Metric("epochs"),  # the first to paint more than the mean image; else past all
     "failed_share": Metric("share"),  # of seeds that could not reconstruct
     "escaped_share": Metric("share"),  # of seeds that left the mean image
     "share": Metric("share"),  # of seeds that meet a condition, e.g. effective_dimensions >= 2
