@@ -130,6 +130,7 @@ class Database:
         self._lock_engine = engine
         self._errors += (engine.dialect.dbapi.Error,)  # some reach us unwrapped
         self.storage: RDBStorage = self.through(self._open, patience)
+        self.study_id = self.storage.get_study_id_from_name  # KeyError where there is none
 
     def _open(self) -> RDBStorage:
         import sqlalchemy
@@ -206,14 +207,6 @@ class Database:
             pause = min(2.0, pause * 1.6)
 
     # ---- studies
-
-    def study_id(self, name: str) -> int:
-        """Return optuna's id of a study.
-
-        Raises:
-            KeyError: there is none of that name.
-        """
-        return self.storage.get_study_id_from_name(name)
 
     def check_own(self, name: str) -> bool:
         """Return whether a study is there.
