@@ -131,23 +131,20 @@ class Verdict:
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
-        metrics = self.claim.expectation.metrics
-        last = self.last
+        claim, last = self.claim, self.last
         return {
-            "claim": self.claim.number,
-            "text": " ".join(self.claim.text.split()),
-            "source": self.claim.source,
-            "expect": self.claim.expect,
-            "metric": " and ".join(metrics),
-            "unit": self.claim.expectation.unit,
-            "margin": self.claim.margin,
+            "claim": claim.number,
+            "text": " ".join(claim.text.split()),
+            "source": claim.source,
+            "expect": claim.expect,
+            "metric": " and ".join(claim.expectation.metrics),
+            "unit": claim.expectation.unit,
+            "margin": claim.margin,
             "cells": list(self.comparison.cells),
             "at": self.comparison.at,
             "verdict": self.word,
             "why": self.why,
-            "estimate": last.estimate if last else None,
-            "low": last.low if last else None,
-            "high": last.high if last else None,
+            **{key: getattr(last, key, None) for key in ("estimate", "low", "high")},
             "looks": [asdict(look) for look in self.looks],
             "planned": list(self.planned),
             "level": self.level,
@@ -159,12 +156,9 @@ class Verdict:
 
 
 def arms_in(study: Study, keys: Mapping[str, str | None], results: Path) -> dict[str, Arm]:
-    """Return the arms of a study from its run folders below a results folder.
+    """Return the arms of a study, by name of the cell, from its run folders below `results`.
 
-    Args:
-        study: whose cells they are.
-        keys: config_key by name of the cell, which names its run folder; None where it has none.
-        results: the results folder.
+    `keys` has the config_key of each cell, which names its run folder; None where it has none.
     """
     cells = (replace(cell, key=keys.get(cell.name) or "") for cell in study.cells)
     return {cell.name: Arm(cell, _seeds(cell, results)) for cell in cells if cell.key}
@@ -179,24 +173,21 @@ def _seeds(cell: Cell, results: Path) -> dict[int, SeedRecord]:
 def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
     """Return the verdict on every comparison of a study's claims, in their order.
 
-    Args:
-        study: whose claims are judged.
-        arms: by name of the cell; a cell without one has no seeds yet.
+    `arms` are by name of the cell; a cell without one has no seeds yet.
     """
     pairs = [(claim, each) for claim in study.claims for each in claim.comparisons]
     level = sequential.ALPHA / max(1, len(pairs))
     judged = []
     for claim, comparison in pairs:
-        verdict = Verdict(claim, comparison, "undecided", "", (), study.looks, level)
+        why = ""
         if not study.verdicts:
             why = f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
-            judged.append(replace(verdict, word=NO_VERDICT, why=why))
         elif claim.preset not in (None, study.preset):
             why = f"it is about preset {claim.preset}"
-            judged.append(replace(verdict, word=NO_VERDICT, why=why))
-        else:
-            there = [arms.get(each) or Arm(study.by_name[each], {}) for each in comparison.cells]
-            judged.append(_judged(verdict, study, there))
+        word = NO_VERDICT if why else "undecided"
+        verdict = Verdict(claim, comparison, word, why, (), study.looks, level)
+        there = [arms.get(each) or Arm(study.by_name[each], {}) for each in comparison.cells]
+        judged.append(verdict if why else _judged(verdict, study, there))
     return judged
 
 
@@ -275,7 +266,12 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
             look = Look(number, count, "undecided", why=hurdle or str(error))
             lacking = isinstance(error, _Lacking)  # seeds that are added would lack it too
         else:
-            look = _look(claim, arms, seeds, number, difference, p, hurdle)
+            low, high = difference.interval(p)
+            below, above = _slack(claim, arms, seeds)
+            low, high = low - below, high + above
+            word = sequential.word(low, high, claim.margin, claim.expectation.direction)
+            word = "undecided" if hurdle else word
+            look = Look(number, count, word, difference.estimate, low, high, hurdle)
             lacking = False
         taken.append(look)
         verdict = replace(verdict, word=look.word, why=look.why)
@@ -298,23 +294,6 @@ def _short(arms: Sequence[Arm], seeds: Sequence[int]) -> str:
         arm.name: sum(map(arm.ended, seeds)) for arm in arms if not all(map(arm.ended, seeds))
     }
     return ", ".join(f"{name} has {count}" for name, count in missing.items())
-
-
-def _look(
-    claim: Claim,
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    number: int,
-    difference: Evidence,
-    p: float,
-    hurdle: str,
-) -> Look:
-    low, high = difference.interval(p)
-    slack = _slack(claim, arms, seeds)
-    low, high = low - slack[0], high + slack[1]
-    word: str = sequential.word(low, high, claim.margin, claim.expectation.direction)
-    word = "undecided" if hurdle else word
-    return Look(number, len(seeds), word, difference.estimate, low, high, hurdle)
 
 
 def _hurdle(claim: Claim, escaped: Mapping[str, tuple[int, int]], p: float) -> str:
@@ -443,7 +422,7 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
     record, scores = arm.seeds[seed], arm.scores(seed) or {}
     if not METRICS[metric].per_image:
         return [0], np.array([_scalar(metric, arm, seed)])
-    key, name = arm.protocol, metric
+    key = arm.protocol
     if metric == "ais":
         ais_key, ais = record.ais
         if ais_key is None or ais.get("ais_status") != "accepted":
@@ -456,9 +435,9 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
         stored = record.per_image(key)
     except GlasBenchError as error:
         raise _Lacking(f"seed {seed} of {arm.name}: {error}") from error
-    if name not in stored:
+    if metric not in stored:
         raise _Lacking(f"seed {seed} of {arm.name} has no {metric}")
-    values = np.asarray(stored[name], np.float64)
+    values = np.asarray(stored[metric], np.float64)
     if not np.isfinite(values).all():
         raise _Lacking(f"{metric} of {arm.name} is not finite on seed {seed}")
     if metric == "ais":
@@ -516,31 +495,20 @@ def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[flo
 def _outlook(verdict: Verdict, difference: Difference, levels: Sequence[float]) -> str:
     """Return what more seeds would do if the estimate and the spreads held."""
     margin, direction = verdict.claim.margin, verdict.claim.expectation.direction
-    p, most = levels[-1], verdict.planned[-1]
     unit = verdict.claim.expectation.unit
-    half = float(
-        sequential.half_width(
-            difference.seed_error,
-            difference.df,
-            difference.image_error,
-            levels[len(verdict.looks) - 1],
-        )
-    )
+    half = difference.half_width(levels[len(verdict.looks) - 1])
     resolved = f"differences of {margin + 2 * half:.2g} {unit} would be decided by now"
     if verdict.wanted is None:
         return resolved
-    need = sequential.seeds_to_decide(difference, p, margin, direction)
+    need = sequential.seeds_to_decide(difference, levels[-1], margin, direction)
     if need is None:
         return f"{resolved}; more than 1000 seeds would decide"
     more = need - max(difference.seeds)
-    if need > most:
+    if need > verdict.planned[-1]:
         return f"{resolved}; {more} more seeds decide with probability .8 if the estimate holds"
-    chance = float(
-        sequential.chance_to_decide(
-            difference, verdict.wanted, levels[len(verdict.looks)], margin, direction
-        )
-    )
+    p = levels[len(verdict.looks)]
+    chance = sequential.chance_to_decide(difference, verdict.wanted, p, margin, direction)
     return (
-        f"{resolved}; the next look decides with probability {chance:.2f}, and {more} more seeds "
-        "with .8, if the estimate holds"
+        f"{resolved}; the next look decides with probability {float(chance):.2f}, and {more} more "
+        "seeds with .8, if the estimate holds"
     )

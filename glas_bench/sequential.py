@@ -31,12 +31,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Looks = TypeVar("Looks", bound=Sequence[int])
 Word = Literal["reproduced", "opposite", "no larger difference", "not reproduced", "undecided"]
 
 LOOKS = (5, 8, 12, 20)
@@ -76,13 +77,11 @@ def nominal_p(looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) -> tuple[flo
     for n, more in zip(looks, np.diff([0.0, *spent]), strict=True):
         sd = math.sqrt(n - before)
 
-        def crossing(bound: float, at: Array = at, mass: Array = mass, sd: float = sd) -> float:
+        def excess(bound: float, at: Array, mass: Array, sd: float, more: float) -> float:
             tails = stats.norm.sf((bound - at) / sd) + stats.norm.cdf((-bound - at) / sd)
-            return float(mass @ tails)
+            return float(mass @ tails) - more
 
-        bound = optimize.brentq(
-            lambda b, more=more, crossing=crossing: crossing(b) - more, 0.0, 12 * math.sqrt(n)
-        )
+        bound = optimize.brentq(excess, 0.0, 12 * math.sqrt(n), args=(at, mass, sd, more))
         nominal.append(float(2 * stats.norm.sf(bound / math.sqrt(n))))
         places = bound * nodes
         density = (mass[:, None] * stats.norm.pdf(places[None], at[:, None], sd)).sum(0)
@@ -90,14 +89,15 @@ def nominal_p(looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) -> tuple[flo
     return tuple(nominal)
 
 
-def check_looks(looks: Sequence[int]) -> None:
-    """Refuse looks that cannot be.
+def check_looks(looks: Looks) -> Looks:
+    """Return looks that can be.
 
     Raises:
         ValueError: none, one below 2, or looks that do not rise.
     """
     if not looks or looks[0] < 2 or any(b <= a for a, b in pairwise(looks)):
         raise ValueError(f"looks are rising numbers of seeds from 2, got {list(looks)}")
+    return looks
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,13 @@ class Difference:
     seeds: tuple[int, ...]
     """Seeds of each arm."""
 
+    def half_width(self, p: float) -> float:
+        """Return the half width of the interval at the nominal p of a look."""
+        return float(half_width(self.seed_error, self.df, self.image_error, p))
+
     def interval(self, p: float) -> tuple[float, float]:
         """Return the two-sided interval at the nominal p of a look."""
-        half = float(half_width(self.seed_error, self.df, self.image_error, p))
+        half = self.half_width(p)
         return self.estimate - half, self.estimate + half
 
 

@@ -22,14 +22,6 @@ from glas_bench.yardstick.weights import Images, Weigher
 SIMULATED = 12
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trained(name):
     """Return a small model after 60 steps on the digits."""
     variant = local(registry.find(name).cls)

@@ -49,7 +49,6 @@ def test_words_and_numbers() -> None:
         ("0-900,2000-2900", "more than 1000 seeds"),
         (str(2**64), "a seed is at most 4294967295"),
         ("9" * 5000, "a seed is at most"),
-        ("5-3", "5-3 is empty; write 3-5"),
     ],
 )
 def test_seeds_beyond_reason(seeds: str, said: str) -> None:

@@ -41,6 +41,7 @@ def test_the_nominal_levels_of_the_shipped_looks():
     # 2.368, 2.368, 2.358, 2.350
     z = stats.norm.isf(np.array(nominal_p((5, 10, 15, 20), 0.05)) / 2)
     assert z == pytest.approx([2.368, 2.368, 2.358, 2.350], abs=1e-2)
+    assert nominal_p((7,), 0.05) == pytest.approx([0.05])
 
 
 @settings(max_examples=15, deadline=None)
@@ -55,10 +56,6 @@ def test_all_of_alpha_is_spent_and_no_more(looks, alpha):
     z = steps.cumsum(1) / np.sqrt(looks)
     crossed = (np.abs(z) > stats.norm.isf(np.array(p) / 2)).any(1).mean()
     assert crossed == pytest.approx(alpha, abs=4 * math.sqrt(alpha / 40_000))
-
-
-def test_one_look_has_all_of_alpha():
-    assert nominal_p((7,), 0.05) == pytest.approx([0.05])
 
 
 @pytest.mark.parametrize("looks", [(), (1, 5), (5, 5), (8, 5)])
@@ -113,29 +110,23 @@ def simulate(delta, sd_a, sd_b, *, margin=2.0, image_sd=4.0, images=500, claims=
     return shares, seeds.mean(), missed.mean(), ever.mean()
 
 
-def test_equal_arms_are_settled_in_most_cases_with_few_seeds():
-    shares, seeds, missed, _ = simulate(0.0, 1.5, 1.5)
-    assert shares["no larger difference"] + shares["not reproduced"] > 0.92
-    assert shares["reproduced"] == 0
-    assert seeds < 12.5
-    assert missed < 0.054
-
-
 @pytest.mark.parametrize(
-    ("delta", "sd", "share", "most"), [(5.0, 1.5, 0.98, 8), (10.0, 5.0, 0.97, 10)]
+    ("delta", "sd", "words", "share", "never", "most"),
+    [
+        (0.0, 1.5, ("no larger difference", "not reproduced"), 0.92, "reproduced", 12.5),
+        (5.0, 1.5, ("reproduced",), 0.98, "opposite", 8),
+        (10.0, 5.0, ("reproduced",), 0.97, "opposite", 10),
+        (-5.0, 1.5, ("opposite", "not reproduced"), 0.99, "reproduced", 8),
+    ],
 )
-def test_a_large_difference_is_reproduced_early(delta, sd, share, most):
+def test_clear_cases_are_settled_with_few_seeds(delta, sd, words, share, never, most):
     shares, seeds, missed, _ = simulate(delta, sd, sd)
-    assert shares["reproduced"] > share
+    assert sum(shares[each] for each in words) > share
+    assert shares[never] == 0
     assert seeds < most
     assert missed < 0.054
-
-
-def test_a_large_difference_the_other_way_is_opposite_and_never_reproduced():
-    shares, _, _, _ = simulate(-5.0, 1.5, 1.5)
-    assert shares["reproduced"] == 0
-    assert shares["opposite"] + shares["not reproduced"] > 0.99
-    assert shares["opposite"] > 0.5  # the rest is short of the margin before it is beyond it
+    if delta < 0:
+        assert shares["opposite"] > 0.5  # the rest is short of the margin before it is beyond it
 
 
 @pytest.mark.parametrize(("delta", "wrong"), [(2.0, "reproduced"), (-2.0, "opposite")])
@@ -210,11 +201,6 @@ def test_against_a_number_it_is_the_t_test_of_one_sample():
     assert (low, high) == pytest.approx(np.array(known.confidence_interval(0.95)) - 20.25)
 
 
-def test_values_without_images_have_no_image_error():
-    one = {seed: np.array([float(seed)]) for seed in range(3)}
-    assert contrast([one, one]).image_error == 0
-
-
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
@@ -237,31 +223,20 @@ def test_equal_values_have_no_spread_and_no_error():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "direction", "expected"),
+    ("low", "high", "expected"),
     [
-        (2.1, 9.0, 1, "reproduced"),
-        (-9.0, -2.1, -1, "reproduced"),
-        (-9.0, -2.1, 1, "opposite"),
-        (2.1, 9.0, -1, "opposite"),
-        (-1.9, 1.9, 1, "no larger difference"),
-        (-5.0, 1.9, 1, "not reproduced"),
-        (-1.9, 5.0, -1, "not reproduced"),
-        (-1.9, 5.0, 1, "undecided"),
-        (2.0, 5.0, 1, "undecided"),
-        (-5.0, 5.0, 1, "undecided"),
+        (2.1, 9.0, "reproduced"),
+        (-9.0, -2.1, "opposite"),
+        (-1.9, 1.9, "no larger difference"),
+        (-5.0, 1.9, "not reproduced"),
+        (-1.9, 5.0, "undecided"),
+        (2.0, 5.0, "undecided"),
+        (-5.0, 5.0, "undecided"),
     ],
 )
-def test_words(low, high, direction, expected):
-    assert word(low, high, 2.0, direction) == expected
-
-
-@given(st.floats(-9, 9), st.floats(0, 9), st.floats(0, 4))
-def test_words_mirror(low, width, margin):
-    mirrored = {"reproduced": "opposite", "opposite": "reproduced"}
-    said, other = (word(low, low + width, margin, sign) for sign in (1, -1))
-    if said in mirrored:
-        assert other == mirrored[said]
-    assert (said == "no larger difference") == (other == "no larger difference")
+def test_words(low, high, expected):
+    assert word(low, high, 2.0, 1) == expected
+    assert word(-high, -low, 2.0, -1) == expected
 
 
 # --------------------------------------------------------------------------- shares

@@ -203,16 +203,6 @@ def test_a_search(load: Load, tmp_path: Path) -> None:
     assert (changed.searched, changed.key) == ((), "")
 
 
-def test_choices_alone_are_gone_through_once(load: Load) -> None:
-    found = load("""\
-        variants: [cauchy]
-        space: {learning_rate: {choices: [3e-4, 1e-3, 3e-3]}}
-        tuning_seeds: 1000
-        seeds: 0
-        """)
-    assert found.trials == 3
-
-
 # --------------------------------------------------------------------------- what is refused
 
 
@@ -254,6 +244,37 @@ LIMITS = {  # of filter_size by another axis
     "latent_size may be 'original', which limits no number": "latent_size: {choices: [original]}",
     "latent_size has an at_most itself": "latent_size: {low: 3, high: 9, at_most: steps}",
 }
+CLAIMING = "variants: [{}] | seeds: 0 | claims: |   - {{text: t, source: s, expect: {}}}"
+FAULTS += [
+    (7, "looks are rising numbers of seeds from 2", ONE + "looks: [8, 5]"),
+    (7, "margin: Input should be greater than or equal to 0", ONE + "margin: -1"),
+    (8, "claims.0.margin: Input", CLAIMING.format("vae", "e, margin: -1")),
+    (8, "claims.0.among: Input", CLAIMING.format("vae", "e, among: all")),
+]
+FAULTS += [
+    (
+        8,
+        f"{variant} has no {part}: no seed of it has {metric}",
+        CLAIMING.format(variant, f"{metric}({variant}) < 3"),
+    )
+    for variant, part, metric in (
+        ("no-attention", "filter", "footprint_perplexity"),
+        ("cauchy", "gates", "gate_perplexity"),
+        ("uniform-pit", "density", "elbo"),
+    )
+]
+COMPARED = {
+    "nll(cauchy) < nll(gaussian": "cannot be read; write METRIC(VARIANT",
+    "nll(cauchy) < nll(gausian)": "Did you mean 'gaussian'?",
+    "nll(cauchy) < nll(hellinger)": "Allowed: cauchy, gaussian.",
+    "nll(cauchy) < nll(cauchy)": "both sides are the same cell",
+    "nll(cauchy, filter_size=3) < nll(gaussian)": "is no cell of this study",
+    "nll(cauchy, filtersize=2) < nll(gaussian)": "Did you mean 'filter_size'?",
+}
+FAULTS += [
+    (8, words, CLAIMING.format("cauchy, gaussian", f'"{expect}"') + " | grid: {filter_size: [2]}")
+    for expect, words in COMPARED.items()
+]
 FAULTS += [
     (10, words, f"{SEARCH}filter_size: {{low: 5, high: 9, at_most: latent_size}} |   {axis}")
     for words, axis in LIMITS.items()
@@ -265,13 +286,6 @@ def test_errors_name_the_line(tmp_path: Path, line: int, words: str, body: str) 
     message = refusal(tmp_path, body.replace(" | ", "\n") + "\n")
     assert message.startswith(f"{tmp_path / 'some.yaml'}:{line}: "), message
     assert words in message
-
-
-def test_a_name_too_long_for_a_folder_is_refused(tmp_path: Path) -> None:
-    file = write(tmp_path, "variants: [vae]\nseeds: 0\n")
-    file.write_text(file.read_text().replace("name: ", f"name: {'a' * 250}"))
-    with pytest.raises(UsageError, match=":1: name: String should have at most 80 characters"):
-        study.load(str(file))
 
 
 def test_all_faults_of_the_schema_at_once(tmp_path: Path) -> None:
@@ -346,37 +360,6 @@ def test_an_axis_left_out_is_gone_through_value_by_value(load: Load) -> None:
         ("content", "cauchy filter_size=1 grid=centred"),
     ]
     assert [each.at for each in fourth.comparisons] == [{"filter_size": 1}, {"filter_size": 2}]
-
-
-@pytest.mark.parametrize(
-    ("expect", "words"),
-    [
-        ("nll(cauchy) < nll(gaussian", "cannot be read; write METRIC(VARIANT"),
-        ("nl(cauchy) < nl(gaussian)", "Did you mean 'nll'?"),
-        ("objective(cauchy) < objective(gaussian)", "a bound of the same model only"),
-        ("nll(cauchy) < elbo(gaussian)", "nll and elbo of different models"),
-        ("nll(cauchy) < nll(gausian)", "Did you mean 'gaussian'?"),
-        ("nll(cauchy) < nll(hellinger)", "Allowed: cauchy, gaussian."),
-        ("nll(cauchy) < nll(cauchy)", "both sides are the same cell"),
-        ("nll(cauchy, filter_size=3) < nll(gaussian)", "is no cell of this study"),
-        ("nll(cauchy, filter_size) < nll(gaussian)", "is no setting=value"),
-        ("nll(cauchy, filtersize=2) < nll(gaussian)", "Did you mean 'filter_size'?"),
-        ("nll(cauchy, grid=2, grid=1) < nll(gaussian)", "named twice"),
-    ],
-)
-def test_claims_are_checked_when_a_study_is_loaded(tmp_path: Path, expect: str, words: str) -> None:
-    body = f"""\
-    variants: [cauchy, gaussian]
-    grid: {{filter_size: [2, 5]}}
-    seeds: 0
-    claims:
-      - text: a
-        source: b
-        expect: {expect}
-    """
-    message = refusal(tmp_path, body)
-    assert message.startswith(f"{tmp_path / 'some.yaml'}:11: "), message
-    assert words in message
 
 
 # --------------------------------------------------------------------------- what is shipped
@@ -466,12 +449,19 @@ def test_other_seeds_are_the_same_study_and_never_those_of_tuning():
         study.load("original-search", seeds=searching.tuning_seeds[:1])
 
 
-@pytest.mark.parametrize("name", ["glas-bench", "readme", "mine-by-hand", "README", "Glas-Bench"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, f"{name} is reserved") for name in ("glas-bench", "readme", "mine-by-hand")),
+        *((name, "name: String should match pattern") for name in ("README", "Glas-Bench")),
+        ("a" * 250, "name: String should have at most 80 characters"),  # as a folder
+    ],
+)
 def test_names_of_other_pages_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Mine-by-hand")
     path = tmp_path / "some.yaml"
     path.write_text(HEAD.replace("some", name) + "variants: [cauchy]\nseeds: 0\n")
-    with pytest.raises(UsageError, match=f"some.yaml:1: name: |some.yaml:1: {name} is reserved"):
+    with pytest.raises(UsageError, match=f"some.yaml:1: {words}"):
         study.load(str(path))

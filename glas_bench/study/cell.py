@@ -124,8 +124,8 @@ def by_hand(
         own = keys_of(baseline)
         shared = {key: value for key, value in (overrides or {}).items() if key in own}
         resolved = resolve(baseline, preset=preset, overrides=shared)
-        cells = [replace(cells[0], baseline=baseline.name)]
-        cells.append(Cell(baseline.name, baseline, {}, resolved, tuple(seeds)))
+        other = Cell(baseline.name, baseline, {}, resolved, tuple(seeds))
+        cells = [replace(cells[0], baseline=baseline.name), other]
     for cell in cells:
         train.check_applicable(cell.variant, cell.config)
     return cells

@@ -14,6 +14,7 @@ through value by value, the same value in every term.
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -43,12 +44,8 @@ METRICS = {
     "active_units": Metric("units"),  # units of z whose mean varies over images
     "footprint_perplexity": Metric("cells"),  # of the latent matrix that a filter reads
     "gate_perplexity": Metric("cells"),  # of the latent matrix that gates read
-    "early_canvas_variance": Metric(
-        "variance"
-    ),  # of samples' pixels, in the first quarter of steps
-    "escape_epoch": Metric(
-        "epochs"
-    ),  # the first that paints more than the mean image; else past all
+    "early_canvas_variance": Metric("variance"),  # of samples' pixels, first quarter of steps
+    "escape_epoch": Metric("epochs"),  # the first to paint more than the mean image; else past all
     "failed_share": Metric("share"),  # of seeds that could not reconstruct
     "escaped_share": Metric("share"),  # of seeds that left the mean image
     "share": Metric("share"),  # of seeds that meet a condition, e.g. effective_dimensions >= 2
@@ -69,6 +66,7 @@ _ITEM = re.compile(
     r"\s*(?P<sign>[+-]?)\s*(?:(?P<metric>[A-Za-z][\w-]*)\s*\((?P<inside>[^()]*)\)"
     r"|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[a-z]*))\s*"
 )
+SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _CONDITION = re.compile(r"([\w-]+)\s*(>=|<=|>|<)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)")
 
 
@@ -82,9 +80,7 @@ class Condition:
 
     def holds(self, value: float) -> bool:
         """Return whether a seed with this value meets it."""
-        if self.sign.startswith("<"):
-            return value < self.value or (self.sign == "<=" and value == self.value)
-        return value > self.value or (self.sign == ">=" and value == self.value)
+        return bool(SIGNS[self.sign](value, self.value))
 
     def __str__(self) -> str:
         return f"{self.metric} {self.sign} {self.value:g}"

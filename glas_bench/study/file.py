@@ -43,13 +43,8 @@ def _seeds(value: object) -> object:
         raise ValueError(str(error).removeprefix("--seeds ")) from error
 
 
-def _looks(value: list[int]) -> list[int]:
-    sequential.check_looks(value)
-    return value
-
-
 Seeds = Annotated[list[int], BeforeValidator(_seeds)]
-Looks = Annotated[list[int], AfterValidator(_looks)]
+Looks = Annotated[list[int], AfterValidator(sequential.check_looks)]
 
 
 class _Strict(BaseModel):

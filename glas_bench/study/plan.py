@@ -183,28 +183,21 @@ class _Entry:
     settings: dict[str, Any]
 
 
+@dataclass
 class _Planner:
-    def __init__(
-        self,
-        file: StudyFile,
-        source: Source,
-        preset: str,
-        dataset: str | None,
-        precision: str | None,
-    ) -> None:
-        self.file = file
-        self.source = source
-        self.preset = preset
-        self.dataset = dataset
-        self.shared: dict[str, Any] = {"precision": precision} if precision else {}
-        self.shared |= {"dataset": file.dataset} if file.dataset else {}
+    file: StudyFile
+    source: Source
+    preset: str
+    dataset: str | None
+    precision: str | None
+
+    def __post_init__(self) -> None:
         self.cells: dict[str, Cell] = {}  # by identity
         self.skipped: list[Skipped] = []
         self.listed: set[str] = set()  # identities of what `variants` asks for
         self.used: set[int] = set()  # skips that were needed
-        self.baseline: _Entry | None = None
-        if file.baseline is not None:
-            self.baseline = self._entry(("baseline",), file.baseline)
+        written = self.file.baseline
+        self.baseline = None if written is None else self._entry(("baseline",), written)
 
     def study(self) -> Study:
         """Lay out all cells, then find those of every claim."""
@@ -315,10 +308,7 @@ class _Planner:
                 continue
             if not wanted:
                 raise self.source.error(("skip", index), "name an axis, or settings: key: value")
-            if all(
-                key in params and config.same_value(params[key], value)
-                for key, value in wanted.items()
-            ):
+            if all(k in params and config.same_value(params[k], v) for k, v in wanted.items()):
                 self._skip(index, variant, params)
                 return True
         return False
@@ -404,7 +394,8 @@ class _Planner:
         return cell
 
     def _resolve(self, variant: Variant, settings: dict[str, Any]) -> RunConfig:
-        given = {**self.shared, **settings}
+        shared = {"precision": self.precision, "dataset": self.file.dataset}
+        given = {**{key: value for key, value in shared.items() if value}, **settings}
         return config.resolve(variant, preset=self.preset, study=given, dataset=self.dataset)
 
     def _where(self, loc: Loc, keys: Sequence[str]) -> Loc:
@@ -447,9 +438,8 @@ class _Planner:
             raise self.source.error(loc, error) from error
         margin = written.margin
         if margin is None and expectation.unit == "nats":
-            margin = (
-                config.MARGINS.get(self.preset) if self.file.margin is None else self.file.margin
-            )
+            margin = self.file.margin
+            margin = config.MARGINS.get(self.preset) if margin is None else margin
         return Claim(
             number=index + 1,
             text=written.text,
@@ -472,11 +462,8 @@ class _Planner:
             cells = tuple(self._look_up(term, at) for term in expectation.terms)
             if None in cells or cells in seen:
                 continue
-            metrics = [
-                (cell, t.metric, str(t.condition))
-                for cell, t in zip(cells, expectation.terms, strict=True)
-            ]
-            if len(set(metrics)) < len(metrics):
+            asked = [(term.metric, str(term.condition)) for term in expectation.terms]
+            if len({*zip(cells, asked, strict=True)}) < len(cells):
                 raise UsageError(f"both sides are the same cell, {cells[0]}")
             seen.add(cells)
             yield Comparison(tuple(str(cell) for cell in cells), at)
@@ -497,15 +484,11 @@ class _Planner:
             if key not in own:
                 raise UsageError(_no_setting(variant, key))
         values = {key: value for key, value in at.items() if key in own} | term.settings
-        if any(
-            skipped.variant == variant.name
-            and skipped.axis is None
-            and all(
-                config.same_value(values.get(key), value) for key, value in skipped.params.items()
-            )
-            for skipped in self.skipped
-        ):
-            return None
+        for skipped in self.skipped:
+            if skipped.variant == variant.name and skipped.axis is None:
+                params = skipped.params.items()
+                if all(config.same_value(values.get(key), value) for key, value in params):
+                    return None
         fixed = {key: value for key, value in self.file.fixed.items() if key in own}
         resolved = self._resolve(variant, {**fixed, **values})
         same = [
@@ -544,10 +527,8 @@ def _check_has(cell: Cell, term: Term) -> None:
         model = rollout.build(cell.variant.cls, settings, PIXELS, classes, seed=0)
         if not model.has_filter:
             lacks.append(("footprint_perplexity", "filter"))
-        if (
-            not hasattr(model, "latent")
-            or model.gate_weights(torch.zeros(1, model.settings.hidden)) is None
-        ):
+        hidden = torch.zeros(1, model.settings.hidden)
+        if not hasattr(model, "latent") or model.gate_weights(hidden) is None:
             lacks.append(("gate_perplexity", "gates"))
     for metric, part in lacks:
         if metric in metrics:
@@ -556,7 +537,5 @@ def _check_has(cell: Cell, term: Term) -> None:
 
 def _no_setting(variant: Variant, key: str) -> str:
     own = keys_of(variant)
-    return (
-        f"{variant.name} has no setting {key!r}.{config.meant(key, own)} It has: "
-        f"{', '.join(sorted(own))}."
-    )
+    has = ", ".join(sorted(own))
+    return f"{variant.name} has no setting {key!r}.{config.meant(key, own)} It has: {has}."

@@ -62,14 +62,6 @@ VALUE = "validation nll"
 
 METRICS = "study:metric_names"
 
-_STORED = """
-SELECT param_id, distribution_json, param_value FROM trial_params JOIN trials USING (trial_id)
-WHERE study_id = :study AND param_name = :name ORDER BY param_id
-"""
-_REWRITE = """
-UPDATE trial_params SET param_value = :value, distribution_json = :json WHERE param_id = :id
-"""
-
 LOCK_SECONDS = 120
 ADVISORY_KEY = 0x67_6C_61_73  # "glas"
 
@@ -118,7 +110,6 @@ class Database:
         self.owner = worker_id.own_id()
         self.beat = beat_seconds()
         self.outages = 0
-        self._ids: dict[str, int] = {}
         self._making: set[str] = set()
         self._errors = _prepare_optuna()
         if self.file is not None:
@@ -139,6 +130,7 @@ class Database:
         self._lock_engine = engine
         self._errors += (engine.dialect.dbapi.Error,)  # some reach us unwrapped
         self.storage: RDBStorage = self.through(self._open, patience)
+        self.study_id = self.storage.get_study_id_from_name  # KeyError where there is none
 
     def _open(self) -> RDBStorage:
         import sqlalchemy
@@ -180,14 +172,15 @@ class Database:
             return
         from filelock import FileLock, Timeout
 
-        try:
-            lock = self.file.with_name(f"{self.file.name}.lock")
-            with FileLock(lock, LOCK_SECONDS, created(lock)):
-                yield
-        except Timeout as error:
-            raise _LockLost from error
-        except PermissionError as error:
-            raise RunError(f"cannot write {self.file}.lock: {error.strerror}") from error
+        path = self.file.with_name(f"{self.file.name}.lock")
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(FileLock(path, LOCK_SECONDS, created(path)))
+            except Timeout as error:
+                raise _LockLost from error
+            except PermissionError as error:
+                raise RunError(f"cannot write {path}: {error.strerror}") from error
+            yield
 
     def through(self, action: Callable[[], T], patience: float = PATIENCE) -> T:
         """Return what an action returns; while the database is away, try again, ever slower.
@@ -200,7 +193,6 @@ class Database:
             try:
                 return action()
             except self._errors as error:
-                self._ids.clear()
                 self.outages += 1
                 most = min(patience, PATIENCE_WHEN_STOPPED) if signals.requested() else patience
                 if patience == PATIENCE_AT_FIRST and HOPELESS.search(_first_line(error)):
@@ -215,16 +207,6 @@ class Database:
             pause = min(2.0, pause * 1.6)
 
     # ---- studies
-
-    def study_id(self, name: str) -> int:
-        """Return optuna's id of a study.
-
-        Raises:
-            KeyError: there is none of that name.
-        """
-        if name not in self._ids:
-            self._ids[name] = self.storage.get_study_id_from_name(name)
-        return self._ids[name]
 
     def check_own(self, name: str) -> bool:
         """Return whether a study is there.
@@ -267,11 +249,9 @@ class Database:
 
     def plan(self, name: str) -> dict[str, Any] | None:
         """Return the plan's document stored with a study, or None."""
-        try:
-            attributes: dict[str, Any] = self.storage.get_study_system_attrs(self.study_id(name))
-        except KeyError:
-            return None
-        return attributes.get(PLAN)
+        with contextlib.suppress(KeyError):
+            return self.storage.get_study_system_attrs(self.study_id(name)).get(PLAN)
+        return None
 
     def store_plan(self, document: Mapping[str, Any]) -> None:
         """Store a plan with its study."""
@@ -339,23 +319,23 @@ class Database:
         rows of the other trials are rewritten. The caller holds the lock.
         """
         from optuna.distributions import distribution_to_json, json_to_distribution
-        from sqlalchemy import text
+        from optuna.storages._rdb.models import TrialModel, TrialParamModel
+        from sqlalchemy.orm import Session
 
-        axes = {}
-        with self.storage.engine.begin() as connection:
+        axes, study_id = {}, self.study_id(trial.study)
+        with Session(self.storage.engine) as session, session.begin():
+            own = session.query(TrialParamModel).join(TrialModel).filter_by(study_id=study_id)
             for name, value in trial.params.items():
-                of = {"study": self.study_id(trial.study), "name": name}
-                rows = [
-                    (id, old, json_to_distribution(old).to_external_repr(stored))
-                    for id, old, stored in connection.execute(text(_STORED), of)
+                query = own.filter(TrialParamModel.param_name == name)
+                rows: list[Any] = query.order_by(TrialParamModel.param_id).all()
+                stored = [
+                    json_to_distribution(row.distribution_json).to_external_repr(row.param_value)
+                    for row in rows
                 ]
-                axes[name] = new = _distribution([*(each[2] for each in rows), value])
-                if rows and rows[0][1] != (written := distribution_to_json(new)):
-                    changed = [
-                        {"id": id, "value": new.to_internal_repr(stored), "json": written}
-                        for id, _, stored in rows
-                    ]
-                    connection.execute(text(_REWRITE), changed)
+                axes[name] = new = _distribution([*stored, value])
+                written = distribution_to_json(new)
+                for row, old in zip(rows, stored, strict=True):
+                    row.param_value, row.distribution_json = new.to_internal_repr(old), written
         return axes
 
     def add_missing(self, trial: Trial, others: Iterable[Trial]) -> None:
@@ -385,11 +365,11 @@ class Database:
         self._write(trial, {OWNER: self.owner}, worker=worker_id.described(self.owner))
         return self.current(trial)
 
-    def heartbeat(self, trial: Trial, curve: Mapping[int, float] | None = None) -> None:
+    def heartbeat(self, trial: Trial, curve: Mapping[int, float]) -> None:
         """Record that a trial's worker is alive, and its validation so far; from any thread."""
         try:
             self.storage.record_heartbeat(trial.id)
-            self._report(trial, curve or {})
+            self._report(trial, curve)
         except Exception:
             self.storage.engine.dispose()
             raise
@@ -449,8 +429,7 @@ class Database:
 
 def _trial(study: str, row: FrozenTrial) -> Trial:
     """Return a row of optuna's as a trial; one killed while its values were drawn has no cell."""
-    statuses = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}
-    status = statuses.get(row.state.name, row.state.name.lower())
+    status = {"FAIL": "failed"}.get(row.state.name, row.state.name.lower())
     shown, hidden = row.user_attrs, row.system_attrs
     about = {"key": None, "protocol": None, "seeds": [], **hidden.get(ABOUT, {})}
     about["best_of"] = about.pop("of", None)

@@ -92,9 +92,9 @@ class Plan:
 
 def plan_document(study: Study, cells: Iterable[Cell]) -> Document:
     """Return what is stored with a study, as plain JSON; keys are null where data is unknown."""
-    as_they_are = ("name", "question", "version", "preset", "dataset", "seeds", "tuning_seeds")
+    own = ("name", "question", "version", "preset", "dataset", "seeds", "tuning_seeds", "trials")
     document = {
-        **{key: getattr(study, key) for key in (*as_they_are, "trials")},
+        **{key: getattr(study, key) for key in own},
         **VERSIONS,
         "space": {key: each.model_dump(exclude_none=True) for key, each in study.space.items()},
         "cells": [_entry(cell) for cell in cells],
@@ -177,6 +177,7 @@ def differences(old: Document, new: Document) -> list[str]:
     before = {each["cell"]: each for each in old["cells"]}
     after = {each["cell"]: each for each in new["cells"]}
 
+    both = [name for name in after if name in before]
     lists = {
         "new cells": [name for name in after if name not in before],
         "cells that are gone": [name for name in before if name not in after],
@@ -187,7 +188,6 @@ def differences(old: Document, new: Document) -> list[str]:
         ("cells with other seeds", "seeds"),
         ("cells with another baseline", "baseline"),
     ):
-        both = [name for name in after if name in before]
         lists[what] = [name for name in both if before[name][key] != after[name][key]]
     lines = [f"{what}: {_some(names)}" for what, names in lists.items() if names]
     expected = [[each["expect"] for each in plan["claims"]] for plan in (old, new)]

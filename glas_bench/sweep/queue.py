@@ -73,19 +73,14 @@ class Queue:
         for name in plan.studies:
             self.database.check_own(name)
         old = self.database.plan(plan.name)
-        seeds = not more_seeds
         if old and more_seeds:
             plan = plan.with_seeds(_with_stored(plan, old))
-        same = not old or digest(old, seeds) == digest(plan.document, seeds)
+        same = not old or digest(old, not more_seeds) == digest(plan.document, not more_seeds)
         if old and not extend and not (same and not rejudged(old, plan.document)):
             lines = "\n  ".join(differences(old, plan.document) or ["settings of its cells"])
-            hint = ""
-            if (
-                plan.study.claims
-                and not same
-                and digest(old, False) == digest(plan.document, False)
-            ):
-                hint = "With --decide it keeps the seeds that it has and adds those it needs. "
+            seeds_alone = not same and digest(old, False) == digest(plan.document, False)
+            hint = "With --decide it keeps the seeds that it has and adds those it needs. "
+            hint = hint if plan.study.claims and seeds_alone else ""
             raise UsageError(
                 f"study {plan.name} is planned already, and not as {plan.study.path} says:\n"
                 f"  {lines}\n{hint}With --extend what is new is run and the new plan takes the old "

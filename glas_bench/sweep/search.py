@@ -125,19 +125,16 @@ class Search:
 
     def _axes(self) -> dict[str, Any]:
         """Return the distribution of every axis, choices as a config has them."""
-        from optuna.distributions import (
-            CategoricalDistribution,
-            FloatDistribution,
-            IntDistribution,
-        )
+        from optuna import distributions as of
 
         axes: dict[str, Any] = {}
         for axis, one in self.space.items():
             if one.choices is not None:
                 cells = [self.cell.with_values({axis: each}) for each in one.choices]
-                axes[axis] = CategoricalDistribution([cell.config.flat()[axis] for cell in cells])
+                choices = [cell.config.flat()[axis] for cell in cells]
+                axes[axis] = of.CategoricalDistribution(choices)
             else:
-                kind: Any = IntDistribution if one.whole else FloatDistribution
+                kind: Any = of.IntDistribution if one.whole else of.FloatDistribution
                 axes[axis] = kind(one.low, one.high, log=one.log)
         return axes
 
@@ -147,9 +144,8 @@ class Search:
 
         drawn = len(self.database.trials(self.name))
         sampler = optuna.samplers.TPESampler(seed=drawn, constant_liar=True)
-        study = optuna.load_study(
-            study_name=self.name, storage=self.database.storage, sampler=sampler
-        )
+        storage = self.database.storage
+        study = optuna.load_study(study_name=self.name, storage=storage, sampler=sampler)
         with warnings.catch_warnings():  # the heartbeat is ours, and no Study.optimize beats
             warnings.simplefilter("ignore")
             asked = study.ask()

@@ -43,7 +43,7 @@ def storage_url(given: str | None, results: Path) -> str:
             "give Optuna one of its own"
         )
     if base in POSTGRES:
-        return f"{scheme if driver else 'postgresql+psycopg'}://{rest}"
+        return f"postgresql+{driver or 'psycopg'}://{rest}"
     path = sqlite_file(text)
     if path is None:
         raise UsageError(f"--storage {text}: a study needs a file, e.g. sqlite:///optuna.db")

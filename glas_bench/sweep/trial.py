@@ -69,11 +69,7 @@ class Trial:
     ) -> Trial:
         """Return a trial of a planned cell that waits, or is over where the cell cannot run.
 
-        Args:
-            study: the optuna study that it goes to.
-            entry: the cell, as the plan's document has it.
-            seeds: those to run.
-            more: other fields.
+        `study` is the optuna study that it goes to, `entry` the cell as the plan's document has it.
         """
         more = {"key": entry["key"], "protocol": entry["protocol"], **more}
         values = more.get("values", {})

@@ -129,12 +129,8 @@ class Table(View):
         widths = {"cell": max(map(len, short.values()), default=4)}  # of all cells: none jumps
         widths |= {"status": len("not applicable"), "seeds": 5, "nll": 7}
         for column, width in widths.items():
-            grid.add_column(
-                column,
-                no_wrap=True,
-                justify="left" if column == "cell" else "right",
-                min_width=width,
-            )
+            side: Any = "left" if column == "cell" else "right"
+            grid.add_column(column, no_wrap=True, justify=side, min_width=width)
         grid.add_column("", no_wrap=True, overflow="ellipsis")
         for cell in _window(self.cells, max(3, self.console.height - 4)):
             here = self.progress.get(cell["cell"])

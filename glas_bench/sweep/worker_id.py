@@ -31,9 +31,9 @@ def is_gone(owner: Mapping[str, Any]) -> bool:
     return began is None or abs(began - float(owner["began"])) > 2  # a reused pid is much younger
 
 
-def described(owner: Mapping[str, Any] | None) -> str:
-    """Return `pid 12 on host`, or `nobody`."""
-    return f"pid {owner['pid']} on {owner['host']}" if owner else "nobody"
+def described(owner: Mapping[str, Any]) -> str:
+    """Return `pid 12 on host`."""
+    return f"pid {owner['pid']} on {owner['host']}"
 
 
 def _room() -> str | None:
