@@ -2,7 +2,8 @@
 
 Every line of a `bash` block is run in a folder of its own, unless its comment says that it takes
 minutes or hours or needs a GPU, a cluster or a network: of those the options are parsed, the
-config of `run` is resolved and `sweep` lays out its plan. One tiny run is shared by all of them.
+config of `run` is resolved and `sweep` lays out its plan. One tiny run is shared by all of them,
+and by the `python` blocks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import fabricated
 import pytest
 import yaml
 from conftest import Glas
@@ -26,7 +28,7 @@ from test_layering import RANK
 from test_report import table_of
 
 import glas_bench
-from glas_bench import config, registry, sequential, study
+from glas_bench import config, evaluate, registry, sequential, study
 from glas_bench.cli import cli
 from glas_bench.commands import sweep
 from glas_bench.report import fail_if
@@ -74,6 +76,14 @@ LINES = [
     for command, _, comment in (text.partition("  # ") for text in block.splitlines() if text)
 ]
 OURS = [line for line in LINES if line.command.startswith(("glas-bench", "python -m glas_bench"))]
+PYTHON = [
+    (str(page), code)
+    for page in PAGES
+    for code in blocks(page, "python")
+    if "class " not in code and "RUN_ID" not in code
+]
+"""Blocks of Python but for a variant, which `documented` writes, and a model in a store, which
+test_tracking loads."""
 ONCE = list({line.command: line for line in OURS}.values())
 
 
@@ -110,7 +120,9 @@ def documented(tmp_path_factory: pytest.TempPathFactory, packed: object) -> Iter
         monkeypatch.chdir(glas.folder)
         ended = glas.here("run", "--variant", "cauchy", "--preset", "smoke", "--no-mirror")
         assert ended.code == 0, ended.err
-        assert glas.here("report", "smoke", "--out", "pages").code == 3  # some cells have not run
+        assert (
+            glas.here("report", "smoke", "--json", "--out", "pages").code == 3
+        )  # some cells have not run
         yield glas
     glas.close()
 
@@ -149,6 +161,19 @@ def test_the_command_works(documented: Glas, line: Line, monkeypatch: pytest.Mon
         about = {name: values[name] for name in ("preset", "dataset")}
         config.resolve(variant, overrides=config.parse_overrides(values["pairs"]), **about)
         config.parse_seeds(values["seeds"])
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=lambda value: Path(value).stem)
+def test_the_code_works(documented: Glas, tmp_path: Path, page: str, code: str) -> None:
+    runs = []
+    for name, nll in (("cauchy", 90.0), ("gaussian", 95.0)):
+        variant = registry.find(name)
+        made = config.resolve(variant, preset="laptop")
+        arm = fabricated.cell(tmp_path, variant, made)
+        fabricated.finish(arm, made, fabricated.Arm(nll), list(range(5)))
+        runs.append(arm.path)
+    names = {"RUNS": runs, "KEY": config.protocol_key(evaluate.protocol(made))}
+    exec(compile(code.replace("cauchy-<key>", folder(documented).name), page, "exec"), names)
 
 
 def test_the_table_of_run_has_the_documented_columns(documented: Glas) -> None:
