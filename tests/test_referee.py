@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import until
-from test_evaluate import SIGMA, LinearGaussian, Uniform, scorer
+from test_evaluate import SIGMA, LinearGaussian, scorer
 from test_train import tiny_splits, training
 
 from glas_bench import ais, config, evaluate, registry
@@ -22,7 +22,7 @@ from glas_bench.config import RunConfig
 from glas_bench.core import rollout
 from glas_bench.data import Splits
 from glas_bench.errors import UsageError
-from glas_bench.model import Glas
+from glas_bench.model import Glas, StandardUniform
 from glas_bench.record import Partial, SeedFolder, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("real_valued")
@@ -41,7 +41,7 @@ class ExactUniform(Exact):
     bounds_nll = False
 
     def prior(self):
-        return Uniform()
+        return StandardUniform()
 
     def exact_nll(self, x_BP):
         sums = torch.linspace(0, 2, 20_001, dtype=torch.float64)

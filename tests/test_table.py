@@ -63,7 +63,7 @@ def test_iw_of_different_k_is_not_subtracted(tmp_path: Path) -> None:
     planned = plan(tmp_path, CLAIM)
     names = [f"{variant} {GRID}" for variant in ("gaussian", "cauchy")]
     scored = [seeds(91.0, count=2, iw_samples=100), seeds(90.0, count=2, iw_samples=10)]
-    there = arms(planned, tmp_path, dict(zip(names, scored, strict=True)))
+    there = arms(planned, tmp_path / "results", dict(zip(names, scored, strict=True)))
     cells = [
         dataclasses.replace(
             there[name].cell,
