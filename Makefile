@@ -15,7 +15,7 @@ run: $(VENV)/installed
 	$(BIN)/glas-bench run --variant hellinger --baseline cauchy
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
