@@ -15,7 +15,7 @@ run: $(VENV)/installed
 	$(BIN)/glas-bench run --variant hellinger --baseline cauchy
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

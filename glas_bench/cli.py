@@ -290,9 +290,9 @@ def variants(name: str | None, as_json: bool) -> None:
 @without_results
 def check(variant: str) -> None:
     """Test a variant (a name, or the path of a file) against every promise of the contract."""
-    from glas_bench.commands import variants as command
+    from glas_bench.commands import check as command
 
-    show(lambda: command.check(variant))
+    show(lambda: command.carry_out(variant))
 
 
 # --------------------------------------------------------------------------- report, sync

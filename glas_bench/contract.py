@@ -400,7 +400,7 @@ def bound(cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
 def likelihood_problem(
     cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
 ) -> str | None:
-    """Return why log_likelihood is no log-probability of data of this likelihood; else None."""
+    """Return why log_likelihood is no log-probability for this kind of data; None where it is."""
     if all(getattr(cls, n) is getattr(Glas, n) for n in ("log_likelihood", "finish")):
         return None
     return _problem_of(_check_likelihood, cls, settings, likelihood)  # type: ignore[arg-type]

@@ -144,7 +144,9 @@ class Verdict:
             "at": self.comparison.at,
             "verdict": self.word,
             "why": self.why,
-            **{key: getattr(last, key, None) for key in ("estimate", "low", "high")},
+            "estimate": last.estimate if last else None,
+            "low": last.low if last else None,
+            "high": last.high if last else None,
             "looks": [asdict(look) for look in self.looks],
             "planned": list(self.planned),
             "level": self.level,
@@ -186,8 +188,10 @@ def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
             why = f"it is about preset {claim.preset}"
         word = NO_VERDICT if why else "undecided"
         verdict = Verdict(claim, comparison, word, why, (), study.looks, level)
-        there = [arms.get(each) or Arm(study.by_name[each], {}) for each in comparison.cells]
-        judged.append(verdict if why else _judged(verdict, study, there))
+        if not why:
+            there = [arms.get(each) or Arm(study.by_name[each], {}) for each in comparison.cells]
+            verdict = _judged(verdict, study, there)
+        judged.append(verdict)
     return judged
 
 

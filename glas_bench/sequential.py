@@ -90,7 +90,7 @@ def nominal_p(looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) -> tuple[flo
 
 
 def check_looks(looks: Looks) -> Looks:
-    """Return looks that can be.
+    """Check looks, and return them.
 
     Raises:
         ValueError: none, one below 2, or looks that do not rise.

@@ -32,14 +32,8 @@ LONG = 120.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; start the files that take longest first.
-
-    So no core waits for a long file at the end.
-    """
+    """Skip what needs a GPU where there is none."""
     import torch
-
-    longest = ("sweep", "run", "tracking", "report", "first_gpu_run", "storm", "gpu")
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in longest)
 
     if not torch.cuda.is_available():
         for item in items:

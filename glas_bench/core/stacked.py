@@ -178,10 +178,11 @@ class StackedTraining:
             for rows in torch.split(torch.arange(len(x), device=self.device), VALIDATION_ROWS):
                 given = [x[rows], noise[:, :, :, rows]]
                 given += [] if labels is None else [labels[rows]]
-                new = programs.Program(
-                    self._build_validation, self.device, tell=self.tell, ways=self.ways
-                )
-                total += self.validations.setdefault(len(rows), new)(*given)
+                if len(rows) not in self.validations:
+                    self.validations[len(rows)] = programs.Program(
+                        self._build_validation, self.device, tell=self.tell, ways=self.ways
+                    )
+                total += self.validations[len(rows)](*given)
         model.train(was_training)
         kind = "elbo" if model.has_density else "recon"
         return [(kind, value / len(x)) for value in total.tolist()]

@@ -308,5 +308,8 @@ def coverage(cells: Sequence[TableRow]) -> str:
 
 def protocol(row: Row) -> dict[str, Any]:
     """Return the scoring protocol of a row; empty where it is not known."""
-    known: dict[str, Any] = json.loads(row.get("protocol") or "{}")
-    return known
+    try:
+        value = json.loads(row.get("protocol", ""))
+    except ValueError:  # none, or one that was edited in a csv
+        return {}
+    return value if isinstance(value, dict) else {}

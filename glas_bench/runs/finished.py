@@ -43,13 +43,13 @@ def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> l
     splits = splits.to(device)
     found = [
         FinishedSeed(
-            f"{record.path.name}, seed {number}",
-            one.model(device),
-            config,
-            splits,
-            number,
-            record,
-            variant,
+            title=f"{record.path.name}, seed {number}",
+            model=one.model(device),
+            config=config,
+            splits=splits,
+            seed=number,
+            record=record,
+            variant=variant,
         )
         for number, one in record.seeds.items()
         if one.status == "complete" and seed in (None, number)

@@ -429,7 +429,7 @@ class Database:
 
 def _trial(study: str, row: FrozenTrial) -> Trial:
     """Return a row of optuna's as a trial; one killed while its values were drawn has no cell."""
-    status = {"FAIL": "failed"}.get(row.state.name, row.state.name.lower())
+    status = "failed" if row.state.name == "FAIL" else row.state.name.lower()
     shown, hidden = row.user_attrs, row.system_attrs
     about = {"key": None, "protocol": None, "seeds": [], **hidden.get(ABOUT, {})}
     about["best_of"] = about.pop("of", None)

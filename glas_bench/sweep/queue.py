@@ -79,8 +79,8 @@ class Queue:
         if old and not extend and not (same and not rejudged(old, plan.document)):
             lines = "\n  ".join(differences(old, plan.document) or ["settings of its cells"])
             seeds_alone = not same and digest(old, False) == digest(plan.document, False)
-            hint = "With --decide it keeps the seeds that it has and adds those it needs. "
-            hint = hint if plan.study.claims and seeds_alone else ""
+            decide = "With --decide it keeps the seeds that it has and adds those it needs. "
+            hint = decide if plan.study.claims and seeds_alone else ""
             raise UsageError(
                 f"study {plan.name} is planned already, and not as {plan.study.path} says:\n"
                 f"  {lines}\n{hint}With --extend what is new is run and the new plan takes the old "

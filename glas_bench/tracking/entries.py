@@ -181,8 +181,8 @@ def _means(record: RunRecord, wanted: str | None) -> list[Point]:
 
 
 def _data(record: RunRecord) -> dict[str, str]:
-    hash, origin = record.about.get("data_hash"), record.about.get("data_origin")
-    return {"name": record.config.dataset, "hash": str(hash), "origin": str(origin)}
+    about = {key: str(record.about.get(f"data_{key}")) for key in ("hash", "origin")}
+    return {"name": record.config.dataset, **about}
 
 
 def _description(record: RunRecord, note: Mapping[str, Any]) -> str:
