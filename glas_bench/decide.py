@@ -29,7 +29,7 @@ from glas_bench import sequential
 from glas_bench.data import DATASETS
 from glas_bench.errors import GlasBenchError
 from glas_bench.evaluate import scored_images
-from glas_bench.record import SeedRecord, load_run
+from glas_bench.record import SeedRecord, is_number, load_run
 from glas_bench.sequential import Difference, Share, ShareDifference
 from glas_bench.stats import different_draws
 from glas_bench.study import Cell, Study
@@ -380,13 +380,28 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
         if len(used) < 2:
             what = "left the mean image" if expectation.unit == "nats" else "did not diverge"
             raise _NoNumber(f"{len(used)} of {len(seeds)} seeds of {name} {what}: a mean takes two")
-        by_cell[name] = {seed: _sum([t for t, _ in own], arm, seed) for seed in used}
-        if METRICS[own[0][0].metric].per_image and by_cell[name][used[0]].size < 2:
-            raise _NoNumber("one image has no spread: score at least two")
+        by_cell[name] = values = {seed: _sum([t for t, _ in own], arm, seed) for seed in used}
+        if METRICS[own[0][0].metric].per_image and any(each.size < 2 for each in values.values()):
+            by_cell[name] = _with_images([t for t, _ in own], arm, values)
     try:
         return sequential.contrast(list(by_cell.values()), expectation.constant)
     except ValueError as error:
         raise _NoNumber(str(error)) from error
+
+
+def _with_images(terms: Sequence[Term], arm: Arm, values: Mapping[int, Array]) -> dict[int, Array]:
+    """Return values of images [B] for the seeds of which the mean alone is known.
+
+    The others that have some are those of all looks: the first seeds may all be read from a csv.
+
+    Raises:
+        _NoNumber: no seed of the arm has values of two images.
+    """
+    there = (seed for seed in arm.seeds if arm.ended(seed) and arm.escaped(seed))
+    known = [each for seed in there if (each := _sum(terms, arm, seed)).size > 1]
+    if not known:
+        raise _NoNumber(f"no seed of {arm.name} has values of two images: score two or more")
+    return sequential.with_images(values, known)
 
 
 def _check_alike(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> None:
@@ -440,6 +455,8 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
     except GlasBenchError as error:
         raise _Lacking(f"seed {seed} of {arm.name}: {error}") from error
     if metric not in stored:
+        if not stored and is_number(scores.get(metric)):  # read from a page's csv
+            return [0], np.array([scores[metric]])
         raise _Lacking(f"seed {seed} of {arm.name} has no {metric}")
     values = np.asarray(stored[metric], np.float64)
     if not np.isfinite(values).all():

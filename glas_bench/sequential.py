@@ -171,6 +171,20 @@ def contrast(arms: Sequence[Mapping[int, Array]], minus: float = 0.0) -> Differe
     return Difference(float(estimate), math.sqrt(variance), float(df), float(images), tuple(counts))
 
 
+def with_images(arm: Mapping[int, Array], known: Sequence[Array]) -> dict[int, Array]:
+    """Return an arm whose seeds with a mean alone, [1], have values of images, [B].
+
+    About its mean such a seed is taken to be as `known`, seeds of the arm with values of images,
+    are on average. The seeds' error is that of all seeds; the images' error is that of the fewer
+    seeds in `known`, which is larger in expectation.
+    """
+    about_B = np.mean(known, 0)
+    about_B = about_B - about_B.mean()
+    return {
+        seed: values if values.size > 1 else values.item() + about_B for seed, values in arm.items()
+    }
+
+
 def word(low: float, high: float, margin: float, direction: int) -> Word:
     """Return what a repeated interval says of a claim.
 

@@ -210,6 +210,49 @@ def test_the_interval_is_that_of_welch_and_the_images_at_the_nominal_level(
     assert (verdict.looks[0].low, verdict.looks[0].high) == expected.interval(p)
 
 
+def forget(arm: decide.Arm, *numbers: int) -> None:
+    """Leave these seeds without values of single images, as seeds of a page's csv are."""
+    for number in numbers:
+        path = arm.seeds[number].folder.path
+        key, scores = next(iter(arm.seeds[number].scores.items()))
+        (path / "per_image.npz").unlink()
+        arm.seeds[number].folder.save_scores(key, scores, {})
+
+
+def test_seeds_without_values_of_images_have_the_spread_of_the_others(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    there = arms(planned, tmp_path, dict(zip(ARMS, (seeds(90.0), seeds(90.5)), strict=True)))
+    whole = only(planned, there)
+    gaussian, cauchy = (there[name] for name in reversed(ARMS))
+    forget(cauchy, 0, 1, 2, 3)
+    forget(gaussian, 0, 1)
+    verdict = only(planned, there)
+    assert verdict.word == whole.word == "undecided"
+    assert verdict.looks[0].estimate == pytest.approx(whole.looks[0].estimate, abs=1e-9)
+
+    stored = [
+        {n: seed.per_image().get(f"{arm.protocol}/nll") for n, seed in arm.seeds.items()}
+        for arm in (gaussian, cauchy)
+    ]
+    about = [np.mean([v for v in own.values() if v is not None], 0) for own in stored]
+    images = (about[0] - about[1]).std(ddof=1) / np.sqrt(fabricated.IMAGES)
+    means = [
+        [seed.scores[arm.protocol]["nll"] for seed in arm.seeds.values()]
+        for arm in (gaussian, cauchy)
+    ]
+    welch = scipy_stats.ttest_ind(*means, equal_var=False)
+    p = sequential.nominal_p((5, 8, 12, 20), 0.05)[0]
+    low, high = welch.confidence_interval(1 - p)
+    share = (images * scipy_stats.norm.isf(p / 2)) ** 2
+    half = np.sqrt(((high - low) / 2) ** 2 + share)
+    assert (verdict.looks[0].high - verdict.looks[0].low) / 2 == pytest.approx(half, rel=1e-6)
+
+    forget(cauchy, 4)
+    (look,) = only(planned, there).looks
+    assert (look.word, look.low) == ("undecided", None)
+    assert look.why == f"no seed of {cauchy.name} has values of two images: score two or more"
+
+
 @pytest.mark.parametrize(
     ("other", "direction", "word"),
     [(80.0, ">", "opposite"), (90.1, ">", "no larger difference"), (80.0, "<", "reproduced")],

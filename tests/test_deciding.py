@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -15,10 +16,14 @@ from conftest import QUICKLY, Ended, Glas, trials_at, until
 from quick.budget import QUICK
 
 from glas_bench import evaluate
+from glas_bench.errors import UsageError
 from glas_bench.record import load_run
+from glas_bench.report import csv_file
 from glas_bench.sweep import storage
 
 FROZEN = Path(__file__).parent / "frozen"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+read_back = runpy.run_path(str(SCRIPTS / "runs_from_csv.py"))["read_back"]
 TEXT = """\
 name: deciding
 question: Which claims are settled?
@@ -229,6 +234,59 @@ def test_max_hours_stops_and_the_same_command_goes_on(alone: Glas, bare_glas: Gl
     went_on = sweep(glas, "--decide", "--max-hours", 1)
     assert "running" not in went_on.err  # all is there
     assert status(glas)["claims"] == status(alone)["claims"]
+
+
+def test_a_sweep_goes_on_from_the_csv_of_a_page(
+    alone: Glas, bare_glas: Glas, tmp_path: Path
+) -> None:
+    file = bare_glas.folder / "deciding.yaml"
+    file.write_text(STUDY)
+    page, new = tmp_path / "page", tmp_path / "new"
+    assert alone.here("report", alone.folder / "deciding.yaml", "--out", page).code == 0
+    rows = csv_file.read(page / "deciding.csv")
+    csv = page / "deciding.csv"
+    csv.write_bytes(csv_file.write([row for row in rows if row["seed"] != "3"]))  # of look 2
+    assert read_back(csv, bare_glas.results, str(file)) == (6, 0)
+    assert read_back(csv, bare_glas.results, str(file)) == (0, 6)
+
+    sweep(bare_glas, "--decide")
+    assert seeds(status(bare_glas)) == seeds(status(alone))
+    trained = {name: [n for n in own if own[n]] for name, own in epochs(bare_glas).items()}
+    assert trained == {"cauchy": [3], "gaussian": []}
+    words = [[one["verdict"] for one in status(each)["claims"]] for each in (alone, bare_glas)]
+    assert words[0] == words[1]
+
+    assert bare_glas.here("report", file, "--out", new).code == 0
+    again = csv_file.read(new / "deciding.csv")
+    made = {"claims", "figures", "remarks", "images_per_second"}
+    for old, row in zip(rows, again, strict=True):
+        assert bool(row["read_from"]) == (row["seed"] != "3")
+        if row["read_from"]:
+            same = old.keys() - made
+            assert {name: row.get(name, "") for name in same} == {name: old[name] for name in same}
+    facts = r"deciding.csv` \(sha256 [0-9a-f]{12}\), without values .* or curves: 6 seeds"
+    assert re.search(facts, (new / "deciding.md").read_text())
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        ({"config_key": "0123456789ab"}, "was trained or scored otherwise than this version does"),
+        ({"protocol_key": "0123456789ab"}, "was trained or scored otherwise than this version"),
+        ({"study": "glas-bench"}, "has runs of no study"),
+        ({"study": "atention"}, "Did you mean 'attention'"),
+    ],
+)
+def test_rows_that_are_of_no_cell_are_refused(
+    edit: dict[str, str], why: str, alone: Glas, bare_glas: Glas
+) -> None:
+    file, csv = alone.folder / "deciding.yaml", bare_glas.folder / "deciding.csv"
+    assert alone.here("report", file, "--out", csv.parent).code == 0
+    rows = [{**row, **edit} for row in csv_file.read(csv)]
+    csv.write_bytes(csv_file.write(rows))
+    with pytest.raises(UsageError, match=why):
+        read_back(csv, bare_glas.results, None if "study" in edit else str(file))
+    assert not bare_glas.results.exists()
 
 
 @pytest.mark.parametrize(

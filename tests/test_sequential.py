@@ -176,6 +176,32 @@ def test_the_difference_is_welchs(seeds_a, seeds_b, images, seed):
     assert high - low == pytest.approx(2 * math.hypot(half_t, half_z))
 
 
+def test_means_alone_take_their_spread_over_images_from_other_seeds():
+    rng = np.random.default_rng(2)
+    inside, ratio = [], []
+    for _ in range(1000):
+        common_B = rng.normal(0, 12, 40)
+        arms = [
+            rng.normal(mean, 0.3, (6, 1))
+            + common_B
+            + rng.normal(0, 3, 40)
+            + rng.normal(0, 4, (6, 40))
+            for mean in (91.0, -90.0)
+        ]
+        arms[1] -= 2 * common_B
+        whole = contrast([dict(enumerate(arm)) for arm in arms])
+        few = [
+            {s: v if s > 3 else v.mean(keepdims=True) for s, v in enumerate(arm)} for arm in arms
+        ]
+        got = contrast([sequential.with_images(arm, [arm[4], arm[5]]) for arm in few])
+        assert (got.estimate, got.seed_error) == pytest.approx((whole.estimate, whole.seed_error))
+        low, high = got.interval(0.05)
+        inside.append(low < 1.0 < high)
+        ratio.append(got.image_error**2 / whole.image_error**2)
+    assert np.mean(inside) > 0.94
+    assert np.mean(ratio) > 1.0
+
+
 def test_a_difference_of_differences_has_the_errors_of_four_arms():
     rng = np.random.default_rng(0)
     arms = [dict(enumerate(rng.normal(90, 2, (n, 40)))) for n in (5, 6, 7, 8)]

@@ -40,6 +40,7 @@ class Status(TypedDict, total=False):
     peak_memory_bytes: int
     parameters: int
     device: str
+    read_from: str  # csv of a page that the numbers were read from; see scripts/runs_from_csv.py
     updated: float  # Unix seconds
 
 

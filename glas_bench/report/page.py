@@ -117,6 +117,9 @@ def _facts(rows: Sequence[Row], cells: Sequence[TableRow]) -> Iterator[tuple[str
     yield "estimators", _estimators(ran)
     yield "budget", "; ".join(sorted({budget(row) for row in ran}))
     yield "seeds", seed_ranges(sorted({int(row["seed"]) for row in ran}))
+    for file in sorted({row.get("read_from", "") for row in ran} - {""}):
+        some = count(sum(row.get("read_from") == file for row in ran), "seed")
+        yield "read from", f"{file}, without values of single images or curves: {some}"
 
 
 def newest(rows: Sequence[Row]) -> str:

@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -326,16 +327,14 @@ def _mosaic(
     are_tiles: bool = True,
     most: int = MOST_PICTURES,
 ) -> Iterator[Drawing]:
-    """Yield a figure of a picture of each cell's first seed; none where there is no such file.
+    """Yield a figure of a picture of each cell's first seed that has one.
 
     Of tiles the text beside them is cut off; others are drawn large, one below the other.
     """
-    there = [
-        (cell, path)
-        for cell in cells
-        if (key := _keys(cell)[0]) in records
-        and (path := records[key].folder.path / f"{name}.png").is_file()
-    ]
+    there: list[tuple[TableRow, Path]] = []
+    for cell in cells:
+        own = (records[key].folder.path / f"{name}.png" for key in _keys(cell) if key in records)
+        there += [(cell, path) for path in own if path.is_file()][:1]
     if len(there) > most:
         caption += f" The first {most} of {len(there)} cells."
     pictures = [(cell.label, path.read_bytes()) for cell, path in there[:most]]

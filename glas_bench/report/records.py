@@ -335,6 +335,7 @@ def _row(run: Run, wanted: str = "") -> Row:
         "commit": plain(git.get("commit"))[:12],
         "dirty": "yes" if git.get("dirty") else "",
         "device": plain(environment.get("device")),
+        "read_from": plain(seed.about.get("read_from")),
         "ended": _day(seed),
         "look": _look(plain(about.get("preset"))),
         "updates": str(updates(config)) if is_published else "",
