@@ -289,7 +289,18 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         return verdict
     if difference.estimate == difference.seed_error == difference.image_error == 0:
         return replace(verdict, why="both sides are equal on every seed")
-    return replace(verdict, outlook=_outlook(verdict, difference, levels))
+    verdict = replace(verdict, outlook=_outlook(verdict, difference, levels))
+    if verdict.wanted is None or taken[-1].low is None:
+        return verdict
+    left = len(taken)
+    chance = sequential.chance_left(
+        difference, looks[left:], levels[left:], claim.margin, claim.expectation.direction
+    )
+    if chance >= sequential.FUTILE:
+        return verdict
+    likely = "less than .01" if chance < 0.01 else f"at most {float(chance):.2f}"
+    why = f"more seeds, up to {looks[-1]} an arm, decide with probability {likely}: none are added"
+    return replace(verdict, wanted=None, why=why)
 
 
 def _short(arms: Sequence[Arm], seeds: Sequence[int]) -> str:

@@ -13,6 +13,8 @@ differ. The images are a sample too: their error is that of the mean over images
 between the arms' means over seeds. The half widths of the two are added in quadrature (the method
 of variance estimates recovery, Zou and Donner 2008).
 
+A claim that the looks left are not likely to decide gets no more seeds (`chance_left`).
+
 Seeds that never leave the mean image (collapsed) are a hurdle: their share is compared by Fisher's
 exact test with an exact unconditional interval, and means are compared among seeds that escaped.
 
@@ -46,9 +48,13 @@ LOOKS = (5, 8, 12, 20)
 ALPHA = 0.05
 """Error rate of all claims of a study together, over all looks."""
 
+FUTILE = 0.05
+"""No seeds are added to a claim which all looks that are left decide with less than this chance."""
+
 NODES = 96
 STEPS = 200
 NUISANCE = 201
+SPREADS = 8
 
 
 @lru_cache(maxsize=256)
@@ -344,3 +350,50 @@ def seeds_to_decide(difference: Difference, p: float, margin: float, direction: 
     seeds = np.arange(max(difference.seeds) + 1, 1001)
     enough = chance_to_decide(difference, seeds, p, margin, direction) >= 0.8
     return int(seeds[enough.argmax()]) if enough.any() else None
+
+
+def chance_left(
+    difference: Difference,
+    looks: Sequence[int],
+    levels: Sequence[float],
+    margin: float,
+    direction: int,
+) -> Array:
+    """Return an upper bound on the probability that one of the looks that are left decides.
+
+    Predicted from the seeds that are there, of which a later look has its share, with a flat prior
+    on the difference and on the log of its spread (Spiegelhalter, Freedman and Blackburn 1986). The
+    probabilities of the looks are added up. To stop where it is small takes nothing from the error
+    rate, which the boundaries keep whether a trial goes on or not.
+
+    Args:
+        difference: as known now; its numbers may be arrays of one shape.
+        looks: seeds an arm of each look that is left.
+        levels: nominal two-sided p of each.
+        margin: the smallest difference that matters.
+        direction: sign that the claim predicts.
+    """
+    from scipy import stats
+
+    now = len(difference.seeds) / sum(1 / each for each in difference.seeds)
+    estimate, error, df, images = (
+        np.asarray(each, np.float64)[..., None]
+        for each in (
+            direction * difference.estimate,
+            difference.seed_error,
+            difference.df,
+            difference.image_error,
+        )
+    )
+    # the variance that is not known, as multiples of the one that was seen, each as likely
+    spread = df / stats.chi2.ppf((np.arange(SPREADS) + 0.5) / SPREADS, df)
+    chance = np.zeros(estimate.shape[:-1])
+    for n, p in zip(looks, levels, strict=True):
+        share = now / n
+        moved = error * np.sqrt(spread * (1 - share))
+        later = error * np.sqrt(share * (share + (1 - share) * spread))
+        half = half_width(later, df / share, images, p)
+        decides = stats.norm.sf((margin + half - estimate) / np.maximum(moved, 1e-12))
+        decides += stats.norm.cdf((margin - half - estimate) / np.maximum(moved, 1e-12))
+        chance += decides.mean(-1)
+    return np.minimum(chance, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,19 @@ def test_the_interval_is_that_of_welch_and_the_images_at_the_nominal_level(
     expected = sequential.contrast([a, {n: -values for n, values in b.items()}])
     p = sequential.nominal_p((5, 8, 12, 20), 0.05 / 3)[0]
     assert (verdict.looks[0].low, verdict.looks[0].high) == expected.interval(p)
+
+
+def test_a_claim_that_seeds_are_not_likely_to_decide_gets_none(judged: Judged) -> None:
+    both = [seeds(nll, spread=2.0, count=20) for nll in (90.0, 92.0)]
+    there = judged(CLAIM, *(each[:12] for each in both))
+    assert (there.word, there.wanted, len(there.looks)) == ("undecided", None, 3)
+    wanted = r"more seeds, .* decide with probability at most 0\.0[0-4]: none are added"
+    assert re.fullmatch(wanted, there.why)
+    assert "would be decided by now" in there.outlook
+    # one that is likely enough to be decided gets more
+    assert judged(CLAIM, *(each[:5] for each in both)).wanted == 8
+    # and where they are there, the look is taken
+    assert len(judged(CLAIM, *both).looks) == 4
 
 
 def forget(arm: decide.Arm, *numbers: int) -> None:

@@ -15,6 +15,7 @@ from scipy import stats
 from glas_bench import sequential
 from glas_bench.sequential import (
     Difference,
+    chance_left,
     chance_to_decide,
     contrast,
     half_width,
@@ -67,7 +68,18 @@ def test_looks_that_cannot_be_are_refused(looks):
 # --------------------------------------------------------------------------- the interval
 
 
-def simulate(delta, sd_a, sd_b, *, margin=2.0, image_sd=4.0, images=500, claims=1, escape=1.0):
+def simulate(
+    delta,
+    sd_a,
+    sd_b,
+    *,
+    margin=2.0,
+    image_sd=4.0,
+    images=500,
+    claims=1,
+    escape=1.0,
+    futile=sequential.FUTILE,
+):
     """Return the share of each word, the mean number of seeds, and the share of claims whose
     interval misses the truth at some look until a verdict is reached (first) and at any look.
 
@@ -106,6 +118,12 @@ def simulate(delta, sd_a, sd_b, *, margin=2.0, image_sd=4.0, images=500, claims=
             said = word(low[i], high[i], margin, 1)
             if said != "undecided":
                 ended[i], seeds[i], open_[i] = said, n, False
+        if futile and n < most:
+            now = Difference(estimate, np.sqrt(total), df, known, (n, n))
+            left = looks.index(n) + 1
+            given_up = chance_left(now, looks[left:], levels[left:], margin, 1) < futile
+            seeds[open_ & given_up] = n
+            open_ &= ~given_up
     shares = {each: float((ended == each).mean()) for each in WORDS}
     return shares, seeds.mean(), missed.mean(), ever.mean()
 
@@ -301,6 +319,51 @@ def test_share_difference():
 
 
 # --------------------------------------------------------------------------- planning
+
+
+@pytest.mark.parametrize(
+    ("delta", "sd", "claims", "fewer"),
+    [(2.0, 1.5, 1, 5.0), (2.0, 3.5, 4, 7.0), (0.0, 3.5, 4, 4.0), (4.0, 1.5, 1, 0.0)],
+)
+def test_seeds_that_are_not_likely_to_decide_are_saved(delta, sd, claims, fewer):
+    shares, seeds, _, ever = simulate(delta, sd, sd, claims=claims)
+    whole, most, _, _ = simulate(delta, sd, sd, claims=claims, futile=0)
+    assert seeds < most - fewer
+    assert shares["undecided"] - whole["undecided"] < 0.02  # verdicts that are given up
+    assert claims * ever < 0.064
+
+
+def test_the_chance_of_looks_that_are_left_is_met():
+    looks, levels, sd = sequential.LOOKS[2:], nominal_p()[2:], 3.0
+    rng = np.random.default_rng(3)
+    now = rng.standard_normal((2, 4000, 8)) * sd
+    more = rng.standard_normal((2, 4000, 12)) * sd
+    truth_R = rng.normal(0, 3, 4000)
+
+    def seen(arms):
+        n = arms.shape[-1]
+        variances = arms.var(-1, ddof=1) / n
+        total = variances.sum(0)
+        df = total**2 * (n - 1) / (variances**2).sum(0)
+        estimate = truth_R + arms[0].mean(-1) - arms[1].mean(-1)
+        return Difference(estimate, np.sqrt(total), df, np.zeros(4000), (n, n))
+
+    chance_R = chance_left(seen(now), looks, levels, 2.0, 1)
+    every = np.concatenate([now, more], -1)
+    decided_R = np.zeros(4000, bool)
+    for n, p in zip(looks, levels, strict=True):
+        one = seen(every[..., :n])
+        half = half_width(one.seed_error, one.df, 0.0, p)
+        decided_R |= np.array(
+            [
+                word(e - h, e + h, 2.0, 1) != "undecided"
+                for e, h in zip(one.estimate, half, strict=True)
+            ]
+        )
+    for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 0.6)):  # a bound: looks are added up
+        some = (chance_R >= low) & (chance_R < high)
+        assert some.sum() > 100
+        assert chance_R[some].mean() - 0.15 < decided_R[some].mean() < chance_R[some].mean() + 0.03
 
 
 def test_seeds_to_decide_decides_in_four_cases_of_five():
