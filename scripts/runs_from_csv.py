@@ -89,9 +89,8 @@ def _write(row: Row, cell: Cell, results: Path, csv: str) -> bool:
         scores = {name: _score(name, row) for name in {*Scores.__annotations__} - {"schema"}}
         there = {name: value for name, value in scores.items() if value is not None}
         seed.save_scores(cell.protocol, {**there, "time": ended}, {})
-    about = {
-        name: _number(row.get(name)) for name in ("seconds", "peak_memory_bytes", "parameters")
-    }
+    measured = ("seconds", "images_per_second", "peak_memory_bytes", "parameters")
+    about: dict[str, Any] = {name: _number(row.get(name)) for name in measured}
     about |= {"device": row.get("device"), "read_from": csv, "updated": ended}
     if row["status"] == "diverged":
         about |= {"step": _number(row.get("diverged_step")), "reason": row.get("reason")}

@@ -19,7 +19,7 @@ import yaml
 from conftest import Glas
 from fabricated import Arm
 
-from glas_bench import config, registry, study
+from glas_bench import config, decide, registry, study
 from glas_bench.commands import report
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunRecord, SeedFolder, SeedRecord, load_run, note_study
@@ -730,6 +730,26 @@ def test_a_committed_page_is_what_its_csv_gives(path: Path) -> None:
     assert csv_file.write(rows) == path.read_bytes()
     drawn = [each.about(rows[0]["study"]) for each in figures.from_csv(rows)]
     assert drawn == page.figures_of(rows)[: len(drawn)]
+
+
+@pytest.mark.parametrize("name", ["attention@laptop", "grid-slip@laptop"])
+def test_committed_runs_come_to_the_verdicts_of_their_page(name: str) -> None:
+    rows = csv_file.read(RESULTS / f"{name}.csv")
+    planned = plans.find(name, RESULTS).study
+    assert planned is not None
+    keys: dict[str, str | None] = {row["cell"]: row["config_key"] or None for row in rows}
+    arms = decide.arms_in(planned, keys, RESULTS)
+    for row in (row for row in rows if row["status"] == "complete"):
+        scores = arms[row["cell"]].scores(int(row["seed"]))
+        assert scores
+        assert [scores["nll"], scores["elbo"]] == [float(row["nll"]), float(row["elbo"])]
+    shown = [one for row in rows for one in json.loads(row.get("claims") or "[]")]
+    on_page = {(one["claim"], str(one["at"])): one for one in shown}
+    judged = decide.judge(planned, arms)
+    assert len(judged) == len(on_page)
+    for verdict in judged:
+        one = json.loads(json.dumps(verdict.document()))
+        assert one.items() <= on_page[one["claim"], str(one["at"])].items()
 
 
 def test_the_committed_index_is_that_of_its_pages() -> None:

@@ -349,7 +349,8 @@ def _numbers(seed: SeedRecord, protocol: str | None) -> Row:
     row = {number.name: repr(number.value) for number in numbers if "/" not in number.name}
     if protocol is None:
         row = {name: text for name, text in row.items() if name == "seconds"}
-    if seed.metrics and (speed := seed.metrics[-1].get("images_per_second")) is not None:
+    last: Mapping[str, Any] = seed.metrics[-1] if seed.metrics else seed.about
+    if speed := last.get("images_per_second"):
         row["images_per_second"] = repr(float(speed))
     return row
 
