@@ -178,7 +178,7 @@ class Packed:
         """Return whether so many products with B rows are worth laying the kernel out."""
         known = kernel.dtype in (torch.float32, torch.bfloat16)
         pays = kernel.numel() >= LARGE and calls >= MANY_CALLS and rows <= FEW_ROWS
-        return pays and known and _has_onednn()
+        return pays and known and has_onednn(kernel.dtype)
 
     def multiply(self, left: Tensor, base: Tensor | None = None) -> Tensor:
         """Return base [out] or [B, out], of left's dtype, + left [B, in] @ kernel."""
@@ -191,9 +191,14 @@ class Packed:
         return made
 
 
-def _has_onednn() -> bool:
-    operators = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN has these operators in a dtype; bfloat16 takes a CPU with AVX-512."""
+    operators = ["_reorder_linear_weight", "_linear_pointwise"]
+    low = dtype == torch.bfloat16
+    operators += ["_is_mkldnn_bf16_supported"] * low
+    if not (torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, each) for each in operators)):
+        return False
+    return not low or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 # --------------------------------------------------------------------------- recorded
