@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def main() -> None:
     try:
         written, there = read_back(given.csv, given.results, given.study)
     except GlasBenchError as error:
-        sys.exit(f"{parser.prog}: {error}")
+        parser.exit(2, f"{parser.prog}: {error}\n")
     left = f"; {there} were there already" if there else ""
     print(f"{count(written, 'seed')} of {given.csv} written to {given.results / 'runs'}{left}")
 

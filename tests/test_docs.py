@@ -41,7 +41,7 @@ RESULTS = ROOT / "results"
 ARCHIVE = RESULTS / "archive"
 INDICES = [RESULTS / "README.md", RESULTS / "learned.md", ARCHIVE / "README.md"]
 COSTLY = re.compile(r"\b(?:minutes?|hours?)\b|\bneeds a\b")
-OTHERS = ("cp", "mlflow", "pre-commit", "optuna-dashboard")
+OTHERS = ("cp", "mkdir", "mlflow", "pre-commit", "optuna-dashboard")
 OTHERS_OPTIONS = {"--backend-store-uri", "--gpus", "--strict"}
 OTHERS_OPTIONS |= {"--no-deps", "--only-binary", "--python-version", "--platform", "--no-index"}
 OTHERS_OPTIONS |= {"--rehearse", "--out", "--work", "--seconds"}
@@ -208,7 +208,7 @@ def test_other_programs_are_called_rightly() -> None:
                 assert re.search(rf"^{extra} = \[", project, re.M), line
         else:
             assert words[0] in OTHERS, line
-            assert not line.runs or words[0] in ("cp", "mlflow"), line
+            assert not line.runs or words[0] in ("cp", "mkdir", "mlflow"), line
 
 
 def test_study_files_of_the_documents_are_valid(tmp_path: Path) -> None:
