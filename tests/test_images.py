@@ -177,3 +177,11 @@ def test_core_hours_of_grey_images_and_of_ones_own(dataset, tmp_path):
         with pytest.raises(UsageError, match="data-file"):
             core_hours(cell)
     assert core_hours(cell, splits) > 0
+
+
+def test_a_cell_that_diverges_at_once_costs_next_to_nothing():
+    cells = {
+        name: study.by_hand(registry.find(name), None, [0], preset="smoke")[0]
+        for name in ("grid", "cauchy")
+    }
+    assert 0 < core_hours(cells["grid"]) < core_hours(cells["cauchy"]) / 10
