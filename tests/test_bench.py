@@ -124,3 +124,10 @@ def test_the_distance_from_the_line_is_relative(growth):
     growth.fit(rows)  # y = 1 + 1.5 x
     assert [row["line_seconds"] for row in rows] == pytest.approx([2.5, 4.0, 5.5])
     assert [row["miss"] for row in rows] == pytest.approx([0.2, -0.25, 1 / 11])
+
+
+def test_a_variant_that_diverges_cannot_be_timed(glas):
+    done = glas("bench", "--variant", "grid", "--steps", "2", "--hidden", "16", "--no-reference")
+    assert done.code == 2
+    assert "diverged at step 0" in done.err
+    assert "Traceback" not in done.err

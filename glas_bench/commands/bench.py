@@ -32,7 +32,7 @@ from glas_bench.commands.eager_loop import BATCHES, PIXELS, Loop, made_up
 from glas_bench.config import RunConfig
 from glas_bench.core import rollout, streams
 from glas_bench.core.stacked import StackedTraining
-from glas_bench.core.train import Training
+from glas_bench.core.train import Diverged, Training
 from glas_bench.errors import RunError, UsageError
 from glas_bench.ops import linear, programs
 from glas_bench.processes import ChildProcess, Order
@@ -117,7 +117,7 @@ def measure(case: Case, tell: Callable[[str], None] = lambda message: None) -> d
     """Measure a case; return a JSON-ready row, rates in GFLOP/s and GB/s.
 
     Raises:
-        UsageError: the variant or a setting is unknown.
+        UsageError: the variant or a setting is unknown, or the variant diverges on a CPU.
         RunError: a process of the bench ended.
     """
     variant = registry.find(case.variant)
@@ -401,6 +401,8 @@ def _side_by_side(case: Case, names: Sequence[str]) -> Measured:
         for child, event in events:
             if event is None:
                 raise RunError(f"a process of the bench {child.how_it_ended()}")
+            if "diverged" in event:
+                raise UsageError(f"{case.variant} cannot be timed: {event['diverged']}")
         return [float(event["value"]) for _, event in events if event is not None]
 
     def ask(what: str) -> list[float]:
@@ -427,7 +429,17 @@ def main() -> NoReturn:
     processes.serve(_serve)
 
 
-def _serve(order: dict[str, Any], tell: processes.OnEvent, inbox: queue.Queue[Any]) -> NoReturn:
+def _serve(order: dict[str, Any], tell: processes.OnEvent, inbox: queue.Queue[Any]) -> int:
+    try:
+        _take_turns(order, tell, inbox)
+    except Diverged as diverged:
+        tell({"diverged": f"it diverged at step {diverged.step}, {diverged.reason}"})
+        return 0
+
+
+def _take_turns(
+    order: dict[str, Any], tell: processes.OnEvent, inbox: queue.Queue[Any]
+) -> NoReturn:
     names = order.pop("names")
     case = Case(**order)
     environment.prepare_torch(1)
