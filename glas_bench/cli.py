@@ -94,12 +94,12 @@ study_options = options(
     click.argument("study", shell_complete=completion.studies),
     click.option(
         "--preset",
-        help="Instead of the study's own: another study, STUDY@PRESET.",
+        help="Use this preset in place of the study's own; the study is then STUDY@PRESET.",
         shell_complete=completion.presets,
     ),
     click.option(
         "--dataset",
-        help="Instead of the preset's: another study, STUDY@DATASET.",
+        help="Use this data set in place of the preset's; the study is then STUDY@DATASET.",
         shell_complete=completion.datasets,
     ),
     click.option(
@@ -230,14 +230,22 @@ def run(as_json: bool, **given: Any) -> None:
     help="Processes; by default one per GPU, on a CPU as many as its cores allow.",
 )
 @click.option("--seeds", help="0-2 or 0,3,5-7, instead of the study's own.")
-@click.option("--max-trials", type=click.IntRange(min=1), help="Limit for the study's whole life.")
+@click.option(
+    "--max-trials",
+    type=click.IntRange(min=1),
+    help="Most cells, and most trials of searches, over all sweeps of the study.",
+)
 @click.option("--decide", is_flag=True, help="Add seeds until each claim is decided or cannot be.")
 @click.option(
     "--max-hours",
     type=click.FloatRange(min=0, min_open=True),
-    help="After that, finish the seeds that run and stop.",
+    help="After this many hours, finish the running seeds and stop.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the planned cells, and run nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the planned cells, and the core hours of claims (steps are timed); run none.",
+)
 @click.option("--extend", is_flag=True, help="Accept a changed study; run only the new cells.")
 @click.option(
     "--pruner",
@@ -289,7 +297,7 @@ def variants(name: str | None, as_json: bool) -> None:
 @click.argument("variant", shell_complete=completion.variants)
 @without_results
 def check(variant: str) -> None:
-    """Test a variant (a name, or the path of a file) against every promise of the contract."""
+    """Test a variant (a name, or the path of a file) against the contract (see CONTRIBUTING.md)."""
     from glas_bench.commands import check as command
 
     show(lambda: command.carry_out(variant))
@@ -458,7 +466,9 @@ def fetch(name: str) -> None:
 @datasets.command()
 @click.argument("name")
 @click.argument("folder", type=PathType(file_okay=False, path_type=Path))
-@click.option("--data-file", type=PathType(path_type=Path), help="As for run.")
+@click.option(
+    "--data-file", type=PathType(path_type=Path), help="Data of your own, as in `run --data-file`."
+)
 @without_results
 def pack(name: str, folder: Path, data_file: Path | None) -> None:
     """Write a data set to one file that a machine with only torch and numpy can read."""
@@ -527,7 +537,12 @@ def doctor(as_json: bool, results: Path) -> None:
 @click.option("--steps", default="8,64", show_default=True, help="T, a list.")
 @click.option("--hidden", type=click.IntRange(1), default=256, show_default=True, help="H.")
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="B.")
-@click.option("--seeds", default="1", show_default=True, help="S, a list: seeds trained at once.")
+@click.option(
+    "--seeds",
+    default="1",
+    show_default=True,
+    help="How many seeds train at once (S): a number or a list, 1,2.",
+)
 @click.option("--precision", help="A list of fp32, tf32 and bf16; by default as in training.")
 @device_option
 @click.option("--no-reference", is_flag=True, help="Leave out the eager loops.")

@@ -14,11 +14,11 @@ seeds that left the mean image (`failed` is false). Where the arms' shares of th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from glas_bench import sequential
 from glas_bench.data import DATASETS
-from glas_bench.errors import GlasBenchError
+from glas_bench.data.sources import OWN
+from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.evaluate import scored_images
 from glas_bench.record import SeedRecord, is_number, load_run
 from glas_bench.sequential import Difference, Share, ShareDifference
@@ -167,7 +168,7 @@ def arms_in(study: Study, keys: Mapping[str, str | None], results: Path) -> dict
 
 
 def _seeds(cell: Cell, results: Path) -> dict[int, SeedRecord]:
-    with contextlib.suppress(GlasBenchError):  # missing or broken; running it mends it
+    with contextlib.suppress(UsageError, RunError):  # missing or broken; running it mends it
         return load_run(cell.folder(results).path).seeds
     return {}
 
@@ -183,7 +184,7 @@ def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
     for claim, comparison in pairs:
         why = ""
         if not study.verdicts:
-            why = f"{study.preset} is a look at the harness: sweep with --preset laptop, or more"
+            why = f"preset {study.preset} gives none: sweep with --preset laptop, short or paper"
         elif claim.preset not in (None, study.preset):
             why = f"it is about preset {claim.preset}"
         word = NO_VERDICT if why else "undecided"
@@ -196,9 +197,10 @@ def judge(study: Study, arms: Mapping[str, Arm]) -> list[Verdict]:
 
 
 def seeds_at(study: Study, seeds: int) -> list[int]:
-    """Return the first so many seeds: the study's, and the numbers that follow its last one."""
-    more = range(max(study.own_seeds) + 1, max(study.own_seeds) + 1 + seeds)
-    return [*study.own_seeds, *more][:seeds]
+    """Return the first seeds: the study's own, and those after them that no search tunes on."""
+    after = itertools.count(max(study.own_seeds) + 1)
+    more = (seed for seed in after if seed not in study.tuning_seeds)
+    return list(itertools.islice(itertools.chain(study.own_seeds, more), seeds))
 
 
 def seeds_to_run(study: Study, verdicts: Sequence[Verdict]) -> dict[str, list[int]]:
@@ -258,7 +260,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
     for number, (count, p) in enumerate(zip(looks, levels, strict=True), 1):
         seeds = seeds_at(study, count)
         if short := _short(arms, seeds):
-            why = f"look {number} of {len(looks)} takes {count} seeds of each arm: {short}"
+            why = f"look {number} of {len(looks)} waits for {count} seeds of each arm: {short}"
             verdict = replace(verdict, why=why, wanted=count)
             break
         escaped = tuple((sum(map(arm.escaped, seeds)), count) for arm in arms)
@@ -269,6 +271,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         except _NoNumber as error:
             look = Look(number, count, "undecided", why=hurdle or str(error))
             lacking = isinstance(error, _Lacking)  # seeds that are added would lack it too
+            difference = None
         else:
             low, high = difference.interval(p)
             below, above = _slack(claim, arms, seeds)
@@ -288,7 +291,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
     if verdict.decided or hurdle or not isinstance(difference, Difference):
         return verdict
     if difference.estimate == difference.seed_error == difference.image_error == 0:
-        return replace(verdict, why="both sides are equal on every seed")
+        return replace(verdict, why="both sides are equal on every seed", wanted=None)
     verdict = replace(verdict, outlook=_outlook(verdict, difference, levels))
     if verdict.wanted is None or taken[-1].low is None:
         return verdict
@@ -319,7 +322,7 @@ def _hurdle(claim: Claim, escaped: Mapping[str, tuple[int, int]], p: float) -> s
     """
     if claim.expectation.unit != "nats" or claim.among_escaped:
         return ""
-    pairs = list(combinations(escaped.items(), 2))
+    pairs = list(itertools.combinations(escaped.items(), 2))
     for (name, a), (other, b) in pairs:
         if sequential.share_difference(a, b).p * len(pairs) < p:
             return (
@@ -392,7 +395,8 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
             what = "left the mean image" if expectation.unit == "nats" else "did not diverge"
             raise _NoNumber(f"{len(used)} of {len(seeds)} seeds of {name} {what}: a mean takes two")
         by_cell[name] = values = {seed: _sum([t for t, _ in own], arm, seed) for seed in used}
-        if METRICS[own[0][0].metric].per_image and any(each.size < 2 for each in values.values()):
+        by_image = any(METRICS[term.metric].per_image for term, _ in own)
+        if by_image and any(each.size < 2 for each in values.values()):
             by_cell[name] = _with_images([t for t, _ in own], arm, values)
     try:
         return sequential.contrast(list(by_cell.values()), expectation.constant)
@@ -408,8 +412,10 @@ def _with_images(terms: Sequence[Term], arm: Arm, values: Mapping[int, Array]) -
     Raises:
         _NoNumber: no seed of the arm has values of two images.
     """
-    there = (seed for seed in arm.seeds if arm.ended(seed) and arm.escaped(seed))
-    known = [each for seed in there if (each := _sum(terms, arm, seed)).size > 1]
+    known = []
+    for seed in (seed for seed in arm.seeds if arm.ended(seed) and arm.escaped(seed)):
+        with contextlib.suppress(_NoNumber):  # a later look's, which says nothing of this one
+            known += [each for each in [_sum(terms, arm, seed)] if each.size > 1]
     if not known:
         raise _NoNumber(f"no seed of {arm.name} has values of two images: score two or more")
     return sequential.with_images(values, known)
@@ -432,26 +438,35 @@ def _check_alike(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> Non
 
 
 def _sum(terms: Sequence[Term], arm: Arm, seed: int) -> Array:
-    """Return the signed sum of a cell's terms for one seed, [B] or [1]."""
-    values = [_value(term.metric, arm, seed) for term in terms]
-    common = set.intersection(*(set(images) for images, _ in values))
-    order = [image for image in values[0][0] if image in common]
-    total = np.zeros(len(order))
-    for term, (images, each) in zip(terms, values, strict=True):
-        place = {image: index for index, image in enumerate(images)}
-        total += term.sign * each[[place[image] for image in order]]
-    return total
+    """Return the signed sum of a cell's terms for one seed: [B] of common images, or [1].
+
+    Raises:
+        _NoNumber: it lacks a metric, or its metrics are of different images.
+    """
+    whole, by_image = 0.0, list[tuple[int, dict[int, float]]]()
+    for term in terms:
+        images, values = _value(term.metric, arm, seed)
+        if images is None:
+            whole += term.sign * values.item()
+        else:
+            by_image.append((term.sign, dict(zip(images, values.tolist(), strict=True))))
+    if not by_image:
+        return np.array([whole])
+    common = [image for image in by_image[0][1] if all(image in known for _, known in by_image)]
+    if not common:
+        raise _Lacking(f"the metrics of seed {seed} of {arm.name} have no image in common")
+    return np.array([whole + sum(sign * known[i] for sign, known in by_image) for i in common])
 
 
-def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
-    """Return the images and values [B] of a seed; image 0 alone where there is one value.
+def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int] | None, Array]:
+    """Return the images and values [B] of a seed; no images, and [1], where there is one value.
 
     Raises:
         _NoNumber: the seed has none.
     """
     record, scores = arm.seeds[seed], arm.scores(seed) or {}
     if not METRICS[metric].per_image:
-        return [0], np.array([_scalar(metric, arm, seed)])
+        return None, np.array([_scalar(metric, arm, seed)])
     key = arm.protocol
     if metric == "ais":
         ais_key, ais = record.ais
@@ -467,16 +482,19 @@ def _value(metric: str, arm: Arm, seed: int) -> tuple[list[int], Array]:
         raise _Lacking(f"seed {seed} of {arm.name}: {error}") from error
     if metric not in stored:
         if not stored and is_number(scores.get(metric)):  # read from a page's csv
-            return [0], np.array([scores[metric]])
+            return None, np.array([scores[metric]])
         raise _Lacking(f"seed {seed} of {arm.name} has no {metric}")
     values = np.asarray(stored[metric], np.float64)
     if not np.isfinite(values).all():
         raise _Lacking(f"{metric} of {arm.name} is not finite on seed {seed}")
     if metric == "ais":
         return [int(image) for image in stored["image"]], values
-    total = DATASETS[arm.cell.config.dataset].sizes[2] or len(values)
-    images = scored_images(total, scores["protocol"]["images"]).tolist()
-    return images[: len(values)], values
+    asked, dataset = scores["protocol"]["images"], arm.cell.config.dataset
+    if asked == "all":
+        return list(range(len(values))), values
+    if dataset in OWN:
+        raise _Lacking(f"which images of {dataset} were scored is not recorded: set images to all")
+    return scored_images(DATASETS[dataset].sizes[2], asked).tolist(), values
 
 
 def _scalar(metric: str, arm: Arm, seed: int) -> float:
@@ -529,7 +547,9 @@ def _outlook(verdict: Verdict, difference: Difference, levels: Sequence[float]) 
     margin, direction = verdict.claim.margin, verdict.claim.expectation.direction
     unit = verdict.claim.expectation.unit
     half = difference.half_width(levels[len(verdict.looks) - 1])
-    resolved = f"differences of {margin + 2 * half:.2g} {unit} would be decided by now"
+    resolved = (
+        f"a true difference of {margin + 2 * half:.2g} {unit} would probably be decided by now"
+    )
     if verdict.wanted is None:
         return resolved
     need = sequential.seeds_to_decide(difference, levels[-1], margin, direction)

@@ -58,7 +58,7 @@ CHOICE_SAMPLES = 50
 OWN_SAMPLES = 10
 """Draws of a variant's own q on test images where the refitted recogniser was chosen for `nll`."""
 
-STILL_GAINING = 0.1
+DOUBLING_GAIN = 0.1
 """Nats that K draws gain over K/2, above which the estimate is marked: more draws would lower it.
 
 Var(log w) is a poor mark: log w is skewed to the left, and images with a variance of 20 gain .23
@@ -441,7 +441,7 @@ def _weight_health(
     v, ess = values[f"{prefix}v"], values[f"{prefix}ess"]
     half, full = (_mean(values[f"{prefix}iw_{k}"])[0] for k in (max(1, samples // 2), samples))
     gain = None if half is None or full is None else half - full
-    marked = gain is None or gain > STILL_GAINING
+    marked = gain is None or gain > DOUBLING_GAIN
     health = (_mean(v)[0], gain, float(ess.mean()), float(np.median(ess)), marked)
     return dict(zip((prefix + name for name in names), health, strict=True))
 

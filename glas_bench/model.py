@@ -635,7 +635,7 @@ class Glas(nn.Module):
 
     @torch.no_grad()
     def sample(self, images: int, seed: int = 0) -> Tensor:
-        """Return E[x | o_T] of so many draws from the prior, [images, P]; a seed's are the same."""
+        """Return E[x | o_T] of draws from the prior, [images, P]; the same seed, the same draws."""
         device = next(self.parameters()).device
         generator = torch.Generator().manual_seed(seed)
         state = self.begin_generation(images)

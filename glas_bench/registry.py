@@ -286,13 +286,13 @@ def _installed() -> dict[str, str]:
 def _from_file(path: Path) -> Variant:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"--variant {path}: it {kind}; give the path of a Python file.")
+        raise UsageError(f"{path} {kind}; give a variant's name or the path of a Python file.")
     path = path.resolve()
     name = path.stem.replace("_", "-")
     module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--variant {path}: not a Python file; its name must end in .py.")
+        raise UsageError(f"{path} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     for helper in _loaded_helpers:  # an edited one is imported again

@@ -16,6 +16,7 @@ from test_train import tiny_splits, training
 
 from glas_bench import data, evaluate, registry, study
 from glas_bench.commands import evaluate as commands_evaluate
+from glas_bench.commands.evaluate import weights_text
 from glas_bench.data import parse
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, find_run, load_run
@@ -180,6 +181,22 @@ def test_a_run_that_scores_some_images_can_score_all_later(finished, glas):
     assert every.shape == (500,)
     rows = evaluate.scored_images(500, 40).numpy()
     np.testing.assert_allclose(some, every[rows], rtol=1e-5)
+
+
+def test_weights_of_both_recognisers_are_shown_for_every_k():
+    """Where the refitted one was chosen for nll, the variant's own has fewer draws."""
+    row = {"seed": 0, "images": 40, "elbo": 99.0, "v_mean": 2.0, "ess_mean": 3.0}
+    row |= {f"refit_{name}": value for name, value in row.items() if name not in ("seed", "images")}
+    row |= {"iw_sweep": {"1": 99.0, "10": 96.0}, "refit_iw_sweep": {"1": 98.0, "100": 94.0}}
+    row |= {"nll": 94.0, "nll_from": "refit_iw", "nll_bound_only": False, "bound_only": False}
+    more = row | {"seed": 1, "iw_sweep": {"1": 99.5, "100": 95.0}, "refit_iw_sweep": {}}
+    head, *lines = (line.split() for line in weights_text([row, more]).splitlines()[:5])
+    assert head[4:-2] == ["iw,", "K=1", "iw,", "K=10", "iw,", "K=100"]
+    assert [line[:2] + line[4:-2] for line in lines if line[0].isdecimal()] == [
+        ["0", "own", "99.00", "96.00", "–"],
+        ["0", "refit", "98.00", "–", "94.00"],
+        ["1", "own", "99.50", "–", "95.00"],
+    ]
 
 
 def test_evaluate_scores_again_with_other_weights_and_keeps_both(finished):

@@ -13,6 +13,7 @@ from typing import Any
 import fabricated
 import numpy as np
 import pytest
+import yaml
 from fabricated import Arm
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from scipy import stats as scipy_stats
 from glas_bench import decide, evaluate, sequential, study
 from glas_bench.config import protocol_key
 from glas_bench.decide import Verdict
-from glas_bench.errors import UsageError
+from glas_bench.errors import NewerRecord, UsageError
 from glas_bench.record import load_run
 from glas_bench.study.claims import Condition, parse
 
@@ -91,6 +92,7 @@ def test_conditions_are_comparisons(sign: str, value: float, limit: float) -> No
         ("share(a) < 1", "has no condition; write share(VARIANT"),
         ("share(a, nll > 1, nll < 3) < 1", "takes one condition"),
         ("share(a, objective > 1) < 1", "unknown metric 'objective'"),
+        ("share(a, nll > 1.2.3) < 1", "is no setting=value"),
     ],
 )
 def test_what_no_claim_can_say(text: str, message: str) -> None:
@@ -217,7 +219,7 @@ def test_a_claim_that_seeds_are_not_likely_to_decide_gets_none(judged: Judged) -
     assert (there.word, there.wanted, len(there.looks)) == ("undecided", None, 3)
     wanted = r"more seeds, .* decide with probability at most 0\.0[0-4]: none are added"
     assert re.fullmatch(wanted, there.why)
-    assert "would be decided by now" in there.outlook
+    assert "would probably be decided by now" in there.outlook
     # one that is likely enough to be decided gets more
     assert judged(CLAIM, *(each[:5] for each in both)).wanted == 8
     # and where they are there, the look is taken
@@ -281,7 +283,7 @@ def test_what_is_undecided_wants_the_seeds_of_the_next_look(tmp_path: Path) -> N
     there = arms(planned, tmp_path, dict(zip(ARMS, (seeds(90.0, 3), seeds(93.0, 3)), strict=True)))
     verdict = only(planned, there)
     assert verdict.word == "undecided"
-    assert "look 2 of 4 takes 8 seeds of each arm" in verdict.why
+    assert "look 2 of 4 waits for 8 seeds of each arm" in verdict.why
     assert verdict.wanted == 8
     assert "more seeds" in verdict.outlook
     wanted = {name: len(seeds) for name, seeds in decide.seeds_to_run(planned, [verdict]).items()}
@@ -299,7 +301,7 @@ def test_what_is_undecided_wants_the_seeds_of_the_next_look(tmp_path: Path) -> N
 def test_a_look_waits_for_its_last_seed(judged: Judged) -> None:
     verdict = judged(CLAIM, seeds(90.0, count=4), seeds(100.0))
     assert verdict.word == "undecided"
-    assert verdict.why == f"look 1 of 4 takes 5 seeds of each arm: cauchy {GRID} has 4"
+    assert verdict.why == f"look 1 of 4 waits for 5 seeds of each arm: cauchy {GRID} has 4"
     assert verdict.wanted == 5
 
 
@@ -307,6 +309,67 @@ def test_seeds_follow_the_studys_own(tmp_path: Path) -> None:
     planned = dataclasses.replace(plan(tmp_path, CLAIM), own_seeds=[3, 10, 11])
     assert decide.seeds_at(planned, 2) == [3, 10]
     assert decide.seeds_at(planned, 5) == [3, 10, 11, 12, 13]
+    # those that a search chose settings by are reported of nothing
+    planned = dataclasses.replace(planned, tuning_seeds=[12, 14])
+    assert decide.seeds_at(planned, 5) == [3, 10, 11, 13, 15]
+
+
+def test_a_metric_without_images_is_subtracted_from_each_image(judged: Judged) -> None:
+    """`kl` has one number a seed, `elbo` one an image."""
+    mine = [dataclasses.replace(one, scores={"kl": 20.0}) for one in seeds(90.0)]
+    for expect, sign in (
+        (f"kl(cauchy, {GRID}) < elbo(cauchy, {GRID})", -1),
+        (f"elbo(cauchy, {GRID}) > kl(cauchy, {GRID})", 1),
+    ):
+        verdict = judged(expect, mine)
+        elbo = np.mean(
+            [fabricated.per_image(one, n).mean() + one.gap for n, one in enumerate(mine)]
+        )
+        assert verdict.looks[0].estimate == pytest.approx(sign * (elbo - 20.0))
+        assert verdict.word == "reproduced"
+        assert verdict.looks[0].high - verdict.looks[0].low > 1  # the images' error is there
+
+
+def test_images_of_own_data_are_compared_where_it_is_known_which_they_are(tmp_path: Path) -> None:
+    planned = plan(tmp_path, f"elbo(cauchy, {GRID}) > kl(cauchy, {GRID})")
+    there = arms(planned, tmp_path, {ARMS[0]: seeds(90.0)})[ARMS[0]]
+    config = there.cell.config.model_copy(update={"dataset": "images"})
+    own = dataclasses.replace(there, cell=dataclasses.replace(there.cell, config=config))
+    assert only(planned, {own.name: own}).word == "reproduced"
+    some = {"protocol": {"images": fabricated.IMAGES}}
+    few = [dataclasses.replace(one, scores=some) for one in seeds(90.0)]
+    there = arms(planned, tmp_path / "few", {ARMS[0]: few})[ARMS[0]]
+    own = dataclasses.replace(there, cell=own.cell)
+    why = "which images of images were scored is not recorded: set images to all"
+    assert only(planned, {own.name: own}).looks[0].why == why
+
+
+def test_equal_seeds_are_given_no_more(judged: Judged) -> None:
+    same = [dataclasses.replace(one, scores={"active_units": 200}) for one in seeds(90.0)]
+    verdict = judged(f"active_units(gaussian, {GRID}) > active_units(cauchy, {GRID})", same, same)
+    assert (verdict.word, verdict.wanted) == ("undecided", None)
+    assert verdict.why == "both sides are equal on every seed"
+
+
+def test_a_later_seed_without_a_metric_undoes_no_look(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    given = dict(zip(ARMS, (seeds(90.0, count=6), seeds(100.0, count=6)), strict=True))
+    there = arms(planned, tmp_path, given)
+    forget(there[ARMS[0]], 0)
+    whole = only(planned, there)
+    late = there[ARMS[0]].seeds[5].folder
+    (late.path / "per_image.npz").write_bytes(b"broken")
+    assert only(planned, there).word == whole.word == "reproduced"
+
+
+def test_records_of_a_newer_version_are_named(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    cell = planned.by_name[ARMS[0]]
+    run = fabricated.cell(tmp_path, cell.variant, cell.config)
+    about = yaml.safe_load((run.path / "config.yaml").read_text())
+    (run.path / "config.yaml").write_text(yaml.safe_dump(about | {"schema": 99}))
+    with pytest.raises(NewerRecord, match="newer"):
+        decide.arms_in(planned, {cell.name: run.key}, tmp_path)
 
 
 # --------------------------------------------------------------------------- the hurdle
@@ -479,4 +542,4 @@ def test_smoke_and_quick_give_no_verdicts(tmp_path: Path) -> None:
     planned = dataclasses.replace(plan(tmp_path, CLAIM), preset="quick")
     verdict = only(planned, {})
     assert verdict.word == "no verdict"
-    assert verdict.why.startswith("quick is a look at the harness")
+    assert verdict.why.startswith("preset quick gives none")

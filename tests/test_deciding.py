@@ -292,8 +292,8 @@ def test_rows_that_are_of_no_cell_are_refused(
 @pytest.mark.parametrize(
     ("text", "arguments", "wanted"),
     [
-        (STUDY, ("--preset", "quick"), "--decide: quick is a look at the harness and gives no"),
-        (TEXT, (), "--decide: deciding has no claims"),
+        (STUDY, ("--preset", "quick"), "--decide: preset quick gives no verdicts"),
+        (TEXT, (), "--decide: deciding has no claims; give it some"),
         (STUDY.replace("images: 16", "images: 1"), (), "claim 4 compares means over images, and"),
         (STUDY, ("--seeds", "0-4"), "--decide adds the seeds itself; leave --seeds out"),
         (STUDY, ("--max-hours", "0"), "'--max-hours': 0.0 is not in the range x>0"),

@@ -212,6 +212,24 @@ def test_a_stopped_scoring_goes_on_to_the_same_bits(tmp_path, stage):
         assert np.array_equal(values, resumed[1][name], equal_nan=True), name
 
 
+def test_a_stopped_scoring_goes_on_in_parts_of_another_size(tmp_path):
+    """As on another device: kept work may end inside a part."""
+
+    def stop(at, done, total):
+        if at == "own-q" and done >= 2:
+            raise Stopped
+
+    def scored(rows, tick=lambda stage, done, total: None):
+        one = scorer(registry.find("cauchy"), 6, rows=rows)
+        return one.score(Partial(tmp_path, one.key, every=0), tick)
+
+    with contextlib.suppress(Stopped):
+        scored(12, stop)
+    resumed = scored(30)[1]
+    for name, values in scorer(registry.find("cauchy"), 6, rows=30).score()[1].items():
+        np.testing.assert_allclose(resumed[name], values, rtol=1e-5, err_msg=name)
+
+
 def test_partial_work_of_another_protocol_or_damaged_is_ignored(tmp_path):
     one = scorer(registry.find("cauchy"), samples=6)
     kept = Partial(tmp_path, one.key, every=0)

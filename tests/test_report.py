@@ -642,15 +642,37 @@ def test_p_is_adjusted_over_all_comparisons_of_a_metric() -> None:
     [
         ({}, {"params_steps": 64}, "nll", "differ in T"),
         ({"elbo_status": "infinite", "elbo": None}, {}, "elbo", "elbo of left is infinite"),
-        ({"ais_protocol_key": "a2"}, {"ais_protocol_key": "a1"}, "ais", "different protocols"),
         ({"iw_samples": 10}, {"iw_samples": 100}, "iw", "iw of different K: 10 and 100"),
     ],
 )
 def test_cells_that_cannot_be_compared_say_why(
     left: dict[str, Any], right: dict[str, Any], metric: str, why: str
 ) -> None:
-    cells = table_rows([*seeds_of("left", ais=90.0, **left), *seeds_of("right", ais=90.0, **right)])
+    cells = table_rows([*seeds_of("left", **left), *seeds_of("right", **right)])
     assert why in compare.compare(metric, *cells, {})
+
+
+def test_seeds_without_values_of_images_are_compared_by_their_means() -> None:
+    """The estimate is that of all seeds, and the interval no narrower than it ought to be."""
+    rng = np.random.default_rng(4)
+    image_B, truth = rng.normal(0, 10, 300), 1.0
+    covered = []
+    for _ in range(200):
+        known = {
+            (f"key-{name}", seed): off + image_B + rng.normal(0, 0.5) + rng.normal(0, 2, 300)
+            for name, off in (("left", 91.0), ("right", 90.0))
+            for seed in range(5)
+        }
+        given = [row(key[4:], seed, nll=known[key, seed].mean()) for key, seed in known]
+        cells = table_rows(given)
+        whole = compare.compare("nll", *cells, {"nll": known})
+        few = {key: values for key, values in known.items() if key[1] < 2}
+        found = compare.compare("nll", *cells, {"nll": few})
+        assert found.estimate == pytest.approx(whole.estimate)
+        assert found.label == "5 seeds x 300 images, 3 of the seeds by their means"
+        covered.append(found.low < truth < found.high)
+    assert np.mean(covered) > 0.93
+    assert isinstance(compare.compare("nll", *cells, {"nll": {}}), str)
 
 
 def test_a_seed_that_stands_apart_is_no_cell_of_its_own() -> None:
@@ -769,6 +791,8 @@ def test_fail_if() -> None:
             row("better", nll_difference="-3", nll_low="-4", nll_high="-2", params_rate="1.0"),
             row("open", nll_difference="-1", nll_low="-4", nll_high="2"),
             row("lonely", nll_apart="they have no seed in common"),
+            row("half", failed="false"),
+            *(row("half", seed, status="diverged", failed=None) for seed in (1, 2, 3)),
         ]
     )
     for text, count in [
@@ -777,6 +801,8 @@ def test_fail_if() -> None:
         ("elbo(cauchy, grid=centred) > 90", 0),
         ("elbo(cauchy, rate=1) < 90", 1),
         ("failed_share(cauchy, grid=original) > 0.5", 1),
+        ("failed_share(half) > 0.7", 1),  # a diverged seed has failed
+        ("escaped_share(half) < 0.3", 1),
         ("elbo(u) > 1e6", 1),
         ("elbo(u) < 1e6", 0),
         ("elbo(w) > 90", 1),
@@ -794,7 +820,9 @@ def test_fail_if() -> None:
         ("objective_low(cauchy) > 90", "a bound of the same model only"),
         ("nll(a) - nll(b) > 0", "write METRIC"),
         ("nll(a) > nll(b)", "nll_difference, nll_low, nll_high"),
-        ("failed_share_low(cauchy) > 0", "have no interval"),
+        ("failed_share_low(cauchy) > 0", "compared by nll, elbo, iw, refit_iw alone"),
+        ("ais_low(cauchy) > 0", "compared by nll, elbo, iw, refit_iw alone"),
+        ("share(cauchy, kl > 1) < 1", "write METRIC"),
     ]:
         with pytest.raises(UsageError, match=re.escape(message)):
             fail_if.read(wrong)

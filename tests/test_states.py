@@ -210,7 +210,7 @@ def claim(number: int = 1, verdict: str = "undecided", **about: Any) -> Document
 def test_claims_have_lines_of_their_own_that_fit_a_terminal() -> None:
     plan = plan_of(entry(), entry("gaussian"))
     document = status.status_document(plan, [trial(**DONE)])
-    short = "look 2 of 4 takes 8 seeds of each arm: gaussian has 2"
+    short = "look 2 of 4 waits for 8 seeds of each arm: gaussian has 2"
     document["claims"] = [
         claim(outlook=f"{short}; {'seeds ' * 20}"),
         claim(2, "no verdict", looks=[], why="it is about preset short", at={}),
@@ -250,6 +250,16 @@ def test_seeds_and_time_to_the_next_look_and_to_the_last(
         "2 cells: 1 complete, 1 running; 3 of 4 seeds; 0 of 1 claims decided; about 20 s left "
         "to the next look, 40 s to the last one",  # a seed of two is over
     ]
+
+
+def test_the_rest_of_a_search_counts_whatever_waits(capsys: Any) -> None:
+    """One of three trials is over, on two seeds; the best then runs on two more."""
+    plan = plan_of(entry(searched=["steps"]))
+    about: Document = {"is_search": True, "seeds": [7, 8]}
+    over = trial("complete", 0, **about, value=9.0, seconds=20.0)
+    planned = [trial("waiting", number, **about, begun=False) for number in (1, 2)]
+    assert seconds_left(plan, [over]) == 20.0 * 2 + 20.0  # drawn one by one
+    assert seconds_left(plan, [over, *planned]) == 20.0 * 2 + 20.0  # all choices at once
 
 
 def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_status_before_the_first_sweep_and_of_no_study(glas: Glas) -> None:
     assert not glas.results.exists()
     text = glas.here("status", "filter_size", "--preset", "smoke")
     assert "12 cells: 12 waiting" in text.out
-    assert "5 claims: no verdict; smoke is a look at the harness" in text.out
+    assert "5 claims: no verdict; preset smoke gives none" in text.out
     wrong = glas.here("status", "filtr-size")
     assert wrong.code == 2
     assert "Did you mean 'filter-size'?" in wrong.err
@@ -646,7 +646,7 @@ def test_workers_that_would_share_a_gpu_are_refused(monkeypatch: pytest.MonkeyPa
         (TINY + "grid: {precision: [fp32, tf32]}\n", (), "precision tf32: for GPUs only"),
         (TINY + "space: {precision: {choices: [fp32, tf32]}}\ntuning_seeds: 1000\n", (),
          "precision tf32: for GPUs only"),
-        (TINY, ("--pruner", "median"), "tiny searches nothing"),
+        (TINY, ("--pruner", "median"), "tiny has no key `space`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_planned(
@@ -1050,7 +1050,7 @@ def test_a_beat_that_is_no_number_is_refused(glas: Glas, monkeypatch: pytest.Mon
 
 
 def test_a_study_edited_under_its_workers_is_noticed(glas: Glas) -> None:
-    with pytest.raises(RunError, match="has changed since"):
+    with pytest.raises(RunError, match="changed since the command began"):
         run_job(write(glas, TINY), glas, "of another plan")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -22,6 +23,7 @@ from fabricated import BEGAN, epoch
 from services import Server, free_port
 
 from glas_bench import registry
+from glas_bench.commands import sync as command
 from glas_bench.config import RunConfig, check_settings, protocol_key
 from glas_bench.errors import RunError, UsageError
 from glas_bench.record import RunFolder, find_runs, load_run, note_study, runs_by_study, write_json
@@ -280,6 +282,14 @@ def test_a_deleted_database_is_rebuilt(tmp_path):
     assert histories(tmp_path) == before
     rows = sqlite3.connect(tmp_path / "mlflow.db").execute("SELECT count(*) FROM runs").fetchone()
     assert rows == (2,)  # in the file that is there, not in the deleted one
+
+
+def test_a_run_is_mirrored_by_the_beginning_of_its_name(results):
+    folder = finished(results)
+    answer = command.carry_out([Path(folder.path.name[:9])], results)
+    assert (answer.text, answer.exit_code) == ("1 run folder mirrored", 0)
+    with pytest.raises(UsageError, match=f"'nowhere' below {re.escape(str(results))}"):
+        command.carry_out([Path("nowhere")], results)
 
 
 def test_a_run_that_is_gone_or_of_another_training_is_created_again(results):

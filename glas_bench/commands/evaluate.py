@@ -129,7 +129,12 @@ def _show(finished: FinishedSeed, shown: display.Display, event: dict[str, Any])
 
 def weights_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return the scores as a table, nats per image: every estimator for each K of the sweep."""
-    sizes = list(rows[0]["iw_sweep"])
+    sweeps = [
+        (row, q, prefix, row.get(f"{prefix}iw_sweep") or {})
+        for row in rows
+        for q, prefix in (("own", ""), ("refit", "refit_"))
+    ]
+    sizes = sorted({size for *_, sweep in sweeps for size in sweep}, key=int)
     head = ["seed", "q", "images", "elbo", *(f"iw, K={size}" for size in sizes), "v", "ESS"]
     table = [
         [
@@ -137,13 +142,12 @@ def weights_text(rows: Sequence[dict[str, Any]]) -> str:
             q,
             str(row["images"]),
             number(row[f"{prefix}elbo"]),
-            *(number(row[f"{prefix}iw_sweep"][size]) for size in sizes),
+            *(number(sweep.get(size)) for size in sizes),
             number(row[f"{prefix}v_mean"]),
             number(row[f"{prefix}ess_mean"], 1),
         ]
-        for row in rows
-        for q, prefix in (("own", ""), ("refit", "refit_"))
-        if row.get(f"{prefix}iw_sweep", {}).get(sizes[-1]) is not None
+        for row, q, prefix, sweep in sweeps
+        if any(value is not None for value in sweep.values())
     ]
     lines = aligned([head, *table])
     for row in rows:

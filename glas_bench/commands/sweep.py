@@ -109,7 +109,7 @@ def carry_out(request: Request) -> Answer:
     if request.decide:
         _check_decidable(request, loaded)
     if request.pruner and not loaded.space:
-        raise UsageError(f"--pruner: {loaded.name} searches nothing (it has no space)")
+        raise UsageError(f"--pruner: {loaded.name} has no key `space`, so no trials to prune")
     check_results(request.results, room=False)  # workers look for room
     with signals.graceful(), contextlib.closing(Database(url)) as database:
         plan = Plan(loaded, request.results)
@@ -141,11 +141,13 @@ def _check_decidable(request: Request, loaded: Study) -> None:
         UsageError: one of these.
     """
     if not loaded.claims:
-        raise UsageError(f"--decide: {loaded.name} has no claims")
+        raise UsageError(
+            f"--decide: {loaded.name} has no claims; give it some, or leave the option out"
+        )
     if not loaded.verdicts:
         raise UsageError(
-            f"--decide: {loaded.preset} is a look at the harness and gives no verdicts; "
-            "use --preset laptop, or more"
+            f"--decide: preset {loaded.preset} gives no verdicts; "
+            "add --preset laptop, short or paper"
         )
     if request.seeds is not None:
         raise UsageError("--decide adds the seeds itself; leave --seeds out")

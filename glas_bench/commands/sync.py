@@ -16,11 +16,12 @@ def carry_out(folders: Sequence[Path], results: Path, log_model: bool = False) -
 
     With `log_model` the models of complete seeds are logged too.
 
+    A folder may also be the beginning of a run's name or key in `results`.
+
     Raises:
         UsageError: a folder is no run folder.
     """
-    for folder in folders:
-        load_run(folder)
+    folders = [load_run(folder, results).path for folder in folders]
     done: set[str] = set()
     failures: list[tuple[str, str]] = []
     for experiment, some in runs_by_study(results, folders or None).items():

@@ -207,9 +207,9 @@ def stand_in(name: str, data_file: Path, names: list[str] | None = None) -> Pack
         raise UsageError(f"the data file {path} does not exist")
     if name not in STAND_INS:
         raise UsageError(
-            f"{name} takes no data file, got {str(data_file)!r}. Use `--dataset images` with "
-            "images of your own, `--dataset text` with a text, `--dataset omniglot` with a file in "
-            "place of chardata.mat."
+            f"{name} takes no data file, got {str(data_file)!r}. With --dataset images it is .npz, "
+            ".npy or a folder of PNGs, with --dataset text a .txt, with --dataset omniglot a .mat "
+            "in place of chardata.mat; these names need no --dataset."
         )
     suffixes, form = STAND_INS[name]
     is_folder = path.is_dir()

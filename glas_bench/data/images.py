@@ -58,7 +58,7 @@ def read(path: Path) -> Arrays:
         chances = grey / np.float32(255) if grey.dtype == np.uint8 else grey
         arrays[f"{split}.bits"] = freeze(chances.astype(np.float32), split)
     if all((known[split] == known[split].flat[0]).all() for split in SPLITS):
-        raise DataError(f"{path}: its images are blank.")
+        raise DataError(f"{path}: every pixel of every image has the same value; check the file.")
     return arrays
 
 
@@ -105,7 +105,9 @@ def _pictures(path: Path) -> NDArray[np.uint8]:
             with Image.open(each) as picture:
                 images.append(np.asarray(picture.convert("L")))
         except Exception as error:  # Pillow raises many kinds on a broken file
-            raise DataError(f"{each} is no picture that can be read: {error}.") from error
+            raise DataError(
+                f"{each} cannot be read as an image: {error}. Replace it, or remove it."
+            ) from error
         if images[-1].shape != images[0].shape:
             sizes = [" x ".join(map(str, image.shape)) for image in (images[-1], images[0])]
             raise DataError(f"{each} is {sizes[0]}, the first one {sizes[1]}; give one size.")
@@ -129,7 +131,9 @@ def _grey(array: NDArray[Any], where: str) -> NDArray[Any]:
     low, high = float(array.min()), float(array.max())
     most = 1 if (array % 1).any() else 255
     if not (low >= 0 and high <= most):  # nan too
-        raise DataError(f"{where} has values from {low:g} to {high:g}; expected 0 to {most}.")
+        raise DataError(
+            f"{where} has values from {low:g} to {high:g}; expected 0 to {most}: rescale them."
+        )
     if most == 255 and high > 1:
         return array.astype(np.uint8)
     return array.astype(np.float32)

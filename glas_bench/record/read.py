@@ -63,7 +63,9 @@ class SeedRecord:
         from glas_bench.likelihood import LIKELIHOODS
 
         if self.status != "complete":
-            raise RunError(f"seed {self.seed} is {self.status}: it has no finished model")
+            raise RunError(
+                f"seed {self.seed} is {self.status}: it has no finished model yet; finish it first"
+            )
         path = self.folder.path.parent
         config, key, about = RunFolder.at(path).config()
         variant = registry.find(str(about.get("reference", config.variant)))
@@ -134,7 +136,7 @@ class SeedRecord:
         yield from _ais_numbers(self.ais[1])
 
     def words(self, protocol: str | None) -> dict[str, Any]:
-        """Return what is no number of the scores by one protocol: statuses, flags, the protocol.
+        """Return the fields of one protocol's scores that are not numbers: statuses, flags, itself.
 
         Every field of `Scores` has a place, None where it is absent or a number.
         """
@@ -230,8 +232,8 @@ def load_run(path: str | Path, results: str | Path | None = None) -> RunRecord:
         results: the results folder; by default `GLAS_BENCH_RESULTS`, otherwise `results/local`.
 
     Raises:
-        UsageError: it has no `config.yaml`, or no run or several begin so.
-        RunError: that is broken.
+        UsageError: it has no `config.yaml`, or no run, or more than one, has that prefix.
+        RunError: `config.yaml` is broken.
         NewerRecord: a newer version wrote it.
     """
     path = Path(path)
@@ -254,7 +256,7 @@ def load_run(path: str | Path, results: str | Path | None = None) -> RunRecord:
     return RunRecord(path, config, key, about, environment, seeds, broken)
 
 
-_AGAIN = "The command that made it writes that file again"
+_AGAIN = "Run the command that made this run again: it rewrites the file"
 
 
 def _read_environment(folder: Path) -> tuple[dict[str, Any], str]:

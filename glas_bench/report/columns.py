@@ -297,8 +297,8 @@ def _still_gaining(cells: Sequence[TableRow]) -> list[str]:
     return [
         f"{len(large)} of the {len(gains)} refits that nll comes from still gained more than "
         f"{STILL_GAINING} nats of elbo in their last tenth, up to {max(large):.2f} (the next table "
-        "has the largest gain of each row). That is before each image is fitted and weighed, so it "
-        "does not say how much looser nll is.",
+        "has the largest gain of each row). Each image is fitted further before it is weighed, so "
+        "nll may be looser by less.",
         "",
     ]
 
@@ -322,7 +322,7 @@ def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:
             "parameters": mean(cell, "parameters", "{:,.0f}".format),
             "training": mean(cell, "seconds", duration),
             "scoring": mean(cell, "scoring_seconds", duration),
-            "images/s": mean(cell, "images_per_second", "{:.0f}".format),
+            "images/s per seed": mean(cell, "images_per_second", "{:.0f}".format),
             "peak memory": mean(cell, "peak_memory_bytes", lambda n: f"{n / 2**20:,.0f} MiB"),
             "last gain of the refit": decimal(max(_gains(cell), default=None)),
             f"device{mark}": device,

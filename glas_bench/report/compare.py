@@ -12,11 +12,13 @@ is no difference), the same for every metric that the study compares by; `rank`,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from glas_bench.report.table import TableRow, differing, draws_of, tables
+from glas_bench.report.table import TableRow, differing, draws_of, tables, value_of
+from glas_bench.sequential import with_images
 from glas_bench.stats import (
     ALPHA,
     PairedDifference,
@@ -31,7 +33,10 @@ Values = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 
 
 def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> PairedDifference | str:
-    """Return a minus b, paired by the seeds and images that both have, or why there is none."""
+    """Return a minus b, paired by the seeds and images that both have, or why there is none.
+
+    A seed that was read from a csv has a mean alone (see `sequential.with_images`).
+    """
     if why := differing(a.common, b.common):
         return f"they differ in {why} and cannot be compared"
     for cell in (a, b):
@@ -43,27 +48,41 @@ def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> PairedDiff
     ]
     ended = [two for two in both if {row["status"] for row in two} <= {"complete", "diverged"}]
     done = [two for two in ended if {row["status"] for row in two} == {"complete"}]
-    protocols = {row.get("ais_protocol_key", "") for two in done for row in two} - {""}
-    if metric == "ais" and len(protocols) > 1:
-        return "they were scored by different protocols of AIS"
     if metric == "iw" and (why := different_draws(draws_of(row for two in done for row in two))):
         return why
     if not both:
         return "they have no seed in common"
-    there, images = values.get(metric, {}), values.get("image", {})
+    there = values.get(metric, {})
     arms: tuple[dict[int, np.ndarray], ...] = ({}, {})
     for two in done:
-        keys = [(row["config_key"], int(row["seed"])) for row in two]
-        x, y = (images.get(key) for key in keys)
-        if metric == "ais" and (x is None or y is None or not np.array_equal(x, y)):
-            continue
-        for arm, key in zip(arms, keys, strict=True):
+        for arm, row in zip(arms, two, strict=True):
+            key = row["config_key"], int(row["seed"])
             if key in there:
                 arm[key[1]] = there[key]
-    pairs = pair_arms(metric, *arms)
+            elif (mean := value_of(row, metric)) is not None:  # read from a csv
+                arm[key[1]] = np.array([mean])
+    complete = [_with_images(arm, cell, there) for arm, cell in zip(arms, (a, b), strict=True)]
+    pairs = pair_arms(metric, *complete)
     if isinstance(pairs, str):
         return pairs
-    return paired_difference(pairs.a_SB, pairs.b_SB, diverged=len(ended) - len(done))
+    found = paired_difference(pairs.a_SB, pairs.b_SB, diverged=len(ended) - len(done))
+    means = sum(min(arm[seed].size for arm in arms) < 2 for seed in pairs.seeds)
+    return (
+        replace(found, label=f"{found.label}, {means} of the seeds by their means")
+        if means
+        else found
+    )
+
+
+def _with_images(
+    arm: Mapping[int, np.ndarray], cell: TableRow, there: Mapping[tuple[str, int], np.ndarray]
+) -> Mapping[int, np.ndarray]:
+    """Return values of images [B] for all seeds of an arm; none where no seed of it has any."""
+    keys = ((row["config_key"], int(row["seed"])) for row in cell.finished)
+    known = [there[key] for key in keys if key in there]
+    if all(values.size > 1 for values in arm.values()) or len({each.shape for each in known}) > 1:
+        return arm
+    return with_images(arm, known) if known else {}
 
 
 def write_comparisons(cells: Sequence[TableRow], values: Values, metrics: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from glas_bench.config import same_value
 from glas_bench.errors import UsageError, nearest, unknown
-from glas_bench.report.table import TableRow, setting_list, value_of
+from glas_bench.report.table import COMPARED, TableRow, setting_list
 from glas_bench.study.claims import METRICS, SHARES, Term, parse
 from glas_bench.study.claims import Condition as Bound
 from glas_bench.text import setting
@@ -48,8 +48,8 @@ def read(text: str) -> Condition:
         differences = ", ".join(f"nll_{part}" for part in DIFFERENCES)
         raise UsageError(
             f"--fail-if {text!r} cannot be read; write {FORM}, e.g. 'elbo(cauchy) > 90'. "
-            f"Metrics: {', '.join(sorted(METRICS))}; of the difference from the baseline: "
-            f"{differences}, and so for each metric."
+            f"Metrics: {', '.join(sorted({*METRICS} - {'share'}))}; of the difference from the "
+            f"baseline: {differences}, and so for {', '.join(COMPARED[1:])}."
         )
     side, sign, limit = match.groups()
     name, _, settings = side.partition("(")
@@ -62,8 +62,9 @@ def read(text: str) -> Condition:
         (term,) = parse(f"{side} {sign} 0").terms
     except UsageError as error:
         raise UsageError(f"--fail-if {text!r}: {error}") from error
-    if part and term.metric in SHARES:
-        raise UsageError(f"--fail-if {text!r}: shares of seeds have no interval; name a metric")
+    if part and term.metric not in COMPARED:
+        allowed = ", ".join(COMPARED)
+        raise UsageError(f"--fail-if {text!r}: cells are compared by {allowed} alone")
     metric = f"{term.metric}_{part}" if part else term.metric
     return Condition(text, term, Bound(metric, sign, float(limit)))
 
@@ -119,14 +120,11 @@ def _why_none(cell: TableRow, metric: str) -> str:
 
 
 def _value(cell: TableRow, condition: Condition) -> float | None:
-    metric, asked = condition.bound.metric, condition.term.condition
-    if asked is not None:
-        values = [value_of(row, asked.metric) for row in cell.finished]
-        known = [asked.holds(value) for value in values if value is not None]
-        return sum(known) / len(known) if known else None
-    if metric in SHARES:
+    metric = condition.bound.metric
+    if metric in SHARES:  # as in claims, a diverged seed has failed
+        diverged = cell.count.get("diverged", 0)
         failed, seeds = cell.failed_share()
-        share = failed / seeds if seeds else None
+        share = (failed + diverged) / (seeds + diverged) if seeds + diverged else None
         return 1 - share if share is not None and metric == "escaped_share" else share
     if cell.finished and cell.status(metric) == "infinite":
         return math.inf

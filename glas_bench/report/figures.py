@@ -37,7 +37,7 @@ from glas_bench.report.table import (
     unit_of,
     value_of,
 )
-from glas_bench.report.verdicts import claims_of
+from glas_bench.report.verdicts import claims_of, word
 from glas_bench.runs.pictures import default_style
 from glas_bench.stats import ONE_SEED
 
@@ -374,7 +374,7 @@ def _interval_by_look(
     axis.set_xlim(one["planned"][0] - 1.5, one["planned"][-1] + 1.5)
     title = "".join(f", {key} = {value}" for key, value in one["at"].items())
     title = textwrap.fill(f"claim {one['claim']}{title}", 32)
-    axis.set_title(f"{title}\n{one['verdict']}")
+    axis.set_title(f"{title}\n{word(one)}")
     axis.set(xlabel="seeds of each arm", ylabel=one["unit"] if one["unit"] != "nats" else NATS)
 
 

@@ -94,10 +94,9 @@ def per_image(
 ) -> dict[str, dict[tuple[str, int], np.ndarray]]:
     """Return, by metric and (config_key, seed), the values of the images, nats [images].
 
-    They are of the scoring that a row reports; `ais`, and `image` (which images those are), of its
-    AIS. A seed without a value is left out.
+    They are of the scoring that a row reports. A seed without a value is left out.
     """
-    values: dict[str, dict[tuple[str, int], np.ndarray]] = {m: {} for m in (*metrics, "image")}
+    values: dict[str, dict[tuple[str, int], np.ndarray]] = {m: {} for m in metrics}
     for row in rows:
         key = (row.get("config_key", ""), int(row["seed"]))
         if key not in seeds:
@@ -105,8 +104,7 @@ def per_image(
         with contextlib.suppress(Exception):  # a broken file: the page goes without a difference
             stored = seeds[key].per_image()
             for metric, by_seed in values.items():
-                protocol = "ais_protocol_key" if metric in ("ais", "image") else "protocol_key"
-                if (name := f"{row.get(protocol, '')}/{metric}") in stored:
+                if (name := f"{row.get('protocol_key', '')}/{metric}") in stored:
                     by_seed[key] = stored[name]
     return values
 

@@ -47,7 +47,7 @@ def write(
         there = {cell.name: cell for cell in cells if (cell.says("data_hash") or first) == edition}
         arms = {}
         for cell in (cell for cell in study.cells if cell.name in there):
-            key = there[cell.name].first.get("config_key", "")
+            key = there[cell.name].says("config_key")
             own = {seed: record for (other, seed), record in seeds.items() if other == key}
             arms[cell.name] = decide.Arm(replace(cell, key=key), own)
         for verdict in decide.judge(study, arms):
@@ -118,13 +118,22 @@ def _rows(
                 "": str(one["claim"]) if is_new else "",
                 "claim": f"{one['text']} ({one['source']})" if is_new else "",
                 "as a comparison": f"`{one['expect']}`" + (f" at {at}" if (at := _at(one)) else ""),
-                "left less right": _measured(one),
+                "left minus right": _measured(one),
                 "look": _look(one),
-                "verdict": f"**{one['verdict']}**{mark(one)}",
+                "verdict": f"**{word(one)}**{mark(one)}",
                 "budget": budget(next((row for row in arms if row.get("updates")), arms[0])),
             }
         )
     return rows
+
+
+def word(one: Mapping[str, Any]) -> str:
+    """Return a verdict; of an undecided claim also whether it has seeds, and gets more."""
+    if one["verdict"] != "undecided":
+        return str(one["verdict"])
+    if not one["looks"]:
+        return "no look yet"
+    return "undecided so far" if one["wanted"] else "undecided"
 
 
 def _at(one: Mapping[str, Any]) -> str:
@@ -175,7 +184,7 @@ def _why(one: Mapping[str, Any]) -> str:
 def counted(cells: Sequence[TableRow]) -> str:
     """Return how many comparisons ended with each verdict."""
     claims = claims_of(cells)
-    counts = Counter(one["verdict"] for one in claims)
+    counts = Counter(map(word, claims))
     if counts.keys() <= {NO_VERDICT}:
         return in_one_line(cells)
     return ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
@@ -190,6 +199,6 @@ def in_one_line(cells: Sequence[TableRow]) -> str:
         return f"no verdicts: {claims[0]['why'].partition(':')[0]}"
     by_claim: dict[tuple[int, str], list[str]] = {}
     for one in claims:
-        word = one["verdict"] + (f" ({at})" if (at := _at(one)) else "")
-        by_claim.setdefault((one["claim"], one["expect"]), []).append(word)
+        found = word(one) + (f" ({at})" if (at := _at(one)) else "")
+        by_claim.setdefault((one["claim"], one["expect"]), []).append(found)
     return "; ".join(f"`{text}`: {', '.join(words)}" for (_, text), words in by_claim.items())

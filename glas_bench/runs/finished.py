@@ -39,7 +39,10 @@ def load_finished(path: Path, seed: int | None = None, device: str = "cpu") -> l
     file = record.about.get("data_file")
     splits = data.load(config.dataset, config.binarisation, Path(file) if file else None)
     if splits.hash != record.about["data_hash"]:
-        raise RunError(f"{path}: the data here is not what it was trained on ({splits.origin})")
+        raise RunError(
+            f"{path}: the data here ({splits.origin}) is not what it was trained on; restore that "
+            "data, or train again"
+        )
     splits = splits.to(device)
     found = [
         FinishedSeed(

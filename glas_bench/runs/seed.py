@@ -368,8 +368,8 @@ def carry_out(order: SeedOrder, tell: OnEvent) -> dict[str, Any]:
         cell = Cell(variant.name, variant, {}, config, (order.seed,)).on(splits)
         if cell.key != order.key:
             raise RunError(
-                f"{variant.path}, the data or glas-bench has changed since the command was given; "
-                "give it again"
+                f"{variant.path}, the data or glas-bench changed since the command began; "
+                "run it again"
             )
         return {"status": run_seed(cell, folder, splits.to(order.device), tell)}
     except Exception as error:  # whatever it is becomes this seed's status, not a lost traceback

@@ -67,7 +67,7 @@ _ITEM = re.compile(
     r"|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[a-z]*))\s*"
 )
 SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_CONDITION = re.compile(r"([\w-]+)\s*(>=|<=|>|<)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)")
+_CONDITION = re.compile(r"([\w-]+)\s*(>=|<=|>|<)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> f
             entry = entries[cell["cell"]]
             runs = sum(each["status"] in ("waiting", "running") for each in cell["seeds"])
             if entry["searched"]:
-                done = sum(trial.is_search and trial.cell == cell["cell"] for trial in trials)
+                over = Counter(each["status"] for each in cell["search"]["trials"])
+                done = over["complete"] + over["failed"] + over["pruned"]
                 runs += len(plan["tuning_seeds"]) * max(plan["trials"] - done, 0)
             left += entry["cost"] * runs
     workers = {str(trial.owner) for trial in trials if trial.status == "running"}

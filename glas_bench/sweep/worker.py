@@ -256,7 +256,9 @@ def run_job(job: Job, on_event: OnEvent) -> None:
     loaded = study.load(job.study, job.preset, job.dataset, seeds=job.seeds, precision=precision)
     plan = Plan(loaded.with_seeds(job.by_cell), results)
     if digest(plan.document) != job.digest:
-        raise RunError(f"{job.study}, a variant or the data has changed since; give it again")
+        raise RunError(
+            f"{job.study}, a variant or the data changed since the command began; run it again"
+        )
     url = storage.storage_url(None, results)
     with contextlib.closing(Database(url, patience=PATIENCE)) as database:
         work(plan, Queue(database), job, on_event)

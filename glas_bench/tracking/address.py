@@ -117,7 +117,10 @@ def check_port(uri: str) -> None:
     try:
         socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
     except OSError as error:
-        raise RunError(f"no answer from {redact(uri)}: {error}") from error
+        raise RunError(
+            f"no answer from {redact(uri)}: {error}. Start the server or correct "
+            "MLFLOW_TRACKING_URI; `glas-bench sync` mirrors later"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -135,6 +138,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 held.enter_context(FileLock(path, LOCK_SECONDS, created(path)))
             except Timeout:
                 raise RunError(
-                    f"another process has been writing {what} for {LOCK_SECONDS:.0f} s ({path})"
+                    f"another process has been writing {what} for {LOCK_SECONDS:.0f} s ({path}); "
+                    "when it has ended, `glas-bench sync` mirrors the rest"
                 ) from None
         yield

@@ -156,7 +156,8 @@ class Weigher:
             here = images[rows]
             model_for = self.prepare(here)
             for part in here.split(max(1, self.rows // self.samples)):
-                if rows.start + part.stop > start:
+                if rows.start + part.stop > start:  # kept work may end inside a part
+                    part = slice(max(part.start, start - rows.start), part.stop)
                     chunks.append(self._weigh(model_for(part), here[part]))
                     done = rows.start + part.stop
                     if partial.due or done == len(images):
