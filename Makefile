@@ -1,5 +1,5 @@
 # make run    install, then train and score `hellinger` beside the `cauchy` baseline
-# make test   install, then run the tests, one file per core at a time
+# make test   install, then run the tests, one file per core at a time, the longest files first
 # make lint   install, then ruff and mypy
 # make clean  remove .venv
 #
@@ -15,7 +15,7 @@ run: $(VENV)/installed
 	$(BIN)/glas-bench run --variant hellinger --baseline cauchy
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

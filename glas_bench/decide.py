@@ -1,9 +1,9 @@
 """Verdicts on the claims of a study: what its records show by now, and what would decide the rest.
 
 A verdict is a function of the study file and of the records of its first seeds, and of nothing
-else: every machine and every later call comes to the same one. At each look
-(`Study.looks`) the first so many seeds of all arms are compared (see `sequential`); the first look
-that decides is the verdict, and seeds that are added for other claims do not change it.
+else: every machine and every later call comes to the same one. At each look,
+a number of seeds (`Study.looks`), the first seeds of all arms are compared (see `sequential`). The
+first look that decides is the verdict; seeds that are added for other claims do not change it.
 
 The level .05 is divided by the comparisons of all claims of the study. In nats, means are over the
 seeds that left the mean image (`failed` is false). Where the arms' shares of those differ clearly

@@ -212,7 +212,7 @@ def _receive(inbox: queue.Queue[Any]) -> None:
 
 @contextlib.contextmanager
 def repeating(action: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Call an action every so many seconds, in a thread; after an error within a second."""
+    """Call an action at this interval, in a thread; after an error within a second."""
     over = threading.Event()
 
     def loop() -> None:

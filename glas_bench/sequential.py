@@ -317,7 +317,7 @@ def share_limits(seeds_a: int, seeds_b: int, p: float) -> tuple[Array, Array]:
 def chance_to_decide(
     difference: Difference, seeds: npt.ArrayLike, p: float, margin: float, direction: int
 ) -> Array:
-    """Return the probability that a look with so many seeds an arm ends in a verdict.
+    """Return the probability that a look with `seeds` an arm ends in a verdict.
 
     The estimate and the spreads are taken as the truth.
 

@@ -76,7 +76,7 @@ def data_origin(origin: str | None) -> str:
 
 
 def bits_per_character(nats: float, characters: int) -> float:
-    """Return bits a character from the nats of so many characters."""
+    """Return bits per character from nats."""
     return nats / (characters * math.log(2))
 
 
@@ -109,7 +109,7 @@ def paragraph(text: str) -> str:
 
 
 def shortened(names: Sequence[str], width: int) -> dict[str, str]:
-    """Return each name, or what stands for it in so many columns; no two look alike."""
+    """Return each name, shortened to at most `width` columns; no two look alike."""
     for head in (width // 2 - 1, 0, width - 2):  # columns left of the dots
         each = {name: _cut(name, width, head) for name in names}
         if len(set(each.values())) == len(each):

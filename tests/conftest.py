@@ -31,10 +31,16 @@ LONG = 120.0
 """Seconds after which a command, or what is awaited of one, counts as lost."""
 
 
+LONGEST = ("sweep", "report", "storm", "docs", "run", "damage", "stacked_seeds", "tracking")
+"""Files that take minutes, which begin first: in the end no core waits for one of them."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Begin with the longest files; skip what needs a GPU where there is none."""
     import torch
 
+    first = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

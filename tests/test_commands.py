@@ -193,9 +193,9 @@ def test_weights_of_both_recognisers_are_shown_for_every_k():
     head, *lines = (line.split() for line in weights_text([row, more]).splitlines()[:5])
     assert head[4:-2] == ["iw,", "K=1", "iw,", "K=10", "iw,", "K=100"]
     assert [line[:2] + line[4:-2] for line in lines if line[0].isdecimal()] == [
-        ["0", "own", "99.00", "96.00", "–"],
-        ["0", "refit", "98.00", "–", "94.00"],
-        ["1", "own", "99.50", "–", "95.00"],
+        ["0", "own", "99.00", "96.00", "-"],
+        ["0", "refit", "98.00", "-", "94.00"],
+        ["1", "own", "99.50", "-", "95.00"],
     ]
 
 

@@ -578,7 +578,9 @@ def test_preparing_a_run_again_mends_its_config(run, seed, how):
     else:
         shutil.copy(other.path / "config.yaml", path)
     assert run.path in record.find_runs(run.path.parents[1])
-    with pytest.raises(GlasBenchError, match="The command that made it writes that file again"):
+    with pytest.raises(
+        GlasBenchError, match="Run the command that made this run again: it rewrites"
+    ):
         load_run(run.path)
     run.prepare(CONFIG, {"variant": "mine", "bounds_nll": None})
     assert path.read_text() == right

@@ -545,7 +545,7 @@ def test_a_file_edited_meanwhile_is_not_trained_under_its_old_name(glas, packed)
         ended = seed_process.carry_out(order, lambda event: None)
     seed = one.folder(glas.results).seed(0)
     assert ended["status"] == seed.status()["status"] == "failed"
-    assert "changed since the command was given" in ended["reason"]
+    assert "changed since the command began" in ended["reason"]
     assert seed.checkpoints() == []
 
 

@@ -181,7 +181,7 @@ def simulated(
 def seconds_a_move(
     log_likelihood: LogLikelihood, latent_size: int, images: int, how: Annealing
 ) -> float:
-    """Return the seconds that a move of so many images takes, the mean of three after a warm-up."""
+    """Return the seconds that a move of these images takes, the mean of three after a warm-up."""
     noise = how.noise("clock", range(images))
     walkers = Walkers(log_likelihood, noise(how.chains, latent_size, 0))
     step_B = torch.full((images,), 0.01, device=noise.device, dtype=noise.dtype)

@@ -73,7 +73,7 @@ class Annealing:
         return Noise(self.seed, purpose, index, device, self.dtype or torch.get_default_dtype())
 
     def slices(self, images: int) -> list[slice]:
-        """Return the chunks of so many images."""
+        """Return the chunks of this number of images."""
         if images < 1:
             raise ValueError("there must be at least one image")
         size = self.chunk or images

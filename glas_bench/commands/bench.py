@@ -231,7 +231,7 @@ def count_work(variant: Variant, resolved: RunConfig) -> dict[str, int]:
 
 
 def seconds(act: Callable[[], object], repeats: int = 1, device: str = "cpu") -> float:
-    """Return the seconds that so many calls take until the device is idle again."""
+    """Return the seconds that `repeats` calls take until the device is idle again."""
 
     def wait() -> None:
         if device != "cpu":
@@ -306,7 +306,7 @@ def _ways(left: Tensor, right: Tensor) -> list[Callable[[], Tensor]]:
 
 
 def captured_products(left: Tensor, right: Tensor, repeats: int) -> programs.Program:
-    """Return so many products left @ right [S, ...] as one graph."""
+    """Return `repeats` products left @ right [S, ...] as one graph."""
     result = torch.bmm(left, right)
 
     def multiply() -> None:

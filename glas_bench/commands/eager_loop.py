@@ -22,7 +22,7 @@ BATCHES = 8
 
 
 def made_up(batch: int, batches: int = BATCHES) -> Splits:
-    """Return random binary images, enough for so many batches of an epoch."""
+    """Return random binary images, enough for `batches` of an epoch."""
     generator = streams.generator(0, "bench")
     count = batches * batch
     images = (torch.rand(count, PIXELS, generator=generator) < 0.13).to(torch.uint8)

@@ -370,7 +370,7 @@ class Sweep:
 
 
 def exit_code(counts: Mapping[str, int], problems: Sequence[Problem], limited: bool) -> int:
-    """Return the exit code of a sweep of so many cells by status; `limited` may leave some."""
+    """Return a sweep's exit code from its numbers of cells by status; `limited` may leave some."""
     if signals.requested():
         return signals.exit_code()
     if _left(counts) and (problems or not limited):

@@ -64,7 +64,7 @@ class Stack:
 
         Args:
             function: takes the model and arguments, which are trees of tensors.
-            shared: so many of the last arguments have no such axis.
+            shared: number of last arguments without such an axis.
             cast: whether kernels are cast where the precision asks for it.
         """
         module = rollout.Program(self.skeleton, function)

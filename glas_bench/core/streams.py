@@ -70,7 +70,7 @@ def normals(keys: Tensor, count: int, block: Tensor | int = 0) -> Tensor:
 
 
 def counters(count: int, device: torch.device) -> Tensor:
-    """Return the counters 0, 1, ... of so many numbers, four of each, int64."""
+    """Return the counters 0, 1, ... of `count` numbers, four of each, int64."""
     return torch.arange(-(-count // 4), device=device)
 
 

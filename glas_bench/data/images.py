@@ -58,7 +58,7 @@ def read(path: Path) -> Arrays:
         chances = grey / np.float32(255) if grey.dtype == np.uint8 else grey
         arrays[f"{split}.bits"] = freeze(chances.astype(np.float32), split)
     if all((known[split] == known[split].flat[0]).all() for split in SPLITS):
-        raise DataError(f"{path}: every pixel of every image has the same value; check the file.")
+        raise DataError(f"{path}: its images are blank: all pixels have one value. Check the file.")
     return arrays
 
 

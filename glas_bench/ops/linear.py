@@ -175,7 +175,7 @@ class Packed:
 
     @staticmethod
     def pays(kernel: Tensor, rows: int, calls: int) -> bool:
-        """Return whether so many products with B rows are worth laying the kernel out."""
+        """Return whether `calls` products with B rows are worth laying the kernel out."""
         known = kernel.dtype in (torch.float32, torch.bfloat16)
         pays = kernel.numel() >= LARGE and calls >= MANY_CALLS and rows <= FEW_ROWS
         return pays and known and has_onednn(kernel.dtype)

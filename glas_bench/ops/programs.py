@@ -42,7 +42,7 @@ still (pytorch issues 180395, 190308), so nothing is captured any more."""
 
 
 def ways_on(device: torch.device, steps: int = FEW_STEPS) -> tuple[str, ...]:
-    """Return what is tried on a device, in order, for a function that is called so many times."""
+    """Return what is tried on a device, in order, for a function that is called `steps` times."""
     if device.type != "cuda":
         return ("eager",)
     return WAYS if steps >= FEW_STEPS else ("captured uncompiled", "eager")

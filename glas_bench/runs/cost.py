@@ -31,7 +31,7 @@ def work(cell: Cell) -> int:
 
 
 def updates(config: RunConfig, images: int | None = None) -> int:
-    """Return the optimiser's steps of a run on so many images, by default those published."""
+    """Return the optimiser's steps of a run; `images` are by default those published."""
     size = DATASETS[config.dataset].sizes[0] if images is None else images
     return size // config.batch * config.epochs
 

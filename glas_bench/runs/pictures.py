@@ -62,7 +62,7 @@ class Traces:
 
 
 def trace(subject: Subject, images: int | None = None) -> Traces:
-    """Return the canvases over time of so many samples and test images (8, or 4 lines of text)."""
+    """Return the canvases over time of samples and of test images (8, or 4 lines of text)."""
     images = images or (LINES if is_text(subject) else IMAGES)
     with torch.inference_mode(), scoring(subject.model, subject.config, subject.splits):
         return Traces(_from_prior(subject, images), *_reconstructed(subject, images))

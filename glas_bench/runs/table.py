@@ -70,7 +70,7 @@ def differences(cell: Cell, baseline: Cell, results: Path) -> dict[str, Any]:
 
     Returns:
         By metric: estimate, low, high (95 %), p, seeds, images, diverged (seeds left out because
-        an arm diverged), label, resolvable (nats that so many seeds can tell apart, null with one
+        an arm diverged), label, resolvable (nats that these seeds can tell apart, null with one
         seed); null with a reason where the two cannot be compared.
     """
     folders = [each.folder(results) for each in (cell, baseline)]

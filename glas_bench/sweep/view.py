@@ -142,7 +142,7 @@ class Table(View):
 
 
 def _window(cells: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
-    """Return at most so many cells: running and failed ones first, all in the order of the plan."""
+    """Return at most `rows` cells: running and failed ones first, all in the order of the plan."""
     rank = {"running": 0, "failed": 1, "waiting": 2, "complete": 3}
     order = sorted(range(len(cells)), key=lambda i: (rank.get(cells[i]["status"], 4), i))
     return [cells[index] for index in sorted(order[:rows])]

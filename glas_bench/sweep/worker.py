@@ -265,7 +265,7 @@ def run_job(job: Job, on_event: OnEvent) -> None:
 
 
 def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[Problem]:
-    """Run so many worker processes, on the GPUs in turn; return the problems of those that fail."""
+    """Run worker processes, on the GPUs in turn; return the problems of those that fail."""
     problems: list[Problem] = []
     doing: dict[int, str] = {}
     reported: set[int] = set()  # workers that said how they ended
@@ -301,7 +301,7 @@ def run_workers(job: Job, workers: int, url: str, on_event: OnEvent) -> list[Pro
 
 
 def default_workers(device: str, cells: int, threads: int) -> int:
-    """Return how many workers a machine gets by default for cells with so many threads a seed.
+    """Return how many workers a machine gets by default; `threads` are those of a seed.
 
     One a GPU. On a CPU as many as it has processors for: a worker that has them for one seed alone
     runs seeds one after another, which saves each a process of its own and its imports of seconds.

@@ -80,7 +80,7 @@ class Budget:
     image_steps: int = 50
     """Gradient steps on an image's own means and log-stds."""
     image_steps_an_epoch: int = 5
-    """At most so many of these for each epoch of the arm's training: smoke runs stay short."""
+    """At most this many of them for each epoch of the arm's training: smoke runs stay short."""
     image_learning_rate: float = 0.02
     """Adam's on these, linearly to 0."""
 

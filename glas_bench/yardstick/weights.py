@@ -103,7 +103,7 @@ class Images:
         return self.pixels_NP.to(torch.float32)
 
     def split(self, size: int) -> Iterator[slice]:
-        """Yield consecutive slices of at most so many images."""
+        """Yield consecutive slices of at most `size` images."""
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
