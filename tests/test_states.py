@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import fabricated
 import pytest
 from rich.console import Console
 
+from glas_bench import registry, study
+from glas_bench.record import RunFolder
 from glas_bench.sweep import status, view, worker_id
 from glas_bench.sweep.plan import VERSIONS, differences, digest, outdated
 from glas_bench.sweep.trial import Trial
@@ -241,15 +245,34 @@ def test_seeds_and_time_to_the_next_look_and_to_the_last(
     monkeypatch.setattr(view.View, "EVERY", 0.0)
     shown = view.View()
     shown.show({"event": "begin", "cell": "gaussian", "name": "gaussian", "seeds": [0, 1]})
-    ended = {"event": "end", "status": "complete"}
-    shown.show({"event": "seed", "cell": "gaussian", "seed": 0, "of": ended})
     document = status.status_document(plan, trials) | {"claims": [claim()]}
-    shown.refresh(document, 40.0, 60.0)
+    document["cells"][1]["seeds"][0]["status"] = "complete"  # a seed of two is over
+    left = status.seconds_left(plan, trials, document)
+    shown.refresh(document, left, 40.0)
     assert capsys.readouterr().err.splitlines() == [
         "gaussian: running, seeds 0,1",
         "2 cells: 1 complete, 1 running; 3 of 4 seeds; 0 of 1 claims decided; about 20 s left "
-        "to the next look, 40 s to the last one",  # a seed of two is over
+        "to the next look, 40 s to the last one",
     ]
+
+
+@pytest.mark.parametrize("state", ["waiting", "running"])
+def test_seeds_that_have_ended_count_before_their_trial_does(state: str, tmp_path: Path) -> None:
+    """A trial is all missing seeds of a cell; a killed one waits with those that it finished."""
+    (made,) = study.by_hand(registry.find("cauchy"), None, [0], preset="smoke")
+    about = {"key": "0123456789ab", "seeds": [0, 1, 2, 3]}
+    folder = RunFolder(tmp_path, "cauchy", about["key"])
+    folder.prepare(made.config, {})
+    for seed, word in ((0, "complete"), (1, "diverged"), (2, "training")):
+        fabricated.status(folder.seed(seed), word)
+    fabricated.status(folder.seed(3), "complete")
+    protocol = fabricated.score(folder.seed(0), made.config, fabricated.Arm())
+    plan = plan_of(entry(**about, protocol=protocol))
+    own = trial(state, **about, protocol=protocol, owner=worker_id.own_id())
+    (cell,) = status.status_document(plan, [own], tmp_path)["cells"]
+    # seed 3 has no scores by this protocol
+    assert seeds_of(cell) == ["complete", "diverged", state, state]
+    assert cell["status"] == state
 
 
 def test_the_rest_of_a_search_counts_whatever_waits(capsys: Any) -> None:

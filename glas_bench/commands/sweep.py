@@ -285,7 +285,7 @@ class Sweep:
         """Return the status document, and the seconds left: of what is planned, and at most."""
         read = self.queue.read(self.plan.name)
         assert read is not None
-        document = status_document(*read)
+        document = status_document(*read, self.plan.results)
         loaded, (cells, judged) = self.plan.study, self.judged
         if cells != document["cells"]:
             judged = verdicts(loaded, document, self.plan.results)
@@ -294,7 +294,7 @@ class Sweep:
         if self.request.decide:
             longest = decide.seeds_at(loaded, loaded.looks[-1])
             wanting = {cell for one in judged if one["wanted"] for cell in one["cells"]}
-            most = seconds_at_most(*read, dict.fromkeys(wanting, longest))
+            most = seconds_at_most(*read, dict.fromkeys(wanting, longest), self.plan.results)
         return {**document, "claims": judged}, seconds_left(*read, document), most
 
     def seeds_to_run(self) -> dict[str, list[int]]:
@@ -479,7 +479,7 @@ def status(request: Request) -> Answer:
         if loaded is None:
             raise unknown("study", name, {*known, *study.shipped()})
         read = plan_document(loaded, loaded.cells), []
-    document = status_document(*read)
+    document = status_document(*read, request.results)
     lines = [_outdated(document, read[0], loaded)]
     if loaded is not None:
         lines.append(rejudged(read[0], plan_document(loaded, loaded.cells)))

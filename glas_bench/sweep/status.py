@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from glas_bench import decide
-from glas_bench.record import FINISHED, join_statuses
+from glas_bench.errors import RunError
+from glas_bench.record import FINISHED, RunFolder, join_statuses
 from glas_bench.sweep import worker_id
 from glas_bench.sweep.plan import Document
 from glas_bench.sweep.trial import NUMBERS, Trial, best, standing
@@ -18,10 +21,16 @@ from glas_bench.text import aligned, count, number, winner_line
 STATUSES = ("complete", "running", "waiting", "failed", "pruned", "not_applicable")
 
 
-def status_document(plan: Document, trials: Sequence[Trial]) -> Document:
-    """Return the JSON document of `status` from the stored plan and all trials, searches' too."""
+def status_document(
+    plan: Document, trials: Sequence[Trial], results: Path | None = None
+) -> Document:
+    """Return the JSON document of `status` from the stored plan and all trials, searches' too.
+
+    The seeds of a trial are in the database once all of them have ended; those that have ended
+    before are read from the run folders in `results`.
+    """
     trials = [_interrupted(trial) for trial in trials]
-    cells = [_cell(plan, entry, trials) for entry in plan["cells"]]
+    cells = [_cell(plan, entry, trials, results) for entry in plan["cells"]]
     by_status = Counter(cell["status"] for cell in cells)
     return {
         "study": plan["name"],
@@ -41,7 +50,9 @@ def _interrupted(trial: Trial) -> Trial:
     return replace(trial, status="waiting", outcomes=outcomes, reason=reason)
 
 
-def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
+def _cell(
+    plan: Document, entry: Document, trials: Sequence[Trial], results: Path | None
+) -> Document:
     own = [trial for trial in trials if not trial.is_search and trial.belongs(entry)]
     own = standing(own)
     if entry["searched"] and own:  # the best values of the last search
@@ -60,16 +71,30 @@ def _cell(plan: Document, entry: Document, trials: Sequence[Trial]) -> Document:
         reasons = [search["reason"]]
         at_work = [trial for trial in trials if trial.is_search and trial.cell == entry["cell"]]
     workers = [worker_id.described(t.owner) for t in at_work if t.owner and t.status == "running"]
+    key = own[-1].key if own else None if entry["searched"] else entry["key"]
+    if results is not None and key and status in ("waiting", "running"):
+        folder = RunFolder(results, entry["variant"], key)
+        seeds |= {seed: _ended(folder, seed, entry["protocol"]) or seeds[seed] for seed in seeds}
     return {
         **{key: entry[key] for key in ("cell", "variant", "params")},
         "status": status,
         "seeds": [{"seed": seed, "status": status} for seed, status in seeds.items()],
         "reason": "; ".join(reasons) or None,
-        "config_key": own[-1].key if own else None if entry["searched"] else entry["key"],
+        "config_key": key,
         **({"worker": workers[0]} if workers else {}),
         **({"search": search} if search else {}),
         **_means(own),
     }
+
+
+def _ended(folder: RunFolder, number: int, protocol: str) -> str | None:
+    """Return how a seed has ended by its run folder, None where it has not."""
+    seed = folder.seed(number)
+    with contextlib.suppress(RunError):  # a broken one is made again
+        word = seed.status()["status"]
+        scored = (seed.path / "eval" / f"{protocol}.json").is_file()
+        return word if word == "diverged" or (word == "complete" and scored) else None
+    return None
 
 
 def _means(trials: Sequence[Trial]) -> dict[str, float]:
@@ -118,13 +143,16 @@ def _tried(trial: Trial) -> Document:
 
 
 def seconds_at_most(
-    plan: Document, trials: Sequence[Trial], seeds: Mapping[str, Sequence[int]]
+    plan: Document,
+    trials: Sequence[Trial],
+    seeds: Mapping[str, Sequence[int]],
+    results: Path | None = None,
 ) -> float | None:
     """Return about how long the rest would take if cells had these seeds."""
     entries = plan["cells"]
     cells = [{**each, "seeds": seeds.get(each["cell"], each["seeds"])} for each in entries]
     plan = {**plan, "cells": cells}
-    return seconds_left(plan, trials, status_document(plan, trials))
+    return seconds_left(plan, trials, status_document(plan, trials, results))
 
 
 def seconds_left(plan: Document, trials: Sequence[Trial], status: Document) -> float | None:
@@ -158,17 +186,14 @@ WIDTH = 79
 """Columns of text below a table."""
 
 
-def summary(status: Document, ended: int = 0) -> str:
-    """Return how many cells have each status, how many seeds are over and claims decided.
-
-    `ended` are seeds that are over and that the document does not count yet.
-    """
+def summary(status: Document) -> str:
+    """Return how many cells have each status, how many seeds are over and claims decided."""
     counts = ", ".join(f"{cells} {name}" for name, cells in status["counts"].items())
     text = f"{count(len(status['cells']), 'cell')}: {counts.replace('_', ' ')}"
     if not (claims := decide.summary(status.get("claims", ()))):
         return text
     seeds = [each["status"] for cell in status["cells"] for each in cell["seeds"]]
-    done = ended + sum(each in FINISHED for each in seeds)
+    done = sum(each in FINISHED for each in seeds)
     return f"{text}; {done} of {len(seeds)} seeds; {claims}"
 
 

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from glas_bench.display import Shown, on_terminal
-from glas_bench.record import FINISHED
 from glas_bench.sweep import status
 from glas_bench.text import duration, number, seed_ranges, shortened
 
@@ -32,7 +31,6 @@ class View(Shown):
         self.counted, self.counts = time.monotonic(), ""  # when they were shown last, and which
         self.cells: list[dict[str, Any]] = []
         self.caption = ""
-        self.ended: set[tuple[str, int]] = set()  # cell and seed, of trials that still run
 
     def show(self, event: dict[str, Any]) -> None:
         """Show a worker's event."""
@@ -48,10 +46,8 @@ class View(Shown):
         self._note(event)
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Count a seed that is over; say what is worth a line on any display."""
-        if event["event"] == "seed" and event["of"].get("status") in FINISHED:
-            self.ended.add((event["cell"], event["seed"]))
-        elif event["event"] == "lost":
+        """Say what is worth a line on any display."""
+        if event["event"] == "lost":
             self.say(event["reason"])
         elif event["event"] == "seed" and event["of"]["event"] == "note":
             self.say(f"{event['name']}: {event['of']['text']}")
@@ -62,21 +58,11 @@ class View(Shown):
         """Show the document of `status`, and about how many seconds are left, if known.
 
         Where claims get seeds until they are decided, `left` is of the seeds planned by now, and
-        `most` of those to the last look of all claims that are undecided; seeds that are over and
-        that the document does not count yet are taken off both.
+        `most` of those to the last look of all claims that are undecided.
         """
         self.cells = document["cells"]
-        open_seeds = {
-            (cell["cell"], each["seed"])
-            for cell in self.cells
-            for each in cell["seeds"]
-            if each["status"] not in FINISHED
-        }
-        over = len(self.ended & open_seeds)
-        self.caption = status.summary(document, over)
+        self.caption = status.summary(document)
         if left:
-            most, left = (most or 0) - left, left * (1 - over / max(1, len(open_seeds)))
-            most += left
             self.caption += f"; about {duration(left)} left"
         if left and most and most > left:
             self.caption += f" to the next look, {duration(most)} to the last one"
