@@ -219,7 +219,7 @@ def _make(
     claims = plan.study.claims if plan.study is not None else ()
     metrics = {metric for claim in claims for metric in claim.expectation.metrics} & set(COMPARED)
     compared = sorted(metrics | {compare.ranked_by(cells)} | ({"elbo"} if not claims else set()))
-    values = per_image(rows, reported, [*compared, "iw", "nll"])
+    values = per_image(rows, {run.key: run.seed for run in runs}, [*compared, "iw", "nll"])
     compare.write_comparisons(cells, values, compared)
     if plan.study is not None:
         verdicts.write(plan.study, cells, {run.key: run.seed for run in runs})

@@ -77,9 +77,12 @@ def compare(metric: str, a: TableRow, b: TableRow, values: Values) -> PairedDiff
 def _with_images(
     arm: Mapping[int, np.ndarray], cell: TableRow, there: Mapping[tuple[str, int], np.ndarray]
 ) -> Mapping[int, np.ndarray]:
-    """Return values of images [B] for all seeds of an arm; none where no seed of it has any."""
-    keys = ((row["config_key"], int(row["seed"])) for row in cell.finished)
-    known = [there[key] for key in keys if key in there]
+    """Return values of images [B] for all seeds of an arm; none where no seed of it has any.
+
+    Seeds that have some may be seeds that the page does not plan.
+    """
+    keys = {row["config_key"] for row in cell.finished}
+    known = [values for (key, _), values in there.items() if key in keys]
     if all(values.size > 1 for values in arm.values()) or len({each.shape for each in known}) > 1:
         return arm
     return with_images(arm, known) if known else {}

@@ -94,18 +94,19 @@ def per_image(
 ) -> dict[str, dict[tuple[str, int], np.ndarray]]:
     """Return, by metric and (config_key, seed), the values of the images, nats [images].
 
-    They are of the scoring that a row reports. A seed without a value is left out.
+    They are of the scoring that a row reports, and of seeds of its cell that the page does not
+    plan, by the same protocol. A seed without a value is left out.
     """
     values: dict[str, dict[tuple[str, int], np.ndarray]] = {m: {} for m in metrics}
-    for row in rows:
-        key = (row.get("config_key", ""), int(row["seed"]))
-        if key not in seeds:
-            continue
+    own = {(row.get("config_key", ""), int(row["seed"])): row.get("protocol_key") for row in rows}
+    of_cell = {key: protocol for (key, _), protocol in own.items() if protocol}
+    for key, record in seeds.items():
+        protocol = own.get(key) or of_cell.get(key[0])
         with contextlib.suppress(Exception):  # a broken file: the page goes without a difference
-            stored = seeds[key].per_image()
+            stored = record.per_image(protocol) if protocol else {}
             for metric, by_seed in values.items():
-                if (name := f"{row.get('protocol_key', '')}/{metric}") in stored:
-                    by_seed[key] = stored[name]
+                if metric in stored:
+                    by_seed[key] = stored[metric]
     return values
 
 
