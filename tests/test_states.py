@@ -275,7 +275,7 @@ def test_seeds_that_have_ended_count_before_their_trial_does(state: str, tmp_pat
     assert cell["status"] == state
 
 
-def test_the_rest_of_a_search_counts_whatever_waits(capsys: Any) -> None:
+def test_the_rest_of_a_search_counts_whatever_waits() -> None:
     """One of three trials is over, on two seeds; the best then runs on two more."""
     plan = plan_of(entry(searched=["steps"]))
     about: Document = {"is_search": True, "seeds": [7, 8]}

@@ -88,7 +88,10 @@ def _cell(
 
 
 def _ended(folder: RunFolder, number: int, protocol: str) -> str | None:
-    """Return how a seed has ended by its run folder, None where it has not."""
+    """Return how a seed has ended by its run folder, None where it has not.
+
+    Scores are not read, as `SeedFolder.finished` does: a view asks every two seconds.
+    """
     seed = folder.seed(number)
     with contextlib.suppress(RunError):  # a broken one is made again
         word = seed.status()["status"]

@@ -139,6 +139,6 @@ def locked(path: Path, what: str) -> Iterator[None]:
             except Timeout:
                 raise RunError(
                     f"another process has been writing {what} for {LOCK_SECONDS:.0f} s ({path}); "
-                    "when it has ended, `glas-bench sync` mirrors the rest"
+                    "when it has ended, run the command again"
                 ) from None
         yield
