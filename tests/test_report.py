@@ -37,7 +37,7 @@ from glas_bench.report import (
     records,
     results_json,
 )
-from glas_bench.report.table import Row, table_rows
+from glas_bench.report.table import Row, TableRow, table_rows
 from glas_bench.tracking import mlflow_store as store
 from glas_bench.yardstick import refit
 
@@ -778,7 +778,13 @@ def test_committed_runs_come_to_the_verdicts_of_their_page(name: str) -> None:
 
 
 def test_the_committed_index_is_that_of_its_pages() -> None:
-    assert page.index(RESULTS) == ((RESULTS / "README.md").read_text(), [])
+    pages, problems = page.read_pages(RESULTS)
+    drawn = [each.about(page.INDEX) for each in figures.of_pages(pages.values())]
+    assert page.index(pages, drawn, has_archive=True) == (RESULTS / "README.md").read_text()
+    assert (problems, all((RESULTS / "figures" / one["file"]).is_file() for one in drawn)) == (
+        [],
+        True,
+    )
 
 
 # --------------------------------------------------------------------------- --fail-if
@@ -1025,9 +1031,26 @@ def test_a_store_that_cannot_be_read_leaves_the_runs_of_this_machine(
 def test_the_index_keeps_pages_that_were_not_asked_for(folder: Path, tmp_path: Path) -> None:
     out = shutil.copytree(folder, tmp_path / "out")
     (out / "other.csv").write_text("a\n1\n")
-    text, problems = page.index(out)
-    assert text == (out / "README.md").read_text()
+    pages, problems = page.read_pages(out)
+    assert page.index(pages, [], has_archive=False) == (out / "README.md").read_text()
     assert len(problems) == 1
+
+
+def test_the_figure_of_several_pages_draws_a_seed_once() -> None:
+    def of_page(study: str, *given: Row) -> list[TableRow]:
+        return table_rows([one | {"study": study, "effective_dimensions": "2"} for one in given])
+
+    def seeds_of(*pages: list[TableRow]) -> dict[str, int]:
+        (drawing,) = figures.of_pages(pages)
+        (axis,) = drawing.draw().axes
+        return {str(each.get_label()): len(each.get_xdata()) for each in axis.lines}
+
+    one = of_page("one", row(seed=0), row(seed=1), row("vae", seed=0, nll=95.0))
+    other = of_page("other", row(seed=1), row(seed=2), row("vae", cell="b", seed=0, nll=94.0))
+    assert seeds_of(one, other) == {"cauchy": 3, "vae": 2}
+    assert list(figures.of_pages([one])) == []  # the page's own figure shows the same
+    longer = of_page("longer", row(seed=3, params_epochs=20))
+    assert list(figures.of_pages([one, longer])) == []  # no table in common
 
 
 # --------------------------------------------------------------------------- as a user

@@ -102,8 +102,7 @@ def carry_out(request: Request) -> Answer:
         done, planned = complete(cells)
         if done < planned or any(row["status"] == "failed" for row in each.rows):
             code = 3
-    text, unread = page.index(out)
-    _put(out / "README.md", text.encode())
+    unread = _write_index(request, out)
     for problem in (*problems, *unread):
         request.tell(problem)
     lines += [f"tripped: {line}" for line in tripped]
@@ -114,7 +113,7 @@ def carry_out(request: Request) -> Answer:
         text="\n".join(lines),
         document={"out": str(out), "pages": written, "tripped": tripped},
         exit_code=code,
-        problems=[", ".join([f"written to {out / 'README.md'}", *more])],
+        problems=[", ".join([f"written to {out / f'{page.INDEX}.md'}", *more])],
         out=out,
     )
 
@@ -238,7 +237,7 @@ def _check_own(out: Path, studies: Sequence[str]) -> None:
     Raises:
         UsageError: one is not.
     """
-    heads = {out / "README.md": {page.TITLE}}
+    heads = {out / f"{page.INDEX}.md": {page.TITLE}}
     for study in studies:
         heads[out / f"{study}.md"] = {f"# {study}"}
         heads[out / f"{study}.csv"] = set(csv_file.NEEDED)
@@ -301,6 +300,20 @@ def _figures(made: _Page, request: Request, rows: Sequence[Row], folder: Path) -
     if missing:
         request.tell(f"{study}: drawn from the record, not from a csv: {', '.join(missing)}")
     return pictures
+
+
+def _write_index(request: Request, out: Path) -> list[str]:
+    """Write the list of all pages in a folder, with its figures; return which csv it lacks."""
+    pages, problems = page.read_pages(out)
+    drawings = list(figures.of_pages(pages.values()))
+    for each in drawings:
+        for kind in ("png", *request.formats):
+            path = (out / "figures" / each.file(page.INDEX)).with_suffix(f".{kind}")
+            _put(path, each.picture(kind))
+    about = [each.about(page.INDEX) for each in drawings]
+    text = page.index(pages, about, (out / page.ARCHIVE).is_file())
+    _put(out / f"{page.INDEX}.md", text.encode())
+    return problems
 
 
 def _put(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +206,28 @@ def from_csv(rows: Sequence[Row]) -> Iterator[Drawing]:
 
     yield from (replace(each, unit=unit_of(rows)) for each in _looks(every))
     yield from by_table(every, of_table)
+
+
+def of_pages(pages: Iterable[Sequence[TableRow]]) -> Iterator[Drawing]:
+    """Yield the figures of several pages together: by table, the modes of all their variants.
+
+    A seed that pages share is drawn once. Where one page alone has a table, its own figure shows
+    the same.
+    """
+    merged: dict[tuple[str, tuple[str, ...]], dict[tuple[str, str], Row]] = {}
+    shared: dict[tuple[str, ...], set[str]] = {}
+    for cell in (cell for cells in pages for cell in cells if cell.finished):
+        own = merged.setdefault((cell.variant, cell.common), {})
+        shared.setdefault(cell.common, set()).add(cell.first["study"])
+        for row in cell.finished:
+            own.setdefault((row["config_key"], row["seed"]), row | {"settings": ""})
+    every = [
+        TableRow(variant, variant, list(rows.values()), common)
+        for (variant, common), rows in merged.items()
+        if len(shared[common]) > 1
+    ]
+    styles = Styles(every)
+    yield from by_table(every, lambda cells: _modes(cells, styles))
 
 
 def by_table(

@@ -61,10 +61,16 @@ NOT_COVERED = (
 TITLE = "# glas-bench report"
 """First line of the index."""
 
+INDEX = "README"
+"""Its file's stem."""
+
 ARCHIVE = "archive/README.md"
 """Where a folder of pages keeps those of earlier protocols."""
 
-INDEXED = ("question", "claims", "ended", "updates", *KEYS.values())
+INDEXED = (
+    *("question", "claims", "ended", "updates", "config_key", "is_baseline"),
+    *("effective_dimensions", "nll", *KEYS.values()),
+)
 """Columns of a csv that the index is made from."""
 
 
@@ -238,8 +244,7 @@ def _figures(rows: Sequence[Row], cells: Sequence[TableRow]) -> str:
     if len(tables(cells)) > MOST_TABLES:
         lines += [f"Of the first {MOST_TABLES} tables alone.", ""]
     for one in figures:
-        lines += [f"### {one['title']}", "", f"![{one['title']}](figures/{one['file']})", ""]
-        lines += [one["caption"], ""]
+        lines += [f"### {one['title']}", "", *_figure(one)]
     return "\n".join(lines)
 
 
@@ -346,8 +351,22 @@ def _skip(one: Mapping[str, Any]) -> str:
     return f"`{one['variant']}` at {settings}"
 
 
-def index(out: Path) -> tuple[str, list[str]]:
-    """Return the markdown of the list of all pages whose csv is in a folder, and the problems."""
+def read_pages(folder: Path) -> tuple[dict[str, list[TableRow]], list[str]]:
+    """Return by file stem what the index shows of each csv in a folder; and the problems."""
+    pages: dict[str, list[TableRow]] = {}
+    problems = []
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            pages[path.stem] = table_rows(csv_file.read(path, INDEXED))
+        except GlasBenchError as error:
+            problems.append(str(error))
+    return pages, problems
+
+
+def index(
+    pages: Mapping[str, Sequence[TableRow]], figures: Sequence[Mapping[str, str]], has_archive: bool
+) -> str:
+    """Return the markdown of the list of all pages, with figures of all of them together."""
     lines = [
         TITLE,
         "",
@@ -355,29 +374,27 @@ def index(out: Path) -> tuple[str, list[str]]:
         "study, rendered from the csv beside it (again with `glas-bench report FILE.csv`).",
         "",
     ]
-    entries: list[dict[str, str]] = []
-    pages: dict[str, list[TableRow]] = {}
-    problems = []
-    for path in sorted(out.glob("*.csv")):
-        try:
-            rows = csv_file.read(path, INDEXED)
-        except GlasBenchError as error:
-            problems.append(str(error))
-            continue
-        cells = pages[path.stem] = table_rows(rows)
-        entries.append(
-            {
-                "study": f"[{rows[0]['study']}]({path.stem}.md)",
-                "question": rows[0].get("question") or "runs by hand",
-                "cells complete": " of ".join(map(str, complete(cells))),
-                "newest run": newest(rows) or "–",
-                "verdicts": verdicts.counted(cells),
-                "data": f"[csv]({path.name})",
-            }
-        )
+    entries = [
+        {
+            "study": f"[{cells[0].first['study']}]({stem}.md)",
+            "question": cells[0].first.get("question") or "runs by hand",
+            "cells complete": " of ".join(map(str, complete(cells))),
+            "newest run": newest([row for cell in cells for row in cell.seeds]) or "–",
+            "verdicts": verdicts.counted(cells),
+            "data": f"[csv]({stem}.csv)",
+        }
+        for stem, cells in pages.items()
+    ]
     none = ["No runs yet: `glas-bench run --variant hellinger`.", ""]
     lines += table(entries) if entries else none
     lines += [verdicts.index(pages)] if entries else []
-    if (out / ARCHIVE).is_file():
+    for one in figures:
+        lines += [f"## {one['title']}", "", *_figure(one)]
+        lines += ["All variants of these pages; a seed that pages share is drawn once.", ""]
+    if has_archive:
         lines += [f"Pages of earlier protocols are in the [archive]({ARCHIVE}).", ""]
-    return "\n".join(lines), problems
+    return "\n".join(lines)
+
+
+def _figure(one: Mapping[str, str]) -> list[str]:
+    return [f"![{one['title']}](figures/{one['file']})", "", one["caption"], ""]
