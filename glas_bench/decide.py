@@ -288,22 +288,31 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         verdict = replace(verdict, outlook="no look is left")
     escape_p = _log_rank(arms, looked)
     verdict = replace(verdict, looks=tuple(taken), escaped=escaped, escape_p=escape_p)
-    if verdict.decided or hurdle or not isinstance(difference, Difference):
+    if verdict.decided or hurdle or difference is None:
         return verdict
-    if difference.estimate == difference.seed_error == difference.image_error == 0:
-        return replace(verdict, why="both sides are equal on every seed", wanted=None)
-    verdict = replace(verdict, outlook=_outlook(verdict, difference, levels))
+    if isinstance(difference, Difference):
+        if difference.estimate == difference.seed_error == difference.image_error == 0:
+            return replace(verdict, why="both sides are equal on every seed", wanted=None)
+        verdict = replace(verdict, outlook=_outlook(verdict, difference, levels))
+    left = len(taken)
     if verdict.wanted is None or taken[-1].low is None:
         return verdict
-    left = len(taken)
-    chance = sequential.chance_left(
-        difference, looks[left:], levels[left:], claim.margin, claim.expectation.direction
-    )
+    chance = _chance_left(claim, difference, looks[left:], levels[left:])
     if chance >= sequential.FUTILE:
         return verdict
-    likely = "less than .01" if chance < 0.01 else f"at most {float(chance):.2f}"
+    likely = "less than .01" if chance < 0.01 else f"at most {chance:.2f}"
     why = f"more seeds, up to {looks[-1]} an arm, decide with probability {likely}: none are added"
     return replace(verdict, wanted=None, why=why)
+
+
+def _chance_left(
+    claim: Claim, found: Evidence, looks: Sequence[int], levels: Sequence[float]
+) -> float:
+    """Return an upper bound on the probability that one of the looks that are left decides."""
+    margin, direction = claim.margin, claim.expectation.direction
+    if isinstance(found, Difference):
+        return float(sequential.chance_left(found, looks, levels, margin, direction))
+    return sequential.share_chance_left(found, looks, levels, margin, direction)
 
 
 def _short(arms: Sequence[Arm], seeds: Sequence[int]) -> str:

@@ -13,7 +13,8 @@ differ. The images are a sample too: their error is that of the mean over images
 between the arms' means over seeds. The half widths of the two are added in quadrature (the method
 of variance estimates recovery, Zou and Donner 2008).
 
-A claim that the looks left are not likely to decide gets no more seeds (`chance_left`).
+A claim that the looks left are not likely to decide gets no more seeds (`chance_left`,
+`share_chance_left`).
 
 Seeds that never leave the mean image (collapsed) are a hurdle: their share is compared by Fisher's
 exact test with an exact unconditional interval, and means are compared among seeds that escaped.
@@ -226,6 +227,15 @@ class ShareDifference:
     p: float
     """Fisher's exact two-sided p."""
 
+    @property
+    def arms(self) -> tuple[tuple[int, int], ...]:
+        """Seeds with the property, and all seeds, of each arm."""
+        return self.a, self.b
+
+    def limits(self, seeds: int, p: float) -> tuple[Array, Array]:
+        """Return the intervals for every pair of counts of so many seeds, as `share_limits`."""
+        return share_limits(seeds, seeds, p)
+
     def interval(self, p: float) -> tuple[float, float]:
         """Return the exact unconditional interval at the nominal p of a look."""
         low, high = share_limits(self.a[1], self.b[1], p)
@@ -244,17 +254,28 @@ class Share:
     """-1 for the constant less the share."""
 
     @property
+    def arms(self) -> tuple[tuple[int, int], ...]:
+        """Seeds with the property, and all seeds, of the one arm."""
+        return ((self.count, self.seeds),)
+
+    @property
     def estimate(self) -> float:
         """Share less constant, or the reverse."""
         return self.sign * (self.count / self.seeds - self.constant)
 
-    def interval(self, p: float) -> tuple[float, float]:
-        """Return the exact interval (Clopper and Pearson 1934) at the nominal p of a look."""
+    def limits(self, seeds: int, p: float) -> tuple[Array, Array]:
+        """Return the intervals for every count of so many seeds, [seeds + 1] each."""
         from scipy import stats
 
-        ends = stats.binomtest(self.count, self.seeds).proportion_ci(1 - p, "exact")
-        low, high = sorted(self.sign * (float(end) - self.constant) for end in ends)
+        counts = (stats.binomtest(count, seeds) for count in range(seeds + 1))
+        ends = np.array([each.proportion_ci(1 - p, "exact") for each in counts])
+        low, high = np.sort(self.sign * (ends - self.constant)).T
         return low, high
+
+    def interval(self, p: float) -> tuple[float, float]:
+        """Return the exact interval (Clopper and Pearson 1934) at the nominal p of a look."""
+        low, high = self.limits(self.seeds, p)
+        return float(low[self.count]), float(high[self.count])
 
 
 def share_difference(a: tuple[int, int], b: tuple[int, int]) -> ShareDifference:
@@ -397,3 +418,37 @@ def chance_left(
         decides += stats.norm.cdf((margin - half - estimate) / np.maximum(moved, 1e-12))
         chance += decides.mean(-1)
     return np.minimum(chance, 1.0)
+
+
+def share_chance_left(
+    shares: Share | ShareDifference,
+    looks: Sequence[int],
+    levels: Sequence[float],
+    margin: float,
+    direction: int,
+) -> float:
+    """Return an upper bound on the probability that one of the looks that are left decides.
+
+    As `chance_left`, of shares: how many of an arm's further seeds have the property is
+    beta-binomial, with Jeffreys' prior on the arm's share.
+
+    Args:
+        shares: as known now.
+        looks: seeds an arm of each look that is left.
+        levels: nominal two-sided p of each.
+        margin: the smallest difference that matters.
+        direction: sign that the claim predicts.
+    """
+    from scipy import stats
+
+    chance = 0.0
+    for n, p in zip(looks, levels, strict=True):
+        mass = np.ones(())
+        for count, seeds in shares.arms:
+            more = np.arange(n + 1) - count
+            later = stats.betabinom.pmf(more, n - seeds, count + 0.5, seeds - count + 0.5)
+            mass = np.multiply.outer(mass, later)
+        ends = zip(*map(np.ravel, shares.limits(n, p)), strict=True)
+        decides = [word(low, high, margin, direction) != "undecided" for low, high in ends]
+        chance += float(mass.ravel() @ decides)
+    return min(chance, 1.0)

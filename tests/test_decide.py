@@ -465,6 +465,15 @@ def test_shares_of_seeds_that_meet_a_condition(
     assert judged(" < ".join(sides), *given, more="looks: [8, 12]").word == word
 
 
+def test_shares_that_more_seeds_are_not_likely_to_decide_get_none(judged: Judged) -> None:
+    shares = CLAIM.replace("nll", "escaped_share").replace(">", "<")
+    alike = judged(shares, seeds(90.0, count=8), seeds(100.0, count=8))
+    assert (alike.word, alike.wanted, len(alike.looks)) == ("undecided", None, 2)
+    assert alike.why.endswith("decide with probability less than .01: none are added")
+    apart = judged(shares, seeds(90.0), seeds(100.0, count=2) + collapsed(3))
+    assert (apart.word, apart.wanted) == ("undecided", 8)
+
+
 def test_a_share_is_compared_with_a_number_exactly(judged: Judged) -> None:
     expect = f"escaped_share(cauchy, {GRID}) > 0.2"
     verdict = judged(expect, seeds(90.0, count=12), more="looks: [12]")

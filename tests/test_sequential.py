@@ -15,12 +15,14 @@ from scipy import stats
 from glas_bench import sequential
 from glas_bench.sequential import (
     Difference,
+    Share,
     chance_left,
     chance_to_decide,
     contrast,
     half_width,
     nominal_p,
     seeds_to_decide,
+    share_chance_left,
     share_difference,
     share_limits,
     word,
@@ -364,6 +366,33 @@ def test_the_chance_of_looks_that_are_left_is_met():
         some = (chance_R >= low) & (chance_R < high)
         assert some.sum() > 100
         assert chance_R[some].mean() - 0.15 < decided_R[some].mean() < chance_R[some].mean() + 0.03
+
+
+@pytest.mark.parametrize(("a", "b", "margin"), [(3, 5, 0.0), (5, 5, 0.0), (1, 1, 0.6)])
+def test_the_chance_that_shares_are_decided_is_met(a, b, margin):
+    looks, levels, rng = sequential.LOOKS, nominal_p(), np.random.default_rng(a)
+    now = share_difference((a, 5), (b, 5))
+    chance = share_chance_left(now, looks[1:], levels[1:], margin, -1)
+    share = [rng.beta(count + 0.5, 5.5 - count, 4000) for count in (a, b)]
+    count, seeds, decided = [np.full(4000, a), np.full(4000, b)], 5, np.zeros(4000, bool)
+    for n, p in zip(looks[1:], levels[1:], strict=True):
+        count = [c + rng.binomial(n - seeds, s) for c, s in zip(count, share, strict=True)]
+        low, high = (ends[tuple(count)] for ends in share_limits(n, n, p))
+        words = [word(*each, margin, -1) for each in zip(low, high, strict=True)]
+        decided |= np.array([each != "undecided" for each in words])
+        seeds = n
+    assert decided.mean() < chance + 0.02  # a bound: looks are added up
+    assert decided.mean() > chance / len(looks[1:]) - 0.02
+
+
+def test_the_chance_that_one_share_is_decided_is_exact_where_one_look_is_left():
+    share = Share(4, 5, 0.5)
+    p, mass = 0.02, stats.betabinom(15, 4.5, 1.5).pmf(np.arange(16))
+    decides = [
+        word(*Share(4 + more, 20, 0.5).interval(p), 0.0, 1) != "undecided" for more in range(16)
+    ]
+    assert 0.1 < mass @ decides < 0.9
+    assert share_chance_left(share, [20], [p], 0.0, 1) == pytest.approx(mass @ decides)
 
 
 def test_seeds_to_decide_decides_in_four_cases_of_five():
