@@ -61,6 +61,11 @@ NOT_COVERED = (
 TITLE = "# glas-bench report"
 """First line of the index."""
 
+OF_PAGES = (
+    "All variants of these pages; a seed that pages share is drawn once. What is said of "
+    "directions holds among the seeds of one variant."
+)
+
 INDEX = "README"
 """Its file's stem."""
 
@@ -390,7 +395,7 @@ def index(
     lines += [verdicts.index(pages)] if entries else []
     for one in figures:
         lines += [f"## {one['title']}", "", *_figure(one)]
-        lines += ["All variants of these pages; a seed that pages share is drawn once.", ""]
+        lines += [OF_PAGES, ""]
     if has_archive:
         lines += [f"Pages of earlier protocols are in the [archive]({ARCHIVE}).", ""]
     return "\n".join(lines)
