@@ -62,8 +62,8 @@ TITLE = "# glas-bench report"
 """First line of the index."""
 
 OF_PAGES = (
-    "All variants of these pages; a seed that pages share is drawn once. What is said of "
-    "directions holds among the seeds of one variant."
+    "All variants of these pages; a seed that pages share is drawn once. Compare "
+    "directions among the seeds of one variant."
 )
 
 INDEX = "README"
