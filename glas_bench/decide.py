@@ -294,9 +294,9 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         if difference.estimate == difference.seed_error == difference.image_error == 0:
             return replace(verdict, why="both sides are equal on every seed", wanted=None)
         verdict = replace(verdict, outlook=_outlook(verdict, difference, levels))
-    left = len(taken)
     if verdict.wanted is None or taken[-1].low is None:
         return verdict
+    left = len(taken)
     chance = _chance_left(claim, difference, looks[left:], levels[left:])
     if chance >= sequential.FUTILE:
         return verdict

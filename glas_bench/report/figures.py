@@ -220,7 +220,7 @@ def of_pages(pages: Iterable[Sequence[TableRow]]) -> Iterator[Drawing]:
         own = merged.setdefault((cell.variant, cell.common), {})
         shared.setdefault(cell.common, set()).add(cell.first["study"])
         for row in cell.finished:
-            own.setdefault((row["config_key"], row["seed"]), row | {"settings": ""})
+            own.setdefault((row.get("config_key", ""), row["seed"]), row | {"settings": ""})
     every = [
         TableRow(variant, variant, list(rows.values()), common)
         for (variant, common), rows in merged.items()
