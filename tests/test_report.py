@@ -763,7 +763,8 @@ def test_committed_runs_come_to_the_verdicts_of_their_page(name: str) -> None:
     planned = plans.find(name, RESULTS).study
     assert planned is not None
     keys: dict[str, str | None] = dict.fromkeys({row["cell"] for row in rows})
-    keys |= {row["cell"]: row["config_key"] for row in rows if row["config_key"]}  # waiting: none
+    # the row of a seed that waits has no key
+    keys |= {row["cell"]: row["config_key"] for row in rows if row["config_key"]}
     arms = decide.arms_in(planned, keys, RESULTS)
     for row in (row for row in rows if row["status"] == "complete"):
         scores = arms[row["cell"]].scores(int(row["seed"]))

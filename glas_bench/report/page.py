@@ -61,13 +61,14 @@ NOT_COVERED = (
 TITLE = "# glas-bench report"
 """First line of the index."""
 
+INDEX = "README"
+"""Its file's stem."""
+
 OF_PAGES = (
     "All variants of these pages; a seed that pages share is drawn once. Compare "
     "directions among the seeds of one variant."
 )
-
-INDEX = "README"
-"""Its file's stem."""
+"""What the index says below each of its figures."""
 
 ARCHIVE = "archive/README.md"
 """Where a folder of pages keeps those of earlier protocols."""
