@@ -357,10 +357,10 @@ def report(**given: Any) -> None:
 
 
 @cli.command(short_help="Mirror run folders to MLflow.")
-@click.argument("folders", nargs=-1, type=PathType(path_type=Path))
+@click.argument("folders", nargs=-1, type=PathType())
 @log_model_option
 @common
-def sync(folders: tuple[Path, ...], results: Path, log_model: bool) -> None:
+def sync(folders: tuple[str, ...], results: Path, log_model: bool) -> None:
     """Mirror run folders to MLflow, by default all of them; repeating it is harmless.
 
     Cells of a study go to the study's experiment.

@@ -1,13 +1,15 @@
 """Verdicts on the claims of a study: what its records show by now, and what would decide the rest.
 
-A verdict is a function of the study file and of the records of its first seeds, and of nothing
-else: every machine and every later call comes to the same one. At each look,
+A verdict is a function of the study file and of the records of its seeds: every machine and every
+later call comes to the same one. A look uses the scores of its own seeds, and two things besides:
+AIS of a seed may come later, and where seeds are read from a csv, which has no values of images,
+the spread over images is that of the arm's other seeds. At each look,
 a number of seeds (`Study.looks`), the first seeds of all arms are compared (see `sequential`). The
 first look that decides is the verdict; seeds that are added for other claims do not change it.
 
 The level .05 is divided by the comparisons of all claims of the study. In nats, means are over the
 seeds that left the mean image (`failed` is false). Where the arms' shares of those differ clearly
-(Fisher's exact test at the level of the look), the claim ends undecided at that look, unless it has
+(Fisher's exact test at .05 over the looks), the claim ends undecided at that look, unless it has
 `among: escaped`. A diverged seed counts as one that did not leave it.
 """
 
@@ -32,7 +34,7 @@ from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.evaluate import scored_images
 from glas_bench.record import SeedRecord, is_number, load_run
 from glas_bench.sequential import Difference, Share, ShareDifference
-from glas_bench.stats import different_draws
+from glas_bench.stats import LOOSE, different_draws
 from glas_bench.study import Cell, Study
 from glas_bench.study.claims import METRICS, Claim, Comparison, Term
 from glas_bench.text import setting
@@ -94,6 +96,8 @@ class Look:
     high: float | None = None
     why: str = ""
     """Why there is no interval, or no verdict from it."""
+    slack: float = 0.0
+    """How much wider the interval is because scores may lie above -log p(x), nats."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
     """Take one look after another until one decides, or one's seeds are not there."""
     claim, looks = verdict.claim, verdict.planned
     levels = sequential.nominal_p(looks, verdict.level)
+    guards = sequential.nominal_p(looks)
     taken: list[Look] = []
     difference: Evidence | None = None
     hurdle = ""
@@ -265,20 +270,21 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
             break
         escaped = tuple((sum(map(arm.escaped, seeds)), count) for arm in arms)
         looked = seeds
-        hurdle = _hurdle(claim, dict(zip([arm.name for arm in arms], escaped, strict=True)), p)
+        shares = dict(zip([arm.name for arm in arms], escaped, strict=True))
+        hurdle = _hurdle(claim, shares, guards[number - 1])
         try:
             difference = _compared(claim, arms, seeds)
+            below, above = _slack(claim, arms, seeds)
         except _NoNumber as error:
             look = Look(number, count, "undecided", why=hurdle or str(error))
             lacking = isinstance(error, _Lacking)  # seeds that are added would lack it too
             difference = None
         else:
             low, high = difference.interval(p)
-            below, above = _slack(claim, arms, seeds)
             low, high = low - below, high + above
             word = sequential.word(low, high, claim.margin, claim.expectation.direction)
             word = "undecided" if hurdle else word
-            look = Look(number, count, word, difference.estimate, low, high, hurdle)
+            look = Look(number, count, word, difference.estimate, low, high, hurdle, below + above)
             lacking = False
         taken.append(look)
         verdict = replace(verdict, word=look.word, why=look.why)
@@ -327,7 +333,8 @@ def _hurdle(claim: Claim, escaped: Mapping[str, tuple[int, int]], p: float) -> s
     """Return why means do not decide a claim in nats: shares that left the mean image differ.
 
     Empty where they do not, or where the claim is about the seeds that left it. More seeds are not
-    likely to change that, so none are added.
+    likely to change that, so none are added. `p` is that of a look at .05, which is not divided
+    among claims: it withholds verdicts, and a smaller one would let more through.
     """
     if claim.expectation.unit != "nats" or claim.among_escaped:
         return ""
@@ -355,13 +362,19 @@ def _log_rank(arms: Sequence[Arm], seeds: Sequence[int]) -> float | None:
         last = arm.cell.config.epochs
         epochs = [(arm.scores(seed) or {}).get("escape_epoch") for seed in seeds]
         escaped += [epoch for epoch in epochs if epoch is not None]
-        times = [last if epoch is None else epoch for epoch in epochs]
+        ends = [last if arm.scores(seed) else _reached(arm.seeds[seed]) for seed in seeds]
+        times = [end if each is None else each for each, end in zip(epochs, ends, strict=True)]
         samples.append(stats.CensoredData.right_censored(times, [each is None for each in epochs]))
     if not escaped:
         return None
     with np.errstate(invalid="ignore"):  # all of them in the same epoch: 0 / 0
         p = float(stats.logrank(samples[0], samples[1]).pvalue)
     return p if math.isfinite(p) else None
+
+
+def _reached(record: SeedRecord) -> int:
+    """Return the last epoch of a seed that diverged."""
+    return int(record.metrics[-1]["epoch"]) if record.metrics else 0
 
 
 # --------------------------------------------------------------------------- values
@@ -534,18 +547,56 @@ def _meets(term: Term, arm: Arm, seed: int) -> bool:
 
 
 def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[float, float]:
-    """Return by how much AIS's own gap widens an interval, below and above, nats.
+    """Return how far bounds may lie from -log p(x), which widens an interval below and above, nats.
 
-    log p(x) is at most that gap above the estimate (bidirectional Monte Carlo, Grosse, Ghahramani
-    and Adams 2015): the gap's mean over seeds, with two of its errors.
+    -log p(x) is at most the gap of AIS below its estimate (bidirectional Monte Carlo, Grosse,
+    Ghahramani and Adams 2015). `nll` lies further above it the more its log weights vary: above a
+    variance of `LOOSE`, AIS of one seed or more has to measure by how much. Of each number, the
+    mean over seeds, with two of its errors over images.
+
+    Raises:
+        _Lacking: no seed of an arm whose `nll` is so loose has an accepted AIS.
     """
     slack = [0.0, 0.0]
     for term, arm in zip(claim.expectation.terms, arms, strict=True):
+        own = {seed: arm.seeds[seed].ais[1] for seed in seeds if arm.escaped(seed)}
+        side = 0 if term.sign > 0 else 1
         if term.metric == "ais":
-            scores = (arm.seeds[seed].ais[1] for seed in seeds if arm.escaped(seed))
-            gaps = [(each["gap"] or 0.0) + 2 * (each["gap_error"] or 0.0) for each in scores]
-            slack[0 if term.sign > 0 else 1] += sum(max(0.0, gap) for gap in gaps) / len(gaps)
+            slack[side] += _mean([_gap(ais) for ais in own.values()])
+        elif term.metric == "nll" and (v := _mean([_v(arm, seed) for seed in own])) > LOOSE:
+            accepted = [
+                ais
+                for ais in own.values()
+                if ais.get("ais_status") == "accepted" and "nll" in ais.get("paired", {})
+            ]
+            if not accepted:
+                raise _Lacking(
+                    f"nll of {arm.name} is only a bound: the variance of its log weights is "
+                    f"{v:.0f}, and above {LOOSE:g} its distance from -log p(x) has to be measured: "
+                    f"run `glas-bench evaluate {arm.cell.key} --seed {min(own)} --estimator ais`"
+                )
+            slack[side] += _mean([_below_nll(ais) + _gap(ais) for ais in accepted])
     return slack[0], slack[1]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _v(arm: Arm, seed: int) -> float:
+    """Return the variance of the log weights that a seed's `nll` comes from, mean over images."""
+    scores = arm.scores(seed) or {}
+    prefix = "refit_" if scores.get("nll_from") == "refit_iw" else ""
+    return float(scores.get(f"{prefix}v_mean") or 0.0)
+
+
+def _gap(ais: Mapping[str, Any]) -> float:
+    return max(0.0, float(ais["gap"] or 0.0) + 2 * float(ais["gap_error"] or 0.0))
+
+
+def _below_nll(ais: Mapping[str, Any]) -> float:
+    paired = ais["paired"]["nll"]
+    return max(0.0, 2 * float(paired["error"] or 0.0) - float(paired["difference"]))
 
 
 # --------------------------------------------------------------------------- planning

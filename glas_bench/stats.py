@@ -29,6 +29,7 @@ Array = npt.NDArray[np.float64]
 
 ALPHA = 0.05
 POWER = 0.8
+LOOSE = 10.0  # variance of log weights above which `nll` is not taken for -log p(x)
 ONE_SEED = "one seed"  # how a difference's label begins that knows of images alone
 
 

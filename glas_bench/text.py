@@ -156,7 +156,7 @@ def winner_line(cell: str, search: Mapping[str, Any]) -> str:
     if not (won := search["winner"]):
         return ""
     return (
-        f"{cell}: best of {len(search['trials'])} trials is {settings(won['values'])}, "
+        f"{cell}: best of {count(len(search['trials']), 'trial')} is {settings(won['values'])}, "
         f"validation nll {number(won['validation_nll'])} in {duration(won['seconds'])}"
     )
 

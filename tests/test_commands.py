@@ -390,6 +390,25 @@ def test_runs_are_listed_and_removed_unless_at_work(finished, tmp_path):
     assert list((results / "runs").iterdir()) == []
 
 
+def test_nothing_but_a_run_is_removed(finished, tmp_path, monkeypatch):
+    command, document = finished
+    monkeypatch.chdir(tmp_path)
+    results, project = tmp_path / "results", tmp_path / "project"
+    shutil.copytree(document["folder"], results / "runs" / Path(document["folder"]).name)
+    (project / "sub").mkdir(parents=True)
+    (project / "config.yaml").write_text("a: 1\n")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("./project", "project", str(project), "."):
+        ended = command.here("runs", "remove", name, "--yes", "--results", results)
+        assert (ended.code, "is no run folder" in ended.err) == (2, True), ended.err
+    for words in (("runs", "remove", "--yes"), ("evaluate",), ("samples",), ("sync",)):
+        ended = command.here(*words, "", "--results", results)
+        assert (ended.code, "the name of a run is empty" in ended.err) == (2, True), ended.err
+        ended = command.here(*words, "./project", "--results", results)
+        assert (ended.code, "is no run folder" in ended.err) == (2, True), ended.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

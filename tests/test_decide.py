@@ -421,6 +421,22 @@ def test_epochs_of_escape_are_compared_by_a_log_rank_test(judged: Judged, tmp_pa
     assert judged(CLAIM, collapsed(5), collapsed(5)).escape_p is None
 
 
+def test_a_diverged_seed_is_censored_where_it_diverged(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    given = [
+        [Arm(nll=90.0 + i, scores={"escape_epoch": epoch}) if epoch else None for i, epoch in each]
+        for each in (enumerate((4, 4, 4, 4, 5)), enumerate((5, 5, 5, 5, 0)))
+    ]
+    there = arms(planned, tmp_path, dict(zip(ARMS, given, strict=True)))
+    diverged = there[ARMS[1]].seeds[4].folder
+    for epoch in (1, 2, 3):
+        fabricated.epoch(diverged, epoch, 200.0, None, 0.0, fabricated.BEGAN)
+    there[ARMS[1]] = decide.Arm(there[ARMS[1]].cell, load_run(diverged.path.parent).seeds)
+    censored = scipy_stats.CensoredData.right_censored([5, 5, 5, 5, 3], [0, 0, 0, 0, 1])
+    expected = scipy_stats.logrank(x=censored, y=[4, 4, 4, 4, 5]).pvalue
+    assert only(planned, there).escape_p == pytest.approx(float(expected))
+
+
 def test_all_seeds_collapsed_or_diverged_give_no_number(judged: Judged) -> None:
     verdict = judged(CLAIM, collapsed(20), collapsed(20))
     assert verdict.word == "undecided"
@@ -492,6 +508,75 @@ def test_a_seed_that_never_escaped_counts_as_one_epoch_past_all(
 
 
 BY_AIS = f"objective(cauchy, {GRID}) < ais(cauchy, {GRID})"
+
+
+def test_a_claim_in_a_large_family_is_withheld_as_alone(tmp_path: Path) -> None:
+    others = (f"elbo({name}, {GRID}) < {90 + i} nats" for i in range(4) for name in VARIANTS)
+    planned = plan(tmp_path, CLAIM, *others, more="looks: [8, 12]")
+    given = seeds(90.0, count=8), collapsed(6) + seeds(100.0, count=2)
+    there = arms(planned, tmp_path, dict(zip(ARMS, given, strict=True)))
+    verdict = decide.judge(planned, there)[0]
+    assert "2 of 8 seeds of gaussian" in verdict.why  # Fisher's p is .007
+    assert verdict.wanted is None
+
+
+LOOSE = {"refit_v_mean": 240.0}
+
+
+def scored_by_ais(seed: Any, difference: float, status: str = "accepted") -> None:
+    """Give a seed AIS, this far from its nll, with an error of .1 and a gap of .05 +- .05 nats."""
+    protocol = {"estimators": ["ais"], "temperatures": 1000, "chains": 16}
+    paired = {"nll": {"difference": difference, "error": 0.1}}
+    scores = {"protocol": protocol, "ais_status": status, "paired": paired}
+    scores |= {"gap": 0.05, "gap_error": 0.05}
+    values = {"ais": np.ones(2), "image": np.arange(2)}
+    seed.folder.save_scores(protocol_key(protocol), scores, values)
+
+
+@pytest.mark.parametrize(
+    ("loose", "by_ais", "slack", "word"),
+    [
+        ("gaussian", {}, None, "undecided"),
+        ("gaussian", {2: (-1.0, "refused")}, None, "undecided"),
+        ("gaussian", {2: (-1.0, "accepted")}, 1.35, "reproduced"),
+        ("gaussian", {1: (-9.0, "accepted"), 3: (-7.0, "accepted")}, 8.35, "undecided"),
+        ("gaussian", {1: (3.0, "accepted")}, 0.15, "reproduced"),  # above nll: it is no tighter
+        ("cauchy", {0: (-30.0, "accepted")}, 30.35, "reproduced"),  # the other end moves
+        ("neither", {}, 0.0, "reproduced"),
+    ],
+)
+def test_an_nll_that_is_only_a_bound_needs_ais_which_widens_the_interval(
+    tmp_path: Path, loose: str, by_ais: dict[int, Any], slack: float | None, word: str
+) -> None:
+    planned = plan(tmp_path, CLAIM)
+    given = {
+        f"{name} {GRID}": seeds(nll, **(LOOSE if name == loose else {"refit_v_mean": 9.0}))
+        for name, nll in zip(VARIANTS, (100.0, 90.0), strict=True)
+    }
+    there = arms(planned, tmp_path, given)
+    if by_ais:
+        arm = there[f"{loose} {GRID}"]
+        for number, found in by_ais.items():
+            scored_by_ais(arm.seeds[number], *found)
+        records = load_run(arm.seeds[0].folder.path.parent).seeds
+        there[arm.name] = dataclasses.replace(arm, seeds=records)
+    verdict = only(planned, there)
+    assert verdict.word == word
+    if slack is None:
+        assert verdict.last is None
+        assert "of its log weights is 240, and above 10" in verdict.why
+        assert "--seed 0 --estimator ais" in verdict.why
+        assert verdict.wanted is None
+    else:
+        assert verdict.last.slack == pytest.approx(slack)
+        b, a = (
+            {n: seed.per_image()[f"{arm.protocol}/nll"] for n, seed in arm.seeds.items()}
+            for arm in map(there.__getitem__, ARMS)
+        )
+        tight = sequential.contrast([a, {n: -values for n, values in b.items()}])
+        low, high = tight.interval(sequential.nominal_p(verdict.planned, verdict.level)[0])
+        assert verdict.last.low == pytest.approx(low - slack * (loose == "gaussian"))
+        assert verdict.last.high == pytest.approx(high + slack * (loose == "cauchy"))
 
 
 def ais(tmp_path: Path, planned: study.Study, lower: float, gap: float) -> dict[str, decide.Arm]:

@@ -98,6 +98,29 @@ def test_an_array_that_cannot_be_used_is_refused(words, tmp_path):
     refused(UsageError, "own.npy", words, name="images", data_file=path)
 
 
+@pytest.mark.parametrize(
+    ("mode", "about", "words"),
+    [
+        ("I;16", {}, "has 16 bits a pixel; expected 8, values from 0 to 255: rescale it"),
+        *((mode, {}, "has transparent pixels") for mode in ("LA", "RGBA")),
+        *((mode, {"transparency": 0}, "has transparent pixels") for mode in ("1", "L", "P")),
+    ],
+)
+def test_a_picture_that_8_bits_of_grey_do_not_hold_is_refused(mode, about, words, tmp_path):
+    from PIL import Image
+
+    folder = pictures(tmp_path / "own", DIGITS[:60])
+    odd = Image.fromarray(DIGITS[60]).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        odd = Image.fromarray(DIGITS[60].astype(np.uint16) * 257)
+    if mode in ("LA", "RGBA"):
+        odd.save(folder / "opaque.png")
+        assert len(images.read(folder)["train.grey"]) == 49
+        odd.putpixel((3, 3), (*[200] * (len(mode) - 1), 254))
+    odd.save(folder / "odd.png", **about)
+    refused(UsageError, "odd.png", words, name="images", data_file=folder)
+
+
 def test_files_and_folders_that_cannot_be_used_are_refused(tmp_path):
     np.savez(tmp_path / "half.npz", train=DIGITS, test=DIGITS)
     np.savez(tmp_path / "sizes.npz", train=DIGITS, validation=DIGITS, test=DIGITS[:, 1:])

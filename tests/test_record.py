@@ -427,7 +427,7 @@ def test_a_run_reads_back(run, seed):
     ],
     ids=str,
 )
-def test_a_broken_config_is_an_error_by_name(run, change, said):
+def test_a_broken_config_is_an_error_by_name(run, seed, change, said):
     path = run.path / "config.yaml"
     if isinstance(change, dict):
         document = yaml.safe_load(path.read_text())
@@ -436,6 +436,29 @@ def test_a_broken_config_is_an_error_by_name(run, change, said):
         path.write_text(change)
     with pytest.raises(GlasBenchError, match=said):
         load_run(run.path)
+
+
+def test_a_folder_of_another_program_is_no_run(tmp_path, run, seed, monkeypatch):
+    """A run that lost its config.yaml is one by its name and seeds, a renamed copy by the key."""
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / "exp-202401011230"  # a date is as long as a key
+    theirs.mkdir()
+    (theirs / "config.yaml").write_text("a: 1\n")
+    for name in (str(theirs), theirs.name, f"./{theirs.name}"):
+        for find in (lambda name: record.find_run(tmp_path, name), load_run):
+            with pytest.raises(UsageError, match=r"no run folder: its config\.yaml has no"):
+                find(name)
+    shutil.copytree(theirs, run.path.parent / "project")
+    with pytest.raises(UsageError, match="no run folder"):
+        record.find_run(tmp_path, "pro")
+    shutil.copytree(run.path, tmp_path / "backup")
+    assert record.find_run(tmp_path, "backup") == Path("backup")
+    (run.path / "config.yaml").unlink()
+    assert record.find_run(tmp_path, str(run.path)) == run.path
+    for nothing in ("", " "):
+        for find in (lambda name: record.find_run(tmp_path, name), load_run):
+            with pytest.raises(UsageError, match="the name of a run is empty"):
+                find(nothing)
 
 
 # --------------------------------------------------------------------------- ended early, shared

@@ -197,6 +197,20 @@ def test_a_refit_that_still_gained_is_reported() -> None:
     assert "still gained" not in settled
 
 
+def test_one_of_a_kind_has_no_plural() -> None:
+    one = row(params_epochs=1, updates=1, images=1, refit_last_gain=0.2)
+    text = render(one)
+    assert "budget: 1 epoch, 1 update, B = 128" in text
+    assert "mnist-static, static binarisation, 1 test image\n" in text
+    assert "The one refit that nll comes from still gained more than" in text
+    assert "coverage: 1 of 1 cell complete (seeds: 1 complete)" in text
+    assert not re.search(r"(?<![.\d])1 [a-z]+s\b", text)
+    about = {"params_epochs": 2, "updates": 2, "images": 2, "refit_last_gain": 0.2}
+    two = render(row(**about), row("vae", **about))
+    for words in ("2 epochs, 2 updates", "2 test images", "2 of the 2 refits", "2 of 2 cells"):
+        assert words in two
+
+
 def test_a_row_may_have_the_places_between_what_is_better_and_what_is_worse() -> None:
     """Each row is a nat worse than the one before, which two seeds do not show; two nats are.
 
@@ -213,6 +227,12 @@ def test_a_row_may_have_the_places_between_what_is_better_and_what_is_worse() ->
     text = render(*given, nll={key: base_B + off for key, off in offs.items()})
     places = {"a": "1–4", "b": "1–5", "c": "2–6", "d": "3–6", "apart": "1–6", "e": "1–6"}
     assert column(text, "rank") == [*places.items()]
+    # where a bound is loose, its row may lie below those that are lower
+    loose = [one | {"refit_v_mean": "12"} if one["variant"] == "d" else one for one in given]
+    text = render(*loose, nll={key: base_B + off for key, off in offs.items()})
+    places = {"a": "1–5", "b": "1–6", "c": "2–6", "d": "1–6", "apart": "1–6", "e": "1–6"}
+    assert column(text, "rank") == [*places.items()]
+    assert "A row whose v is above 10 is not shown to be worse" in text
 
 
 @pytest.mark.parametrize(
@@ -618,23 +638,27 @@ def seeds_of(name: str, **values: Any) -> list[Row]:
     return [row(name, seed, **values) for seed in range(5)]
 
 
-def test_p_is_adjusted_over_all_comparisons_of_a_metric() -> None:
+def test_p_is_adjusted_over_all_comparisons_of_a_metric_but_those_of_one_seed() -> None:
     given = [one for name in ("left", "right", "other") for one in seeds_of(name)]
+    given += seeds_of("alone")[:1]
     cells = table_rows(given)
     for cell in cells:
         cell.write({"baseline": "" if cell.name == "right" else "right"})
     rng = np.random.default_rng(3)
     base_B = rng.normal(90, 10, 200)
-    more = {"left": 0.4, "right": 0.0, "other": np.arange(200) % 7}
+    more = {"left": 0.4, "right": 0.0, "other": np.arange(200) % 7, "alone": 9.0}
     values = {
         (f"key-{name}", seed): base_B + off + rng.normal(0, 0.2) + rng.normal(0, 1, 200)
         for name, off in more.items()
         for seed in range(5)
     }
     compare.write_comparisons(cells, {"nll": values}, ["nll"])
-    p, p_bh = ([float(cell.first[f"nll_{n}"]) for cell in cells[::2]] for n in ("p", "p_bh"))
+    left, _, other, alone = (cell.first for cell in cells)
+    p, p_bh = ([float(first[f"nll_{n}"]) for first in (left, other)] for n in ("p", "p_bh"))
     assert p[1] < p[0]
     assert p_bh == pytest.approx([p[0], 2 * p[1]])
+    assert float(alone["nll_low"]) > 8
+    assert not alone.keys() & {"nll_p", "nll_p_bh"}
 
 
 @pytest.mark.parametrize(

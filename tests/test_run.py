@@ -588,6 +588,18 @@ def broken(glas, text):
     return path
 
 
+@pytest.mark.parametrize("arms", [("./cauchy.py", "cauchy"), ("cauchy", "./cauchy.py")])
+def test_a_changed_copy_beside_the_built_in_variant_needs_another_name(glas, arms, monkeypatch):
+    source = registry.find("cauchy").path.read_text()
+    (glas.folder / "cauchy.py").write_text(source.replace("Cauchy", "Other"))
+    monkeypatch.chdir(glas.folder)
+    ended = glas.here("run", "--variant", arms[0], "--baseline", arms[1], "--preset", "smoke")
+    assert ended.code == 2
+    file = glas.folder.resolve() / "cauchy.py"
+    assert f"the variant has the name cauchy too; rename the file {file}" in ended.err
+    assert not glas.results.exists()
+
+
 def test_a_file_of_ten_lines(glas, monkeypatch):
     (glas.folder / "my_idea.py").write_text(MY_IDEA)
     assert len(MY_IDEA.splitlines()) == 10

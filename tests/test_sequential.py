@@ -80,13 +80,15 @@ def simulate(
     images=500,
     claims=1,
     escape=1.0,
+    rare=0.0,
     futile=sequential.FUTILE,
 ):
     """Return the share of each word, the mean number of seeds, and the share of claims whose
     interval misses the truth at some look until a verdict is reached (first) and at any look.
 
     `escape` is the share of seeds that escape; the others are left out of the means, as they are of
-    the interval among escaped seeds.
+    the interval among escaped seeds. `rare` is the share of one arm's seeds that lie 10.7 nats
+    above its others, as seeds of `cauchy` with one effective dimension do.
     """
     looks = sequential.LOOKS
     rng = np.random.default_rng([round(100 * abs(delta)), round(100 * sd_a)])
@@ -94,6 +96,8 @@ def simulate(
     most, shape = looks[-1], (REPETITIONS, looks[-1])
     arms = [delta + sd_a * rng.standard_normal(shape), sd_b * rng.standard_normal(shape)]
     alive = [rng.random(shape) < escape for _ in arms]
+    if rare:
+        arms[0] += 10.7 * ((rng.random(shape) < rare) - rare)
     shift = rng.standard_normal(REPETITIONS) * image_sd / math.sqrt(images)
     known = image_sd * np.sqrt(rng.chisquare(images - 1, REPETITIONS) / (images - 1) / images)
     ended = np.full(REPETITIONS, "undecided", dtype=object)
@@ -168,6 +172,12 @@ def test_intervals_hold_together_over_all_looks(sd_a, sd_b, image_sd):
 def test_the_family_of_m_claims_holds_and_the_interval_among_escaped_seeds(claims, escape):
     _, _, _, ever = simulate(1.0, 1.5, 1.5, claims=claims, escape=escape)
     assert claims * ever < 0.064
+
+
+@pytest.mark.parametrize(("claims", "least", "most"), [(1, 0.1, 0.2), (8, 0.02, 0.06)])
+def test_a_rare_mode_of_one_arm_is_missed_more_often_than_the_level_says(claims, least, most):
+    _, _, _, ever = simulate(0.5, 1.0, 1.0, rare=0.05, claims=claims)
+    assert least < ever < most
 
 
 def test_an_interval_over_all_seeds_does_not_cover_where_some_collapse():

@@ -102,6 +102,35 @@ def test_a_baseline_in_the_grid_is_planned_once(load: Load) -> None:
     }
 
 
+def test_what_is_set_reaches_the_baseline_of_a_variant_without_that_setting(load: Load) -> None:
+    """An axis that a variant lacks does not: its baseline is as published."""
+    found = load("""\
+        baseline: cauchy
+        variants: [hellinger, content]
+        set: {filter_size: 3}
+        grid: {grid: [centred]}
+        skip:
+          - {variant: content, axis: filter_size, reason: no filter}
+          - {variant: content, axis: grid, reason: no grid}
+        seeds: 0
+        """)
+    baselines = {cell.name: cell.baseline for cell in found.cells if cell.baseline}
+    assert baselines == {"hellinger grid=centred": "cauchy grid=centred", "content": "cauchy"}
+    for name in baselines.values():
+        assert found.by_name[name].config.settings["filter_size"] == 3
+    alone = load("""\
+        baseline: cauchy
+        variants: [cauchy, content]
+        set: {filter_size: 3}
+        skip: [{variant: content, axis: filter_size, reason: no filter}]
+        seeds: 0
+        """)
+    assert {cell.name: cell.baseline for cell in alone.cells} == {
+        "cauchy": None,
+        "content": "cauchy",
+    }
+
+
 def test_skips(load: Load) -> None:
     found = load("""\
         variants: [cauchy, content, gaussian]
@@ -170,6 +199,20 @@ def test_set_dataset_and_a_file_beside_the_study(load: Load, tmp_path: Path) -> 
     assert (cell.config.dataset, cell.config.learning_rate) == ("omniglot", 3e-4)
     assert cell.config.settings["steps"] == 2
     assert (cell.name, cell.params, found.seeds) == ("mine", {}, [1, 3])
+
+
+def test_two_variants_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Whatever is set for them: claims and tables know a variant by its name."""
+    source = registry.find("cauchy").path.read_text()
+    (tmp_path / "cauchy.py").write_text(source + "\n\nOTHER = True\n")
+    body = """\
+        variants: [cauchy, {variant: ./cauchy.py, filter_size: 2}]
+        seeds: 0
+        """
+    where = f"{tmp_path / 'some.yaml'}:5: "
+    assert refusal(tmp_path, body) == f"{where}cauchy has the name cauchy too; rename the file"
+    (tmp_path / "cauchy.py").write_text(source)
+    assert names(study.load(str(write(tmp_path, body)))) == ["cauchy", "cauchy filter_size=2"]
 
 
 def test_a_search(load: Load, tmp_path: Path) -> None:

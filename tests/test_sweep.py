@@ -33,7 +33,7 @@ from services import Postgres
 from glas_bench import environment, evaluate, registry, study
 from glas_bench.commands import sweep as sweeping
 from glas_bench.errors import RunError, UsageError
-from glas_bench.record import load_run
+from glas_bench.record import load_run, note_of, note_study
 from glas_bench.sweep import status, storage, worker, worker_id
 from glas_bench.sweep.database import PATIENCE_AT_FIRST, Database, StorageDown
 from glas_bench.sweep.plan import Document, Plan, digest
@@ -170,6 +170,30 @@ def test_status_before_the_first_sweep_and_of_no_study(glas: Glas) -> None:
     wrong = glas.here("status", "filtr-size")
     assert wrong.code == 2
     assert "Did you mean 'filter-size'?" in wrong.err
+
+
+def test_status_judges_the_claims_of_a_study_of_ones_own_by_its_name(glas: Glas) -> None:
+    """As `report` does: from the file that its note names; without that, it says so."""
+    claim = "{text: t, source: s, expect: nll(gaussian) > nll(cauchy)}"
+    path = write(glas, f"dataset: mnist-5k\n{TINY}claims: [{claim}]\n")
+    for preset in (None, "laptop"):
+        loaded = study.load(str(path), preset)
+        queue = opened(storage.storage_url(None, glas.results))
+        queue.plan(Plan(loaded, glas.results), extend=False, retry_failed=False)
+        about = {"file": str(path), "preset": loaded.preset, "dataset": loaded.dataset}
+        note_study(glas.results, loaded.name, {}, **about, seeds="0")
+    for words in ((), ("--preset", "laptop")):
+        by_file = glas.here("status", path, *words, "--json").json
+        assert len(by_file["claims"]) == 1
+        assert glas.here("status", "tiny", *words, "--json").json == by_file
+    assert by_file["study"] == "tiny@laptop"
+    assert glas.here("status", "tiny@laptop", "--json").json == by_file
+    path.rename(glas.folder / "moved.yaml")
+    text = " ".join(glas.here("status", "tiny").out.split())
+    assert f"1 claim not judged: the study's file {path} is not there; give its path" in text
+    note_of(glas.results, "tiny").unlink()
+    text = " ".join(glas.here("status", "tiny").out.split())
+    assert f"1 claim not judged: {glas.results} has no note of its file" in text
 
 
 def test_a_dry_run_prints_the_cells_and_opens_nothing(glas: Glas) -> None:

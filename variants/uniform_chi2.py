@@ -10,7 +10,7 @@ less or more than the KL. We keep that charge, with one draw per step and withou
 grows over training.
 
 Width costs nothing, nor does leaving [0, 1], where KL and chi2 are both infinite: q starts as
-U(-1.7, 1.7), elbo and iw are infinite, and `nll` comes from a refit. `uniform-kl` is the same idea
+U(-1.7, 1.7), and while it leaves [0, 1] elbo and iw are infinite. `uniform-kl` is the same idea
 charged with its own divergence.
 
 What the write-up says happened: nothing about the outcome of this approach.

@@ -12,9 +12,10 @@ from typing import Any
 
 from glas_bench import config, decide, environment, signals, study
 from glas_bench.commands import Answer
-from glas_bench.errors import AlreadyRunning, RunError, UsageError, unknown
+from glas_bench.errors import AlreadyRunning, GlasBenchError, RunError, UsageError, unknown
 from glas_bench.processes import OnEvent, repeating
-from glas_bench.record import note_study
+from glas_bench.record import note_of, note_study, read_note
+from glas_bench.report import plans
 from glas_bench.runs.cells import check_memory, check_results
 from glas_bench.runs.cost import core_hours
 from glas_bench.runs.seed import checkpoint_seconds
@@ -457,16 +458,11 @@ def status(request: Request) -> Answer:
 
     Raises:
         UsageError: there is no such study, neither there nor as a file.
+        RunError: the file of a study that was begun is no longer what it was.
     """
     url = storage.storage_url(request.storage, request.results)
-    name, loaded = request.study, None
-    try:
-        study.find(name)
-    except UsageError:
-        pass
-    else:
-        loaded = request.load()
-        name = loaded.name
+    loaded, problem = _find(request)
+    name = loaded.name if loaded else request.study
     file = sqlite_file(url)
     read: tuple[Document, list[Trial]] | None = None
     known: list[str] = []
@@ -477,7 +473,7 @@ def status(request: Request) -> Answer:
             read = queue.read(name if name in known or loaded else name.replace("_", "-"))
     if read is None:
         if loaded is None:
-            raise unknown("study", name, {*known, *study.shipped()})
+            raise problem or unknown("study", name, {*known, *study.shipped()})
         read = plan_document(loaded, loaded.cells), []
     document = status_document(*read, request.results)
     lines = [_outdated(document, read[0], loaded)]
@@ -487,7 +483,35 @@ def status(request: Request) -> Answer:
         document["outdated"] = "; ".join(filter(None, lines))
     if loaded is not None:
         document["claims"] = verdicts(loaded, document, request.results)
+    elif claims := read[0]["claims"]:
+        why = problem or f"{request.results} has no note of its file; give the file's path"
+        document["unjudged"] = f"{count(len(claims), 'claim')} not judged: {why}"
     return Answer(table(document), document)
+
+
+def _find(request: Request) -> tuple[Study | None, GlasBenchError | None]:
+    """Return a study by file or name, by its note as `report` does; or why the note leads nowhere.
+
+    Raises:
+        UsageError: its file has a fault.
+    """
+    try:
+        study.find(request.study)
+    except UsageError:  # no shipped one's name: one's own, or NAME@PRESET
+        name = request.study.replace("_", "-")
+    else:
+        return request.load(), None
+    others = [each for each in (request.preset, request.dataset) if each]
+    try:
+        if others and not read_note(request.results, name):
+            name = "@".join([name, *others])
+        loaded = plans.find(name, request.results).study
+    except GlasBenchError as error:
+        return None, error if note_of(request.results, name).is_file() else None
+    if loaded and others:
+        preset = request.preset or loaded.preset
+        loaded = study.load(str(loaded.path), preset, request.dataset)
+    return loaded, None
 
 
 def _outdated(document: Document, plan: Document, loaded: Study | None) -> str:

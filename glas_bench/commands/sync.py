@@ -11,7 +11,7 @@ from glas_bench.text import count
 from glas_bench.tracking.sync import sync
 
 
-def carry_out(folders: Sequence[Path], results: Path, log_model: bool = False) -> Answer:
+def carry_out(folders: Sequence[str], results: Path, log_model: bool = False) -> Answer:
     """Mirror these run folders, by default all; exit code 3 if one could not be mirrored.
 
     With `log_model` the models of complete seeds are logged too.
@@ -21,10 +21,10 @@ def carry_out(folders: Sequence[Path], results: Path, log_model: bool = False) -
     Raises:
         UsageError: a folder is no run folder.
     """
-    folders = [load_run(folder, results).path for folder in folders]
+    paths = [load_run(folder, results).path for folder in folders]
     done: set[str] = set()
     failures: list[tuple[str, str]] = []
-    for experiment, some in runs_by_study(results, folders or None).items():
+    for experiment, some in runs_by_study(results, paths or None).items():
         report = sync(some, results, experiment=experiment, models=log_model)
         failures += report.failures
         done |= {str(each) for each in some} - {name for name, _ in report.failures}

@@ -7,13 +7,16 @@ as everywhere; binary ones are themselves.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glas_bench.data.parse import SPLIT_SEED, SPLITS, Arrays, freeze
 from glas_bench.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LEAST = 50
 """Images in all, so that each split has some."""
@@ -103,17 +106,29 @@ def _pictures(path: Path) -> NDArray[np.uint8]:
     for each in sorted(each for each in path.iterdir() if each.suffix.lower() == ".png"):
         try:
             with Image.open(each) as picture:
+                wrong = _wrong(picture)
                 images.append(np.asarray(picture.convert("L")))
         except Exception as error:  # Pillow raises many kinds on a broken file
             raise DataError(
                 f"{each} cannot be read as an image: {error}. Replace it, or remove it."
             ) from error
+        if wrong:
+            raise DataError(f"{each} {wrong}.")
         if images[-1].shape != images[0].shape:
             sizes = [" x ".join(map(str, image.shape)) for image in (images[-1], images[0])]
             raise DataError(f"{each} is {sizes[0]}, the first one {sizes[1]}; give one size.")
     if not images:
         raise DataError(f"{path} holds no PNG. {WANTED}.")
     return np.stack(images)
+
+
+def _wrong(picture: Image) -> str:
+    """Return why 8 bits of grey are not all of a picture, with the cure; nothing where they are."""
+    if picture.mode.startswith(("I", "F")):
+        return "has 16 bits a pixel; expected 8, values from 0 to 255: rescale it"
+    if np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+        return "has transparent pixels; expected opaque ones: lay it on a background of one colour"
+    return ""
 
 
 def _grey(array: NDArray[Any], where: str) -> NDArray[Any]:

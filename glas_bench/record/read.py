@@ -232,18 +232,16 @@ def load_run(path: str | Path, results: str | Path | None = None) -> RunRecord:
         results: the results folder; by default `GLAS_BENCH_RESULTS`, otherwise `results/local`.
 
     Raises:
-        UsageError: it has no `config.yaml`, or no run, or more than one, has that prefix.
-        RunError: `config.yaml` is broken.
+        UsageError: it is no run folder, or no run, or more than one, has that prefix.
+        RunError: `config.yaml` is missing or broken.
         NewerRecord: a newer version wrote it.
     """
-    path = Path(path)
-    if len(path.parts) == 1 and not path.is_dir():
+    text, path = str(path), Path(path)
+    if not text or (len(path.parts) == 1 and not path.is_dir()):
         results = results or os.environ.get("GLAS_BENCH_RESULTS") or "results/local"
-        path = find_run(Path(results), str(path))
-    with os_errors(f"read {path}"):
-        if not (path / "config.yaml").exists():
-            why = f"{path} is no run folder: it has no config.yaml"
-            raise UsageError(why + (f". {_AGAIN}" if _has_seeds(path) else ""))
+        path = find_run(Path(results), text)
+    elif not _is_run(path):
+        raise _no_run(path)
     folder = RunFolder.at(path)
     try:
         config, key, about = folder.config()
@@ -301,20 +299,49 @@ def _has_seeds(path: Path) -> bool:
         return True
 
 
+def _is_run(path: Path) -> bool:
+    """Return whether a folder is a run's, sound or broken, and not another program's.
+
+    Its name ends in a key and it has a seed or the lock, or its `config.yaml` has a `config_key`.
+    """
+    with os_errors(f"read {path}"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if RunFolder.at(path).key and (_has_seeds(path) or (path / "lock").is_file()):
+            return True
+        text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
+        return re.search("^config_key:", text, re.MULTILINE) is not None
+    return False
+
+
+def _no_run(path: Path) -> UsageError:
+    has = "its config.yaml has no config_key"
+    if not (path / "config.yaml").exists():
+        has = "it has no config.yaml" if path.is_dir() else "there is no such folder"
+    again = f". {_AGAIN}" if path.is_dir() and _has_seeds(path) else ""
+    return UsageError(f"{path} is no run folder: {has}{again}")
+
+
 def find_run(results: Path, text: str) -> Path:
     """Return a run folder by its path, or by an unambiguous prefix of its name or key.
 
     Raises:
-        UsageError: no run folder fits, or more than one.
+        UsageError: the text is empty, no run folder fits, or more than one.
     """
-    if (Path(text) / "config.yaml").is_file():
+    if not text.strip():
+        raise UsageError(
+            "the name of a run is empty; give its path, or the beginning of its name or key "
+            "(`glas-bench runs` lists them)"
+        )
+    if _is_run(Path(text)):
         return Path(text)
     known = [path.name for path in find_runs(results)]
     fits = [n for n in known if n.startswith(text) or n.rpartition("-")[2].startswith(text)]
-    if len(fits) == 1:
-        return results / "runs" / fits[0]
-    if fits:
+    if len(fits) > 1:
         raise UsageError(f"{text!r} is the beginning of more than one run: {', '.join(fits)}")
+    path = results / "runs" / fits[0] if fits else Path(text)
+    if fits and _is_run(path):
+        return path
+    if path.is_dir():
+        raise _no_run(path)
     variants = {name.rpartition("-")[0] for name in known}
     raise UsageError(
         f"no run {text!r} below {results / 'runs'}.{nearest(text, variants)} "

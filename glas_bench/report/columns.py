@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from glas_bench.report.table import NBSP, Row, Table, TableRow, draws_of, mean_of, value_of
-from glas_bench.stats import ONE_SEED, different_draws
-from glas_bench.text import duration, p_value
+from glas_bench.report.table import NBSP, Row, Table, TableRow, draws_of, value_of
+from glas_bench.stats import LOOSE, ONE_SEED, different_draws
+from glas_bench.text import count, duration, p_value
 
 COLUMNS = (
     "elbo: the negative ELBO, one draw from the variant's own q; iw: the importance-weighted bound "
@@ -42,6 +42,11 @@ RANKS = (
     "Rows are sorted by {metric}. rank: the possible ranks of a row, after all rows shown to be "
     "better and before all rows shown to be worse (paired difference, more than one seed, p < .05, "
     "not adjusted)."
+)
+
+NOT_WORSE = (
+    " A row whose v is above {loose:g} is not shown to be worse: its {metric} may lie far above "
+    "-log p(x)."
 )
 
 
@@ -157,7 +162,9 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
     about += [] if empty["dimensions"] else [DIMENSIONS]
     lines += [*table(rows, [name for name in empty if empty[name]]), " ".join(about), ""]
     if sum(bool(cell.first.get("rank")) for cell in order) > 1:
-        lines += [RANKS.format(metric=metric), ""]
+        loose = any((cell.weights("v_mean", metric) or 0.0) > LOOSE for cell in order)
+        ranks = RANKS + NOT_WORSE * loose
+        lines += [ranks.format(metric=metric, loose=LOOSE), ""]
     if metric == "nll":
         lines += _still_gaining(order)
     return [*lines, *_costs(order, notes), *notes.lines()]
@@ -226,14 +233,7 @@ def _difference(cell: TableRow, metric: str, names: Mapping[str, str], notes: No
 
 def _v(cell: TableRow, metric: str) -> str:
     """Return Var(log w) of the weights that the ranked number came from, and their last gain."""
-    rows = [
-        (row, "refit_" if metric == "nll" and row.get("nll_from") == "refit_iw" else "")
-        for row in cell.finished
-    ]
-    mean, gain = (
-        mean_of([value_of(row, prefix + name) for row, prefix in rows])
-        for name in ("v_mean", "doubling_gain")
-    )
+    mean, gain = (cell.weights(name, metric) for name in ("v_mean", "doubling_gain"))
     return decimal(mean) + (f"{NBSP}({decimal(gain)})" if gain is not None else "")
 
 
@@ -260,11 +260,11 @@ def _seeds(cell: TableRow, planned: int, notes: Notes) -> str:
     text = f"{len(cell.finished)} of {planned}"
     if len(cell.seeds) < planned:
         text += notes.mark(f"the other seeds of {cell.title} are in another table")
-    for status, count in cell.count.items():
+    for status, some in cell.count.items():
         if status == "complete":
             continue
         word = status.replace("_", " ")
-        text += f", {count} {word}"
+        text += f", {some} {word}"
         by_reason: dict[str, list[str]] = {}
         for row in cell.seeds:
             step = f"step {row['diverged_step']}" if row.get("diverged_step") else ""
@@ -294,8 +294,9 @@ def _still_gaining(cells: Sequence[TableRow]) -> list[str]:
     large = [gain for gain in gains if gain > STILL_GAINING]
     if not large:
         return []
+    which = f"{len(large)} of the {len(gains)} refits" if len(gains) > 1 else "The one refit"
     return [
-        f"{len(large)} of the {len(gains)} refits that nll comes from still gained more than "
+        f"{which} that nll comes from still gained more than "
         f"{STILL_GAINING} nats of elbo in their last tenth, up to {max(large):.2f} (the next table "
         "has the largest gain of each row). Each image is fitted further before it is weighed, so "
         "nll may be looser by less.",
@@ -334,8 +335,8 @@ def _costs(order: Sequence[TableRow], notes: Notes) -> list[str]:
 
 def budget(row: Row) -> str:
     """Return the budget of a row: epochs, updates, sizes and precision."""
-    counts = (("params.epochs", "epochs"), ("updates", "updates"))
+    counts = (("params.epochs", "epoch"), ("updates", "update"))
     sizes = (("params.batch", "B"), ("params.steps", "T"), ("params.hidden", "H"))
-    parts = [f"{row[name]} {word}" for name, word in counts if row.get(name)]
+    parts = [count(int(row[name]), word) for name, word in counts if row.get(name)]
     parts += [f"{word} = {row[name]}" for name, word in sizes if row.get(name)]
     return ", ".join([*parts, row.get("params.precision", "")]).rstrip(", ")

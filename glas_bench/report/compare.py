@@ -21,6 +21,7 @@ from glas_bench.report.table import TableRow, differing, draws_of, tables, value
 from glas_bench.sequential import with_images
 from glas_bench.stats import (
     ALPHA,
+    LOOSE,
     PairedDifference,
     different_draws,
     false_discovery_rate,
@@ -103,16 +104,22 @@ def write_comparisons(cells: Sequence[TableRow], values: Values, metrics: Sequen
     for metric in metrics:
         made = [(cell, compare(metric, cell, other, values)) for cell, other in baselines]
         known = [(cell, one) for cell, one in made if isinstance(one, PairedDifference)]
-        adjusted = false_discovery_rate([one.p for _, one in known])
-        for (cell, one), p_bh in zip(known, adjusted, strict=True):
-            estimate, low, high, p = one
-            numbers = {"difference": estimate, "low": low, "high": high, "p": p, "p_bh": p_bh}
-            cell.write({f"{metric}_{name}": repr(value) for name, value in numbers.items()})
+        tested = [(cell, one) for cell, one in known if one.seeds > 1]  # one seed has no p
+        adjusted = false_discovery_rate([one.p for _, one in tested])
+        for cell, one in known:
+            estimate, low, high, _ = one
+            _write(cell, metric, {"difference": estimate, "low": low, "high": high})
             cell.write({f"{metric}_pairs": one.label})
+        for (cell, one), p_bh in zip(tested, adjusted, strict=True):
+            _write(cell, metric, {"p": one.p, "p_bh": p_bh})
         for cell, why in made:
             if isinstance(why, str):
                 cell.write({f"{metric}_apart": why})
     write_ranks(cells, values)
+
+
+def _write(cell: TableRow, metric: str, numbers: Mapping[str, float]) -> None:
+    cell.write({f"{metric}_{name}": repr(value) for name, value in numbers.items()})
 
 
 def baseline_of(cell: TableRow, cells: Sequence[TableRow]) -> TableRow | None:
@@ -143,7 +150,8 @@ def ranked_by(cells: Sequence[TableRow]) -> str:
 
 def write_ranks(cells: Sequence[TableRow], values: Values) -> None:
     """Write into the rows which ranks they may have: after the rows shown to be better, and before
-    those shown to be worse; none where no seed left the mean image.
+    those shown to be worse; none where no seed left the mean image. A row whose bound is loose may
+    lie anywhere below it, so it is not shown to be worse.
 
     So Mogstad, Romano, Shaikh and Wilhelm 2024, section 3, form confidence sets of ranks; here
     each pair is tested at its own level, so a set holds of its row alone, not of all at once.
@@ -158,8 +166,11 @@ def write_ranks(cells: Sequence[TableRow], values: Values) -> None:
                 continue
             one = compare(metric, a, b, values)
             if isinstance(one, PairedDifference) and one.seeds > 1 and one.p < ALPHA:
-                better[i if one.estimate > 0 else j] += 1
-                worse[j if one.estimate > 0 else i] += 1
+                lower, upper = (j, i) if one.estimate > 0 else (i, j)
+                if (order[upper].weights("v_mean", metric) or 0.0) > LOOSE:
+                    continue
+                better[upper] += 1
+                worse[lower] += 1
         for above, below, cell in zip(better, worse, order, strict=True):
             ranks = {"rank": str(1 + above), "rank_to": str(len(order) - below)}
             cell.write(ranks | {"ranked_by": metric})

@@ -141,8 +141,9 @@ def newest(rows: Sequence[Row]) -> str:
 
 def _data(row: Row) -> str:
     other = data_origin(row.get("data_origin"))
-    images = f", {row['images']} test {unit_of([row])}s" if row.get("images") else ""
-    return f"{row['dataset']}, {drawn_as(row['binarisation'])}{other}{images}"
+    parts = [f"{row['dataset']}, {drawn_as(row['binarisation'])}{other}"]
+    parts += [count(int(row["images"]), f"test {unit_of([row])}")] if row.get("images") else []
+    return ", ".join(parts)
 
 
 def _estimators(rows: Sequence[Row]) -> str:
@@ -185,7 +186,8 @@ def _heading(group: Table, named: Sequence[str]) -> str:
     images = {row["images"] for cell in group.rows for row in cell.seeds if row.get("images")}
     parts = [common["data"], drawn_as(common["binarisation"])]
     unit = unit_of([cell.first for cell in group.rows])
-    parts += [f"{' or '.join(sorted(images))} test {unit}s"] if images else []
+    plural = "s" * (images != {"1"})
+    parts += [f"{' or '.join(sorted(images))} test {unit}{plural}"] if images else []
     words = {
         "contents": f"contents {common['contents'][:8] or 'unknown'}",
         "precision": common["precision"] or "fp32",

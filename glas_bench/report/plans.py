@@ -98,10 +98,8 @@ def _from_note(name: str, note: Mapping[str, Any]) -> Study:
     file = Path(str(note.get("file", "")))
     if not file.is_file():  # made elsewhere, or moved since
         if base not in study.shipped():
-            raise RunError(
-                f"the study's file {file.name or 'is not known and'} is no longer where it was; "
-                "name it: glas-bench report PATH"
-            )
+            where = f"{file} is not there" if file.name else "is not known"
+            raise RunError(f"the study's file {where}; give its path in place of {name}")
         file = study.shipped()[base]
     own = study.load(
         str(file),

@@ -139,7 +139,7 @@ def _other_protocols(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
         row = shown.get((run.key[0], str(run.seed.seed)))
         for key, scores in run.seed.scores.items():
             if row and key != row and key != run.seed.ais[0] and "samples" in scores:
-                about = f"K = {scores['samples']}, {scores.get('images')} images"
+                about = f"K = {scores['samples']}, {count(scores.get('images', 0), 'image')}"
                 others.setdefault(about, set()).add(run.record.path.name)
     for about, names in sorted(others.items()):
         yield (

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from glas_bench.record import FINISHED
+from glas_bench.text import count
 
 Row = dict[str, str]
 
@@ -152,6 +153,15 @@ class TableRow:
         if self.mean(column) is None or len(self.finished) < 2:
             return None
         return statistics.stdev(float(row[column]) for row in self.finished)
+
+    def weights(self, name: str, metric: str) -> float | None:
+        """Return the mean over seeds of `v_mean` or `doubling_gain` of a metric's log weights."""
+        refit = metric == "nll"
+        values = [
+            value_of(row, f"refit_{name}" if refit and row.get("nll_from") == "refit_iw" else name)
+            for row in self.finished
+        ]
+        return mean_of(values)
 
     def difference(self, metric: str) -> tuple[float, float, float, float | None] | None:
         """Return the difference from its baseline, the ends of its interval, and the adjusted p."""
@@ -303,7 +313,7 @@ def coverage(cells: Sequence[TableRow]) -> str:
     done, planned = complete(cells)
     counts = seed_counts(cells).items()
     listed = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in counts)
-    return f"{done} of {planned} cells complete (seeds: {listed})"
+    return f"{done} of {count(planned, 'cell')} complete (seeds: {listed})"
 
 
 def protocol(row: Row) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def index(pages: Mapping[str, Sequence[TableRow]]) -> str:
             continue
         link = f"[{cells[0].first['study']}]({page}.md)"
         rows += [{name: row[name] for name in row if name} | {"page": link} for row in _rows(cells)]
-    about = "Claims, each with its repeated 95 % interval; its page says what may be concluded."
+    about = (
+        "Claims, each with its repeated interval; those of a page all hold with probability .95."
+    )
     return "\n".join(["## Verdicts", "", *table(rows), about, ""]) if rows else ""
 
 
@@ -176,7 +178,12 @@ def _why(one: Mapping[str, Any]) -> str:
     parts += [one["outlook"]] if one["outlook"] else []
     if one["verdict"] != NO_VERDICT and one["untuned"]:
         parts.append(f"untuned: {', '.join(one['untuned'])}")
-    if one.get("slack"):
+    if measured := (one["looks"] or [{}])[-1].get("slack"):
+        parts.append(
+            f"its interval is {measured:.2f} nats wider, as far as AIS finds the bounds from "
+            "-log p(x)"
+        )
+    elif one.get("slack"):
         parts.append("part of the difference may be slack of the bounds")
     return "; ".join(parts)
 

@@ -111,13 +111,19 @@ def by_hand(
     overrides that it has.
 
     Raises:
-        UsageError: the two are the same, a setting or its value is not allowed, or the variant
-            cannot run on the data set.
+        UsageError: the two are the same or have one name, a setting or its value is not allowed,
+            or the variant cannot run on the data set.
     """
     from glas_bench.core import train
 
     if baseline is not None and baseline.source_hash == variant.source_hash:
         raise UsageError(f"--baseline {baseline.reference}: it is the variant itself")
+    if baseline is not None and baseline.name == variant.name:
+        file = next(each for each in (variant, baseline) if each.reference != each.name).path
+        raise UsageError(
+            f"--baseline {baseline.reference}: the variant has the name {variant.name} too; "
+            f"rename the file {file}"
+        )
     resolved = resolve(variant, preset=preset, overrides=overrides)
     cells = [Cell(variant.name, variant, {}, resolved, tuple(seeds))]
     if baseline is not None:

@@ -193,6 +193,7 @@ class _Planner:
 
     def __post_init__(self) -> None:
         self.cells: dict[str, Cell] = {}  # by identity
+        self.variants: dict[str, Variant] = {}  # by name
         self.skipped: list[Skipped] = []
         self.listed: set[str] = set()  # identities of what `variants` asks for
         self.used: set[int] = set()  # skips that were needed
@@ -261,7 +262,13 @@ class _Planner:
             raise self.source.error(
                 (*loc, shared[0]), f"{shared[0]} is an axis of the study or set for all of it"
             )
-        return _Entry(loc, self._find(loc, name), settings)
+        variant = self._find(loc, name)
+        known = self.variants.setdefault(variant.name, variant)
+        if known.source_hash != variant.source_hash:
+            raise self.source.error(
+                loc, f"{known.reference} has the name {variant.name} too; rename the file"
+            )
+        return _Entry(loc, variant, settings)
 
     def _find(self, loc: Loc, name: str) -> Variant:
         from glas_bench import registry
@@ -350,7 +357,7 @@ class _Planner:
         for key in self.baseline.settings:
             if key not in own:
                 raise self.source.error(("baseline", key), _no_setting(self.baseline.variant, key))
-        given = {**settings, **self.baseline.settings}
+        given = {**self.file.fixed, **settings, **self.baseline.settings}
         taken = {key: value for key, value in given.items() if key in own}
         baseline = self._cell(self.baseline, taken, entry.loc)
         return self.cells.get(baseline.identity, baseline)

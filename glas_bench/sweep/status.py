@@ -219,7 +219,7 @@ def table(status: Document) -> str:
     notes += filter(None, (winner_line(*each) for each in searches.items()))
     notes += [skipped_line(skip) for skip in status["skipped"]]
     lines = aligned([["cell", "status", "seeds", "nll", "elbo"], *rows], ["elbo"])
-    notes += wrapped(status.get("outdated", ""))
+    notes += [*wrapped(status.get("outdated", "")), *wrapped(status.get("unjudged", ""))]
     judged = status.get("claims", ())
     claims = [line for one in judged for line in claim_lines(one)]
     if judged and not decide.summary(judged) and len({one["why"] for one in judged}) == 1:
