@@ -274,17 +274,18 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         hurdle = _hurdle(claim, shares, guards[number - 1])
         try:
             difference = _compared(claim, arms, seeds)
-            below, above = _slack(claim, arms, seeds)
+            slack = _slack(claim, arms, seeds)
         except _NoNumber as error:
             look = Look(number, count, "undecided", why=hurdle or str(error))
             lacking = isinstance(error, _Lacking)  # seeds that are added would lack it too
             difference = None
         else:
+            if isinstance(difference, Difference):
+                difference = replace(difference, below=slack[0], above=slack[1])
             low, high = difference.interval(p)
-            low, high = low - below, high + above
             word = sequential.word(low, high, claim.margin, claim.expectation.direction)
             word = "undecided" if hurdle else word
-            look = Look(number, count, word, difference.estimate, low, high, hurdle, below + above)
+            look = Look(number, count, word, difference.estimate, low, high, hurdle, sum(slack))
             lacking = False
         taken.append(look)
         verdict = replace(verdict, word=look.word, why=look.why)

@@ -120,15 +120,30 @@ class Difference:
     """Standard error from the spread of images; 0 where values have no images."""
     seeds: tuple[int, ...]
     """Seeds of each arm."""
+    below: float = 0.0
+    """How far the truth may lie below the estimate, as the scores are bounds."""
+    above: float = 0.0
+    """The same above it."""
+
+    @property
+    def centre(self) -> float:
+        """The middle of every interval."""
+        return self.estimate + (self.above - self.below) / 2
+
+    @property
+    def slack(self) -> float:
+        """What the bounds add to the half width of every interval."""
+        return (self.below + self.above) / 2
 
     def half_width(self, p: float) -> float:
         """Return the half width of the interval at the nominal p of a look."""
-        return float(half_width(self.seed_error, self.df, self.image_error, p))
+        by_chance = half_width(self.seed_error, self.df, self.image_error, p)
+        return float(by_chance) + self.slack
 
     def interval(self, p: float) -> tuple[float, float]:
         """Return the two-sided interval at the nominal p of a look."""
         half = self.half_width(p)
-        return self.estimate - half, self.estimate + half
+        return self.centre - half, self.centre + half
 
 
 def half_width(
@@ -355,8 +370,9 @@ def chance_to_decide(
     now = len(difference.seeds) / sum(1 / each for each in difference.seeds)
     error = difference.seed_error * np.sqrt(now / n)
     half = half_width(error, np.maximum(difference.df * n / now, 1.0), difference.image_error, p)
+    half += difference.slack
     spread = np.maximum(np.hypot(error, difference.image_error), 1e-12)
-    estimate = direction * difference.estimate
+    estimate = direction * difference.centre
     return np.asarray(
         stats.norm.sf((margin + half - estimate) / spread)
         + stats.norm.cdf((margin - half - estimate) / spread)
@@ -400,7 +416,7 @@ def chance_left(
     estimate, error, df, images = (
         np.asarray(each, np.float64)[..., None]
         for each in (
-            direction * difference.estimate,
+            direction * difference.centre,
             difference.seed_error,
             difference.df,
             difference.image_error,
@@ -413,7 +429,7 @@ def chance_left(
         share = now / n
         moved = error * np.sqrt(spread * (1 - share))
         later = error * np.sqrt(share * (share + (1 - share) * spread))
-        half = half_width(later, df / share, images, p)
+        half = half_width(later, df / share, images, p) + difference.slack
         decides = stats.norm.sf((margin + half - estimate) / np.maximum(moved, 1e-12))
         decides += stats.norm.cdf((margin - half - estimate) / np.maximum(moved, 1e-12))
         chance += decides.mean(-1)

@@ -427,8 +427,11 @@ def test_the_table_of_the_first_page_is_that_of_its_page() -> None:
 
 
 def test_the_verdicts_of_the_first_page_are_those_of_the_pages() -> None:
-    """Every comparison that a look was taken at is there once, as one of the pages has it."""
-    judged = set()
+    """Every comparison about the write-up with a look is there once, as one of the pages has it.
+
+    Those that are ours alone may be left out.
+    """
+    judged, wanted = set(), set()
     for claim in (
         one
         for _, rows in committed(RESULTS)
@@ -441,9 +444,13 @@ def test_the_verdicts_of_the_first_page_are_those_of_the_pages() -> None:
         ends = "–" if None in ends else interval(*ends)
         seeds = str(claim["looks"][-1]["seeds"])
         judged.add((f"`{claim['expect']}`{at}", ends, seeds, claim["verdict"]))
+        if claim["source"].startswith("GLAS README"):
+            wanted.add(f"`{claim['expect']}`{at}")
     shown = [tuple(row[1:]) for row in cells(ROOT / "README.md", "| the write-up says |")]
     assert set(shown) <= judged
-    assert sorted(row[0] for row in shown) == sorted({row[0] for row in judged})
+    names = [row[0] for row in shown]
+    assert len(names) == len(set(names))
+    assert wanted <= set(names)
 
 
 def test_no_page_mixes_protocols() -> None:
