@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -563,8 +564,8 @@ def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[flo
         own = {seed: arm.seeds[seed].ais[1] for seed in seeds if arm.escaped(seed)}
         side = 0 if term.sign > 0 else 1
         if term.metric == "ais":
-            slack[side] += _mean([_gap(ais) for ais in own.values()])
-        elif term.metric == "nll" and (v := _mean([_v(arm, seed) for seed in own])) > LOOSE:
+            slack[side] += fmean([_gap(ais) for ais in own.values()])
+        elif term.metric == "nll" and (v := fmean([_v(arm, seed) for seed in own])) > LOOSE:
             accepted = [
                 ais
                 for ais in own.values()
@@ -576,12 +577,8 @@ def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[flo
                     f"{v:.0f}, and above {LOOSE:g} its distance from -log p(x) has to be measured: "
                     f"run `glas-bench evaluate {arm.cell.key} --seed {min(own)} --estimator ais`"
                 )
-            slack[side] += _mean([_below_nll(ais) + _gap(ais) for ais in accepted])
+            slack[side] += fmean([_below_nll(ais) + _gap(ais) for ais in accepted])
     return slack[0], slack[1]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _v(arm: Arm, seed: int) -> float:

@@ -507,9 +507,6 @@ def test_a_seed_that_never_escaped_counts_as_one_epoch_past_all(
     assert judged(expect, given).last.estimate == pytest.approx(expected)
 
 
-BY_AIS = f"objective(cauchy, {GRID}) < ais(cauchy, {GRID})"
-
-
 def test_a_claim_in_a_large_family_is_withheld_as_alone(tmp_path: Path) -> None:
     others = (f"elbo({name}, {GRID}) < {90 + i} nats" for i in range(4) for name in VARIANTS)
     planned = plan(tmp_path, CLAIM, *others, more="looks: [8, 12]")
@@ -578,6 +575,9 @@ def test_an_nll_that_is_only_a_bound_needs_ais_which_widens_the_interval(
         low, high = tight.interval(sequential.nominal_p(verdict.planned, verdict.level)[0])
         assert verdict.last.low == pytest.approx(low - slack * (loose == "gaussian"))
         assert verdict.last.high == pytest.approx(high + slack * (loose == "cauchy"))
+
+
+BY_AIS = f"objective(cauchy, {GRID}) < ais(cauchy, {GRID})"
 
 
 def ais(tmp_path: Path, planned: study.Study, lower: float, gap: float) -> dict[str, decide.Arm]:
