@@ -33,7 +33,7 @@ from glas_bench.data import DATASETS
 from glas_bench.data.sources import OWN
 from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.evaluate import scored_images
-from glas_bench.record import SeedRecord, is_number, load_run
+from glas_bench.record import SeedRecord, is_number, load_run, nll_prefix
 from glas_bench.sequential import Difference, Share, ShareDifference
 from glas_bench.stats import LOOSE, different_draws
 from glas_bench.study import Cell, Study
@@ -584,8 +584,7 @@ def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[flo
 def _v(arm: Arm, seed: int) -> float:
     """Return the variance of the log weights that a seed's `nll` comes from, mean over images."""
     scores = arm.scores(seed) or {}
-    prefix = "refit_" if scores.get("nll_from") == "refit_iw" else ""
-    return float(scores.get(f"{prefix}v_mean") or 0.0)
+    return float(scores.get(f"{nll_prefix(scores)}v_mean") or 0.0)
 
 
 def _gap(ais: Mapping[str, Any]) -> float:

@@ -41,3 +41,4 @@ from glas_bench.record.scores import count_statuses as count_statuses
 from glas_bench.record.scores import finite as finite
 from glas_bench.record.scores import is_number as is_number
 from glas_bench.record.scores import join_statuses as join_statuses
+from glas_bench.record.scores import nll_prefix as nll_prefix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Required, TypedDict, TypeGuard
 
 STATUSES = (
@@ -42,6 +42,11 @@ class Status(TypedDict, total=False):
     device: str
     read_from: str  # csv of a page that the numbers were read from; see scripts/runs_from_csv.py
     updated: float  # Unix seconds
+
+
+def nll_prefix(scores: Mapping[str, Any]) -> str:
+    """Return how the names of the scores of the weights begin that `nll` was computed from."""
+    return "refit_" if scores.get("nll_from") == "refit_iw" else ""
 
 
 def join_statuses(statuses: Iterable[str]) -> str:

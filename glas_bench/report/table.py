@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from glas_bench.record import FINISHED
+from glas_bench.record import FINISHED, nll_prefix
 from glas_bench.text import count
 
 Row = dict[str, str]
@@ -156,12 +156,12 @@ class TableRow:
 
     def weights(self, name: str, metric: str) -> float | None:
         """Return the mean over seeds of `v_mean` or `doubling_gain` of a metric's log weights."""
-        refit = metric == "nll"
-        values = [
-            value_of(row, f"refit_{name}" if refit and row.get("nll_from") == "refit_iw" else name)
-            for row in self.finished
-        ]
-        return mean_of(values)
+        return mean_of(
+            [
+                value_of(row, (nll_prefix(row) if metric == "nll" else "") + name)
+                for row in self.finished
+            ]
+        )
 
     def difference(self, metric: str) -> tuple[float, float, float, float | None] | None:
         """Return the difference from its baseline, the ends of its interval, and the adjusted p."""

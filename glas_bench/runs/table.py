@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glas_bench import data, stats
-from glas_bench.record import SeedFolder, Summary, load_run
+from glas_bench.record import SeedFolder, Summary, load_run, nll_prefix
 from glas_bench.study import Cell
 from glas_bench.text import aligned, calibrated, count, data_origin, number, p_value, paragraph
 from glas_bench.yardstick.refit import STILL_GAINING
@@ -156,7 +156,7 @@ def _row(doc: dict[str, Any], row: dict[str, Any], k: int | None) -> dict[str, s
     objective = number(row["objective"])
     if doc["bounds_nll"] is not True and row["objective"] is not None:
         objective = f"({objective})"
-    weights = "refit_" if row["nll_from"] == "refit_iw" else ""  # those that nll is made of
+    weights = nll_prefix(row)
     v, ess = (row["nll_from"] and row[f"{weights}{name}"] for name in ("v_mean", "ess_mean"))
     statuses = {"infinite": "inf", "undefined": "none"}
     is_text = data.info(doc["config"]["dataset"]).unit == "line"
