@@ -675,7 +675,7 @@ def second(run: Run) -> None:
 
     def came(found: dict[str, Any]) -> str:
         rows = found["seeds"]
-        parts = [f"seed {s}: {v['epochs']} epochs, {v['steps']} steps" for s, v in rows.items()]
+        parts = [f"seed {s}: epoch {v['epochs']}, step {v['steps']}" for s, v in rows.items()]
         return ", ".join(parts)
 
     run.step("train", run.left, train)

@@ -180,8 +180,8 @@ def _why(one: Mapping[str, Any]) -> str:
         parts.append(f"untuned: {', '.join(one['untuned'])}")
     if measured := (one["looks"] or [{}])[-1].get("slack"):
         parts.append(
-            f"its interval is {measured:.2f} nats wider, as far as AIS finds the bounds from "
-            "-log p(x)"
+            f"its interval includes {measured:.2f} nats by which, measured by AIS, its bounds may "
+            "lie above -log p(x)"
         )
     elif one.get("slack"):
         parts.append("part of the difference may be slack of the bounds")
