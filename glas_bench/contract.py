@@ -360,6 +360,18 @@ def weighs_by_densities(subject: Subject) -> None:
         raise Broken(problem)
 
 
+def charges_at_least_the_kl(subject: Subject) -> None:
+    """Where the objective is declared a bound, its charge is KL(q || p) or more."""
+    if problem := charge_problem(subject.variant.cls, subject.settings):
+        raise Broken(problem)
+
+
+def draws_what_it_weighs(subject: Subject) -> None:
+    """Images of draw_pixels have the probabilities of log_likelihood."""
+    if problem := draw_problem(subject.variant.cls, subject.settings, subject.likelihood):
+        raise Broken(problem)
+
+
 def splits_its_epochs(subject: Subject) -> None:
     """The epochs of its phases add up to all epochs, and their names differ."""
     model = subject.model()
@@ -391,9 +403,13 @@ def fills_its_statistics(subject: Subject) -> None:
 
 
 def bound(cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli") -> Bound:
-    """Return `cls.bound(settings)`; not shown where a density that it overrides is none."""
+    """Return `cls.bound(settings)`; not shown where a density that it overrides is none.
+
+    Nor where its charge is less than the KL divergence.
+    """
     declared = cls.bound(settings)
     problem = likelihood_problem(cls, settings, likelihood) or ratio_problem(cls, settings)
+    problem = problem or charge_problem(cls, settings)
     return declared if problem is None or declared.holds is False else Bound(None, problem)
 
 
@@ -413,6 +429,29 @@ def ratio_problem(cls: type[Glas], settings: BaseSettings) -> str | None:
     if not overridden or not cls.has_density:
         return None
     return _problem_of(_check_ratio, cls, settings, "bernoulli")  # type: ignore[arg-type]
+
+
+def charge_problem(cls: type[Glas], settings: BaseSettings) -> str | None:
+    """Return why the charge does not make a declared bound; None where it does or is not checked.
+
+    Not checked: an objective of its own, and what charges and infers as `Glas` does.
+    """
+    names = ("charge", "log_ratio", "step", "infer", "posterior", "prior")
+    overridden = any(getattr(cls, name) is not getattr(Glas, name) for name in names)
+    if not overridden or not cls.has_density or cls.objective is not Glas.objective:
+        return None
+    if cls.bound(settings).holds is not True:
+        return None
+    return _problem_of(_check_charge, cls, settings, "bernoulli")  # type: ignore[arg-type]
+
+
+def draw_problem(
+    cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
+) -> str | None:
+    """Return why draw_pixels does not draw from log_likelihood; None where it does."""
+    if all(getattr(cls, n) is getattr(Glas, n) for n in ("log_likelihood", "draw_pixels")):
+        return None
+    return _problem_of(_check_draws, cls, settings, likelihood)  # type: ignore[arg-type]
 
 
 @cache
@@ -508,6 +547,50 @@ def _check_ratio(model: Glas) -> str | None:
     return None
 
 
+def _check_charge(model: Glas) -> str | None:
+    """Compare the charge with E_q[log q/p], until they are a nat or more."""
+    weight, draws = model.settings.charge_weight, 2000
+    for _ in range(12):
+        steps = _trial(model.eval(), draws)[0].steps
+        charge_R = weight * torch.stack([step.charge for step in steps]).sum(0)
+        ratio_R = torch.stack([step.log_ratio for step in steps]).sum(0)
+        less_R = ratio_R - charge_R
+        if not less_R.isfinite().all():
+            return None  # infinite where q leaves the prior, of which `ratio_problem` takes care
+        error = float(less_R.std()) / math.sqrt(less_R.numel())
+        if float(less_R.mean()) > 6 * error + 1e-9:
+            return (
+                f"its charge is less than the KL divergence that a bound takes: "
+                f"{float(charge_R.mean()):.3g} nats, where log q/p is "
+                f"{float(ratio_R.mean()):.3g} +- {error:.2g} on average"
+            )
+        if float(ratio_R.mean()) > 1:
+            break
+        _perturb(model, 0.1)
+    return None
+
+
+def _check_draws(model: Glas) -> str | None:
+    """Compare drawn images with the probabilities of all images: pixels, and pairs of pixels."""
+    _perturb(model, 0.1)
+    every_EP = model.eval().likelihood.outcomes(FEW_PIXELS)
+    canvas_1P = streams.normal((1, FEW_PIXELS), 0, "contract").double()
+    p_E = model.log_likelihood(canvas_1P.expand(len(every_EP), -1), every_EP).exp()
+    normals = streams.normal((4000, FEW_PIXELS), 1, "contract").double()
+    x_RP = model.draw_pixels(canvas_1P.expand(len(normals), -1), normals)
+    for shift in range(FEW_PIXELS):
+        one, both = (each * each.roll(shift, 1) for each in (x_RP, every_EP))
+        expected_P = (p_E[:, None] * both).sum(0)
+        spread_P = (p_E[:, None] * (both - expected_P) ** 2).sum(0).sqrt()
+        apart_P = (one.mean(0) - expected_P).abs()
+        if (apart_P > 6 * spread_P / math.sqrt(len(normals)) + 1e-3).any():
+            return (
+                "draw_pixels does not draw from log_likelihood: pixels of its images, or pairs of "
+                f"them, are off by {float(apart_P.max()):.3f} on average"
+            )
+    return None
+
+
 def _errors_apart(a: Tensor, b: Tensor) -> float:
     """Return by how many standard errors the means of two independent samples differ."""
     error = math.sqrt(float(a.var() + b.var()) / len(a))
@@ -531,6 +614,8 @@ PROMISES: dict[str, Callable[[Subject], Any]] = {
         scores_each_image,
         sums_to_one,
         weighs_by_densities,
+        charges_at_least_the_kl,
+        draws_what_it_weighs,
         splits_its_epochs,
         fills_its_statistics,
     )

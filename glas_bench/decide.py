@@ -8,9 +8,10 @@ a number of seeds (`Study.looks`), the first seeds of all arms are compared (see
 first look that decides is the verdict; seeds that are added for other claims do not change it.
 
 The level .05 is divided by the comparisons of all claims of the study. In nats, means are over the
-seeds that left the mean image (`failed` is false). Where the arms' shares of those differ clearly
-(Fisher's exact test at .05 over the looks), the claim ends undecided at that look, unless it has
-`among: escaped`. A diverged seed counts as one that did not leave it.
+seeds that left the mean image (`failed` is false), in other units over those that did not diverge.
+Where the arms' shares of those differ clearly (Fisher's exact test
+at .05 over the looks), or one arm beside a number lacks some, the claim ends undecided at that
+look, unless it has `among: escaped`. A diverged seed counts as one that did not leave it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.evaluate import scored_images
 from glas_bench.record import SeedRecord, is_number, load_run, nll_prefix
 from glas_bench.sequential import Difference, Share, ShareDifference
-from glas_bench.stats import LOOSE, different_draws
+from glas_bench.stats import LOOSE, LOOSE_GAIN, different_draws, is_loose
 from glas_bench.study import Cell, Study
 from glas_bench.study.claims import METRICS, Claim, Comparison, Term
 from glas_bench.text import setting
@@ -117,7 +118,8 @@ class Verdict:
     level: float
     """Two-sided error rate of the comparison over its looks."""
     escaped: tuple[tuple[int, int], ...] = ()
-    """By arm, seeds that left the mean image, and seeds, at the last look taken."""
+    """By arm, seeds that means are of (in nats, that left the mean image), and seeds, at the last
+    look taken."""
     escape_p: float | None = None
     """Of a log-rank test that two arms leave the mean image at the same epochs; exploratory."""
     wanted: int | None = None
@@ -269,7 +271,7 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
             why = f"look {number} of {len(looks)} waits for {count} seeds of each arm: {short}"
             verdict = replace(verdict, why=why, wanted=count)
             break
-        escaped = tuple((sum(map(arm.escaped, seeds)), count) for arm in arms)
+        escaped = tuple((sum(_counts(claim, arm, seed) for seed in seeds), count) for arm in arms)
         looked = seeds
         shares = dict(zip([arm.name for arm in arms], escaped, strict=True))
         hurdle = _hurdle(claim, shares, guards[number - 1])
@@ -296,8 +298,13 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         verdict = replace(verdict, outlook="no look is left")
     escape_p = _log_rank(arms, looked)
     verdict = replace(verdict, looks=tuple(taken), escaped=escaped, escape_p=escape_p)
-    if verdict.decided or hurdle or difference is None:
+    if verdict.decided or hurdle:
         return verdict
+    if difference is None:
+        if verdict.wanted is None or not taken:
+            return verdict
+        chance = sequential.chance_of_seeds(escaped, looks[-1], least=2)
+        return verdict if chance >= sequential.FUTILE else _futile(verdict, chance)
     if isinstance(difference, Difference):
         if difference.estimate == difference.seed_error == difference.image_error == 0:
             return replace(verdict, why="both sides are equal on every seed", wanted=None)
@@ -306,10 +313,14 @@ def _judged(verdict: Verdict, study: Study, arms: Sequence[Arm]) -> Verdict:
         return verdict
     left = len(taken)
     chance = _chance_left(claim, difference, looks[left:], levels[left:])
-    if chance >= sequential.FUTILE:
-        return verdict
+    return verdict if chance >= sequential.FUTILE else _futile(verdict, chance)
+
+
+def _futile(verdict: Verdict, chance: float) -> Verdict:
+    """Return a verdict that gets no more seeds, as they are not likely to decide."""
     likely = "less than .01" if chance < 0.01 else f"at most {chance:.2f}"
-    why = f"more seeds, up to {looks[-1]} an arm, decide with probability {likely}: none are added"
+    last = verdict.planned[-1]
+    why = f"more seeds, up to {last} an arm, decide with probability {likely}: none are added"
     return replace(verdict, wanted=None, why=why)
 
 
@@ -331,24 +342,47 @@ def _short(arms: Sequence[Arm], seeds: Sequence[int]) -> str:
     return ", ".join(f"{name} has {count}" for name, count in missing.items())
 
 
-def _hurdle(claim: Claim, escaped: Mapping[str, tuple[int, int]], p: float) -> str:
-    """Return why means do not decide a claim in nats: shares that left the mean image differ.
+def _counts(claim: Claim, arm: Arm, seed: int) -> bool:
+    """Return whether a seed counts in a mean: in nats, or if asked, those that left the mean image.
 
-    Empty where they do not, or where the claim is about the seeds that left it. More seeds are not
-    likely to change that, so none are added. `p` is that of a look at .05, which is not divided
-    among claims: it withholds verdicts, and a smaller one would let more through.
+    In other units those that did not diverge; a seed that did has an `escape_epoch`, past all.
     """
-    if claim.expectation.unit != "nats" or claim.among_escaped:
+    unit = claim.expectation.unit
+    if unit in ("nats", "share") or claim.among_escaped:
+        return arm.escaped(seed)
+    return unit == METRICS["escape_epoch"].unit or arm.scores(seed) is not None
+
+
+def _left(claim: Claim) -> str:
+    """Return what a seed did that counts in a mean."""
+    in_nats = claim.expectation.unit == "nats"
+    return "left the mean image" if in_nats or claim.among_escaped else "did not diverge"
+
+
+def _hurdle(claim: Claim, counts: Mapping[str, tuple[int, int]], p: float) -> str:
+    """Return why means do not decide a claim: the arms' shares of seeds that count differ.
+
+    Or the only arm, beside a number, has seeds that do not count. Empty where neither is so, or
+    where the claim is about the seeds that left the mean image. More seeds are not likely to change
+    that, so none are added. `p` is that of a look at .05, which is not divided among claims: it
+    withholds verdicts, and a smaller one would let more through.
+    """
+    if claim.expectation.unit == "share" or claim.among_escaped:
         return ""
-    pairs = list(itertools.combinations(escaped.items(), 2))
+    cure = (
+        "means do not decide and no seeds are added; a claim about those that left the mean image "
+        "says `among: escaped`, one about shares escaped_share"
+    )
+    pairs = list(itertools.combinations(counts.items(), 2))
     for (name, a), (other, b) in pairs:
         if sequential.share_difference(a, b).p * len(pairs) < p:
             return (
-                f"{a[0]} of {a[1]} seeds of {name} and {b[0]} of {b[1]} of {other} left the mean "
-                "image: that differs clearly, so means do not decide and no seeds are added; a "
-                "claim about those that left it says `among: escaped`, one about shares "
-                "escaped_share"
+                f"{a[0]} of {a[1]} seeds of {name} and {b[0]} of {b[1]} of {other} {_left(claim)}: "
+                f"that differs clearly, so {cure}"
             )
+    for name, (some, seeds) in counts.items() if not pairs else ():
+        if some < seeds:
+            return f"{some} of {seeds} seeds of {name} {_left(claim)}, so {cure}"
     return ""
 
 
@@ -394,10 +428,11 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
     """Return the sum of a claim's terms over these seeds, less its constant.
 
     Raises:
-        _NoNumber: a metric is missing, or too few seeds have left the mean image.
+        _NoNumber: a metric is missing, too few seeds count, or those of an arm are all equal.
     """
     expectation = claim.expectation
     terms = list(zip(expectation.terms, arms, strict=True))
+    _check_alike(terms, seeds)
     if expectation.unit == "share":
         counts = [
             (sum(_meets(term, arm, seed) for seed in seeds), len(seeds)) for term, arm in terms
@@ -407,25 +442,29 @@ def _compared(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> Eviden
             return Share(*counts[0], sign * expectation.constant, sign)
         first, second = counts if expectation.terms[0].sign > 0 else counts[::-1]
         return sequential.share_difference(first, second)
-    _check_alike(terms, seeds)
     by_cell: dict[str, dict[int, Array]] = {}
     for name in dict.fromkeys(arm.name for _, arm in terms):
         own = [(term, arm) for term, arm in terms if arm.name == name]
         arm = own[0][1]
-        used = [
-            s for s in seeds if arm.escaped(s) or (expectation.unit != "nats" and arm.scores(s))
-        ]
+        used = [seed for seed in seeds if _counts(claim, arm, seed)]
         if len(used) < 2:
-            what = "left the mean image" if expectation.unit == "nats" else "did not diverge"
-            raise _NoNumber(f"{len(used)} of {len(seeds)} seeds of {name} {what}: a mean takes two")
+            raise _NoNumber(
+                f"{len(used)} of {len(seeds)} seeds of {name} {_left(claim)}: a mean takes two"
+            )
         by_cell[name] = values = {seed: _sum([t for t, _ in own], arm, seed) for seed in used}
         by_image = any(METRICS[term.metric].per_image for term, _ in own)
         if by_image and any(each.size < 2 for each in values.values()):
             by_cell[name] = _with_images([t for t, _ in own], arm, values)
     try:
-        return sequential.contrast(list(by_cell.values()), expectation.constant)
+        difference = sequential.contrast(list(by_cell.values()), expectation.constant)
     except ValueError as error:
         raise _NoNumber(str(error)) from error
+    if difference.estimate == difference.seed_error == 0:  # the same models
+        return difference
+    for name, values in by_cell.items():
+        if len({float(each.mean()) for each in values.values()}) == 1:  # of whole numbers
+            raise _NoNumber(f"all seeds of {name} are equal: how far others may lie is not known")
+    return difference
 
 
 def _with_images(terms: Sequence[Term], arm: Arm, values: Mapping[int, Array]) -> dict[int, Array]:
@@ -446,16 +485,23 @@ def _with_images(terms: Sequence[Term], arm: Arm, values: Mapping[int, Array]) -
 
 
 def _check_alike(terms: Sequence[tuple[Term, Arm]], seeds: Sequence[int]) -> None:
-    """Refuse AIS by different protocols, and iw of different K.
+    """Refuse AIS by different protocols, iw of different K, and seeds counted by a loose `nll`.
 
     Raises:
-        _Lacking: chains, temperatures, images or numbers of draws differ between seeds.
+        _Lacking: chains, temperatures, images or numbers of draws differ between seeds, or a share
+            depends on an `nll` that may lie far above -log p(x).
     """
-    asked = (arm for term, arm in terms if term.metric == "ais")
+    named = [
+        (term.condition.metric if term.condition else term.metric, term, arm) for term, arm in terms
+    ]
+    asked = (arm for metric, _, arm in named if metric == "ais")
     keys = {arm.seeds[seed].ais[0] for arm in asked for seed in seeds if arm.escaped(seed)}
     if len(keys - {None}) > 1:
         raise _Lacking("they were scored by different protocols of AIS")
-    weighed = [arm for term, arm in terms if term.metric == "iw"]
+    for metric, term, arm in named:
+        if metric == "nll" and term.condition and (why := _why_loose(arm, seeds)):
+            raise _Lacking(f"seeds are counted by it, and {why}")
+    weighed = [arm for metric, _, arm in named if metric == "iw"]
     found = [arm.scores(seed) or {} for arm in weighed for seed in seeds if arm.escaped(seed)]
     if why := different_draws(scores.get("iw_samples") for scores in found):
         raise _Lacking(why)
@@ -552,9 +598,9 @@ def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[flo
     """Return how far bounds may lie from -log p(x), which widens an interval below and above, nats.
 
     -log p(x) is at most the gap of AIS below its estimate (bidirectional Monte Carlo, Grosse,
-    Ghahramani and Adams 2015). `nll` lies further above it the more its log weights vary: above a
-    variance of `LOOSE`, AIS of one seed or more has to measure by how much. Of each number, the
-    mean over seeds, with two of its errors over images.
+    Ghahramani and Adams 2015). `nll` lies further above it the more its log weights vary: where it
+    `is_loose`, AIS of one seed or more has to measure by how much. Of each number, the mean over
+    seeds, with two of its errors over images.
 
     Raises:
         _Lacking: no seed of an arm whose `nll` is so loose has an accepted AIS.
@@ -565,7 +611,7 @@ def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[flo
         side = 0 if term.sign > 0 else 1
         if term.metric == "ais":
             slack[side] += fmean([_gap(ais) for ais in own.values()])
-        elif term.metric == "nll" and (v := fmean([_v(arm, seed) for seed in own])) > LOOSE:
+        elif term.metric == "nll" and (why := _why_loose(arm, seeds)):
             accepted = [
                 ais
                 for ais in own.values()
@@ -573,27 +619,54 @@ def _slack(claim: Claim, arms: Sequence[Arm], seeds: Sequence[int]) -> tuple[flo
             ]
             if not accepted:
                 raise _Lacking(
-                    f"nll of {arm.name} is only a bound: the variance of its log weights is "
-                    f"{v:.0f}, and above {LOOSE:g} its distance from -log p(x) has to be measured: "
-                    f"run `glas-bench evaluate {arm.cell.key} --seed {min(own)} --estimator ais`"
+                    f"{why}; measure how far: run `glas-bench evaluate {arm.cell.key} --seed "
+                    f"{min(own)} --estimator ais`"
                 )
             slack[side] += fmean([_below_nll(ais) + _gap(ais) for ais in accepted])
     return slack[0], slack[1]
 
 
-def _v(arm: Arm, seed: int) -> float:
-    """Return the variance of the log weights that a seed's `nll` comes from, mean over images."""
-    scores = arm.scores(seed) or {}
-    return float(scores.get(f"{nll_prefix(scores)}v_mean") or 0.0)
+def _why_loose(arm: Arm, seeds: Sequence[int]) -> str:
+    """Return why `nll` of an arm may lie far above -log p(x); empty where it does not."""
+    own = [scores for seed in seeds if arm.escaped(seed) and (scores := arm.scores(seed))]
+    v, gain = (
+        _mean([one.get(f"{nll_prefix(one)}{name}") for one in own])
+        for name in ("v_mean", "doubling_gain")
+    )
+    if not own or not is_loose(v, gain):
+        return ""
+    found = "is not finite" if v is None else f"is {v:.0f}"
+    found += "" if gain is None else f", and all weights gain {gain:.2f} nats over half of them"
+    return (
+        f"nll of {arm.name} is only a bound: the variance of its log weights {found}; above "
+        f"{LOOSE:g}, or {LOOSE_GAIN:g} nats, it may lie far above -log p(x)"
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None where a value is missing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _gap(ais: Mapping[str, Any]) -> float:
-    return max(0.0, float(ais["gap"] or 0.0) + 2 * float(ais["gap_error"] or 0.0))
+    return _at_most(ais["gap"], ais["gap_error"])
 
 
 def _below_nll(ais: Mapping[str, Any]) -> float:
     paired = ais["paired"]["nll"]
-    return max(0.0, 2 * float(paired["error"] or 0.0) - float(paired["difference"]))
+    return _at_most(-float(paired["difference"]), paired["error"])
+
+
+def _at_most(value: float | None, error: float | None) -> float:
+    """Return a value with two of its errors, 0 or more.
+
+    Raises:
+        _Lacking: it has no error.
+    """
+    if value is None or error is None:
+        raise _Lacking("AIS of one image has no error: run it with two --images or more")
+    return max(0.0, value + 2 * error)
 
 
 # --------------------------------------------------------------------------- planning

@@ -303,7 +303,9 @@ class Scorer:
     def _refit_summary(self, values: PerImage, choice: dict[str, Any]) -> dict[str, Any]:
         """Return the scores of the refit, and `nll`; adds `nll` to the per-image values."""
         by_own = "iw" in values and _own_is_better(choice)
-        chosen = "iw" if by_own else "refit_iw"
+        if by_own and not np.isfinite(values["iw"]).all():  # q leaves the prior on test images
+            by_own = False
+        chosen, other = ("iw", "refit_iw") if by_own else ("refit_iw", "iw")
         values["nll"] = values[chosen]
         prefix = "" if by_own else "refit_"
         scores = {
@@ -318,6 +320,8 @@ class Scorer:
             "nll_from": chosen,
             "nll_bound_only": _weight_health(values, self.samples, prefix)[f"{prefix}bound_only"],
         }
+        if (lower := _mean(values.get(other))[0]) is not None and scores["nll"] is not None:
+            scores["nll_bound_only"] |= scores["nll"] - lower > DOUBLING_GAIN
         if scores["nll"] is not None:
             scores |= self.model.likelihood.rate(scores["nll"], self.model.pixels)
         bounds = self._bound().holds is True
@@ -438,11 +442,14 @@ def _weight_health(
     names = ("v_mean", "doubling_gain", "ess_mean", "ess_median", "bound_only")
     if f"{prefix}v" not in values:
         return dict.fromkeys(prefix + name for name in names)
-    v, ess = values[f"{prefix}v"], values[f"{prefix}ess"]
-    half, full = (_mean(values[f"{prefix}iw_{k}"])[0] for k in (max(1, samples // 2), samples))
-    gain = None if half is None or full is None else half - full
+    v, gain, ess = _mean(values[f"{prefix}v"])[0], None, values[f"{prefix}ess"]
+    if samples == 1:  # a weight alone has no spread
+        v = None
+    else:
+        half, full = (_mean(values[f"{prefix}iw_{k}"])[0] for k in (samples // 2, samples))
+        gain = None if half is None or full is None else half - full
     marked = gain is None or gain > DOUBLING_GAIN
-    health = (_mean(v)[0], gain, float(ess.mean()), float(np.median(ess)), marked)
+    health = (v, gain, float(ess.mean()), float(np.median(ess)), marked)
     return dict(zip((prefix + name for name in names), health, strict=True))
 
 
@@ -456,12 +463,14 @@ def escape_epoch(metrics: Sequence[Mapping[str, Any]], most: float | None) -> in
     """Return the first epoch from which the model paints more than the mean image, or None.
 
     Args:
-        metrics: the lines of `metrics.jsonl`, one per epoch.
+        metrics: the lines of `metrics.jsonl`, one per epoch. Those of the last phase count: what an
+            earlier one trains may be drawn again after it.
         most: nats per image of training recon: 20 below the pixel-wise Bernoulli on validation
             images, or the like of another likelihood; None where there is no such number.
     """
     if most is None:
         return None
-    painted = [row for row in metrics if row["validation_kind"] != "none"]
+    last = [row for row in metrics if row.get("phase") == metrics[-1].get("phase")]
+    painted = [row for row in last if row["validation_kind"] != "none"]
     away = (row["epoch"] for row in painted if row["recon"] is not None and row["recon"] <= most)
     return min(away, default=None)

@@ -72,7 +72,7 @@ def real_valued(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let models of real-valued x, whose likelihoods are known exactly, be scored."""
     from glas_bench import contract
 
-    for name in ("likelihood_problem", "ratio_problem"):
+    for name in ("likelihood_problem", "ratio_problem", "charge_problem", "draw_problem"):
         monkeypatch.setattr(contract, name, lambda *_: None)
 
 

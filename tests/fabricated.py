@@ -106,6 +106,7 @@ def score(seed: SeedFolder, config: RunConfig, arm: Arm, images: int = IMAGES) -
     numbers |= {"protocol": protocol, "split": "test", "images": images, "samples": config.samples}
     numbers |= {"objective": objective, "recon": objective - 20, "charge": 20.0, "aux": 0.0}
     numbers |= {"kl": 21.0, "v_mean": 3.5, "doubling_gain": 0.02, "nll_from": "refit_iw"}
+    numbers |= {"refit_v_mean": 3.5, "refit_doubling_gain": 0.02}
     numbers |= {"kl_per_step": [21.0 / steps] * steps, "seconds": 5.0}
     numbers |= {"canvas_variance": [0.01 * (t + 1) for t in range(steps)]}
     numbers |= {"footprint_perplexity_per_step": [12.0] * steps, **arm.scores}

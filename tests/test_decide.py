@@ -520,10 +520,12 @@ def test_a_claim_in_a_large_family_is_withheld_as_alone(tmp_path: Path) -> None:
 LOOSE = {"refit_v_mean": 240.0}
 
 
-def scored_by_ais(seed: Any, difference: float, status: str = "accepted") -> None:
+def scored_by_ais(
+    seed: Any, difference: float, status: str = "accepted", error: float | None = 0.1
+) -> None:
     """Give a seed AIS, this far from its nll, with an error of .1 and a gap of .05 +- .05 nats."""
     protocol = {"estimators": ["ais"], "temperatures": 1000, "chains": 16}
-    paired = {"nll": {"difference": difference, "error": 0.1}}
+    paired = {"nll": {"difference": difference, "error": error}}
     scores = {"protocol": protocol, "ais_status": status, "paired": paired}
     scores |= {"gap": 0.05, "gap_error": 0.05}
     values = {"ais": np.ones(2), "image": np.arange(2)}
@@ -561,7 +563,7 @@ def test_an_nll_that_is_only_a_bound_needs_ais_which_widens_the_interval(
     assert verdict.word == word
     if slack is None:
         assert verdict.last is None
-        assert "of its log weights is 240, and above 10" in verdict.why
+        assert "the variance of its log weights is 240, and" in verdict.why
         assert "--seed 0 --estimator ais" in verdict.why
         assert verdict.wanted is None
     else:
@@ -577,6 +579,83 @@ def test_an_nll_that_is_only_a_bound_needs_ais_which_widens_the_interval(
         assert verdict.last.high == pytest.approx(high + slack * (loose == "cauchy"))
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"refit_v_mean": None},  # a weight is 0, or alone
+        {"refit_v_mean": 9.0, "refit_doubling_gain": 0.4},  # of few weights
+    ],
+)
+def test_weights_that_are_few_or_infinitely_apart_make_no_more_than_a_bound(
+    judged: Judged, weights: dict[str, Any]
+) -> None:
+    verdict = judged(CLAIM, seeds(90.0), seeds(100.0, **weights))
+    assert (verdict.word, verdict.last) == ("undecided", None)
+    assert "nll of gaussian grid=original is only a bound" in verdict.why
+    below = f"share(cauchy, {GRID}, nll < 95) > share(gaussian, {GRID}, nll < 95)"
+    assert judged(below, seeds(90.0), seeds(90.0)).last is not None
+    verdict = judged(below, seeds(90.0), seeds(100.0, **weights))
+    assert (verdict.word, verdict.last) == ("undecided", None)
+    assert "seeds are counted by it" in verdict.why
+
+
+def test_ais_of_one_image_does_not_measure_slack(tmp_path: Path) -> None:
+    planned = plan(tmp_path, CLAIM)
+    given = dict(zip(ARMS, (seeds(90.0), seeds(100.0, **LOOSE)), strict=True))
+    there = arms(planned, tmp_path, given)
+    arm = there[ARMS[1]]
+    scored_by_ais(arm.seeds[0], -1.0, error=None)
+    records = load_run(arm.seeds[0].folder.path.parent).seeds
+    there[arm.name] = dataclasses.replace(arm, seeds=records)
+    verdict = only(planned, there)
+    assert (verdict.word, verdict.last) == ("undecided", None)
+    assert "AIS of one image has no error" in verdict.why
+
+
+def test_whole_numbers_that_are_equal_in_an_arm_have_no_interval(judged: Judged) -> None:
+    expect = f"escape_epoch(gaussian, {GRID}) < escape_epoch(cauchy, {GRID})"
+
+    def at(*epochs: int | None) -> list[Arm]:
+        return [Arm(scores={"escape_epoch": epoch}) for epoch in epochs]
+
+    verdict = judged(expect, at(2, 2, 2, 2, 2), at(3, 3, 3, 3, 4))
+    assert (verdict.word, verdict.last, verdict.wanted) == ("undecided", None, 8)
+    assert "all seeds of cauchy grid=original are equal" in verdict.looks[0].why
+    assert judged(expect, at(2, 2, 2, 3, 2), at(3, 3, 3, 3, 4)).last is not None
+    # one that diverged never escaped
+    never = judged(expect, at(3, 3, 3, 3, 4), [*at(2, 2, 2, 3), None]).last
+    assert never is not None
+    assert never.estimate == pytest.approx((2 + 2 + 2 + 3 + 16) / 5 - 3.2)
+
+
+FOOTPRINT = f"footprint_perplexity(gaussian, {GRID}) < footprint_perplexity(cauchy, {GRID})"
+
+
+def test_seeds_that_diverged_withhold_a_verdict_in_any_unit(judged: Judged) -> None:
+    wide = [Arm(scores={"footprint_perplexity": 60.0 + i}) for i in range(8)]
+    narrow = [Arm(scores={"footprint_perplexity": 10.0 + i}) for i in range(8)]
+    assert judged(FOOTPRINT, wide, narrow, more="looks: [8]").word == "reproduced"
+    verdict = judged(FOOTPRINT, wide, [*narrow[:2], *[None] * 6], more="looks: [8]")
+    assert (verdict.word, verdict.escaped) == ("undecided", ((2, 8), (8, 8)))
+    assert "2 of 8 seeds of gaussian grid=original and 8 of 8" in verdict.why
+    assert "did not diverge: that differs clearly" in verdict.why
+
+
+def test_beside_a_number_an_arm_has_no_seed_that_does_not_count(judged: Judged) -> None:
+    expect = f"nll(cauchy, {GRID}) < 120 nats"
+    assert judged(expect, seeds(90.0)).word == "reproduced"
+    verdict = judged(expect, [*seeds(90.0, count=4), *collapsed(1)])
+    assert (verdict.word, verdict.wanted) == ("undecided", None)
+    assert "4 of 5 seeds of cauchy grid=original left the mean image, so means" in verdict.why
+
+
+def test_arms_that_do_not_escape_get_no_more_seeds(judged: Judged) -> None:
+    verdict = judged(CLAIM, collapsed(12), collapsed(12))
+    assert (verdict.word, verdict.last, verdict.wanted) == ("undecided", None, None)
+    assert verdict.why.endswith("none are added")
+    assert judged(CLAIM, collapsed(5), collapsed(5)).wanted == 8
+
+
 BY_AIS = f"objective(cauchy, {GRID}) < ais(cauchy, {GRID})"
 
 
@@ -589,7 +668,8 @@ def ais(tmp_path: Path, planned: study.Study, lower: float, gap: float) -> dict[
         protocol = {"estimators": ["ais"], "temperatures": 1000, "chains": 16}
         scores = {"protocol": protocol, "ais_status": "accepted", "gap": gap, "gap_error": 0.0}
         chosen = np.arange(11, -1, -1)
-        arrays = {"ais": values[chosen] + lower, "image": order[chosen]}
+        off = lower + 0.1 * (seed.seed - 2)
+        arrays = {"ais": values[chosen] + off, "image": order[chosen]}
         seed.folder.save_scores(protocol_key(protocol), scores, arrays)
     return {
         arm.name: dataclasses.replace(arm, seeds=load_run(arm.seeds[0].folder.path.parent).seeds)

@@ -22,7 +22,7 @@ from glas_bench.config import RunConfig
 from glas_bench.core import rollout
 from glas_bench.data import Splits
 from glas_bench.errors import UsageError
-from glas_bench.model import Glas, StandardUniform
+from glas_bench.model import LSTM, Glas, Linear, StandardUniform
 from glas_bench.record import Partial, SeedFolder, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("real_valued")
@@ -237,12 +237,52 @@ def test_every_variant_can_be_refereed(name):
         noise_TBZ = noise[1].view(2, model.steps, -1).transpose(0, 1)
         z_TBZ = rollout.sample_prior(model, noise_TBZ)
         plain_BP = rollout.generate(model, z_TBZ)
-        torch.testing.assert_close(rollout.last_canvas(model, z_TBZ), plain_BP)
+        if rollout.canvas_is_a_sum(model):
+            torch.testing.assert_close(rollout.summed_canvas(model, z_TBZ), plain_BP)
         torch.testing.assert_close(value_CB[1], model.log_likelihood(plain_BP, x_BP))
         drawn = model.draw_pixels(plain_BP[:1].expand(20_000, -1), torch.randn(20_000, 36))
     assert set(drawn.unique().tolist()) == {0, 1}
     assert float((drawn.mean(0) - torch.sigmoid(plain_BP[0])).abs().max()) < 0.02
     assert decoder.simulates(model)
+    paints = any(
+        getattr(type(model), name) is not getattr(Glas, name) for name in ("paint", "generate")
+    )
+    assert rollout.canvas_is_a_sum(model) is not paints
+
+
+class SeesItsCanvas(Glas):
+    """The decoder reads what it has painted, beside z."""
+
+    def build_generation(self):
+        self.decoder = LSTM(self.settings.hidden, input=self.sample_size + self.pixels)
+        self.write = Linear(self.settings.hidden, self.pixels)
+
+    def decoder_input(self, generation, z_BZ, t):
+        return torch.cat([z_BZ, torch.sigmoid(generation.canvas)], -1), generation.memory
+
+
+class WithoutBias(Glas):
+    """Its layer that paints has no bias."""
+
+    def build_generation(self):
+        super().build_generation()
+        self.write = torch.nn.Linear(self.settings.hidden, self.pixels, bias=False)
+
+
+@pytest.mark.parametrize("variant", [SeesItsCanvas, WithoutBias])
+def test_a_canvas_that_is_no_plain_sum_is_painted_step_by_step(variant):
+    settings = variant.Settings(steps=3, hidden=6, sample_size=2)
+    model = rollout.build(variant, settings, 9, 0, 0).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert not rollout.canvas_is_a_sum(model)
+    noise = torch.randn(3, 2, model.steps * model.noise_size, dtype=torch.float64)
+    x_BP = (torch.rand(2, model.pixels, dtype=torch.float64) > 0.5).double()
+    noise_TRZ = noise.reshape(6, model.steps, -1).transpose(0, 1)
+    canvas_RP = rollout.generate(model, rollout.sample_prior(model, noise_TRZ))
+    wanted = model.log_likelihood(canvas_RP, x_BP.repeat(3, 1)).view(3, 2)
+    torch.testing.assert_close(decoder.log_likelihood_for(model)(x_BP)(noise), wanted)
 
 
 def test_less_memory_makes_smaller_chunks(monkeypatch):

@@ -38,6 +38,7 @@ class DecoderLikelihood:
         x_BP: the images.
         gradients: by shape of the noise, the programs that give value and gradient; shared by
             the chunks of a run.
+        sums: whether the canvas is one sum over time, see `rollout.canvas_is_a_sum`.
         tell: called with a message when a program falls back to a slower way.
         ways: what is tried; by default `programs.ways_on` the device.
     """
@@ -45,6 +46,7 @@ class DecoderLikelihood:
     model: Glas
     x_BP: Tensor
     gradients: dict[torch.Size, programs.Program]
+    sums: bool
     tell: Callable[[str], None]
     ways: Sequence[str] | None
 
@@ -62,7 +64,8 @@ class DecoderLikelihood:
         return value_CB, slope_CBD
 
     def _build(self, compile_step: bool) -> programs.Function:
-        step = programs.compiled_tree(rollout.canvas_step(self.model), compile_step)
+        own = self.model.decode if self.sums else self.model.generate
+        step = programs.compiled_tree(own, compile_step)
         return lambda x, noise: hmc.value_and_slope(
             functools.partial(self._of, x, step=step), noise
         )
@@ -70,7 +73,9 @@ class DecoderLikelihood:
     def _of(self, x_BP: Tensor, noise_CBD: Tensor, step: rollout.Decode | None = None) -> Tensor:
         C, B, _ = noise_CBD.shape
         target = x_BP.expand(C, -1, -1).reshape(C * B, -1)
-        return self.model.log_likelihood(canvas(self.model, noise_CBD, step), target).view(C, B)
+        paint = rollout.summed_canvas if self.sums else rollout.generate
+        canvas_RP = paint(self.model, latents(self.model, noise_CBD), step=step)
+        return self.model.log_likelihood(canvas_RP, target).view(C, B)
 
 
 def log_likelihood_for(
@@ -83,13 +88,14 @@ def log_likelihood_for(
     `tell` and `ways` are those of `DecoderLikelihood`.
     """
     gradients: dict[torch.Size, programs.Program] = {}
-    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients, tell, ways)
+    sums = rollout.canvas_is_a_sum(model)
+    return lambda x_BP: DecoderLikelihood(model, x_BP, gradients, sums, tell, ways)
 
 
-def canvas(model: Glas, noise_CBD: Tensor, step: rollout.Decode | None = None) -> Tensor:
-    """Return the last canvas [C * B, P] of noise [C, B, T * Z]; `step` as in `last_canvas`."""
+def latents(model: Glas, noise_CBD: Tensor) -> Tensor:
+    """Return the latents [T, C * B, Z] of noise [C, B, T * Z]."""
     noise_TRZ = noise_CBD.reshape(-1, model.steps, model.noise_size).transpose(0, 1)
-    return rollout.last_canvas(model, rollout.sample_prior(model, noise_TRZ), step)
+    return rollout.sample_prior(model, noise_TRZ)
 
 
 def simulates(model: Glas) -> bool:

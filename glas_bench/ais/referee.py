@@ -18,9 +18,10 @@ from torch import Tensor
 
 from glas_bench import ais, contract, evaluate
 from glas_bench.ais.annealing import Annealing, Course
-from glas_bench.ais.decoder import canvas, images_at_once, log_likelihood_for, simulates
+from glas_bench.ais.decoder import images_at_once, latents, log_likelihood_for, simulates
 from glas_bench.ais.verdict import Verdict, paired
 from glas_bench.config import RunConfig, protocol_key
+from glas_bench.core import rollout
 from glas_bench.core.train import scoring
 from glas_bench.data import Splits
 from glas_bench.errors import UsageError
@@ -89,6 +90,7 @@ class Referee:
         for name, (value, lowest) in least.items():
             if value < lowest:
                 raise UsageError(f"--{name} {value}: give {lowest} or more")
+        self.simulates = simulates(model) and contract.draw_problem(*given) is None
         self.images = evaluate.scored_images(total, images)
         self.latents = model.steps * model.noise_size
         self.how = Annealing(
@@ -134,7 +136,7 @@ class Referee:
                 (self.how, twice),
                 run=functools.partial(self._course, "real"),
             )
-            both = self._both_ways() if simulates(self.model) else None
+            both = self._both_ways() if self.simulates else None
         verdict = Verdict(self.how, self.images, len(pixels), once, again, both)
         by_course = self.kept["seconds"].items()
         seconds = {
@@ -172,7 +174,7 @@ class Referee:
         self.seconds_an_image: float = a_move / at_once  # of one move
         N, pilot = self.how.temperatures, self.how.moves(0, pilot=True)
         an_image = pilot + (N - 1) + (2 * N - 1)
-        if simulates(self.model):
+        if self.simulates:
             an_image += pilot + 2 * (N - 1)
         self.total = len(x_BP) * an_image
         self.done = sum(self.kept["moves"].values())
@@ -191,7 +193,7 @@ class Referee:
 
     def _both_ways(self) -> ais.Bidirectional:
         def simulate(z_BD: Tensor, normals: Callable[[int], Tensor]) -> Tensor:
-            canvas_BP = canvas(self.model, z_BD[None])
+            canvas_BP = rollout.generate(self.model, latents(self.model, z_BD[None]))
             return self.model.draw_pixels(canvas_BP, normals(canvas_BP.shape[1]))
 
         run = functools.partial(self._course, "simulated")

@@ -105,9 +105,17 @@ class SeedRecord:
 
     @property
     def ais(self) -> tuple[str | None, Scores]:
-        """Key and scores of the newest protocol by AIS; None and nothing where there is none."""
+        """Key and scores of AIS by its newest protocol, one that was accepted if there is one.
+
+        None and nothing where there is none.
+        """
         by_ais = {key: scores for key, scores in self.scores.items() if _by_ais(scores)}
-        key = max(by_ais, key=lambda key: (by_ais[key].get("time", 0.0), key), default=None)
+
+        def order(key: str) -> tuple[bool, float, str]:
+            scores = by_ais[key]
+            return scores.get("ais_status") == "accepted", scores.get("time", 0.0), key
+
+        key = max(by_ais, key=order, default=None)
         return key, by_ais.get(key or "", {})
 
     def numbers(self, protocol: str | None) -> Iterator[Number]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from glas_bench.report.table import NBSP, Row, Table, TableRow, draws_of, value_of
-from glas_bench.stats import LOOSE, ONE_SEED, different_draws
+from glas_bench.stats import LOOSE, LOOSE_GAIN, ONE_SEED, different_draws
 from glas_bench.text import count, duration, p_value
 
 COLUMNS = (
@@ -45,8 +45,8 @@ RANKS = (
 )
 
 NOT_WORSE = (
-    " A row whose v is above {loose:g} is not shown to be worse: its {metric} may lie far above "
-    "-log p(x)."
+    " A row whose v is above {loose:g}, or whose weights gain more than {gain:g} nats over half of "
+    "them, is not shown to be worse: its {metric} may lie far above -log p(x)."
 )
 
 
@@ -162,9 +162,8 @@ def results(place: int, group: Table, planned: Mapping[str, int]) -> list[str]:
     about += [] if empty["dimensions"] else [DIMENSIONS]
     lines += [*table(rows, [name for name in empty if empty[name]]), " ".join(about), ""]
     if sum(bool(cell.first.get("rank")) for cell in order) > 1:
-        loose = any((cell.weights("v_mean", metric) or 0.0) > LOOSE for cell in order)
-        ranks = RANKS + NOT_WORSE * loose
-        lines += [ranks.format(metric=metric, loose=LOOSE), ""]
+        ranks = RANKS + NOT_WORSE * any(cell.is_loose(metric) for cell in order)
+        lines += [ranks.format(metric=metric, loose=LOOSE, gain=LOOSE_GAIN), ""]
     if metric == "nll":
         lines += _still_gaining(order)
     return [*lines, *_costs(order, notes), *notes.lines()]
@@ -251,6 +250,8 @@ def _objective(cell: TableRow, notes: Notes) -> str:
 def _gap(cell: TableRow) -> str:
     objective, nll = cell.mean("objective"), cell.mean("nll")
     if objective is None or nll is None or cell.says("bounds_nll") == "yes":
+        return "–"
+    if cell.says("binarisation") == "soft":  # whose objective is of grey images
         return "–"
     return decimal(nll - objective, signed=True)
 

@@ -21,7 +21,6 @@ from glas_bench.report.table import TableRow, differing, draws_of, tables, value
 from glas_bench.sequential import with_images
 from glas_bench.stats import (
     ALPHA,
-    LOOSE,
     PairedDifference,
     different_draws,
     false_discovery_rate,
@@ -167,7 +166,7 @@ def write_ranks(cells: Sequence[TableRow], values: Values) -> None:
             one = compare(metric, a, b, values)
             if isinstance(one, PairedDifference) and one.seeds > 1 and one.p < ALPHA:
                 lower, upper = (j, i) if one.estimate > 0 else (i, j)
-                if (order[upper].weights("v_mean", metric) or 0.0) > LOOSE:
+                if order[upper].is_loose(metric):
                     continue
                 better[upper] += 1
                 worse[lower] += 1

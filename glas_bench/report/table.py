@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from glas_bench.record import FINISHED, nll_prefix
+from glas_bench.stats import is_loose
 from glas_bench.text import count
 
 Row = dict[str, str]
@@ -162,6 +163,12 @@ class TableRow:
                 for row in self.finished
             ]
         )
+
+    def is_loose(self, metric: str) -> bool:
+        """Return whether a metric is importance-weighted and may lie far above -log p(x)."""
+        if metric not in ("nll", "iw"):
+            return False
+        return is_loose(*(self.weights(name, metric) for name in ("v_mean", "doubling_gain")))
 
     def difference(self, metric: str) -> tuple[float, float, float, float | None] | None:
         """Return the difference from its baseline, the ends of its interval, and the adjusted p."""

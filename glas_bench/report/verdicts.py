@@ -164,12 +164,14 @@ def _look(one: Mapping[str, Any]) -> str:
 
 def _why(one: Mapping[str, Any]) -> str:
     parts = [one["why"]] if one["why"] else []
-    if one["unit"] == "nats" and one["escaped"]:
+    if one["unit"] != "share" and one["escaped"]:
         counts = dict(zip(one["titles"], one["escaped"], strict=True))
         if any(some < seeds for some, seeds in counts.values()):
             left = (f"{some} of {seeds} of {name}" for name, (some, seeds) in counts.items())
-            parts.append(f"seeds that left the mean image: {', '.join(left)}")
-            if one["escape_p"] is not None:
+            in_nats = one["unit"] == "nats"
+            what = "left the mean image" if in_nats else "count in a mean"
+            parts.append(f"seeds that {what}: {', '.join(left)}")
+            if in_nats and one["escape_p"] is not None:
                 parts.append(
                     f"log-rank of the epochs in which they did: {p_value(one['escape_p'])}"
                 )

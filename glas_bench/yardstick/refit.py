@@ -107,7 +107,7 @@ class Recogniser(Glas):
         """Return a fresh recogniser for a trained model, in the space of its noise."""
         settings = RecurrentSettings(
             steps=trained.steps,
-            hidden=getattr(trained.settings, "hidden", 256),
+            hidden=trained.begin_generation(1).hidden.shape[-1],  # which the encoder reads
             sample_size=trained.noise_size,
         )
         start = streams.derive(seed, "refit")
