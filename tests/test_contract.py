@@ -97,6 +97,15 @@ BROKEN = {
         def log_ratio(self, q, p, z):
             return (q.log_prob(z) - p.log_prob(z)).mean(-1)
     """,
+    "charges at least the kl": """
+        bounds_nll = True
+        def charge(self, q, p, z):
+            return 0.5 * super().charge(q, p, z)
+    """,
+    "draws what it weighs": """
+        def draw_pixels(self, canvas_BP, noise_BP):
+            return (canvas_BP > 0).to(canvas_BP.dtype)
+    """,
     "splits its epochs": """
         def phases(self, epochs):
             return (Phase('one', 1), Phase('two', epochs))
@@ -174,6 +183,9 @@ NO_DENSITY = {
             state, step = super().step(*inputs)
             return state, step._replace(log_ratio=step.log_ratio.clamp(min=0.1))
     """,
+    "wide prior, charged as N(0, 1)": (
+        "def prior(self): return Normal(torch.zeros(()), torch.full((), 2.0))"
+    ),
     "not normalised": """
         class _Q(Normal):
             def log_prob(self, z): return -0.5 * ((z - self.mean) / self.std).square()
@@ -187,12 +199,36 @@ DENSITY = {
             p = c.sigmoid().clamp(1e-7, 1 - 1e-7)
             return torch.where(t > 0.5, p, 1 - p).log().sum(-1)
     """,
-    "wide prior": "def prior(self): return Normal(torch.zeros(()), torch.full((), 2.0))",
+    "wide prior": """
+        def prior(self): return Normal(torch.zeros(()), torch.full((), 2.0))
+        def charge(self, q, p, z): return self.log_ratio(q, p, z)
+    """,
     "own q": """
         class _Q(Normal): pass
         def posterior(self, read_BA, t): return self._Q(*super().posterior(read_BA, t))
     """,
 }
+
+
+LAPLACE = """
+    class _Q(Normal):
+        def sample(self, noise):
+            u = torch.special.ndtr(noise) - 0.5
+            return self.mean - self.std * u.sign() * torch.log1p(-2 * u.abs())
+        def log_prob(self, z):
+            return -(z - self.mean).abs() / self.std - torch.log(2 * self.std)
+    def infer(self, context, state, t):
+        q, read, recognition = super().infer(context, state, t)
+        return self._Q(q.mean, q.std), read, recognition
+"""
+
+
+def test_a_q_of_infer_alone_needs_a_charge_of_its_own(tmp_path):
+    """The charge of a Normal is less than the KL of this density."""
+    cls = registry.find(str(idea(tmp_path, LAPLACE))).cls
+    found = contract.bound(cls, cls.Settings())
+    assert found.holds is None
+    assert "less than the KL divergence" in found.reason
 
 
 @pytest.mark.parametrize("name", [*NO_DENSITY, *DENSITY])

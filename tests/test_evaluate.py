@@ -306,6 +306,25 @@ def test_what_draws_still_gain_marks_a_bound_and_v_does_not():
         assert found["ess_mean"] == found["ess_median"] == 9.5
 
 
+def test_a_weight_alone_is_only_a_bound():
+    scores, _ = scorer(ExactPosterior, samples=1, estimators=("iw", "refit")).score()
+    assert scores["v_mean"] is scores["refit_v_mean"] is None
+    assert scores["bound_only"] is scores["nll_bound_only"] is True
+
+
+def test_where_the_own_q_is_infinite_on_test_images_the_refit_counts():
+    found = scorer(ExactPosterior, samples=40, estimators=("iw", "refit"))
+    values = found.score()[1]
+    choice = {"validation_iw": 1.0, "validation_refit_iw": 2.0}
+    assert found._refit_summary(dict(values), choice)["nll_from"] == "iw"
+    lower = {**values, "refit_iw": values["iw"] - 1}
+    assert found._refit_summary(lower, choice)["nll_bound_only"] is True
+    infinite = {**values, "iw": np.where(np.arange(len(values["iw"])) == 0, np.inf, values["iw"])}
+    scores = found._refit_summary(infinite, choice)
+    assert scores["nll_from"] == "refit_iw"
+    assert scores["nll"] == scores["refit_iw"] == pytest.approx(values["refit_iw"].mean())
+
+
 def test_the_own_q_gets_all_draws_only_where_it_is_chosen():
     for cls, own in ((ExactPosterior, 40), (Careless, 10)):
         found = scorer(cls, samples=40, steps=1, sample_size=1, estimators=("iw", "refit"))
@@ -326,6 +345,9 @@ def test_escape_is_the_first_epoch_well_below_the_mean_image():
     assert evaluate.escape_epoch(rows, 180.0) == 4
     assert evaluate.escape_epoch(rows[:3], 180.0) is None
     assert evaluate.escape_epoch(rows, None) is None
+    # what an earlier phase trained may be drawn again after it
+    phases = zip(rows, "aaabb", strict=True)
+    assert evaluate.escape_epoch([each | {"phase": name} for each, name in phases], 199.0) == 4
 
 
 def test_scoring_reports_falls_to_a_slower_way():

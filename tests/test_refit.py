@@ -12,7 +12,7 @@ from test_evaluate import LinearGaussian, scorer
 
 from glas_bench import config, evaluate, registry
 from glas_bench.core import rollout
-from glas_bench.model import Normal, StandardUniform
+from glas_bench.model import LSTM, Glas, Linear, Normal, StandardUniform
 from glas_bench.record import Partial
 from glas_bench.yardstick import refit
 from glas_bench.yardstick.weights import Images, NotFinite, with_shift
@@ -68,6 +68,29 @@ def test_a_refit_reaches_the_exact_likelihood_where_the_own_q_does_not(cls, size
     assert error.mean() < 0.1
     assert scores["refit_elbo"] > scores["refit_iw"]
     assert scores["elbo_status"] == "infinite" or scores["elbo"] > scores["refit_elbo"] + 1
+
+
+class Wide(Glas):
+    """A decoder that is twice as wide as the encoder."""
+
+    def build_recognition(self):
+        hidden = self.settings.hidden
+        self.encoder = LSTM(hidden, x=self.pixels, error=self.pixels, decoder=2 * hidden)
+        self.build_heads(self.build_attention())
+
+    def build_generation(self):
+        self.decoder = LSTM(2 * self.settings.hidden, input=self.decoder_input_size)
+        self.write = Linear(2 * self.settings.hidden, self.pixels)
+
+    def begin_generation(self, rows):
+        start = super().begin_generation(rows)
+        zeros = start.canvas.new_zeros(rows, 2 * self.settings.hidden)
+        return start._replace(hidden=zeros, cell=zeros)
+
+
+def test_a_decoder_of_another_width_is_refitted():
+    scores, _ = refitting(Wide, 4).score()
+    assert scores["nll"] > 0
 
 
 def test_a_refit_leaves_the_model_as_it_is():

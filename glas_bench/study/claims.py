@@ -48,7 +48,7 @@ METRICS = {
     "escape_epoch": Metric("epochs"),  # the first to paint more than the mean image; else past all
     "failed_share": Metric("share"),  # of seeds that could not reconstruct
     "escaped_share": Metric("share"),  # of seeds that left the mean image
-    "share": Metric("share"),  # of seeds that meet a condition, e.g. effective_dimensions >= 2
+    "share": Metric("share"),  # of seeds that meet a condition, e.g. effective_dimensions >= 1.5
 }
 """By name; `per_image` where each test image has a value."""
 
@@ -213,7 +213,7 @@ def _term(sign: int, metric: str, inside: str) -> Term:
             raise UsageError(f"{part!r}: the value cannot be read") from error
     if metric == "share" and condition is None:
         raise UsageError(
-            f"share({inside}) has no condition; write share(VARIANT, effective_dimensions >= 2)"
+            f"share({inside}) has no condition; write share(VARIANT, effective_dimensions >= 1.5)"
         )
     return Term(sign, metric, variant, settings, condition)
 
