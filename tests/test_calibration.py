@@ -13,7 +13,7 @@ from test_train import local
 
 from glas_bench import ais, config, data, registry
 from glas_bench.ais.annealing import Annealing
-from glas_bench.ais.decoder import canvas, log_likelihood_for
+from glas_bench.ais.decoder import latents, log_likelihood_for
 from glas_bench.core import rollout, train
 from glas_bench.record import Partial
 from glas_bench.yardstick import refit
@@ -43,15 +43,17 @@ def test_lower_estimates_of_simulated_images_stay_below_the_upper_one(name):
     """Forward AIS, own q and refitted q against the way back from the exact latents (BDMC)."""
     model, resolved, splits = trained(name)
     how = Annealing(chains=8, temperatures=60, pilot=32)
-    latents = model.steps * model.noise_size
+    size = model.steps * model.noise_size
     uniform = torch.rand(SIMULATED, 784, generator=torch.Generator().manual_seed(3))
 
     def simulate(z_BD, normals):
         with torch.no_grad():
-            return (uniform < torch.sigmoid(canvas(model, z_BD[None]))).float()
+            return (
+                uniform < torch.sigmoid(rollout.generate(model, latents(model, z_BD[None])))
+            ).float()
 
-    both = ais.bidirectional(log_likelihood_for(model), simulate, latents, SIMULATED, how)
-    z_BD, x = ais.simulated(simulate, latents, range(SIMULATED), how)
+    both = ais.bidirectional(log_likelihood_for(model), simulate, size, SIMULATED, how)
+    z_BD, x = ais.simulated(simulate, size, range(SIMULATED), how)
     torch.testing.assert_close(
         log_likelihood_for(model)(x)(z_BD[None])[0],
         model.log_likelihood(rollout.generate(model, _steps(model, z_BD)), x),
