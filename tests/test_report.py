@@ -232,7 +232,7 @@ def test_a_row_may_have_the_places_between_what_is_better_and_what_is_worse() ->
     text = render(*loose, nll={key: base_B + off for key, off in offs.items()})
     places = {"a": "1–5", "b": "1–6", "c": "2–6", "d": "1–6", "apart": "1–6", "e": "1–6"}
     assert column(text, "rank") == [*places.items()]
-    assert "A row whose v is above 10 is not shown to be worse" in text
+    assert "A row whose v is above 10, or whose weights gain more than 0.2 nats" in text
 
 
 @pytest.mark.parametrize(
