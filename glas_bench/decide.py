@@ -39,7 +39,7 @@ from glas_bench.sequential import Difference, Share, ShareDifference
 from glas_bench.stats import LOOSE, LOOSE_GAIN, different_draws, is_loose
 from glas_bench.study import Cell, Study
 from glas_bench.study.claims import METRICS, Claim, Comparison, Term
-from glas_bench.text import setting
+from glas_bench.text import interval, setting
 
 Array = npt.NDArray[np.float64]
 Evidence = Difference | ShareDifference | Share
@@ -244,11 +244,10 @@ def finding(one: Mapping[str, Any]) -> str:
     looks = [look for look in one["looks"] if look["low"] is not None]
     if not looks:
         return str(one["verdict"])
-    last, unit = looks[-1], "" if one["unit"] == "share" else f" {one['unit']}"
+    last, unit = looks[-1], "" if one["unit"] == "share" else one["unit"]
     return (
         f"{one['verdict']} at look {last['number']} of {len(one['planned'])} "
-        f"({last['seeds']} seeds): "
-        f"{last['estimate']:+.2f}{unit} [{last['low']:+.2f}, {last['high']:+.2f}]"
+        f"({last['seeds']} seeds): {interval(last['estimate'], last['low'], last['high'], unit)}"
     )
 
 

@@ -17,6 +17,14 @@ def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def interval(estimate: float, low: float, high: float, unit: str = "") -> str:
+    """Return `+1.83 nats [-3.18, +6.83]`: two decimals, or as many as show a narrow interval."""
+    width = high - low
+    digits = 2 if width <= 0 else max(2, math.ceil(1 - math.log10(width)))
+    first, *ends = (f"{each:+.{digits}f}" for each in (estimate, low, high))
+    return f"{first}{unit and ' '}{unit} [{', '.join(ends)}]"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as `1:02:03`, `2:03` or `4 s`."""
     whole = int(seconds + 0.5)

@@ -12,7 +12,7 @@ from glas_bench.errors import UsageError
 from glas_bench.model import FilterSettings, Glas
 from glas_bench.registry import Variant
 from glas_bench.study import claims
-from glas_bench.text import seed_ranges
+from glas_bench.text import interval, seed_ranges
 
 CAUCHY = registry.find("cauchy")
 VAE = registry.find("vae")
@@ -257,3 +257,16 @@ def test_the_protocol_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     before = key()
     monkeypatch.setattr(config, "PROTOCOL_VERSION", config.PROTOCOL_VERSION + 1)
     assert key() != before
+
+
+@pytest.mark.parametrize(
+    ("ends", "unit", "text"),
+    [
+        ((1.826, -3.18, 6.83), "nats", "+1.83 nats [-3.18, +6.83]"),
+        ((0.0084, 0.0031, 0.0139), "variance", "+0.008 variance [+0.003, +0.014]"),
+        ((-0.4, -0.96, 0.53), "", "-0.40 [-0.96, +0.53]"),
+        ((1.0, 1.0, 1.0), "", "+1.00 [+1.00, +1.00]"),
+    ],
+)
+def test_an_interval_has_as_many_decimals_as_show_it(ends, unit, text):
+    assert interval(*ends, unit) == text

@@ -33,6 +33,7 @@ from glas_bench.cli import cli
 from glas_bench.commands import sweep
 from glas_bench.report import fail_if
 from glas_bench.study import claims
+from glas_bench.text import interval
 
 ROOT = Path(__file__).parents[1]
 HEADS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -361,18 +362,14 @@ def published() -> set[str]:
             ]
             for claim in yaml.safe_load(cell[0].get("claims") or "[]"):
                 differences.append([claim[end] for end in ("estimate", "low", "high")])
-            made |= {interval(*ends) for ends in differences if not {None, ""} & set(ends)}
+            made |= {
+                interval(*map(float, ends)) for ends in differences if not {None, ""} & set(ends)
+            }
         for row in rows:
             if row.get("ais_status") == "accepted":
                 slack, error = -float(row["ais_less_nll"]), float(row["ais_less_nll_error"])
                 made.add(f"{slack:.2f} ± {error:.2f}")
     return made
-
-
-def interval(*ends: Any) -> str:
-    """Return an estimate with its interval."""
-    estimate, low, high = (f"{float(end or 0):+.2f}" for end in ends)
-    return f"{estimate} [{low}, {high}]"
 
 
 OTHERS_NUMBERS = ("82.07", "89.67")

@@ -17,7 +17,7 @@ from glas_bench.record import SeedRecord
 from glas_bench.report.columns import Notes, budget, table
 from glas_bench.report.table import TableRow
 from glas_bench.study import Study
-from glas_bench.text import p_value, setting
+from glas_bench.text import interval, p_value, setting
 
 CLAIMS = (
     "A claim is judged at looks, after fixed numbers of seeds. Its interval compares the arms' "
@@ -146,9 +146,8 @@ def _measured(one: Mapping[str, Any]) -> str:
     """Return the estimate with its repeated interval, in the metric's unit."""
     if one["estimate"] is None:
         return "–"
-    low, high = (f"{one[end]:+.2f}".replace("-", "−") for end in ("low", "high"))
-    unit = "" if one["unit"] == "share" else f" {one['unit']}"
-    return f"{one['estimate']:+.2f}".replace("-", "−") + f"{unit} [{low}, {high}]"
+    unit = "" if one["unit"] == "share" else one["unit"]
+    return interval(one["estimate"], one["low"], one["high"], unit).replace("-", "−")
 
 
 def _look(one: Mapping[str, Any]) -> str:
