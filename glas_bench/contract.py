@@ -403,9 +403,9 @@ def fills_its_statistics(subject: Subject) -> None:
 
 
 def bound(cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli") -> Bound:
-    """Return `cls.bound(settings)`; not shown where a density that it overrides is none.
+    """Return `cls.bound(settings)`; not shown where a density of its own is none.
 
-    Nor where its charge is less than the KL divergence.
+    Neither is it where the charge is less than the KL divergence.
     """
     declared = cls.bound(settings)
     problem = likelihood_problem(cls, settings, likelihood) or ratio_problem(cls, settings)
@@ -413,20 +413,27 @@ def bound(cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
     return declared if problem is None or declared.holds is False else Bound(None, problem)
 
 
+_MAKE_Q_AND_P = ("step", "infer", "posterior", "prior")
+"""Methods of `Glas` that make q and p."""
+
+
+def _overrides(cls: type[Glas], *names: str) -> bool:
+    """Return whether a class has its own of any of these methods of `Glas`."""
+    return any(getattr(cls, name) is not getattr(Glas, name) for name in names)
+
+
 def likelihood_problem(
     cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
 ) -> str | None:
     """Return why log_likelihood is no log-probability for this kind of data; None where it is."""
-    if all(getattr(cls, n) is getattr(Glas, n) for n in ("log_likelihood", "finish")):
+    if not _overrides(cls, "log_likelihood", "finish"):
         return None
     return _problem_of(_check_likelihood, cls, settings, likelihood)  # type: ignore[arg-type]
 
 
 def ratio_problem(cls: type[Glas], settings: BaseSettings) -> str | None:
     """Return why log_ratio is not log q/p of densities; None where it is, or q has none."""
-    names = ("log_ratio", "step", "infer", "posterior", "prior")
-    overridden = any(getattr(cls, name) is not getattr(Glas, name) for name in names)
-    if not overridden or not cls.has_density:
+    if not _overrides(cls, "log_ratio", *_MAKE_Q_AND_P) or not cls.has_density:
         return None
     return _problem_of(_check_ratio, cls, settings, "bernoulli")  # type: ignore[arg-type]
 
@@ -436,9 +443,8 @@ def charge_problem(cls: type[Glas], settings: BaseSettings) -> str | None:
 
     Not checked: an objective of its own, and what charges and infers as `Glas` does.
     """
-    names = ("charge", "log_ratio", "step", "infer", "posterior", "prior")
-    overridden = any(getattr(cls, name) is not getattr(Glas, name) for name in names)
-    if not overridden or not cls.has_density or cls.objective is not Glas.objective:
+    changed = _overrides(cls, "charge", "log_ratio", *_MAKE_Q_AND_P)
+    if not changed or not cls.has_density or _overrides(cls, "objective"):
         return None
     if cls.bound(settings).holds is not True:
         return None
@@ -449,7 +455,7 @@ def draw_problem(
     cls: type[Glas], settings: BaseSettings, likelihood: str = "bernoulli"
 ) -> str | None:
     """Return why draw_pixels does not draw from log_likelihood; None where it does."""
-    if all(getattr(cls, n) is getattr(Glas, n) for n in ("log_likelihood", "draw_pixels")):
+    if not _overrides(cls, "log_likelihood", "draw_pixels"):
         return None
     return _problem_of(_check_draws, cls, settings, likelihood)  # type: ignore[arg-type]
 
@@ -512,8 +518,9 @@ def _check_ratio(model: Glas) -> str | None:
     p, draws, wild = model.eval().prior(), 2000, True
     steps = _trial(model, 1)[0].steps
     cls, known = type(model), (Normal, StandardNormal, Uniform, StandardUniform)
-    own = any(getattr(cls, name) is not getattr(Glas, name) for name in ("log_ratio", "step"))
-    if not own and all(type(each) in known for each in (p, *(step.q for step in steps))):
+    if not _overrides(cls, "log_ratio", "step") and all(
+        type(each) in known for each in (p, *(step.q for step in steps))
+    ):
         return None
     for _ in range(12):  # until q differs from p, but not so much that a mean is blind
         steps = _trial(model, draws)[0].steps
@@ -548,7 +555,7 @@ def _check_ratio(model: Glas) -> str | None:
 
 
 def _check_charge(model: Glas) -> str | None:
-    """Compare the charge with E_q[log q/p], until they are a nat or more."""
+    """Compare the charge with E_q[log q/p], moving q from p until that is a nat or more."""
     weight, draws = model.settings.charge_weight, 2000
     for _ in range(12):
         steps = _trial(model.eval(), draws)[0].steps

@@ -9,9 +9,9 @@ first look that decides is the verdict; seeds that are added for other claims do
 
 The level .05 is divided by the comparisons of all claims of the study. In nats, means are over the
 seeds that left the mean image (`failed` is false), in other units over those that did not diverge.
-Where the arms' shares of those differ clearly (Fisher's exact test
-at .05 over the looks), or one arm beside a number lacks some, the claim ends undecided at that
-look, unless it has `among: escaped`. A diverged seed counts as one that did not leave it.
+Where the arms' shares of those differ clearly (Fisher's exact test at .05 over the looks), or one
+arm beside a number lacks some, the claim ends undecided at that look, unless it has
+`among: escaped`. A diverged seed counts as one that did not leave it.
 """
 
 from __future__ import annotations

@@ -303,8 +303,7 @@ class Scorer:
     def _refit_summary(self, values: PerImage, choice: dict[str, Any]) -> dict[str, Any]:
         """Return the scores of the refit, and `nll`; adds `nll` to the per-image values."""
         by_own = "iw" in values and _own_is_better(choice)
-        if by_own and not np.isfinite(values["iw"]).all():  # q leaves the prior on test images
-            by_own = False
+        by_own = by_own and bool(np.isfinite(values["iw"]).all())  # else q leaves the prior
         chosen, other = ("iw", "refit_iw") if by_own else ("refit_iw", "iw")
         values["nll"] = values[chosen]
         prefix = "" if by_own else "refit_"
