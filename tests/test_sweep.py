@@ -871,6 +871,26 @@ def test_beating_goes_on_through_an_outage(
     claimed(queue, plan)
 
 
+def test_an_outage_seen_by_one_thread_leaves_no_connection_of_another_open(
+    postgres: Postgres, glas: Glas
+) -> None:
+    queue, _ = planned(glas, TINY, url := postgres.fresh())
+    database = queue.database
+    failures = iter([sqlalchemy.exc.OperationalError("", None, Exception("away"))])
+
+    def failing_once() -> None:
+        for error in failures:
+            raise error
+
+    with database.storage.engine.connect():
+        database.through(failing_once)
+    database.close()
+    viewer = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with viewer.connect() as connection:
+        ask = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        until(lambda: connection.execute(sqlalchemy.text(ask)).scalar() == 1, seconds=20)
+
+
 def test_a_database_that_stays_away_is_reported(
     postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ class Database:
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         self._arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
-        if self.file is None:  # a dead server is noticed in seconds
+        if self.file is None:  # a dead server is noticed in seconds, its connections are dropped
             connect = {"connect_timeout": 5, "keepalives_idle": 10, "tcp_user_timeout": 20_000}
             self._arguments = {"pool_pre_ping": True, "connect_args": connect}
         try:
@@ -201,8 +201,6 @@ class Database:
                     raise StorageDown(
                         f"the database {redact(self.url)} does not answer: {_first_line(error)}"
                     ) from None
-            if hasattr(self, "storage"):
-                self.storage.engine.dispose()
             time.sleep(pause * (0.5 + random.random()))
             pause = min(2.0, pause * 1.6)
 
@@ -370,9 +368,6 @@ class Database:
         try:
             self.storage.record_heartbeat(trial.id)
             self._report(trial, curve)
-        except Exception:
-            self.storage.engine.dispose()
-            raise
         finally:
             self.storage.remove_session()
 
