@@ -36,7 +36,7 @@ from glas_bench.errors import GlasBenchError, RunError, UsageError
 from glas_bench.evaluate import scored_images
 from glas_bench.record import SeedRecord, is_number, load_run, nll_prefix
 from glas_bench.sequential import Difference, Share, ShareDifference
-from glas_bench.stats import LOOSE, LOOSE_GAIN, different_draws, is_loose
+from glas_bench.stats import LOOSE, LOOSE_GAIN, different_draws, is_loose, mean_of
 from glas_bench.study import Cell, Study
 from glas_bench.study.claims import METRICS, Claim, Comparison, Term
 from glas_bench.text import interval, setting
@@ -629,7 +629,7 @@ def _why_loose(arm: Arm, seeds: Sequence[int]) -> str:
     """Return why `nll` of an arm may lie far above -log p(x); empty where it does not."""
     own = [scores for seed in seeds if arm.escaped(seed) and (scores := arm.scores(seed))]
     v, gain = (
-        _mean([one.get(f"{nll_prefix(one)}{name}") for one in own])
+        mean_of([one.get(f"{nll_prefix(one)}{name}") for one in own])
         for name in ("v_mean", "doubling_gain")
     )
     if not own or not is_loose(v, gain):
@@ -640,12 +640,6 @@ def _why_loose(arm: Arm, seeds: Sequence[int]) -> str:
         f"nll of {arm.name} is only a bound: the variance of its log weights {found}; above "
         f"{LOOSE:g}, or {LOOSE_GAIN:g} nats, it may lie far above -log p(x)"
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean; None where a value is missing."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
 
 
 def _gap(ais: Mapping[str, Any]) -> float:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,12 @@ def is_loose(v: float | None, gain: float | None) -> bool:
         gain: nats that all weights gain over half of them; None where it is not known.
     """
     return v is None or v > LOOSE or (gain or 0.0) > LOOSE_GAIN
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean, or None where a value is missing or there is none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 class MeanSquares(NamedTuple):

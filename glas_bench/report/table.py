@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from glas_bench.record import FINISHED, nll_prefix
-from glas_bench.stats import is_loose
+from glas_bench.stats import is_loose, mean_of
 from glas_bench.text import count
 
 Row = dict[str, str]
@@ -61,12 +61,6 @@ def value_of(row: Mapping[str, str], column: str) -> float | None:
 def draws_of(rows: Iterable[Mapping[str, str]]) -> set[int]:
     """Return with how many draws of their own q rows were scored, as `iw`."""
     return {round(k) for row in rows if (k := value_of(row, "iw_samples"))}
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """Return the mean, or None where a value is missing or there is none."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def unit_of(rows: Sequence[Row]) -> str:

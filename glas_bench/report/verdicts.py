@@ -168,8 +168,8 @@ def _why(one: Mapping[str, Any]) -> str:
         if any(some < seeds for some, seeds in counts.values()):
             left = (f"{some} of {seeds} of {name}" for name, (some, seeds) in counts.items())
             in_nats = one["unit"] == "nats"
-            what = "left the mean image" if in_nats else "count in a mean"
-            parts.append(f"seeds that {what}: {', '.join(left)}")
+            what = "seeds that left the mean image" if in_nats else "seeds in the means"
+            parts.append(f"{what}: {', '.join(left)}")
             if in_nats and one["escape_p"] is not None:
                 parts.append(
                     f"log-rank of the epochs in which they did: {p_value(one['escape_p'])}"
