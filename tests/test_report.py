@@ -1249,6 +1249,10 @@ def test_plans_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     assert fewer.command == f"{command} --seeds 0-2"
     for alike in ("grid_slip@laptop", "grid-slip@laptop@mnist-static"):
         assert plans.find(alike, tmp_path) == fewer
+    mine = tmp_path / "my_own.yaml"
+    mine.write_text("name: my-own\nquestion: q?\nversion: 1\nvariants: [cauchy]\nseeds: 0\n")
+    note_study(tmp_path, "my-own", {}, file=str(mine), preset="quick", dataset="mnist-5k")
+    assert plans.find("my_own", tmp_path) == plans.find("my-own", tmp_path)
     assert plans.find("glas-bench", tmp_path).study is None  # runs by hand
     with pytest.raises(UsageError, match="Did you mean 'grid-slip'"):
         plans.find("grid-slop", tmp_path)

@@ -66,8 +66,9 @@ def find(reference: str, results: Path) -> Plan:
     """
     if reference == experiment_name():
         return Plan(reference, None)
-    if "/" not in reference and (note := read_note(results, reference)):
-        return Plan(reference, _from_note(reference, note))
+    for name in (reference, reference.replace("_", "-")):
+        if "/" not in name and (note := read_note(results, name)):
+            return Plan(name, _from_note(name, note))
     base, *others = reference.split("@") if "/" not in reference else [reference]
     is_file = base.endswith((".yaml", ".yml")) or "/" in base
     preset, dataset = _preset_and_dataset(others)
