@@ -891,6 +891,17 @@ def test_an_outage_seen_by_one_thread_leaves_no_connection_of_another_open(
         until(lambda: connection.execute(sqlalchemy.text(ask)).scalar() == 1, seconds=20)
 
 
+def test_a_file_that_was_replaced_by_its_copy_is_written(glas: Glas) -> None:
+    queue, plan = planned(glas, TINY)
+    trial = claimed(queue, plan)
+    file = queue.database.file
+    assert file is not None
+    shutil.copy(file, copy := file.with_name("copy.db"))
+    copy.replace(file)
+    queue.finish(replace(trial, status="complete", value=1.0))
+    assert {t.state for t in trials_at(queue.database.url, "tiny")} >= {TrialState.COMPLETE}
+
+
 def test_a_database_that_stays_away_is_reported(
     postgres: Postgres, glas: Glas, monkeypatch: pytest.MonkeyPatch
 ) -> None:

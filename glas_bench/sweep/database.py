@@ -114,13 +114,13 @@ class Database:
         self._errors = _prepare_optuna()
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-        alone = {"poolclass": NullPool}  # a connection each time: of the file that is there now
-        self._arguments: dict[str, Any] = {"connect_args": {"timeout": 60}, **alone}
+        unpooled = {"poolclass": NullPool}  # each connection opens the file that is there now
+        self._arguments: dict[str, Any] = {"connect_args": {"timeout": 60}, **unpooled}
         if self.file is None:  # a dead server is noticed in seconds, its connections are dropped
             connect = {"connect_timeout": 5, "keepalives_idle": 10, "tcp_user_timeout": 20_000}
             self._arguments = {"pool_pre_ping": True, "connect_args": connect}
         try:
-            engine: Any = sqlalchemy.create_engine(url, **self._arguments | alone)
+            engine: Any = sqlalchemy.create_engine(url, **self._arguments | unpooled)
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"--storage {redact(url)}: {error.name} is not installed; "
