@@ -25,7 +25,7 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy
-from conftest import QUICKLY, Ended, Glas, children, trials_at, until
+from conftest import QUICKLY, Ended, Glas, children, sets, trials_at, until
 from optuna.trial import TrialState
 from quick.budget import QUICK
 from services import Postgres
@@ -45,7 +45,7 @@ name: tiny
 question: Does it?
 version: 1
 preset: smoke
-set: {steps: 1, hidden: 8, samples: 5}
+set: {batch: 2000, images: 16, steps: 1, hidden: 8, samples: 5}
 """
 TINY = HEAD + "variants: [cauchy, gaussian]\nseeds: 0\n"
 ALONE = TINY.replace(", gaussian", "")
@@ -210,8 +210,8 @@ def test_a_dry_run_prints_the_cells_and_opens_nothing(glas: Glas) -> None:
 @quick
 def test_what_run_has_made_counts_at_once(glas: Glas) -> None:
     made = glas.here(
-        "run", "--variant", "cauchy", "--preset", "smoke", "--set", "steps=1", "--set", "hidden=8",
-        "--set", "samples=5", "--no-mirror", "--json",
+        "run", "--variant", "cauchy", "--preset", "smoke", "--no-mirror", "--json",
+        *sets(batch=2000, images=16, steps=1, hidden=8, samples=5),
     )  # fmt: skip
     assert made.code == 0
     before = times(glas)
@@ -572,7 +572,7 @@ def test_a_page_names_the_winner_of_a_search_and_draws_it(glas: Glas) -> None:
 
 # --------------------------------------------------------------------------- stopped and killed
 
-SLOW = TINY.replace("samples: 5}", "samples: 5, epochs: 12}")
+SLOW = TINY.replace("batch: 2000", "epochs: 12")
 
 
 def is_training(glas: Glas) -> Callable[[], bool]:
@@ -1190,7 +1190,7 @@ def test_an_axis_of_numbers_can_become_one_of_words(glas: Glas) -> None:
 
 
 PRUNED = (
-    ALONE.replace("samples: 5", "samples: 5, epochs: 8, batch: 500, images: 20")
+    ALONE.replace("batch: 2000", "epochs: 8, batch: 500")
     + """\
 trials: 6
 tuning_seeds: 1000
