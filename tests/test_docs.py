@@ -348,8 +348,7 @@ def published() -> set[str]:
     made = set()
     for _, rows in committed(RESULTS, ARCHIVE):
         made.add(f"{core_hours(rows)} core hours")
-        for name in ("nll", "objective"):
-            made |= {f"{float(row[name]):.2f}" for row in rows if row[name]}
+        made |= {f"{float(row[m]):.2f}" for m in ("nll", "objective") for row in rows if row[m]}
         for name in {row["cell"] for row in rows}:
             cell = [row for row in rows if row["cell"] == name]
             for metric in ("nll", "elbo", "objective", "kl", "charge", "footprint_perplexity"):

@@ -192,8 +192,7 @@ def test_draw_takes_its_own_size_of_sample_and_square_images_alone():
 
 def test_a_mask_of_rate_0_is_the_published_model():
     (a, _), (b, _) = run(make("masked-progressive", rate=0.0)), run(make("cauchy"))
-    for x, y in zip(a, b, strict=True):
-        close(x, y, rtol=1e-12, atol=0)  # a matrix for each image: the order of sums may differ
+    close(a, b, rtol=1e-12, atol=0)  # a matrix for each image: the order of sums may differ
     assert not torch.equal(run(make("masked-progressive"))[0].recon, b.recon)
 
 
